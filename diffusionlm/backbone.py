@@ -1,0 +1,173 @@
+"""Transformers over noisy word vectors: latents in, one vector of outputs a position out.
+
+Shape letters: B batch, L positions, D latent dimension, W width, H heads, O outputs (a word's logits or a vector).
+A backbone's spec is a component; its ``build`` makes the network. All networks take the same four things: latents
+(B, L, D), the time t in [0, 1] and gamma, each (B,) or (B, L), and a mask (B, L), True at real tokens, or None.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig
+from transformers.models.bert.modeling_bert import BertEncoder
+
+from diffusionlm.config import Component, UserError
+
+
+class Backbone(Component, family="backbone"):
+    """Base of the backbones' specs."""
+
+    def build(self, inputs: int, outputs: int, max_length: int) -> nn.Module:
+        """Make the network for latents of ``inputs`` and results of ``outputs`` coordinates."""
+        raise NotImplementedError
+
+
+def sinusoids(x: Tensor, size: int, max_period: float = 10_000.0) -> Tensor:
+    """Encode numbers of any shape (...) as cosines and sines of falling frequency, (..., size), in fp32."""
+    frequencies = torch.exp(-math.log(max_period) * torch.arange(size // 2, device=x.device) / (size // 2))
+    angles = x.float()[..., None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], -1)
+
+
+def _check_heads(width: int, heads: int) -> None:
+    if width % heads:
+        raise UserError(f"heads: expected a divisor of the width {width}, got {heads}")
+
+
+@dataclass(frozen=True)
+class Bert(Backbone, name="bert"):
+    """Diffusion-LM's network: BERT from random weights between two small perceptrons, t as a sinusoid on 0 ... 1000.
+
+    Li et al. 2022, appendix B, and their released ``TransformerNetModel``: 87.1 M parameters with 821 words, D = 16.
+    """
+
+    layers: int = 12
+    width: int = 768
+    heads: int = 12
+    feedforward: int = 3072
+    dropout: float = 0.1
+    T: int = 2000
+
+    def __post_init__(self) -> None:
+        """Check the sizes."""
+        _check_heads(self.width, self.heads)
+
+    def build(self, inputs: int, outputs: int, max_length: int) -> nn.Module:
+        """Make the network."""
+        return BertNetwork(self, inputs, outputs, max_length)
+
+
+class BertNetwork(nn.Module):
+    """The network of ``Bert``."""
+
+    def __init__(self, spec: Bert, inputs: int, outputs: int, max_length: int) -> None:
+        """Make it; its positions are BERT's 512, or more where the texts are longer."""
+        super().__init__()
+        config = BertConfig(
+            hidden_size=spec.width,
+            num_hidden_layers=spec.layers,
+            num_attention_heads=spec.heads,
+            intermediate_size=spec.feedforward,
+            hidden_dropout_prob=spec.dropout,
+            attention_probs_dropout_prob=spec.dropout,
+            max_position_embeddings=max(512, max_length),
+        )
+        config._attn_implementation = "sdpa"
+        self.T = spec.T
+        self.time = nn.Sequential(nn.Linear(128, 512), nn.SiLU(), nn.Linear(512, spec.width))
+        self.up = nn.Sequential(nn.Linear(inputs, spec.width), nn.Tanh(), nn.Linear(spec.width, spec.width))
+        self.position = nn.Embedding(config.max_position_embeddings, spec.width)
+        self.norm = nn.LayerNorm(spec.width, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(spec.dropout)
+        self.encoder = BertEncoder(config)
+        self.down = nn.Sequential(nn.Linear(spec.width, spec.width), nn.Tanh(), nn.Linear(spec.width, outputs))
+
+    def forward(self, latents: Tensor, t: Tensor, gamma: Tensor, mask: Tensor | None) -> Tensor:
+        """Map latents (B, L, D) to outputs (B, L, O)."""
+        time = self.time(sinusoids((t * self.T - 1).clamp(min=0) * (1000 / self.T), 128))
+        hidden = self.up(latents) + self.position.weight[: latents.shape[1]] + (time if t.dim() == 2 else time[:, None])
+        attend = None if mask is None else mask[:, None, None, :]
+        encoded = self.encoder(self.dropout(self.norm(hidden)), attention_mask=attend).last_hidden_state
+        outputs: Tensor = self.down(encoded)
+        return outputs
+
+
+@dataclass(frozen=True)
+class Transformer(Backbone, name="transformer"):
+    """A small pre-norm Transformer: gamma's features are added to each position's input, so levels may differ by position.
+
+    Positions are learned from both ends of the text, which tells the network how long it is.
+    """
+
+    layers: int = 4
+    width: int = 128
+    heads: int = 4
+    expansion: int = 4
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the sizes."""
+        _check_heads(self.width, self.heads)
+
+    def build(self, inputs: int, outputs: int, max_length: int) -> nn.Module:
+        """Make the network."""
+        return TransformerNetwork(self, inputs, outputs, max_length)
+
+
+class TransformerNetwork(nn.Module):
+    """The network of ``Transformer``."""
+
+    def __init__(self, spec: Transformer, inputs: int, outputs: int, max_length: int) -> None:
+        """Make it for texts of up to ``max_length`` tokens."""
+        super().__init__()
+        self.up = nn.Linear(inputs, spec.width)
+        self.level = nn.Sequential(nn.Linear(64, spec.width), nn.SiLU(), nn.Linear(spec.width, spec.width))
+        self.from_start = nn.Embedding(max_length, spec.width)
+        self.from_end = nn.Embedding(max_length, spec.width)
+        self.dropout = nn.Dropout(spec.dropout)
+        self.blocks = nn.ModuleList([Block(spec) for _ in range(spec.layers)])
+        self.norm = nn.RMSNorm(spec.width)
+        self.down = nn.Linear(spec.width, outputs)
+
+    def forward(self, latents: Tensor, t: Tensor, gamma: Tensor, mask: Tensor | None) -> Tensor:
+        """Map latents (B, L, D) to outputs (B, L, O)."""
+        length = latents.shape[1]
+        level = self.level(sinusoids(gamma * 30, 64))  # gamma spans about 15; 30 spreads it over the frequencies
+        start = torch.arange(length, device=latents.device)
+        end = length - 1 - start if mask is None else (mask.sum(1, keepdim=True) - 1 - start).clamp(min=0)
+        position = nn.functional.embedding(start, self.from_start.weight) + nn.functional.embedding(end, self.from_end.weight)
+        hidden = self.dropout(self.up(latents) + position + (level if gamma.dim() == 2 else level[:, None]))
+        bias = None if mask is None else torch.where(mask, 0.0, -1e4).to(hidden)[:, None, None, :]
+        for block in self.blocks:
+            hidden = block(hidden, bias)
+        outputs: Tensor = self.down(self.norm(hidden))
+        return outputs
+
+
+class Block(nn.Module):
+    """Attention and a perceptron, each on a normalised copy of the stream (Xiong et al. 2020)."""
+
+    def __init__(self, spec: Transformer) -> None:
+        """Make a layer."""
+        super().__init__()
+        self.heads = spec.heads
+        self.norm_attention, self.norm_feedforward = nn.RMSNorm(spec.width), nn.RMSNorm(spec.width)
+        self.query, self.key, self.value, self.merge = (nn.Linear(spec.width, spec.width, bias=False) for _ in range(4))
+        self.expand = nn.Linear(spec.width, spec.expansion * spec.width, bias=False)
+        self.contract = nn.Linear(spec.expansion * spec.width, spec.width, bias=False)
+        self.dropout = nn.Dropout(spec.dropout)
+
+    def forward(self, hidden: Tensor, bias: Tensor | None) -> Tensor:
+        """Map the stream (B, L, W) to itself; ``bias`` (B, 1, 1, L) is added to the attention scores."""
+        normed = self.norm_attention(hidden)
+        query, key, value = (p(normed).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.query, self.key, self.value))
+        # Below about a hundred positions plain products are faster than the fused kernel on a CPU.
+        scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
+        weights = (scores if bias is None else scores + bias).softmax(-1).to(value)
+        hidden = hidden + self.dropout(self.merge((weights @ value).transpose(1, 2).flatten(2)))
+        feedforward = self.contract(nn.functional.gelu(self.expand(self.norm_feedforward(hidden))))
+        return hidden + self.dropout(feedforward)

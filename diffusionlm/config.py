@@ -1,0 +1,198 @@
+"""Plain data in, checked dataclasses out: the one way a YAML file, an override or a saved model becomes components.
+
+A *component* (schedule, sampler, corpus, ...) is a frozen dataclass whose fields are its hyperparameters. In plain data
+it is its name (``sqrt``), or a mapping with its name and what differs from the defaults (``{name: sqrt, T: 1000}``). A
+stranger's component is named by import path, ``my.module:Thing``; there is nothing to register.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import sys
+import typing
+from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
+from typing import Any, ClassVar, Self, TypeVar
+
+import pydantic
+import yaml
+from pydantic_core import core_schema
+
+T = TypeVar("T")
+
+
+class UserError(ValueError):
+    """A mistake that its maker can mend, told in one sentence: where, what was expected, what came."""
+
+
+def nearest(word: str, options: Iterable[str]) -> str:
+    """End an error sentence: the valid word nearest to ``word``, or all valid words where none is near."""
+    known = sorted(options)
+    if close := difflib.get_close_matches(word.lower(), [option.lower() for option in known], n=1):
+        return f"; did you mean {next(option for option in known if option.lower() == close[0])!r}?"
+    return f"; choose from {', '.join(known)}" if known else ""
+
+
+# Whether an import path may be followed. A saved model must not make its reader import code: there, a stranger's
+# component is found only when its user has imported it already.
+_may_import: ContextVar[bool] = ContextVar("may_import", default=True)
+
+
+class Settings:
+    """Base of every group of settings: a key that is no field is refused."""
+
+    __pydantic_config__: ClassVar[pydantic.ConfigDict] = pydantic.ConfigDict(extra="forbid")
+
+
+class Component(Settings):
+    """Base of every family of components; a direct subclass is a family, its named subclasses are the members."""
+
+    family: ClassVar[str] = "component"
+    name: ClassVar[str] = ""
+    members: ClassVar[dict[str, type[Component]]] = {}
+
+    def __init_subclass__(cls, *, family: str | None = None, name: str | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if family is not None:
+            cls.family, cls.members = family, {}
+        cls.name = name or ""
+        if name is not None:
+            cls.members[name] = cls
+
+    @classmethod
+    def find(cls, name: str) -> type[Self]:
+        """Return the member called ``name``, or the class at the import path ``module:Class``.
+
+        Raises:
+            UserError: no such member or module, or a class of another family.
+        """
+        module, colon, attribute = name.partition(":")
+        if not colon:
+            if name not in cls.members:
+                raise UserError(f"no {cls.family} is called {name!r}{nearest(name, cls.members)}")
+            return typing.cast("type[Self]", cls.members[name])
+        try:
+            if not _may_import.get() and module not in sys.modules:
+                raise UserError(f"{name!r} is code from outside the library: import {module} first if you trust it")
+            found = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"cannot import the {cls.family} {name!r}: {error}") from error
+        if not (isinstance(found, type) and issubclass(found, cls)):
+            raise UserError(f"{name!r} is no {cls.family}: expected a subclass of {cls.__module__}:{cls.__name__}")
+        return found
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> core_schema.CoreSchema:
+        if cls.__dict__.get("name"):  # A member itself: its own fields, checked like any dataclass.
+            return typing.cast("core_schema.CoreSchema", handler(source))
+        return core_schema.no_info_plain_validator_function(cls._from_plain)
+
+    @classmethod
+    def _from_plain(cls, value: object) -> Self:
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, str):
+            value = {"name": value}
+        if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+            raise UserError(f"expected the name of a {cls.family}, or a mapping with its name, got {value!r}")
+        return build(cls.find(value["name"]), {k: v for k, v in value.items() if k != "name"})
+
+
+def build(kind: type[T], plain: object, where: str = "") -> T:
+    """Check ``plain`` (numbers, strings, lists, mappings) and make a ``kind`` (a dataclass) of it.
+
+    Raises:
+        UserError: an unknown key, a wrong type, a missing or impossible value; the sentence starts with its place.
+    """
+    try:
+        return pydantic.TypeAdapter(kind).validate_python(plain)
+    except pydantic.ValidationError as error:
+        raise UserError(_sentence(kind, error, where)) from None
+
+
+def build_untrusted(kind: type[T], plain: object, where: str = "") -> T:
+    """Do as ``build`` for data from a saved model: never import a module that is not imported yet."""
+    token = _may_import.set(False)
+    try:
+        return build(kind, plain, where)
+    finally:
+        _may_import.reset(token)
+
+
+def to_plain(value: Any) -> Any:
+    """Turn a dataclass (and the components in it) into mappings, lists, strings and numbers; ``build`` undoes it."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if isinstance(value, Component):
+            kind = type(value)
+            fields = {"name": kind.name or f"{kind.__module__}:{kind.__name__}", **fields}
+        return fields
+    if isinstance(value, Mapping):
+        return {k: to_plain(v) for k, v in value.items()}
+    return [to_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def read_yaml(text: str, where: str) -> dict[str, Any]:
+    """Parse a YAML mapping.
+
+    Raises:
+        UserError: not YAML, or not a mapping.
+    """
+    try:
+        plain = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(plain, dict):
+        raise UserError(f"{where}: expected 'key: value' lines, got {type(plain).__name__}")
+    return plain
+
+
+def merge(base: dict[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay ``change`` over ``base``, mapping by mapping; a component of another name replaces the old one whole."""
+    merged = dict(base)
+    for key, value in change.items():
+        old = merged.get(key)
+        if isinstance(old, str) and isinstance(value, Mapping) and "name" not in value:
+            old = {"name": old}
+        same_component = isinstance(value, Mapping) and ("name" not in value or (old or {}).get("name") == value["name"])
+        merged[key] = merge(old, value) if isinstance(old, dict) and same_component else value
+    return merged
+
+
+def override(plain: dict[str, Any], assignments: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """Apply dotted overrides such as ``("training.steps", "100")``; values are read as YAML."""
+    for dotted, value in assignments:
+        change: Any = yaml.safe_load(value)
+        for key in reversed(dotted.split(".")):
+            change = {key: change}
+        plain = merge(plain, change)
+    return plain
+
+
+def _sentence(kind: type, error: pydantic.ValidationError, where: str) -> str:
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"]]
+    spot = ".".join(([where] if where else []) + place)
+    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        owner = _type_at(kind, place[:-1])
+        known = [f.name for f in dataclasses.fields(owner)] if dataclasses.is_dataclass(owner) else []
+        return f"{spot}: there is no such setting{nearest(place[-1], known)}"
+    if first["type"] == "missing":
+        return f"{spot}: this setting is needed and has no default"
+    if first["type"] == "value_error":
+        cause = str(first["ctx"]["error"])
+        inner, colon, rest = cause.partition(": ")
+        nested = colon and " " not in inner and isinstance(first["ctx"]["error"], UserError)
+        return f"{spot}.{inner}: {rest}" if nested and spot else f"{spot}: {cause}" if spot else cause
+    message = first["msg"].replace("Input should be", "expected")
+    return f"{spot or 'configuration'}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
+
+
+def _type_at(kind: Any, place: list[str]) -> Any:
+    for part in place:
+        kind = typing.get_type_hints(kind).get(part) if dataclasses.is_dataclass(kind) else None
+        options = [a for a in typing.get_args(kind) if dataclasses.is_dataclass(a)]
+        kind = options[0] if options else kind
+    return kind

@@ -1,0 +1,242 @@
+"""DiffusionLM: words to vectors, noisy vectors to beliefs about words.
+
+    x_0 = E_w            denoise(x_t, t) -> token logits and x_0            words = argmax of the logits
+
+``prediction`` says what the network puts out. ``logits``: x_0 is softmax(logits) E, the exact posterior mean for those
+logits, and with ``evidence`` the noisy vector's own say is added, (alpha / sigma^2) x_t E^T: Bayes' rule with the
+network as the prior from context (Plaid, Gulrajani and Hashimoto 2023, section 3.2; LangFlow 2026). ``x0``, ``eps``,
+``v``: the network puts out a vector, and rounding is x_0 E^T + b (Diffusion-LM, Li et al. 2022, section 4.2).
+
+The model knows nothing of sampling, devices or files. Shape letters: B batch, L positions, D latent dimension, V words.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+
+from diffusionlm.backbone import Backbone, Transformer
+from diffusionlm.config import Settings, UserError, build_untrusted, to_plain
+from diffusionlm.diffusion import GaussianDiffusion, alpha, over_coordinates, sigma
+from diffusionlm.sampling import Denoised
+from diffusionlm.schedule import Gumbel, NoiseSchedule
+
+FORMAT_VERSION = 1
+MAX_GAMMA = 12.0  # what a network is told of a noise level ends here: gamma itself is infinite at t = 0
+
+
+@dataclass(frozen=True)
+class ModelConfig(Settings):
+    """What a model is made of, apart from its vocabulary.
+
+    Args:
+        dimension: D, the coordinates of a word vector.
+        backbone: the network.
+        schedule: the noise schedule; a ``gumbel`` left at its defaults starts from the vocabulary's geometry.
+        prediction: what the network puts out.
+        embedding: ``normalised`` rows of norm sqrt(D), ``free`` rows, or ``frozen`` (random, normalised, not learned).
+        initial_deviation: of the free rows' coordinates, at the start.
+        evidence: the ceiling of alpha / sigma^2 in the evidence added to the logits; 0 leaves the evidence out.
+        self_conditioning: whether the network also sees its last estimate (Chen et al. 2023, Analog Bits).
+        learned_variance: whether the network also puts out variances (Nichol and Dhariwal 2021, section 3.1).
+        explicit_length: lengths are drawn first and only real tokens are modelled; otherwise PAD is a word like others.
+    """
+
+    dimension: int = 32
+    backbone: Backbone = field(default_factory=Transformer)
+    schedule: NoiseSchedule = field(default_factory=Gumbel)
+    prediction: Literal["logits", "x0", "eps", "v"] = "logits"
+    embedding: Literal["normalised", "free", "frozen"] = "normalised"
+    initial_deviation: float = 1.0
+    evidence: float = 50.0
+    self_conditioning: bool = True
+    learned_variance: bool = False
+    explicit_length: bool = True
+
+    def __post_init__(self) -> None:
+        """Check what must hold between the settings."""
+        if self.dimension < 1:
+            raise UserError(f"dimension: expected at least 1, got {self.dimension}")
+        if self.learned_variance and self.prediction == "logits":
+            raise UserError("learned_variance: expected false with prediction 'logits', whose output is no vector")
+
+
+class DiffusionLMConfig(PreTrainedConfig):
+    """The saved form of a model's config: ``settings`` is a plain ``ModelConfig``."""
+
+    model_type = "diffusionlm"
+
+    def __init__(
+        self,
+        settings: dict[str, Any] | None = None,
+        vocabulary: int = 4,
+        max_tokens: int = 64,
+        length_counts: list[int] | None = None,
+        special_ids: dict[str, int] | None = None,
+        format_version: int = FORMAT_VERSION,
+        **kwargs: Any,
+    ) -> None:
+        """Keep plain numbers and strings only.
+
+        Args:
+            settings: a ``ModelConfig`` in plain form.
+            vocabulary: V, words.
+            max_tokens: of a text, START and END included.
+            length_counts: how many training texts had 0, 1, 2, ... tokens.
+            special_ids: the ids of ``pad``, ``unk``, ``start`` and ``end``.
+            format_version: of the folder; a newer one is refused.
+            **kwargs: transformers' own.
+        """
+        super().__init__(**kwargs)
+        self.settings = settings or to_plain(ModelConfig())
+        self.vocabulary = vocabulary
+        self.max_tokens = max_tokens
+        self.length_counts = length_counts or []
+        self.special_ids = special_ids or {"pad": 0, "unk": 1, "start": 2, "end": 3}
+        self.format_version = format_version
+
+
+class DiffusionLM(PreTrainedModel):
+    """A continuous-embedding diffusion language model."""
+
+    config_class = DiffusionLMConfig
+    base_model_prefix = "diffusionlm"
+    main_input_name = "xt"
+    output_modalities = ("text",)
+
+    def __init__(self, config: DiffusionLMConfig) -> None:
+        """Make a model with random weights.
+
+        Raises:
+            UserError: settings that are not this library's, or need code that is not imported.
+        """
+        super().__init__(config)
+        self.settings = build_untrusted(ModelConfig, config.settings, "settings")
+        self.diffusion = GaussianDiffusion(self.settings.schedule)
+        D, V = self.settings.dimension, config.vocabulary
+        vectors = self.settings.prediction != "logits"
+        self.embedding = nn.Embedding(V, D)
+        self.embedding.weight.requires_grad_(self.settings.embedding != "frozen")
+        self.rounding_bias = nn.Parameter(torch.zeros(V)) if vectors else None
+        outputs = D * (2 if self.settings.learned_variance else 1) if vectors else V
+        inputs = D * (2 if self.settings.self_conditioning else 1)
+        self.network = self.settings.backbone.build(inputs, outputs, config.max_tokens)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Draw weights as BERT does, except word vectors."""
+        super()._init_weights(module)
+        if module is self.embedding:
+            free = self.settings.embedding == "free"
+            nn.init.normal_(module.weight, std=self.settings.initial_deviation if free else 1.0)
+
+    def set_schedule(self, schedule: NoiseSchedule) -> None:
+        """Take another schedule (a learned one, as training goes) and write it into the config."""
+        self.settings = replace(self.settings, schedule=schedule)
+        self.diffusion = GaussianDiffusion(schedule)
+        self.config.settings = to_plain(self.settings)
+
+    def word_vectors(self) -> Tensor:
+        """Return E (V, D) in fp32: the rows as the process uses them."""
+        weight = self.embedding.weight.float()
+        if self.settings.embedding == "free":
+            return weight
+        return nn.functional.normalize(weight, dim=-1) * math.sqrt(self.settings.dimension)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Look up word vectors: ids (B, L) to x_0 (B, L, D)."""
+        # The backward of indexing, E[ids], is not deterministic with two threads; that of F.embedding is.
+        return nn.functional.embedding(ids, self.word_vectors())
+
+    def forward(self, xt: Tensor, t: Tensor, mask: Tensor | None = None, x0_previous: Tensor | None = None) -> Denoised:
+        """Denoise ``xt`` (B, L, D) at times ``t`` (B,) or (B, L).
+
+        ``mask`` (B, L) is True at real tokens; ``x0_previous`` (B, L, D) is the last estimate, for self-conditioning.
+        """
+        output = self._output(xt, t, mask, x0_previous)
+        # Mixed precision ends with the network: the evidence and the softmax lose words in 8 bits of mantissa.
+        with torch.autocast(xt.device.type, enabled=False):
+            if self.settings.prediction == "logits":
+                logits = self._with_evidence(output, xt, t)
+                return Denoised(logits.softmax(-1) @ self.word_vectors(), logits)
+            output, share = output.chunk(2, -1) if self.settings.learned_variance else (output, None)
+            x0 = self._clean(output, xt, t)
+            return Denoised(x0, self.round(x0), None if share is None else share.sigmoid())
+
+    def token_logits(
+        self, xt: Tensor, t: Tensor, mask: Tensor | None = None, x0_previous: Tensor | None = None
+    ) -> Tensor:
+        """Return the logits (B, L, V) of ``forward`` alone: training needs no x_0, a tenth of a small model's work."""
+        output = self._output(xt, t, mask, x0_previous)
+        with torch.autocast(xt.device.type, enabled=False):
+            return self._with_evidence(output, xt, t)
+
+    def _output(self, xt: Tensor, t: Tensor, mask: Tensor | None, x0_previous: Tensor | None) -> Tensor:
+        latents = xt
+        if self.settings.self_conditioning:
+            latents = torch.cat([xt, torch.zeros_like(xt) if x0_previous is None else x0_previous], -1)
+        gamma = self.diffusion.schedule.gamma(t).clamp(-MAX_GAMMA, MAX_GAMMA).float()
+        output: Tensor = self.network(latents, t.float(), gamma, mask).float()
+        return output
+
+    def _with_evidence(self, output: Tensor, xt: Tensor, t: Tensor) -> Tensor:
+        if not self.settings.evidence:
+            return output
+        gamma = self.diffusion.schedule.gamma(t)
+        factor = (alpha(gamma) / sigma(gamma) ** 2).clamp(max=self.settings.evidence)
+        return output + over_coordinates(factor, xt) * xt @ self.word_vectors().T
+
+    def _clean(self, output: Tensor, xt: Tensor, t: Tensor) -> Tensor:
+        match self.settings.prediction:
+            case "eps":
+                return self.diffusion.x0_from_eps(output, xt, t)
+            case "v":
+                return self.diffusion.x0_from_v(output, xt, t)
+        return output
+
+    def round(self, x: Tensor) -> Tensor:
+        """Return the rounding logits x E^T + b (B, L, V) of vectors ``x`` (B, L, D)."""
+        logits = x @ self.word_vectors().T
+        return logits if self.rounding_bias is None else logits + self.rounding_bias
+
+    @classmethod
+    def load(cls, folder: str | Path) -> DiffusionLM:
+        """Read a model folder, safetensors and JSON only.
+
+        Raises:
+            UserError: no such folder, not one of this library's, of a newer format, or damaged.
+        """
+        path = Path(folder) / "config.json"
+        try:
+            plain = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise UserError(f"{folder}: expected a model folder, but it has no config.json") from None
+        except (ValueError, OSError) as error:
+            raise UserError(f"{path}: the model's config cannot be read: {error}") from None
+        if not isinstance(plain, dict) or plain.get("model_type") != cls.config_class.model_type:
+            found = plain.get("model_type") if isinstance(plain, dict) else plain
+            raise UserError(f"{path}: expected model_type 'diffusionlm', got {found!r}; this is another kind of model")
+        if not isinstance(plain.get("format_version"), int) or plain["format_version"] > FORMAT_VERSION:
+            found = plain.get("format_version")
+            raise UserError(f"{path}: format {found} is newer than this library reads ({FORMAT_VERSION}); update the library")
+        try:
+            model, report = cls.from_pretrained(folder, use_safetensors=True, output_loading_info=True, dtype=torch.float32)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+        except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
+            raise UserError(f"{folder}: the model is damaged or incomplete: {' '.join(str(error).split())}") from None
+        if wrong := sorted(report["missing_keys"]) + sorted(report["unexpected_keys"]):
+            raise UserError(f"{folder}: the weights do not fit the config: {wrong[0]} and {len(wrong) - 1} more differ")
+        return model  # type: ignore[no-any-return]
+
+
+AutoConfig.register(DiffusionLMConfig.model_type, DiffusionLMConfig)
+AutoModel.register(DiffusionLMConfig, DiffusionLM)

@@ -1,0 +1,242 @@
+"""From noise to words: the samplers, the one loop that runs them, and wrappers of a denoiser.
+
+A denoiser is a function ``(x_t, t) -> Denoised``. Clamping, temperature, self-conditioning and given words are wrappers
+of that same type, so no sampler knows they exist. A sampler is one function: the Gaussian of x_s given what was
+denoised so far. All but one are a point on one family (with r = exp(gamma_s - gamma_t), fresh noise xi):
+
+    x_s = alpha_s x0 + sigma_s ( sqrt(1 - w^2) eps + w xi )       eps = (x_t - alpha_t x0) / sigma_t
+
+w = 0 is DDIM, w^2 = 1 - r DDPM's ancestral sampling, w = 1 fresh renoising. Shapes: x is (B, L, D), t is (B,).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+import numpy
+import torch
+from torch import Tensor
+
+from diffusionlm.config import Component, UserError
+from diffusionlm.diffusion import Gaussian, GaussianDiffusion, alpha, over_coordinates, sigma
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """What a denoiser believes: the clean vectors (B, L, D), token logits (B, L, V), and learned variances if it has any.
+
+    ``variance_share`` (B, L, D) in [0, 1] interpolates the log variance between the posterior's and the forward step's.
+    """
+
+    x0: Tensor
+    logits: Tensor
+    variance_share: Tensor | None = None
+
+
+class Denoise(Protocol):
+    """A denoiser, or a wrapped one: x_t (B, L, D) and times (B,) or (B, L) in."""
+
+    def __call__(self, xt: Tensor, t: Tensor, /) -> Denoised:
+        """Return what is believed about the clean vectors."""
+        ...
+
+
+History = Sequence[tuple[Tensor, Denoised]]
+
+
+class Sampler(Component, family="sampler"):
+    """Base of the samplers."""
+
+    def transition(self, q: GaussianDiffusion, history: History, xt: Tensor, t: Tensor, s: Tensor) -> Gaussian:
+        """Return the Gaussian of x_s; ``history`` has the past (t, Denoised), newest last, that at ``t`` included."""
+        raise NotImplementedError
+
+
+def renoised(q: GaussianDiffusion, x0: Tensor, xt: Tensor, t: Tensor, s: Tensor, w2: Tensor) -> Gaussian:
+    """Return x_s of the family above with squared fresh-noise share ``w2`` (DDIM, Song et al. 2021, equation 12)."""
+    gamma_s = q.schedule.gamma(s)
+    deviation = sigma(gamma_s)
+    kept = over_coordinates(deviation * torch.sqrt(1 - w2), xt) * q.eps_from_x0(x0, xt, t)
+    return Gaussian(over_coordinates(alpha(gamma_s), xt) * x0 + kept, over_coordinates(deviation**2 * w2, xt))
+
+
+@dataclass(frozen=True)
+class DDPM(Sampler, name="ddpm"):
+    """Ancestral sampling (Ho et al. 2020, algorithm 2).
+
+    ``variance``: that of the posterior, ``upper`` (DDPM's beta), or ``learned`` (Improved DDPM, equation 15).
+    """
+
+    variance: Literal["posterior", "upper", "learned"] = "posterior"
+
+    def transition(self, q: GaussianDiffusion, history: History, xt: Tensor, t: Tensor, s: Tensor) -> Gaussian:
+        """Return p(x_s | x_t) with the predicted x_0 in place of the true one."""
+        denoised = history[-1][1]
+        return reverse_step(q, denoised, xt, t, s, self.variance)
+
+
+def reverse_step(
+    q: GaussianDiffusion, denoised: Denoised, xt: Tensor, t: Tensor, s: Tensor, variance: str = "posterior"
+) -> Gaussian:
+    """Return p(x_s | x_t): the posterior of the predicted x_0, with the variance asked for.
+
+    Raises:
+        UserError: learned variances asked of a model that has none.
+    """
+    posterior = q.posterior(denoised.x0, xt, t, s)
+    if variance == "posterior":
+        return posterior
+    upper = over_coordinates(-torch.expm1(_log_alpha2(q, t) - _log_alpha2(q, s)), xt)
+    if variance == "upper":
+        return replace(posterior, variance=upper)
+    if denoised.variance_share is None:
+        raise UserError("sampler.variance: 'learned' needs a model that predicts variances; use 'posterior'")
+    lower = posterior.variance.clamp(min=1e-20).log()
+    return replace(posterior, variance=torch.lerp(lower.expand_as(xt), upper.log().expand_as(xt), denoised.variance_share).exp())
+
+
+def _log_alpha2(q: GaussianDiffusion, t: Tensor) -> Tensor:
+    return torch.nn.functional.logsigmoid(-q.schedule.gamma(t))
+
+
+@dataclass(frozen=True)
+class DDIM(Sampler, name="ddim"):
+    """Deterministic at ``eta`` 0, ancestral sampling at 1 (Song et al. 2021, equations 12 and 16)."""
+
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the noise share."""
+        if not 0 <= self.eta <= 1:
+            raise UserError(f"eta: expected a number between 0 and 1, got {self.eta}")
+
+    def transition(self, q: GaussianDiffusion, history: History, xt: Tensor, t: Tensor, s: Tensor) -> Gaussian:
+        """Return the DDIM step."""
+        fresh = -torch.expm1(q.schedule.gamma(s) - q.schedule.gamma(t))
+        return renoised(q, history[-1][1].x0, xt, t, s, self.eta**2 * fresh)
+
+
+@dataclass(frozen=True)
+class Renoise(Sampler, name="renoise"):
+    """Denoise fully, then noise afresh: w = 1, the multistep sampler of Song et al. 2023 (algorithm 1)."""
+
+    def transition(self, q: GaussianDiffusion, history: History, xt: Tensor, t: Tensor, s: Tensor) -> Gaussian:
+        """Return q(x_s | x_0) of the predicted x_0."""
+        return renoised(q, history[-1][1].x0, xt, t, s, torch.ones_like(t))
+
+
+@dataclass(frozen=True)
+class DPMSolver(Sampler, name="dpm++2m"):
+    """DPM-Solver++(2M): a second-order multistep solver of the probability flow (Lu et al. 2022, algorithm 2).
+
+    Of first order (which is DDIM) at the first step and at the last, where the log signal-to-noise step is infinite.
+    """
+
+    def transition(self, q: GaussianDiffusion, history: History, xt: Tensor, t: Tensor, s: Tensor) -> Gaussian:
+        """Return the solver's step; its variance is 0."""
+        x0 = history[-1][1].x0
+        if len(history) > 1 and bool((s > 0).all()):
+            before, previous = history[-2]
+            gamma_before, gamma_t, gamma_s = (q.schedule.gamma(time) for time in (before, t, s))
+            ratio = over_coordinates((gamma_t - gamma_s) / (gamma_before - gamma_t) / 2, xt)
+            x0 = (1 + ratio) * x0 - ratio * previous.x0
+        return renoised(q, x0, xt, t, s, torch.zeros_like(t))
+
+
+@dataclass(frozen=True)
+class State:
+    """A moment of a sampling run: ``x`` is x_s (B, L, D), ``denoised`` the belief at ``t`` that led there, ``t`` in [0, 1]."""
+
+    x: Tensor
+    denoised: Denoised
+    t: float
+
+
+def sample(
+    denoise: Denoise,
+    q: GaussianDiffusion,
+    x: Tensor,
+    *,
+    sampler: Sampler,
+    steps: int,
+    noise: Callable[[Tensor], Tensor] = torch.randn_like,
+    steer: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> Iterator[State]:
+    """Run the reverse process from noise ``x`` (B, L, D), one State a step, so that callers can watch, log or stop.
+
+    ``noise`` draws standard normal values like a tensor; ``steer`` may move x_s at time s after each step but the last.
+
+    Raises:
+        UserError: more steps than the schedule tells apart, or fewer than one.
+    """
+    times = q.schedule.sampling_times(steps).to(x.device)
+    history: list[tuple[Tensor, Denoised]] = []
+    for t, s in itertools.pairwise(times):
+        t_rows, s_rows = t.expand(len(x)), s.expand(len(x))
+        history = [*history[-1:], (t_rows, denoise(x, t_rows))]
+        step = sampler.transition(q, history, x, t_rows, s_rows)
+        x = step.mean
+        if s > 0:
+            x = x + step.variance.sqrt() * noise(x)
+            x = steer(x, s_rows) if steer else x
+        yield State(x, history[-1][1], float(t))
+
+
+class RowNoise:
+    """Standard normal noise in which every row depends on its own seed and length alone, not on the batch around it.
+
+    Drawn on the CPU, so that a seed means the same noise on every device.
+    """
+
+    def __init__(self, seeds: Sequence[Sequence[int]], lengths: Sequence[int]) -> None:
+        """Start a stream per row; a seed is a sequence of whole numbers such as (seed, index)."""
+        states = [int(numpy.random.SeedSequence(list(seed)).generate_state(1, numpy.uint64)[0]) for seed in seeds]
+        self.generators = [torch.Generator().manual_seed(state) for state in states]
+        self.lengths = list(lengths)
+
+    def __call__(self, like: Tensor) -> Tensor:
+        """Draw for ``like`` (B, L, D); positions beyond a row's length are 0."""
+        drawn = torch.zeros(like.shape, dtype=torch.float32)
+        for row, (generator, length) in enumerate(zip(self.generators, self.lengths, strict=True)):
+            drawn[row, :length] = torch.randn(length, like.shape[-1], generator=generator)
+        return drawn.to(like)
+
+
+def clamp(denoise: Denoise, embedding: Tensor) -> Denoise:
+    """Move each predicted vector to its nearest row of ``embedding`` (V, D), in L2 (Diffusion-LM, section 4.3)."""
+
+    def clamped(xt: Tensor, t: Tensor) -> Denoised:
+        denoised = denoise(xt, t)
+        return replace(denoised, x0=torch.nn.functional.embedding(nearest_rows(denoised.x0, embedding), embedding))
+
+    return clamped
+
+
+def nearest_rows(x: Tensor, embedding: Tensor) -> Tensor:
+    """Return the index of the row of ``embedding`` (V, D) nearest to each vector of ``x`` (B, L, D), in L2."""
+    return (x @ embedding.T - embedding.square().sum(-1) / 2).argmax(-1)
+
+
+def temper(denoise: Denoise, embedding: Tensor, temperature: float) -> Denoise:
+    """Sharpen (below 1) or flatten the token posterior, and take x_0 as its mean over ``embedding`` (V, D)."""
+
+    def tempered(xt: Tensor, t: Tensor) -> Denoised:
+        denoised = denoise(xt, t)
+        logits = denoised.logits / temperature
+        return replace(denoised, x0=logits.softmax(-1) @ embedding.to(logits), logits=logits)
+
+    return tempered
+
+
+def given(denoise: Denoise, known: Tensor, x0: Tensor) -> Denoise:
+    """Hold the positions ``known`` (B, L) at their clean vectors ``x0`` (B, L, D): told to the denoiser as noiseless."""
+
+    def holding(xt: Tensor, t: Tensor) -> Denoised:
+        levels = torch.where(known, 0, t if t.dim() == 2 else t[:, None])
+        denoised = denoise(torch.where(known[..., None], x0, xt), levels)
+        return replace(denoised, x0=torch.where(known[..., None], x0, denoised.x0))
+
+    return holding
