@@ -1,0 +1,190 @@
+"""Tokenizers: text to token ids and back without loss, as ``transformers`` tokenizers that save and load anywhere.
+
+Our own recipes share one pre-tokenisation. White space is normalised (a run is one blank, none at the ends, NFC) and a
+blank becomes the mark ``▁`` at the head of the token after it: ``It's £20-25.`` is ``▁It 's ▁£20-25 .``. Joining tokens
+and turning marks back into blanks is then exact, so nothing guesses where a blank belongs.
+
+A word is a maximal run of letters, digits and ``£ $ €`` with inner ``-`` and ``&`` (``5-star``, ``B&B``) and with
+points and commas between digits (``1,000.50``). Clitics (``'s``, ``n't``) and any other mark are words of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from diffusionlm.config import Component, UserError
+
+PAD, UNKNOWN, START, END = "[PAD]", "[UNK]", "[START]", "[END]"
+SPECIAL_TOKENS = [PAD, UNKNOWN, START, END]
+BLANK = "▁"
+
+_LETTER = r"[\p{L}\p{M}\p{N}£$€]"
+_NEGATION = rf"(?i:n[’']t)(?!{_LETTER})"
+_CLITIC = rf"[’'](?i:s|m|d|re|ve|ll)(?!{_LETTER})"
+_WORD = rf"(?:(?!{_NEGATION}){_LETTER}|(?<={_LETTER})[-&](?={_LETTER})|(?<=\p{{N}})[.,](?=\p{{N}}))+"
+_TOKEN = rf"{BLANK}?(?:{_WORD}|{_NEGATION}|{_CLITIC}|[^{BLANK}])"
+
+
+class TokenizerRecipe(Component, family="tokenizer"):
+    """Base of the ways to come by a tokenizer."""
+
+    def make(self, texts: Iterable[str], max_length: int = 64) -> PreTrainedTokenizerFast:
+        """Make a tokenizer that puts its start and end token around a text; ``max_length`` (tokens) is noted in it.
+
+        Raises:
+            UserError: there is nothing to learn from ``texts``, or nothing to load.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Words(TokenizerRecipe, name="words"):
+    """Every word that occurs ``min_count`` times in the training texts is a token, any other is ``[UNK]``."""
+
+    min_count: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        if self.min_count < 1:
+            raise UserError(f"min_count: expected 1 or more, got {self.min_count}")
+
+    def make(self, texts: Iterable[str], max_length: int = 64) -> PreTrainedTokenizerFast:
+        """Count the words of ``texts``; ids go by falling count, then by text. Raises UserError where none is left."""
+        backend = _untrained(models.WordLevel(unk_token=UNKNOWN))
+        trainer = trainers.WordLevelTrainer(
+            vocab_size=2**31, min_frequency=self.min_count, special_tokens=SPECIAL_TOKENS, show_progress=False
+        )
+        backend.train_from_iterator(texts, trainer)
+        if backend.get_vocab_size() == len(SPECIAL_TOKENS):
+            raise UserError(f"tokenizer.min_count: the training texts hold no word {self.min_count} times or more")
+        return _finish(backend, max_length)
+
+
+@dataclass(frozen=True)
+class BytePairs(TokenizerRecipe, name="bpe"):
+    """Byte-pair encoding (Sennrich et al. 2016) inside words: pieces merged until there are ``vocab_size`` tokens.
+
+    The alphabet is that of the training texts, even where it is larger than ``vocab_size``; other characters are [UNK].
+    """
+
+    vocab_size: int = 8000
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        if self.vocab_size < 1:
+            raise UserError(f"vocab_size: expected 1 or more, got {self.vocab_size}")
+
+    def make(self, texts: Iterable[str], max_length: int = 64) -> PreTrainedTokenizerFast:
+        """Learn the merges from ``texts``. Raises UserError where they hold no character."""
+        backend = _untrained(models.BPE(unk_token=UNKNOWN))
+        trainer = trainers.BpeTrainer(vocab_size=self.vocab_size, special_tokens=SPECIAL_TOKENS, show_progress=False)
+        backend.train_from_iterator(texts, trainer)
+        if backend.get_vocab_size() == len(SPECIAL_TOKENS):
+            raise UserError("tokenizer: there is no training text to learn byte pairs from")
+        return _finish(backend, max_length)
+
+
+@dataclass(frozen=True)
+class Pretrained(TokenizerRecipe, name="pretrained"):
+    """The tokenizer saved in the folder or hub repository ``path``.
+
+    Where it has no start, end or pad token its classifier and separator tokens serve, or new tokens are added.
+    """
+
+    path: str
+
+    def make(self, texts: Iterable[str], max_length: int = 64) -> PreTrainedTokenizerFast:
+        """Load it; ``texts`` are not read. Raises UserError where that fails or it has no ``tokenizers`` form."""
+        try:
+            loaded = AutoTokenizer.from_pretrained(self.path)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise UserError(f"{self.path}: cannot load a tokenizer from here: {reason}") from None
+        if not getattr(loaded, "is_fast", False):
+            raise UserError(f"{self.path}: expected a tokenizer with a tokenizer.json, got a {type(loaded).__name__}")
+        return _finish(
+            loaded.backend_tokenizer,
+            max_length,
+            pad=loaded.pad_token or PAD,
+            unknown=loaded.unk_token,
+            start=loaded.bos_token or loaded.cls_token or START,
+            end=loaded.eos_token or loaded.sep_token or END,
+        )
+
+
+def words_of(tokenizer: PreTrainedTokenizerFast, text: str) -> list[str]:
+    """Return the words of ``text`` as ``tokenizer`` tells them apart, without the marks of blanks."""
+    backend = tokenizer.backend_tokenizer
+    if backend.normalizer is not None:
+        text = backend.normalizer.normalize_str(text)
+    if backend.pre_tokenizer is None:
+        return text.split()
+    # Offsets, because byte-level tokenizers spell their pieces in another alphabet.
+    pieces = (text[start:end].strip() for _, (start, end) in backend.pre_tokenizer.pre_tokenize_str(text))
+    return [piece for piece in pieces if piece]
+
+
+def decode_texts(tokenizer: PreTrainedTokenizerFast, ids: Iterable[Sequence[int]]) -> list[str]:
+    """Return the text of each row of token ids: what stands before its first end token, unknown words as [UNK]."""
+    backend = tokenizer.backend_tokenizer
+    # An unknown word of ours had a blank before it most of the time; its token does not say.
+    whole_words = isinstance(backend.model, models.WordLevel) and isinstance(backend.decoder, decoders.Metaspace)
+    frame = {tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id}
+    hidden = set(tokenizer.all_special_ids) - ({tokenizer.unk_token_id} - frame)
+    texts = []
+    for row in ids:
+        kept = [int(i) for i in row]
+        if tokenizer.eos_token_id in kept[1:]:  # The first may be a start token that is the same as the end token.
+            kept = kept[: kept.index(tokenizer.eos_token_id, 1)]
+        tokens = tokenizer.convert_ids_to_tokens([i for i in kept if i not in hidden])
+        if whole_words:
+            tokens = [BLANK + token if token == tokenizer.unk_token else token for token in tokens]
+        texts.append(backend.decoder.decode(tokens) if backend.decoder is not None else " ".join(tokens))
+    return texts
+
+
+def _untrained(model: models.Model) -> Tokenizer:
+    backend = Tokenizer(model)
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(rf"[\s{BLANK}]+"), " "), normalizers.Strip()]
+    )
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Metaspace(replacement=BLANK, prepend_scheme="always", split=False),
+            pre_tokenizers.Split(Regex(_TOKEN), behavior="isolated"),
+        ]
+    )
+    backend.decoder = decoders.Metaspace(replacement=BLANK, prepend_scheme="always")
+    return backend
+
+
+def _finish(
+    backend: Tokenizer,
+    max_length: int,
+    *,
+    pad: str = PAD,
+    unknown: str | None = UNKNOWN,
+    start: str = START,
+    end: str = END,
+) -> PreTrainedTokenizerFast:
+    # The plain class, whatever class it came in: those made for one model rebuild their post-processor on loading.
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=backend,
+        pad_token=pad,
+        unk_token=unknown,
+        bos_token=start,
+        eos_token=end,
+        model_max_length=max_length,
+        clean_up_tokenization_spaces=False,
+        split_special_tokens=True,  # "[END]" in a text is text.
+    )
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{start} $A {end}",
+        special_tokens=[(start, tokenizer.bos_token_id), (end, tokenizer.eos_token_id)],
+    )
+    return tokenizer
