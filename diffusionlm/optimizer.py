@@ -1,0 +1,94 @@
+"""Optimizers as components: which of PyTorch's, for which weights, at which rate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffusionlm.config import Component
+
+
+class OptimizerConfig(Component, family="optimizer"):
+    """Base of the optimizers' specs."""
+
+    def build(self, module: nn.Module) -> torch.optim.Optimizer:
+        """Make the optimizer of the module's trainable weights."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class AdamW(OptimizerConfig, name="adamw"):
+    """AdamW for every weight."""
+
+    learning_rate: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+
+    def build(self, module: nn.Module) -> torch.optim.Optimizer:
+        """Make ``torch.optim.AdamW``."""
+        weights = [p for p in module.parameters() if p.requires_grad]
+        return torch.optim.AdamW(weights, self.learning_rate, self.betas, weight_decay=self.weight_decay)
+
+
+@dataclass(frozen=True)
+class MuonAdamW(OptimizerConfig, name="muon"):
+    """Muon for the matrices of the network's layers, AdamW for everything else (Jordan et al. 2024)."""
+
+    matrix_learning_rate: float = 0.01
+    momentum: float = 0.95
+    learning_rate: float = 4e-3
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.01
+
+    def build(self, module: nn.Module) -> torch.optim.Optimizer:
+        """Make both, as one optimizer."""
+        in_layers = {id(p) for p in layer_matrices(module)}
+        weights = [p for p in module.parameters() if p.requires_grad]
+        matrices = [p for p in weights if id(p) in in_layers]
+        others = [p for p in weights if id(p) not in in_layers]
+        return Joined(
+            torch.optim.Muon(matrices, self.matrix_learning_rate, weight_decay=0.0, momentum=self.momentum),
+            torch.optim.AdamW(others, self.learning_rate, self.betas, weight_decay=self.weight_decay),
+        )
+
+
+def layer_matrices(module: nn.Module) -> Iterator[nn.Parameter]:
+    """Yield the matrices inside stacks of layers, which leaves out what reads inputs and writes outputs."""
+    for child in module.modules():
+        if isinstance(child, nn.ModuleList):
+            yield from (p for p in child.parameters() if p.ndim == 2)
+
+
+class Joined(torch.optim.Optimizer):
+    """Several optimizers that act as one: learning-rate schedulers and checkpoints see a single optimizer."""
+
+    def __init__(self, *parts: torch.optim.Optimizer) -> None:
+        """Join ``parts``, which have no weights in common."""
+        self.parts = parts
+        super().__init__([p for part in parts for group in part.param_groups for p in group["params"]], {})
+        self._share_groups()
+
+    def _share_groups(self) -> None:
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Step every part."""
+        loss = None if closure is None else closure()
+        for part in self.parts:
+            part.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the parts' states."""
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Give each part its state back."""
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self._share_groups()

@@ -1,0 +1,513 @@
+"""The trainer, for every objective: a ``transformers.Trainer`` with an EMA, token-budget batches and exact resume.
+
+A run directory explains itself: ``log.jsonl`` (one row a logged step) and TensorBoard events, ``samples/`` (texts at
+intervals), ``checkpoints/`` (each whole only with its marker, which is written last), ``model/`` (the EMA's weights).
+The trainer knows nothing of diffusion: an objective gives the terms of the loss, a callable gives sample texts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal, TextIO
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from diffusionlm.config import Settings, UserError
+from diffusionlm.data import TokenBudgetBatches, collate
+from diffusionlm.model import DiffusionLM
+from diffusionlm.objective import Objective
+from diffusionlm.optimizer import MuonAdamW, OptimizerConfig
+
+MARKER = "complete.json"
+
+
+@dataclass(frozen=True)
+class TrainingConfig(Settings):
+    """How a model is trained.
+
+    Args:
+        steps: updates of the weights, fixed before the run starts.
+        batch_tokens: tokens (padding included) a batch, on each process and for each accumulated gradient.
+        accumulation: batches whose gradients make one update.
+        optimizer: the optimizer.
+        warmup: steps over which the learning rates rise.
+        decay: how the learning rates fall afterwards.
+        clip: the largest norm of a gradient; 0 never clips.
+        ema: decay of the average of the weights that is evaluated and saved.
+        ema_warmup: whether its decay is at most (1 + n) / (10 + n) at step n, so that the first weights are soon forgotten.
+        precision: ``auto`` is bf16 where the processor has it.
+        compile: whether to run ``torch.compile`` (worth its wait on a GPU).
+        threads: of the processor; runs are bit-exact for the same number. Empty for PyTorch's choice.
+        log_every: steps between rows of the log.
+        evaluate_every: steps between evaluations on held-out text.
+        evaluation_texts: the most held-out texts to evaluate on.
+        sample_every: steps between sample texts.
+        save_every: steps between checkpoints.
+        keep: checkpoints to keep.
+        patience: evaluations without a better loss after which to stop; 0 never stops early.
+        seed: of weights, batches and noise.
+    """
+
+    steps: int = 3000
+    batch_tokens: int = 1536
+    accumulation: int = 1
+    optimizer: OptimizerConfig = field(default_factory=MuonAdamW)
+    warmup: int = 200
+    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    clip: float = 1.0
+    ema: float = 0.999
+    ema_warmup: bool = True
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: bool = False
+    threads: int | None = None
+    log_every: int = 50
+    evaluate_every: int = 500
+    evaluation_texts: int = 500
+    sample_every: int = 500
+    save_every: int = 500
+    keep: int = 2
+    patience: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check that counts are counts."""
+        least_one = "steps batch_tokens accumulation log_every evaluate_every evaluation_texts sample_every save_every keep"
+        for name in least_one.split():
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if not 0 <= self.ema < 1:
+            raise UserError(f"ema: expected a decay of at least 0 and below 1, got {self.ema}")
+        if self.threads is not None and self.threads < 1:
+            raise UserError(f"threads: expected at least 1, got {self.threads}")
+
+
+def has_bf16() -> bool:
+    """Tell whether bf16 is fast on the machine's accelerator, or else on its processor."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    return bool(torch.cpu._is_avx512_bf16_supported())
+
+
+class TextRows(Dataset[list[int]]):
+    """Encoded texts as a dataset; a row is a list of token ids."""
+
+    def __init__(self, rows: Sequence[list[int]]) -> None:
+        """Hold the rows."""
+        self.rows = rows
+
+    def __len__(self) -> int:
+        """Return the number of texts."""
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> list[int]:
+        """Return a text's ids."""
+        return self.rows[index]
+
+
+class DiffusionTrainer(Trainer):
+    """Trains an objective on encoded texts.
+
+    ``write_samples`` gets the EMA's model and returns a few texts; ``export`` gets the EMA's model and writes it.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        config: TrainingConfig,
+        folder: Path,
+        train: Sequence[list[int]],
+        validation: Sequence[list[int]],
+        *,
+        write_samples: Callable[[DiffusionLM], list[str]] | None = None,
+        export: Callable[[DiffusionLM], None] | None = None,
+        show_texts: bool = False,
+        quiet: bool = False,
+    ) -> None:
+        """Set up the run in ``folder``; nothing is written before ``run``."""
+        self.config, self.folder, self.write_samples, self.export = config, folder, write_samples, export
+        self.pad_id = objective.model.config.special_ids["pad"]
+        self.width = None if objective.model.settings.explicit_length else objective.model.config.max_tokens
+        self.validation = list(validation[: config.evaluation_texts])
+        self.term_sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
+        self.tokens_seen, self.micro_steps = 0, 0
+        callbacks: list[TrainerCallback] = [Progress(folder, config.steps, show_texts, quiet), Samples(self)]
+        if config.patience:
+            callbacks.append(EarlyStoppingCallback(config.patience))
+        super().__init__(
+            model=objective,
+            args=_arguments(config, folder, bool(self.validation)),
+            train_dataset=TextRows(train),
+            eval_dataset=TextRows(self.validation),
+            callbacks=callbacks,
+        )
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+        self.model_accepts_loss_kwargs = False
+        self.ema = AveragedModel(objective, multi_avg_fn=_average_with(config.ema, config.ema_warmup))
+        self.ema.update_parameters(objective)
+        self.events: TensorBoardCallback | None = None
+
+    def run(self) -> bool:
+        """Train from the newest whole checkpoint to the end; return whether it got there (Ctrl-C stops after a step).
+
+        Raises:
+            UserError: a checkpoint or the log cannot be written.
+        """
+        checkpoint = newest_checkpoint(self.folder)
+        start = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+        if self.is_world_process_zero():
+            trim_log(self.folder / "log.jsonl", start)
+            # Built here and not by the Trainer: events of steps after the checkpoint must be dropped.
+            writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=start + 1 if start else None)
+            self.add_callback(TensorBoardCallback(writer))
+        if checkpoint is None:
+            torch.manual_seed(self.config.seed + 1_000_003 * (1 + self.args.process_index))
+        with interruptible(self.control):
+            self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        return self.state.global_step >= self.config.steps or not self.control_was_interrupted
+
+    @property
+    def control_was_interrupted(self) -> bool:
+        """Tell whether Ctrl-C, and not the run's own rules, ended it."""
+        return bool(getattr(self.control, "interrupted", False))
+
+    def get_train_dataloader(self) -> DataLoader[list[int]]:
+        """Return the whole run's batches as one pass, so that batch i depends on the seed and i alone."""
+        assert isinstance(self.train_dataset, TextRows)
+        batches = TokenBudgetBatches(
+            [self.width or len(row) for row in self.train_dataset.rows],
+            self.config.batch_tokens,
+            self.config.steps * self.config.accumulation,
+            self.config.seed,
+            self.args.process_index,
+            self.args.world_size,
+        )
+        # A generator of its own: making an iterator must not draw from the one that draws the noise.
+        return DataLoader(
+            self.train_dataset, batch_sampler=batches, collate_fn=self._collate, generator=torch.Generator(),
+            pin_memory=torch.cuda.is_available(),
+        )  # fmt: skip
+
+    def _collate(self, rows: Sequence[list[int]]) -> dict[str, Tensor]:
+        batch = collate(rows, self.pad_id, self.width)
+        return batch if self.width is None else {**batch, "mask": torch.ones_like(batch["mask"])}
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """Make the optimizer of the config."""
+        if self.optimizer is None:
+            assert self.model is not None
+            self.optimizer = self.config.optimizer.build(self.model)
+        return self.optimizer
+
+    def compute_loss(  # type: ignore[override]
+        self, model: torch.nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """Return the sum of the objective's terms."""
+        terms: dict[str, Tensor] = model(**inputs)
+        for name, term in terms.items():
+            self.term_sums[name] = self.term_sums[name].to(term.device) + term.detach()
+        self.micro_steps += 1
+        self.tokens_seen += int(inputs["mask"].sum()) * self.args.world_size
+        return torch.stack(list(terms.values())).sum()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the terms' means since the last row, and the tokens seen, to a row of the log."""
+        if "loss" in logs:
+            logs |= {name: float(total) / self.micro_steps for name, total in self.term_sums.items()}
+            logs["tokens"] = self.tokens_seen
+            self.term_sums.clear()
+            self.micro_steps = 0
+        super().log(logs, start_time)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Return the EMA's mean terms on held-out text, under noise that is the same at every evaluation."""
+        metrics = {f"eval_{name}": value for name, value in evaluate_terms(
+            self.ema.module, self.validation, self._collate, self.config.batch_tokens, self.args.device, self.args.bf16
+        ).items()}  # fmt: skip
+        metrics["eval_loss"] = sum(metrics.values())
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """Write a checkpoint, its marker last, then drop the old ones and export the model."""
+        path = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        with disk_errors(path):
+            try:
+                super()._save_checkpoint(model, trial)
+                if self.is_world_process_zero():
+                    save_file({k: v.contiguous() for k, v in self.ema.state_dict().items()}, path / "ema.safetensors")
+                self.accelerator.wait_for_everyone()
+                if self.is_world_process_zero():
+                    (path / MARKER).write_text(json.dumps({"step": self.state.global_step, "tokens": self.tokens_seen}))
+            except (OSError, RuntimeError, SafetensorError):
+                shutil.rmtree(path, ignore_errors=True)
+                raise
+        if self.is_world_process_zero():
+            for old in whole_checkpoints(self.folder)[: -self.config.keep]:
+                shutil.rmtree(old)
+            if self.export is not None:
+                self.export(self.averaged_model())
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Write the weights, and not the pickled arguments that the base class adds."""
+        assert output_dir is not None and self.model is not None
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        save_file(self.model.state_dict() if state_dict is None else state_dict, Path(output_dir) / "model.safetensors")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        """Load weights and EMA."""
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        path = Path(resume_from_checkpoint)
+        self.ema.load_state_dict(load_file(path / "ema.safetensors"))
+        self.tokens_seen = json.loads((path / MARKER).read_text())["tokens"]
+
+    def averaged_model(self) -> DiffusionLM:
+        """Return the EMA's model, its learned schedule in its config."""
+        objective = self.ema.module
+        assert isinstance(objective, Objective)
+        objective.finish()
+        return objective.model.eval()
+
+
+def _arguments(config: TrainingConfig, folder: Path, evaluates: bool) -> TrainingArguments:
+    cpu = not torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir=str(folder / "checkpoints"),
+        max_steps=config.steps,
+        gradient_accumulation_steps=config.accumulation,
+        max_grad_norm=config.clip,
+        lr_scheduler_type={"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}[config.decay],
+        warmup_steps=min(config.warmup, config.steps // 2),
+        bf16=config.precision == "bf16" or (config.precision == "auto" and has_bf16()),
+        torch_compile=config.compile,
+        use_cpu=cpu,
+        ddp_backend="gloo" if cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
+        ddp_find_unused_parameters=False,
+        logging_steps=config.log_every,
+        eval_strategy="steps" if evaluates else "no",
+        eval_steps=config.evaluate_every,
+        save_strategy="steps",
+        save_steps=config.save_every,
+        metric_for_best_model="eval_loss" if evaluates else None,
+        greater_is_better=False,
+        seed=config.seed,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to="none",
+    )
+
+
+def _average_with(decay: float, warmup: bool) -> Callable[[Any, Any, Any], None]:
+    """Return the EMA's update of the averaged weights by the current ones."""
+
+    @torch.no_grad()
+    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+        ceiling = (1 + float(count)) / (10 + float(count)) if warmup else 1.0
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, ceiling))
+
+    return update
+
+
+@torch.no_grad()
+def evaluate_terms(
+    objective: torch.nn.Module,
+    rows: Sequence[list[int]],
+    collated: Callable[[Sequence[list[int]]], dict[str, Tensor]],
+    batch_tokens: int,
+    device: torch.device,
+    bf16: bool,
+) -> dict[str, float]:
+    """Return an objective's mean terms over ``rows``, weighted by tokens; the caller's random state is left as it was."""
+    was_training = objective.training
+    objective.eval()
+    sums: dict[str, float] = defaultdict(float)
+    tokens = 0
+    ordered = sorted(rows, key=len)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        while ordered:
+            count = max(1, batch_tokens // len(ordered[-1]))
+            batch = {k: v.to(device) for k, v in collated(ordered[-count:]).items()}
+            del ordered[-count:]
+            size = int(batch["mask"].sum())
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                terms = objective(**batch)
+            for name, term in terms.items():
+                sums[name] += float(term) * size
+            tokens += size
+    objective.train(was_training)
+    return {name: total / max(tokens, 1) for name, total in sums.items()}
+
+
+class Progress(TrainerCallback):
+    """The progress bar (on stderr) and ``log.jsonl``."""
+
+    def __init__(self, folder: Path, steps: int, show_texts: bool, quiet: bool) -> None:
+        """Nothing is shown or written before training begins."""
+        self.path, self.steps, self.show_texts, self.quiet = folder / "log.jsonl", steps, show_texts, quiet
+        self.bar: tqdm[Any] | None = None
+        self.file: TextIO | None = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Open the bar and the log."""
+        if state.is_world_process_zero:
+            self.bar = tqdm(total=self.steps, initial=state.global_step, desc="training", unit="step", disable=self.quiet)
+            self.file = self.path.open("a")
+            self.begun = self.clock = time.perf_counter()
+            self.tokens: int | None = None
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Move the bar."""
+        if self.bar is not None:
+            self.bar.update()
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
+    ) -> None:
+        """Write a row, and show the loss and the speed."""
+        if self.file is None or self.bar is None or "train_runtime" in logs:
+            return
+        if "tokens" in logs:
+            now = time.perf_counter()
+            if self.tokens is not None:
+                logs["tokens_per_second"] = round((logs["tokens"] - self.tokens) / (now - self.clock))
+                self.bar.set_postfix_str(f"loss {logs['loss']:.3f}, {logs['tokens_per_second']:,} tokens/s")
+            self.clock, self.tokens = now, logs["tokens"]
+            logs["seconds"] = round(now - self.begun, 3)
+        with disk_errors(self.path):
+            self.file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+            self.file.flush()
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Close both."""
+        if self.bar is not None and self.file is not None:
+            self.bar.close()
+            self.file.close()
+
+
+class Samples(TrainerCallback):
+    """Updates the EMA after each step, and writes sample texts at intervals."""
+
+    def __init__(self, trainer: DiffusionTrainer) -> None:
+        """Act for ``trainer``."""
+        self.trainer = trainer
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Average; sample where it is time; stop and save where Ctrl-C asked for it."""
+        trainer = self.trainer
+        assert trainer.model is not None
+        trainer.ema.update_parameters(trainer.model)
+        last = state.global_step >= state.max_steps
+        if trainer.write_samples and state.is_world_process_zero:
+            if state.global_step % trainer.config.sample_every == 0 or last:
+                self.write(state.global_step)
+        interrupted = trainer.control_was_interrupted
+        control.should_training_stop |= interrupted
+        control.should_save |= last or interrupted
+
+    def write(self, step: int) -> None:
+        """Write ``samples/step-N.txt`` and show the texts above the bar."""
+        trainer = self.trainer
+        assert trainer.write_samples is not None
+        was_training = trainer.ema.module.training
+        with torch.random.fork_rng():
+            texts = trainer.write_samples(trainer.averaged_model())
+        trainer.ema.module.train(was_training)
+        path = trainer.folder / "samples" / f"step-{step}.txt"
+        with disk_errors(path):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("".join(f"{text}\n" for text in texts))
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, Progress) and callback.show_texts:
+                tqdm.write(f"\nafter {step} steps:\n" + "".join(f"  {text}\n" for text in texts[:3]), file=sys.stderr)
+
+
+@contextmanager
+def interruptible(control: TrainerControl) -> Iterator[None]:
+    """Turn the first Ctrl-C into a stop after the current step, with a checkpoint; the second ends at once."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        control.interrupted = True  # type: ignore[attr-defined]
+        print("\nstopping after this step; press Ctrl-C again to stop at once", file=sys.stderr)
+
+    try:
+        before = signal.signal(signal.SIGINT, stop)
+    except ValueError:  # not the main thread: a caller's thread has no signals to give
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a failure to write ``path`` (a full disk, no permission) into a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be written: {_reason(error)}; what was saved before is whole") from error
+    except RuntimeError as error:  # torch.save's way to say the same
+        if "PytorchStreamWriter" in str(error) or "write" in str(error).lower():
+            raise UserError(f"{path}: cannot be written: {_reason(error)}; what was saved before is whole") from error
+        raise
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.errno is not None:
+        return os.strerror(error.errno)
+    return str(error).splitlines()[0]
+
+
+def whole_checkpoints(folder: Path) -> list[Path]:
+    """Return the run's checkpoints that have their marker, oldest first."""
+    found = [marker.parent for marker in (folder / "checkpoints").glob(f"checkpoint-*/{MARKER}")]
+    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Return the newest whole checkpoint, if there is one."""
+    return next(reversed(whole_checkpoints(folder)), None)
+
+
+def trim_log(path: Path, step: int) -> None:
+    """Drop the rows of ``log.jsonl`` after ``step``, and a half-written last row: they are about to be written anew."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except ValueError:
+            break
+    replacement = path.with_suffix(".new")
+    replacement.write_text("".join(kept))
+    replacement.replace(path)
