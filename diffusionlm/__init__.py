@@ -1,0 +1,43 @@
+"""Continuous-embedding text diffusion: train on your texts, write sentences, steer them.
+
+The public names below are imported when first used, so that ``import diffusionlm`` and the command line's help are quick.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diffusionlm.config import UserError as UserError
+    from diffusionlm.diffusion import GaussianDiffusion as GaussianDiffusion
+    from diffusionlm.model import DiffusionLM as DiffusionLM
+    from diffusionlm.model import DiffusionLMConfig as DiffusionLMConfig
+    from diffusionlm.model import ModelConfig as ModelConfig
+    from diffusionlm.pipeline import Pipeline as Pipeline
+    from diffusionlm.pipeline import SamplingConfig as SamplingConfig
+    from diffusionlm.run import RunConfig as RunConfig
+    from diffusionlm.run import read_config as read_config
+    from diffusionlm.run import train as train
+    from diffusionlm.sampling import sample as sample
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "UserError": "config",
+    "GaussianDiffusion": "diffusion",
+    "DiffusionLM": "model",
+    "DiffusionLMConfig": "model",
+    "ModelConfig": "model",
+    "Pipeline": "pipeline",
+    "SamplingConfig": "pipeline",
+    "RunConfig": "run",
+    "read_config": "run",
+    "train": "run",
+    "sample": "sampling",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'diffusionlm' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"diffusionlm.{_HOMES[name]}"), name)

@@ -1,0 +1,288 @@
+"""Model, tokenizer and sampling in one call: noise in, texts out.
+
+Each text draws its noise, and its length where none is given, from the seed and its own index, so the first n texts
+depend neither on how many are asked for nor, beyond rounding, on the batch size.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy
+import sacrebleu
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from diffusionlm.config import Settings, UserError, build_untrusted
+from diffusionlm.model import DiffusionLM
+from diffusionlm.sampling import DDPM, Denoise, Denoised, RowNoise, Sampler, State, clamp, given, sample, temper
+from diffusionlm.tokenizer import decode_texts
+
+
+@dataclass(frozen=True)
+class SamplingConfig(Settings):
+    """How texts are sampled.
+
+    Args:
+        steps: evaluations of the network for each text.
+        sampler: the sampler.
+        temperature: of the token posterior; below 1 is more fluent and less diverse. Needs prediction ``logits``.
+        clamp: whether each predicted vector is moved to its nearest word (Diffusion-LM's clamping trick).
+        length: tokens a text, start and end not counted; empty draws from the training texts' lengths.
+        candidates: of which minimum-Bayes-risk decoding keeps one (Kumar and Byrne 2004); 1 is plain sampling.
+        batch_size: texts sampled together.
+        seed: of the noise and the lengths.
+    """
+
+    steps: int = 64
+    sampler: Sampler = field(default_factory=DDPM)
+    temperature: float = 1.0
+    clamp: bool = False
+    length: int | None = None
+    candidates: int = 1
+    batch_size: int = 128
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        for name in ("steps", "candidates", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.temperature <= 0:
+            raise UserError(f"temperature: expected a positive number, got {self.temperature}")
+        if self.seed < 0:
+            raise UserError(f"seed: expected 0 or more, got {self.seed}")
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A text: its number in the run, the seed, its length in tokens (start and end not counted)."""
+
+    text: str
+    index: int
+    seed: int
+    length: int
+
+
+@dataclass
+class Pipeline:
+    """Writes texts with a model, its tokenizer, and defaults for the sampling."""
+
+    model: DiffusionLM
+    tokenizer: PreTrainedTokenizerFast
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    dtype: torch.dtype = torch.float32
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, device: str = "cpu", dtype: str = "fp32") -> Pipeline:
+        """Read a model folder; ``dtype`` is that of the network's arithmetic, fp32 or bf16.
+
+        Raises:
+            UserError: not a model folder, damaged, of a newer format; an unknown device or dtype.
+        """
+        folder = model_folder(folder)
+        model = DiffusionLM.load(folder)
+        tokenizer = load_tokenizer(folder)
+        if len(tokenizer) != model.config.vocabulary:
+            raise UserError(f"{folder}: the tokenizer has {len(tokenizer)} words, the model {model.config.vocabulary}")
+        if dtype not in DTYPES:
+            raise UserError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+        try:
+            return cls(model.to(torch.device(device)).eval(), tokenizer, saved_sampling(folder), DTYPES[dtype])
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(f"device: {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
+
+    def __call__(self, count: int, **changes: Any) -> list[Generated]:
+        """Write ``count`` texts; ``changes`` are fields of ``SamplingConfig``."""
+        return list(self.stream(count, replace(self.sampling, **changes)))
+
+    def stream(
+        self, count: int, sampling: SamplingConfig | None = None, watch: Callable[[State, list[str]], None] | None = None
+    ) -> Iterator[Generated]:
+        """Yield ``count`` texts in order, each as soon as it is known.
+
+        ``watch`` is called after every step with the state and the texts as they now read.
+
+        Raises:
+            UserError: a setting that does not go with the model.
+        """
+        sampling = self.sampling if sampling is None else sampling
+        self._check(sampling)
+        per_batch = max(1, sampling.batch_size // sampling.candidates)
+        for first in range(0, count, per_batch):
+            indices = range(first, min(first + per_batch, count))
+            seeds = [(sampling.seed, index, c) for index in indices for c in range(sampling.candidates)]
+            ids = self._sample(seeds, sampling, watch)
+            texts = decode_texts(self.tokenizer, ids)
+            for position, index in enumerate(indices):
+                group = slice(position * sampling.candidates, (position + 1) * sampling.candidates)
+                best = group.start + minimum_bayes_risk(texts[group])
+                yield Generated(texts[best], index, sampling.seed, len(ids[best]))
+
+    def _check(self, sampling: SamplingConfig) -> None:
+        settings, longest = self.model.settings, self.model.config.max_tokens - 2
+        if sampling.steps > settings.schedule.max_steps:
+            settings.schedule.sampling_times(sampling.steps)
+        if sampling.temperature != 1 and settings.prediction != "logits":
+            raise UserError(f"temperature: this model predicts {settings.prediction}, not logits; leave it at 1")
+        if sampling.length is not None:
+            if not settings.explicit_length:
+                raise UserError("length: this model writes its own length (it models PAD); leave it empty")
+            if not 1 <= sampling.length <= longest:
+                raise UserError(f"length: expected 1 to {longest} tokens for this model, got {sampling.length}")
+
+    def lengths(self, seeds: Sequence[Sequence[int]], sampling: SamplingConfig) -> list[int]:
+        """Return tokens a text, start and end counted: given, drawn from the training texts', or the model's width."""
+        config = self.model.config
+        if not self.model.settings.explicit_length:
+            return [config.max_tokens] * len(seeds)
+        if sampling.length is not None:
+            return [sampling.length + 2] * len(seeds)
+        cumulative = numpy.cumsum(config.length_counts) / sum(config.length_counts)
+        draws = [numpy.random.default_rng([*seed, 1]).random() for seed in seeds]
+        return [int(numpy.searchsorted(cumulative, draw, side="right")) for draw in draws]
+
+    @torch.no_grad()
+    def _sample(
+        self,
+        seeds: Sequence[Sequence[int]],
+        sampling: SamplingConfig,
+        watch: Callable[[State, list[str]], None] | None,
+    ) -> list[list[int]]:
+        """Return the token ids of a batch, without start, end and padding."""
+        lengths = self.lengths(seeds, sampling)
+        device = self.model.device
+        width = max(lengths)
+        mask = torch.arange(width) < torch.tensor(lengths)[:, None]
+        noise = RowNoise([[*seed, 0] for seed in seeds], lengths)
+        x = noise(torch.zeros(len(seeds), width, self.model.settings.dimension, device=device))
+        states = sample(
+            self.denoiser(mask.to(device), sampling), self.model.diffusion, x,
+            sampler=sampling.sampler, steps=sampling.steps, noise=noise,
+        )  # fmt: skip
+        ids: list[list[int]] = []
+        for state in self._in_precision(states):
+            last = state.t == states_end(sampling, self.model)
+            if watch is not None or last:
+                ids = [self._content(row[:n].tolist()) for row, n in zip(self._words(state), lengths, strict=True)]
+            if watch is not None:
+                watch(state, decode_texts(self.tokenizer, ids))
+        return ids
+
+    def _in_precision(self, states: Iterator[State]) -> Iterator[State]:
+        with torch.autocast(self.model.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            yield from states
+
+    def _words(self, state: State) -> Tensor:
+        """Round: the logits where the model gives them, else the final vectors (Diffusion-LM rounds x_0 itself)."""
+        predicted = self.model.settings.prediction == "logits" or state.t > 0
+        return (state.denoised.logits if predicted else self.model.round(state.x)).argmax(-1)
+
+    def _content(self, ids: list[int]) -> list[int]:
+        """Cut a row at its end, and drop start and padding."""
+        special = self.model.config.special_ids
+        ids = ids[: ids.index(special["end"])] if special["end"] in ids else ids
+        return [i for i in ids if i not in (special["start"], special["pad"])]
+
+    def denoiser(self, mask: Tensor, sampling: SamplingConfig) -> Denoise:
+        """Wrap the model for texts of ``mask`` (B, L): self-conditioned, special tokens barred, boundaries given."""
+        model, special = self.model, self.model.config.special_ids
+        E = model.word_vectors()
+        explicit = model.settings.explicit_length
+        barred = torch.zeros(len(E), device=mask.device)
+        if explicit:
+            barred[list(special.values())] = -math.inf
+        attend = mask if explicit and not bool(mask.all()) else None
+        previous: list[Tensor | None] = [None]
+
+        def denoise(xt: Tensor, t: Tensor) -> Denoised:
+            denoised = model(xt, t, attend, previous[0])
+            return replace(denoised, logits=denoised.logits + barred)
+
+        wrapped: Denoise = denoise
+        if model.settings.prediction == "logits":
+            wrapped = temper(wrapped, E, sampling.temperature)
+        if sampling.clamp:
+            wrapped = clamp(wrapped, E)
+
+        def remembering(xt: Tensor, t: Tensor) -> Denoised:
+            denoised = wrapped(xt, t)
+            previous[0] = denoised.x0
+            return denoised
+
+        if not explicit:
+            return remembering
+        known, ids = boundaries(mask, special)
+        return given(remembering, known | ~mask, model.embed(ids))
+
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def states_end(sampling: SamplingConfig, model: DiffusionLM) -> float:
+    """Return the time of the last evaluation of a sampling run."""
+    return float(model.settings.schedule.sampling_times(sampling.steps)[-2])
+
+
+def boundaries(mask: Tensor, special: dict[str, int]) -> tuple[Tensor, Tensor]:
+    """Return where start and end are in texts of ``mask`` (B, L), and ids (B, L) that hold them there, PAD elsewhere."""
+    ids = torch.full(mask.shape, special["pad"], device=mask.device)
+    ids[:, 0] = special["start"]
+    ids.scatter_(1, mask.sum(1, keepdim=True) - 1, special["end"])
+    return (ids == special["start"]) | (ids == special["end"]), ids
+
+
+def model_folder(folder: str | Path) -> Path:
+    """Return ``folder``, or the model in it where it is a run's."""
+    inner = Path(folder) / "model"
+    return inner if not (Path(folder) / "config.json").exists() and (inner / "config.json").exists() else Path(folder)
+
+
+def saved_sampling(folder: str | Path) -> SamplingConfig:
+    """Return the sampling defaults saved with a model, or the library's where there are none.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    path = model_folder(folder) / "sampling.json"
+    if not path.exists():
+        return SamplingConfig()
+    try:
+        return build_untrusted(SamplingConfig, json.loads(path.read_text()), str(path))
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: the sampling defaults cannot be read: {error}") from None
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """Read a tokenizer from a local folder.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # tokenizers raises bare Exception for damaged files
+        raise UserError(f"{folder}: the tokenizer is missing or damaged: {str(error).splitlines()[0]}") from None
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise UserError(f"{folder}: expected a fast tokenizer, got {type(tokenizer).__name__}")
+    return tokenizer
+
+
+def minimum_bayes_risk(candidates: Sequence[str]) -> int:
+    """Return the number of the candidate with the highest mean BLEU against the others; the first among equals.
+
+    Kumar and Byrne 2004; Diffusion-LM, section 4.4.
+    """
+    if len(candidates) < 3:
+        return 0
+    gains = [
+        sum(sacrebleu.sentence_bleu(text, [other]).score for j, other in enumerate(candidates) if j != i)
+        for i, text in enumerate(candidates)
+    ]
+    return max(range(len(gains)), key=gains.__getitem__)

@@ -1,0 +1,129 @@
+"""The guided first run: train on the embedded corpus for a few minutes, write texts, and say honestly how good they are."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffusionlm.config import UserError
+from diffusionlm.evaluation import grammar_report, trigram_texts
+from diffusionlm.pipeline import Pipeline
+from diffusionlm.run import RunConfig, read_config, train
+from diffusionlm.training import disk_errors, has_bf16
+
+TIMED_STEPS = 60
+
+
+def quickstart(folder: str | Path, steps: int | None = None, minutes: float = 4.5, texts: int = 500) -> dict[str, Any]:
+    """Train (or resume, or reuse what is there), write ``texts`` texts and ``quickstart.json``; return its content.
+
+    ``steps`` fixes the length of training; otherwise a few steps are timed and as many are taken as fit in ``minutes``.
+
+    Raises:
+        UserError: the folder cannot be written or holds something else.
+    """
+    folder, started = Path(folder), time.perf_counter()
+    config = _config(folder, steps, minutes)
+    say(f"Training {config.training.steps} steps on the embedded corpus of restaurant descriptions, in {folder} ...")
+    begun = time.perf_counter()
+    was_there = _report(folder).get("seconds_training", 0.0) if (folder / "model" / "finished").exists() else 0.0
+    if not train(config, folder, show_texts=True):
+        raise UserError(f"{folder}: stopped before the end; the same command goes on from there")
+    seconds_training = was_there or time.perf_counter() - begun
+    say(f"Writing {texts} texts ...")
+    pipeline = Pipeline.from_pretrained(folder, dtype="bf16" if has_bf16() else "fp32")
+    rows = list(pipeline.stream(texts, config.sampling))
+    with disk_errors(folder / "texts.jsonl"):
+        (folder / "texts.jsonl").write_text("".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows))
+    splits = config.data.corpus.load()
+    training, real = splits["train"]["text"][:], splits["validation"]["text"][:]
+    written = [row.text for row in rows]
+    report = asdict(grammar_report(written, training, real))
+    trigrams = trigram_texts(training, texts, seed=0)
+    report["trigram_accepted"] = grammar_report(trigrams, training, real).accepted
+    report["seconds_training"] = round(seconds_training, 1)
+    report["seconds_total"] = round(time.perf_counter() - started + was_there, 1)
+    with disk_errors(folder / "quickstart.json"):
+        (folder / "quickstart.json").write_text(json.dumps(report, indent=2) + "\n")
+    _close(folder, written, report)
+    return report
+
+
+def say(text: str) -> None:
+    """Tell the user something, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _config(folder: Path, steps: int | None, minutes: float) -> RunConfig:
+    """Return the config of the run in ``folder``, or a new one whose number of steps fits in ``minutes``."""
+    if (folder / "config.yaml").exists():
+        say(f"Found a run in {folder}: going on with it.")
+        return read_config([folder / "config.yaml"])
+    config = RunConfig()
+    if steps is None:
+        steps, threads = _fitting(config, minutes)
+        config = replace(config, training=replace(config.training, threads=threads))
+    share = max(1, steps // 6)
+    training = replace(config.training, steps=steps, evaluate_every=share, sample_every=share, save_every=share)
+    return replace(config, training=training)
+
+
+def _fitting(config: RunConfig, minutes: float) -> tuple[int, int]:
+    """Time a few steps on one core and on all; return how many fit in ``minutes`` on the faster, and its threads."""
+    say("Timing a few steps on this machine ...")
+    speeds = {threads: _tokens_per_second(config, threads) for threads in sorted({1, min(8, torch.get_num_threads())})}
+    threads = max(speeds, key=speeds.__getitem__)
+    reserve = 0.93  # evaluations, sample texts and checkpoints
+    return max(200, int(minutes * 60 * reserve * speeds[threads] / config.training.batch_tokens)), threads
+
+
+def _tokens_per_second(config: RunConfig, threads: int) -> float:
+    """Return the speed of training, counting padding as the batches' budget does."""
+    with tempfile.TemporaryDirectory() as folder:
+        training = replace(
+            config.training, steps=TIMED_STEPS, threads=threads, log_every=TIMED_STEPS // 3, evaluate_every=10**9,
+            sample_every=10**9, save_every=10**9, evaluation_texts=1,
+        )  # fmt: skip
+        train(replace(config, training=training), Path(folder) / "timed", write_samples=False, quiet=True)
+        rows = [json.loads(line) for line in (Path(folder) / "timed" / "log.jsonl").read_text().splitlines()]
+    seconds = [row["seconds"] for row in rows if "tokens" in row]
+    return config.training.batch_tokens * (TIMED_STEPS - TIMED_STEPS // 3) / (seconds[-1] - seconds[0])
+
+
+def _report(folder: Path) -> dict[str, Any]:
+    """Return the last run's figures, if there are any."""
+    with suppress(OSError, ValueError):
+        report = json.loads((folder / "quickstart.json").read_text())
+        return report if isinstance(report, dict) else {}
+    return {}
+
+
+def _close(folder: Path, texts: Sequence[str], report: dict[str, Any]) -> None:
+    """Show texts and figures, and say where everything is and what to try next."""
+    print("\n".join(texts[:10]), flush=True)
+    say(f"""
+Of {report["texts"]} consecutive, unfiltered texts of one seed
+  {report["accepted"]:6.1%}  belong to the corpus's grammar as a whole (a word-trigram model: {report["trigram_accepted"]:.1%})
+  {report["new"]:6.1%}  of those are not in the training texts
+  {report["distinct"]:6.1%}  are distinct
+  {report["entropy"]:6.3f}  nats of unigram entropy (real texts: {report["entropy_real"]:.3f})
+after {report["seconds_training"]:.0f} seconds of training, {report["seconds_total"]:.0f} in all.
+
+Where things are
+  {folder}/model           the model, for Pipeline.from_pretrained and AutoModel
+  {folder}/texts.jsonl     the texts; the figures are in quickstart.json
+  {folder}/config.yaml     every setting of the run; log.jsonl and tensorboard/ hold its curves
+Try next
+  diffusionlm generate {folder} --count 5 --watch      see noise become words
+  diffusionlm generate {folder} --count 5 --length 12 --temperature 0.8
+  diffusionlm train --out runs/mine --data.corpus my_texts.txt     your own texts, one a line
+  diffusionlm show config                              every setting there is""")

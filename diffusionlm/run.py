@@ -1,0 +1,217 @@
+"""A training run as a plain function: a config and a folder in, a trained model in the folder out."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import PreTrainedTokenizerFast
+
+from diffusionlm.config import Settings, UserError, build, merge, override, read_yaml, to_plain
+from diffusionlm.data import DataConfig, Encoded, encode
+from diffusionlm.model import DiffusionLM, DiffusionLMConfig, ModelConfig
+from diffusionlm.objective import CrossEntropy, ObjectiveConfig
+from diffusionlm.pipeline import Pipeline, SamplingConfig, load_tokenizer
+from diffusionlm.schedule import Gumbel
+from diffusionlm.training import DiffusionTrainer, TrainingConfig, disk_errors
+
+
+@dataclass(frozen=True)
+class RunConfig(Settings):
+    """All of a run: what is learned from, the model, its objective, how it is trained and sampled.
+
+    ``init_from`` is a model folder whose weights and tokenizer the run starts from (fine-tuning).
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=CrossEntropy)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    init_from: str | None = None
+
+
+def read_config(paths: Sequence[str | Path] = (), assignments: Sequence[tuple[str, str]] = ()) -> RunConfig:
+    """Lay YAML files, then dotted overrides, over the defaults.
+
+    Raises:
+        UserError: a missing file, an unknown key or component, a wrong type.
+    """
+    given: dict[str, Any] = {}
+    for path in paths:
+        try:
+            given = merge(given, read_yaml(Path(path).read_text(), str(path)))
+        except OSError as error:
+            raise UserError(f"{path}: cannot read this config: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise UserError(f"{path}: this config is not text") from None
+    # Built once without the overrides, so that one may change a single field of a default component.
+    plain = to_plain(build(RunConfig, given))
+    return build(RunConfig, override(plain, assignments))
+
+
+def train(
+    config: RunConfig, folder: str | Path, *, show_texts: bool = False, write_samples: bool = True, quiet: bool = False
+) -> bool:
+    """Train in ``folder``, or go on there where an earlier call was stopped; return whether training is complete.
+
+    ``show_texts`` shows sample texts as they are written; ``quiet`` shows no progress.
+
+    Raises:
+        UserError: the folder holds another run or cannot be written; the data, the vocabulary or a setting are wrong.
+    """
+    folder = Path(folder)
+    if (folder / "model" / "finished").exists() and _same_config(config, folder):
+        print(f"{folder} is already trained; choose another --out to train anew", file=sys.stderr)
+        return True
+    _claim(config, folder)
+    if config.training.threads:
+        torch.set_num_threads(config.training.threads)
+    torch.manual_seed(config.training.seed)
+    splits = config.data.corpus.load()
+    texts = splits["train"]["text"][:]
+    tokenizer, model = _start_from(config, texts)
+    encoded = {
+        split: _encode(rows["text"][:], split, tokenizer, config.data)
+        for split, rows in splits.items()
+        if split != "test"
+    }
+    train_rows = encoded["train"].ids
+    validation_rows = encoded["validation"].ids if "validation" in encoded else []
+    if model is None:
+        model = new_model(config, tokenizer, train_rows)
+    model.config.length_counts = torch.bincount(torch.tensor([len(row) for row in train_rows])).tolist()
+    objective = config.objective.build(model)
+
+    def export(averaged: DiffusionLM) -> None:
+        save_model(averaged, tokenizer, config.sampling, folder / "model")
+
+    def sampled(averaged: DiffusionLM) -> list[str]:
+        sampling = replace(config.sampling, steps=min(32, averaged.settings.schedule.max_steps), candidates=1)
+        return [row.text for row in Pipeline(averaged, tokenizer, sampling).stream(10)]
+
+    trainer = DiffusionTrainer(
+        objective, config.training, folder, train_rows, validation_rows,
+        write_samples=sampled if write_samples else None, export=export, show_texts=show_texts, quiet=quiet,
+    )  # fmt: skip
+    done = trainer.run()
+    if done and trainer.is_world_process_zero():
+        (folder / "model" / "finished").write_text(f"{trainer.state.global_step} steps\n")
+    return done
+
+
+def new_model(config: RunConfig, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[int]]) -> DiffusionLM:
+    """Make a model with random weights for a vocabulary; a default ``gumbel`` schedule starts from its geometry."""
+    settings = config.model
+    if settings.schedule == Gumbel():
+        counts = Counter(i for row in rows for i in row[1:-1])
+        total = sum(counts.values())
+        entropy = -sum(n / total * math.log(n / total) for n in counts.values())
+        settings = replace(settings, schedule=Gumbel.for_words(settings.dimension, len(tokenizer), entropy))
+    names = {"pad": tokenizer.pad_token_id, "unk": tokenizer.unk_token_id}
+    names |= {"start": tokenizer.bos_token_id, "end": tokenizer.eos_token_id}
+    return DiffusionLM(
+        DiffusionLMConfig(
+            settings=to_plain(settings),
+            vocabulary=len(tokenizer),
+            max_tokens=config.data.max_length,
+            special_ids={name: i for name, i in names.items() if i is not None},
+        )
+    )
+
+
+def save_model(model: DiffusionLM, tokenizer: PreTrainedTokenizerFast, sampling: SamplingConfig, folder: Path) -> None:
+    """Write a model folder with its tokenizer and sampling defaults, file by file, each replaced whole.
+
+    Raises:
+        UserError: it cannot be written; the files that were there are whole.
+    """
+    staged = folder.with_name(f"{folder.name}.new")
+    with disk_errors(folder):
+        try:
+            staged.mkdir(parents=True, exist_ok=True)
+            model.save_pretrained(staged)
+            tokenizer.save_pretrained(staged)
+            (staged / "sampling.json").write_text(json.dumps(to_plain(sampling), indent=2) + "\n")
+            folder.mkdir(exist_ok=True)
+            for file in sorted(staged.iterdir()):
+                os.replace(file, folder / file.name)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+
+
+def _start_from(config: RunConfig, texts: list[str]) -> tuple[PreTrainedTokenizerFast, DiffusionLM | None]:
+    """Return the tokenizer, and the model to fine-tune if there is one."""
+    if config.init_from is None:
+        return config.data.tokenizer.make(texts, config.data.max_length), None
+    model, tokenizer = DiffusionLM.load(config.init_from), load_tokenizer(Path(config.init_from))
+    if config.data.tokenizer != DataConfig().tokenizer:
+        wanted = config.data.tokenizer.make(texts, config.data.max_length)
+        if wanted.get_vocab() != tokenizer.get_vocab():
+            sizes = f"{len(tokenizer)} words there, {len(wanted)} here"
+            raise UserError(f"init_from: the vocabulary of {config.init_from} is not that of data.tokenizer ({sizes})")
+    if config.data.max_length > model.config.max_tokens:
+        raise UserError(f"data.max_length: {config.init_from} reads up to {model.config.max_tokens} tokens")
+    if replace(model.settings, schedule=config.model.schedule) != config.model:
+        raise UserError(f"model: expected the settings of {config.init_from}; take its run's config.yaml as --config")
+    return tokenizer, model
+
+
+def _encode(texts: list[str], split: str, tokenizer: PreTrainedTokenizerFast, data: DataConfig) -> Encoded:
+    encoded = encode(texts, tokenizer, data.max_length, data.too_long)
+    if encoded.too_long:
+        verb = {"truncate": "cut", "split": "split", "drop": "dropped"}[data.too_long]
+        limit = f"{data.max_length} tokens"
+        print(f"{split}: {encoded.too_long} of {len(texts)} texts are longer than {limit} and were {verb}", file=sys.stderr)
+    if encoded.empty:
+        print(f"{split}: {encoded.empty} empty texts were skipped", file=sys.stderr)
+    return encoded
+
+
+def _claim(config: RunConfig, folder: Path) -> None:
+    """Write the run's config into its folder, or find the same one there."""
+    path = folder / "config.yaml"
+    if path.exists():
+        if not _same_config(config, folder):
+            raise UserError(f"{folder}: holds another run ({_difference(config, path)}); choose another --out")
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder}: expected an empty or new folder, or a run's, but it holds other files")
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        staged = path.with_suffix(".new")
+        staged.write_text(yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True))
+        staged.replace(path)
+
+
+def _same_config(config: RunConfig, folder: Path) -> bool:
+    with suppress(UserError, OSError):
+        return read_config([folder / "config.yaml"]) == config
+    return False
+
+
+def _difference(config: RunConfig, path: Path) -> str:
+    """Name the first setting in which a run's config differs."""
+    old, new = _flat(to_plain(read_config([path]))), _flat(to_plain(config))
+    for key in [*new, *old]:
+        if old.get(key) != new.get(key):
+            return f"its {key} is {old.get(key)}, not {new.get(key)}"
+    return "its config cannot be compared"
+
+
+def _flat(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in plain.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
