@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from diffusionlm.config import UserError, build, nearest, override, to_plain
 
@@ -36,10 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # is first imported, which is why nothing above imports it.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
     try:
-        options.overrides = _assignments(rest, takes_overrides=options.takes_overrides)
+        words, overrides = _split(sys.argv[1:] if arguments is None else arguments)
+        options, unknown = _parser().parse_known_args(words)
+        if unknown:
+            raise UserError(f"{unknown[0]}: there is no such argument{nearest(unknown[0], options.known)}")
+        if overrides and not options.takes_overrides:
+            raise UserError(f"--{overrides[0][0]}: this command takes no settings; see --help")
+        options.overrides = overrides
         _quiet_libraries()
         return int(options.run(options))
     except UserError as error:
@@ -57,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="diffusionlm",
         description="Text diffusion on word vectors: train on your own texts, then write sentences.",
         epilog="Start with: diffusionlm quickstart",
@@ -68,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         command = verbs.add_parser(
             name, help=help, description=help, formatter_class=argparse.RawDescriptionHelpFormatter, **more
         )
-        command.set_defaults(run=run, takes_overrides=overrides)
+        command.set_defaults(run=run, takes_overrides=overrides, known=command._option_string_actions)
         return command
 
     command = verb("quickstart", _quickstart, "Train on the embedded corpus for a few minutes, write texts, say how good they are.")
@@ -97,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--temperature", type=float, help="below 1 is more fluent and less diverse (1)")
     command.add_argument("--length", type=int, help="tokens a text; otherwise drawn as in the training texts")
     command.add_argument("--candidates", type=int, help="of which the one most like the others is kept (1)")
+    command.add_argument("--clamp", action="store_const", const=True, help="move each vector to its nearest word on the way")
     command.add_argument("--batch-size", type=int, help="texts at a time (128)")
     command.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps ... (%(default)s)")
     command.add_argument("--dtype", default="fp32", help="fp32 or bf16 (%(default)s)")
@@ -115,20 +120,28 @@ _OVERRIDES = """Any setting can be given as --its.dotted.name value; `diffusionl
 Example: diffusionlm {example}"""
 
 
-def _assignments(rest: Sequence[str], *, takes_overrides: bool) -> list[tuple[str, str]]:
-    """Read what argparse did not know as dotted overrides, ``--a.b value`` or ``--a.b=value``."""
-    assignments, words = [], list(rest)
-    while words:
-        word = words.pop(0)
-        if not (takes_overrides and word.startswith("--") and len(word) > 2):
-            raise UserError(f"{word}: there is no such argument; see --help")
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Part dotted overrides, ``--a.b value`` or ``--a.b=value``, from the words that argparse knows."""
+    words, overrides, rest = [], [], list(arguments)
+    while rest:
+        word = rest.pop(0)
         name, equals, value = word[2:].partition("=")
+        if not (word.startswith("--") and "." in name):
+            words.append(word)
+            continue
         if not equals:
-            if not words:
+            if not rest:
                 raise UserError(f"--{name}: a value is expected after it")
-            value = words.pop(0)
-        assignments.append((name, value))
-    return assignments
+            value = rest.pop(0)
+        overrides.append((name, value))
+    return words, overrides
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are one sentence, as everywhere else."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
 
 
 def _quiet_libraries() -> None:

@@ -185,7 +185,9 @@ class Pipeline:
         return (state.denoised.logits if predicted else self.model.round(state.x)).argmax(-1)
 
     def _content(self, ids: list[int]) -> list[int]:
-        """Cut a row at its end, and drop start and padding."""
+        """Drop start and end; where the model writes its own length, cut the row at its end and drop padding."""
+        if self.model.settings.explicit_length:
+            return ids[1:-1]
         special = self.model.config.special_ids
         ids = ids[: ids.index(special["end"])] if special["end"] in ids else ids
         return [i for i in ids if i not in (special["start"], special["pad"])]

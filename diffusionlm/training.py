@@ -152,7 +152,8 @@ class DiffusionTrainer(Trainer):
         self.validation = list(validation[: config.evaluation_texts])
         self.term_sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
         self.tokens_seen, self.micro_steps = 0, 0
-        callbacks: list[TrainerCallback] = [Progress(folder, config.steps, show_texts, quiet), Samples(self)]
+        self.progress = Progress(folder, config.steps, show_texts, quiet)
+        callbacks: list[TrainerCallback] = [self.progress, Samples(self)]
         if config.patience:
             callbacks.append(EarlyStoppingCallback(config.patience))
         super().__init__(
@@ -184,8 +185,11 @@ class DiffusionTrainer(Trainer):
             self.add_callback(TensorBoardCallback(writer))
         if checkpoint is None:
             torch.manual_seed(self.config.seed + 1_000_003 * (1 + self.args.process_index))
-        with interruptible(self.control):
-            self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        try:
+            with interruptible(self.control):
+                self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        finally:
+            self.progress.close()
         return self.state.global_step >= self.config.steps or not self.control_was_interrupted
 
     @property
@@ -401,7 +405,7 @@ class Progress(TrainerCallback):
             self.file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
             self.file.flush()
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def close(self) -> None:
         """Close both."""
         if self.bar is not None and self.file is not None:
             self.bar.close()
@@ -440,9 +444,8 @@ class Samples(TrainerCallback):
         with disk_errors(path):
             path.parent.mkdir(exist_ok=True)
             path.write_text("".join(f"{text}\n" for text in texts))
-        for callback in trainer.callback_handler.callbacks:
-            if isinstance(callback, Progress) and callback.show_texts:
-                tqdm.write(f"\nafter {step} steps:\n" + "".join(f"  {text}\n" for text in texts[:3]), file=sys.stderr)
+        if trainer.progress.show_texts:
+            tqdm.write(f"\nafter {step} steps:\n" + "".join(f"  {text}\n" for text in texts[:3]), file=sys.stderr)
 
 
 @contextmanager
