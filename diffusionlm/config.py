@@ -85,7 +85,7 @@ class Component(Settings):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> core_schema.CoreSchema:
-        if cls.__dict__.get("name"):  # A member itself: its own fields, checked like any dataclass.
+        if dataclasses.is_dataclass(cls):  # A member itself: its own fields, checked like any dataclass.
             return typing.cast("core_schema.CoreSchema", handler(source))
         return core_schema.no_info_plain_validator_function(cls._from_plain)
 
@@ -154,17 +154,20 @@ def merge(base: dict[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in change.items():
         old = merged.get(key)
-        if isinstance(old, str) and isinstance(value, Mapping) and "name" not in value:
+        if isinstance(old, str) and isinstance(value, Mapping):
             old = {"name": old}
-        same_component = isinstance(value, Mapping) and ("name" not in value or (old or {}).get("name") == value["name"])
-        merged[key] = merge(old, value) if isinstance(old, dict) and same_component else value
+        both = isinstance(old, dict) and isinstance(value, Mapping)
+        merged[key] = merge(old, value) if both and value.get("name", old.get("name")) == old.get("name") else value
     return merged
 
 
 def override(plain: dict[str, Any], assignments: Iterable[tuple[str, str]]) -> dict[str, Any]:
     """Apply dotted overrides such as ``("training.steps", "100")``; values are read as YAML."""
     for dotted, value in assignments:
-        change: Any = yaml.safe_load(value)
+        try:
+            change: Any = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"{dotted}: not valid YAML: {' '.join(str(error).split())}") from None
         for key in reversed(dotted.split(".")):
             change = {key: change}
         plain = merge(plain, change)

@@ -235,6 +235,7 @@ class DiffusionLM(PreTrainedModel):
             raise UserError(f"{folder}: the model is damaged or incomplete: {' '.join(str(error).split())}") from None
         if wrong := sorted(report["missing_keys"]) + sorted(report["unexpected_keys"]):
             raise UserError(f"{folder}: the weights do not fit the config: {wrong[0]} and {len(wrong) - 1} more differ")
+        model.embedding.weight.requires_grad_(model.settings.embedding != "frozen")  # transformers makes all trainable
         return model  # type: ignore[no-any-return]
 
 

@@ -198,11 +198,12 @@ class RegressionObjective(Objective):
         rounding = F.cross_entropy(self.model.round(x0).transpose(1, 2), ids, reduction="none")
         terms = {"rounding": (rounding * share).sum(), "prior": (prior * share).sum()}
         if self.spec.loss == "vlb":
-            return {"vlb": T * (by_text * weight).mean(), "prior": terms["prior"]}
+            last = prior_kl(q, self.schedule, words)
+            return {"vlb": T * (by_text * weight).mean(), "prior": (last * share).sum()}
         if self.spec.variance == "learned":
             frozen = Denoised(denoised.x0.detach(), denoised.logits, denoised.variance_share)
             bound = bound_term(q, self.schedule, frozen, words, x0, xt, t, ids, "learned", self.model)
-            terms["vlb"] = T * self.spec.vlb_weight * (bound * share).sum()
+            terms["vlb"] = T * self.spec.vlb_weight * (bound * share * weight[:, None]).sum()
         return {"regression": (by_text * weight).mean(), **terms}
 
     def _loss(self, denoised: Denoised, words: Tensor, x0: Tensor, xt: Tensor, t: Tensor, ids: Tensor) -> Tensor:
@@ -228,6 +229,14 @@ class RegressionObjective(Objective):
 def lowest_deviation(q: GaussianDiffusion, schedule: StepSchedule) -> float:
     """Return sigma_0, the deviation of q(x_0 | w): the noise of the lowest level, t = 1/T."""
     return float(sigma(q.schedule.gamma(torch.tensor(1 / schedule.T, dtype=torch.float64))))
+
+
+def prior_kl(q: GaussianDiffusion, schedule: StepSchedule, words: Tensor) -> Tensor:
+    """Return KL(q(x_1 | w) || N(0, I)) in nats a coordinate, per position (B, L), for word vectors (B, L, D)."""
+    gamma = q.schedule.gamma(torch.ones((), dtype=torch.float64))
+    variance = torch.sigmoid(gamma) + torch.sigmoid(-gamma) * lowest_deviation(q, schedule) ** 2
+    last = Gaussian(float(torch.sigmoid(-gamma).sqrt()) * words, torch.full_like(words, float(variance)))
+    return last.kl(Gaussian(torch.zeros_like(words), torch.ones_like(words))).mean(-1)
 
 
 def bound_term(

@@ -144,6 +144,8 @@ class Pipeline:
             return [config.max_tokens] * len(seeds)
         if sampling.length is not None:
             return [sampling.length + 2] * len(seeds)
+        if not sum(config.length_counts):
+            raise UserError("length: this model knows no training lengths to draw from; give a length")
         cumulative = numpy.cumsum(config.length_counts) / sum(config.length_counts)
         draws = [numpy.random.default_rng([*seed, 1]).random() for seed in seeds]
         return [int(numpy.searchsorted(cumulative, draw, side="right")) for draw in draws]
@@ -170,7 +172,7 @@ class Pipeline:
         for state in self._in_precision(states):
             last = state.t == states_end(sampling, self.model)
             if watch is not None or last:
-                ids = [self._content(row[:n].tolist()) for row, n in zip(self._words(state), lengths, strict=True)]
+                ids = [self._content(row[:n].tolist()) for row, n in zip(self._words(state, last), lengths, strict=True)]
             if watch is not None:
                 watch(state, decode_texts(self.tokenizer, ids))
         return ids
@@ -179,10 +181,15 @@ class Pipeline:
         with torch.autocast(self.model.device.type, self.dtype, enabled=self.dtype != torch.float32):
             yield from states
 
-    def _words(self, state: State) -> Tensor:
+    def _words(self, state: State, last: bool) -> Tensor:
         """Round: the logits where the model gives them, else the final vectors (Diffusion-LM rounds x_0 itself)."""
-        predicted = self.model.settings.prediction == "logits" or state.t > 0
-        return (state.denoised.logits if predicted else self.model.round(state.x)).argmax(-1)
+        predicted = self.model.settings.prediction == "logits" or not last
+        if predicted:
+            return state.denoised.logits.argmax(-1)
+        logits = self.model.round(state.x)
+        if self.model.settings.explicit_length:
+            logits[..., list(self.model.config.special_ids.values())] = -math.inf
+        return logits.argmax(-1)
 
     def _content(self, ids: list[int]) -> list[int]:
         """Drop start and end; where the model writes its own length, cut the row at its end and drop padding."""

@@ -67,7 +67,7 @@ def test_vocabulary_and_lengths(corpus: dict[str, list[dict[str, Any]]]) -> None
     assert sum(count >= 20 for count in counts.values()) >= 400
     for name, records in corpus.items():
         lengths = [len(record["words"]) for record in records]
-        assert SHORTEST <= min(lengths) and max(lengths) <= LONGEST
+        assert min(lengths) >= SHORTEST and max(lengths) <= LONGEST
         assert 18 <= sum(lengths) / len(lengths) <= 22
         assert {word for record in records for word in record["words"]} <= counts.keys(), name
 

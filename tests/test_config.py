@@ -1,0 +1,317 @@
+"""Plain data and components: round trips, the sentences of mistakes, overrides, merging, components from elsewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import diffusionlm
+from diffusionlm.backbone import Backbone
+from diffusionlm.config import (
+    Component,
+    UserError,
+    build,
+    build_untrusted,
+    merge,
+    nearest,
+    override,
+    read_yaml,
+    to_plain,
+)
+from diffusionlm.data import Corpus
+from diffusionlm.model import ModelConfig
+from diffusionlm.objective import ObjectiveConfig
+from diffusionlm.optimizer import AdamW, MuonAdamW, OptimizerConfig
+from diffusionlm.pipeline import SamplingConfig
+from diffusionlm.sampling import DDIM, DDPM, Sampler
+from diffusionlm.schedule import Cosine, Gumbel, Linear, NoiseSchedule, Sqrt
+
+for _module in pkgutil.iter_modules(diffusionlm.__path__):
+    if _module.name != "__main__":
+        importlib.import_module(f"diffusionlm.{_module.name}")
+
+# Only the library's own: other tests define components too.
+FAMILIES = [family for family in Component.__subclasses__() if family.__module__.startswith("diffusionlm.")]
+MEMBERS = [
+    (family, name) for family in FAMILIES for name, kind in family.members.items()
+    if kind.__module__.startswith("diffusionlm.")
+]  # fmt: skip
+
+
+def test_the_families_are_known() -> None:
+    assert {NoiseSchedule, Sampler, Backbone, ObjectiveConfig, OptimizerConfig, Corpus} <= set(FAMILIES)
+    assert {"sqrt", "cosine", "linear", "gumbel"} <= set(NoiseSchedule.members)
+    assert {"ddpm", "ddim", "renoise", "dpm++2m"} <= set(Sampler.members)
+
+
+@pytest.mark.parametrize(("family", "name"), MEMBERS)
+def test_every_component_survives_the_round_trip(family: type[Component], name: str) -> None:
+    kind = family.members[name]
+    assert dataclasses.is_dataclass(kind)
+    needed = [
+        field.name for field in dataclasses.fields(kind)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]  # fmt: skip
+    component = build(family, {"name": name, **dict.fromkeys(needed, "somewhere")})
+    assert type(component) is kind
+    plain = to_plain(component)
+    assert plain["name"] == name
+    assert build(family, plain) == component
+    assert build(family, component) is component
+    assert component.family == family.family
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ModelConfig(),
+        ModelConfig(dimension=16, schedule=Sqrt(T=50, offset=1e-3), prediction="v", embedding="free"),
+        SamplingConfig(sampler=DDIM(eta=0.5), length=7),
+    ],
+)
+def test_settings_survive_the_round_trip(settings: ModelConfig | SamplingConfig) -> None:
+    plain = to_plain(settings)
+    assert build(type(settings), plain) == settings
+    text = str(plain)
+    assert not any(kind in text for kind in ("Sqrt(", "DDIM(", "Gumbel(", "Transformer("))
+
+
+def test_a_changed_component_reads_back_changed() -> None:
+    changed = build(OptimizerConfig, {"name": "muon", "betas": [0.5, 0.6], "momentum": 0.1})
+    assert changed == MuonAdamW(betas=(0.5, 0.6), momentum=0.1)
+    assert to_plain(changed)["betas"] == [0.5, 0.6]
+    assert build(OptimizerConfig, to_plain(changed)) == changed
+
+
+@pytest.mark.parametrize("plain", ["sqrt", {"name": "sqrt"}, {"name": "sqrt", "T": 2000}, Sqrt()])
+def test_a_component_is_its_name_or_a_mapping(plain: object) -> None:
+    assert build(NoiseSchedule, plain) == Sqrt(T=2000)
+
+
+@pytest.mark.parametrize(
+    ("kind", "plain", "where", "sentence"),
+    [
+        (ModelConfig, {"schedul": 1}, "model", "model.schedul: there is no such setting; did you mean 'schedule'?"),
+        (ModelConfig, {"schedul": 1}, "", "schedul: there is no such setting; did you mean 'schedule'?"),
+        (
+            ModelConfig,
+            {"schedule": {"name": "sqrt", "ofset": 1}},
+            "model",
+            "model.schedule.ofset: there is no such setting; did you mean 'offset'?",
+        ),
+        (
+            ModelConfig,
+            {"schedule": {"name": "sqrt", "zzz": 1}},
+            "",
+            "schedule.zzz: there is no such setting; choose from T, offset",
+        ),
+        (
+            ModelConfig,
+            {"schedule": "sqrtt"},
+            "model",
+            "model.schedule: no noise schedule is called 'sqrtt'; did you mean 'sqrt'?",
+        ),
+        (NoiseSchedule, "SQRT", "", "no noise schedule is called 'SQRT'; did you mean 'sqrt'?"),
+        (
+            Sampler,
+            "zzz",
+            "sampler",
+            "sampler: no sampler is called 'zzz'; choose from ddim, ddpm, dpm++2m, renoise",
+        ),
+        (
+            ModelConfig,
+            {"schedule": {"name": "sqrt", "T": "many"}},
+            "model",
+            "model.schedule.T: expected a valid integer, unable to parse string as an integer, got 'many'",
+        ),
+        (ModelConfig, {"schedule": {"name": "sqrt", "T": 1}}, "m", "m.schedule.T: expected at least 2 steps, got 1"),
+        (ModelConfig, {"dimension": 0}, "model", "model.dimension: expected at least 1, got 0"),
+        (ModelConfig, {"prediction": "x1"}, "", "prediction: expected 'logits', 'x0', 'eps' or 'v', got 'x1'"),
+        (
+            ModelConfig,
+            {"schedule": 3},
+            "model",
+            "model.schedule: expected the name of a noise schedule, or a mapping with its name, got 3",
+        ),
+        (Corpus, "e2e", "data.corpus", "data.corpus.folder: this setting is needed and has no default"),
+        (
+            SamplingConfig,
+            {"sampler": {"name": "ddim", "eta": 2}},
+            "sampling",
+            "sampling.sampler.eta: expected a number between 0 and 1, got 2.0",
+        ),
+        (
+            ModelConfig,
+            {"backbone": {"name": "transformer", "width": 10, "heads": 4}},
+            "model",
+            "model.backbone.heads: expected a divisor of the width 10, got 4",
+        ),
+    ],
+)
+def test_sentences(kind: type, plain: object, where: str, sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        build(kind, plain, where)
+    assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize("plain", [[], "text", None, 3])
+def test_settings_that_are_no_mapping(plain: object) -> None:
+    with pytest.raises(UserError, match=r"^model: expected a dictionary"):
+        build(ModelConfig, plain, "model")
+
+
+@pytest.mark.parametrize(
+    ("word", "options", "end"),
+    [
+        ("sqrtt", ["linear", "sqrt"], "; did you mean 'sqrt'?"),
+        ("t", ["T", "offset"], "; did you mean 'T'?"),
+        ("zzz", ["b", "a"], "; choose from a, b"),
+        ("zzz", [], ""),
+    ],
+)
+def test_nearest(word: str, options: list[str], end: str) -> None:
+    assert nearest(word, options) == end
+
+
+def test_numbers_that_yaml_takes_for_words() -> None:
+    plain = read_yaml("name: adamw\nlearning_rate: 1e-3\nweight_decay: 5E-2", "here")
+    assert build(OptimizerConfig, plain) == AdamW(learning_rate=1e-3, weight_decay=5e-2)
+    assert build(OptimizerConfig, override({"name": "adamw"}, [("learning_rate", "2e-5")])) == AdamW(learning_rate=2e-5)
+
+
+def test_reading_yaml() -> None:
+    assert read_yaml("", "here") == {}
+    assert read_yaml("a: {b: [1, x]}", "here") == {"a": {"b": [1, "x"]}}
+    with pytest.raises(UserError, match=r"^here: expected 'key: value' lines, got list$"):
+        read_yaml("- a", "here")
+    with pytest.raises(UserError, match=r"^here: not valid YAML: [^\n]*$"):
+        read_yaml("a: [", "here")
+
+
+@pytest.mark.parametrize(
+    ("base", "change", "merged"),
+    [
+        ({"a": 1, "b": 2}, {"b": 3}, {"a": 1, "b": 3}),
+        ({"a": {"b": 1, "c": 2}}, {"a": {"c": 3, "d": 4}}, {"a": {"b": 1, "c": 3, "d": 4}}),
+        ({"a": {"b": 1}}, {"a": None}, {"a": None}),
+        ({"a": None}, {"a": {"b": 1}}, {"a": {"b": 1}}),
+        ({"s": {"name": "sqrt", "T": 3}}, {"s": {"offset": 1}}, {"s": {"name": "sqrt", "T": 3, "offset": 1}}),
+        ({"s": {"name": "sqrt", "T": 3}}, {"s": {"name": "sqrt", "T": 4}}, {"s": {"name": "sqrt", "T": 4}}),
+        ({"s": {"name": "sqrt", "T": 3}}, {"s": {"name": "linear"}}, {"s": {"name": "linear"}}),
+        ({"s": {"name": "sqrt", "T": 3}}, {"s": "linear"}, {"s": "linear"}),
+        ({"s": "sqrt"}, {"s": {"T": 3}}, {"s": {"name": "sqrt", "T": 3}}),
+        ({"s": "sqrt"}, {"s": {"name": "sqrt", "T": 3}}, {"s": {"name": "sqrt", "T": 3}}),
+        ({"s": "sqrt"}, {"s": {"name": "linear", "T": 3}}, {"s": {"name": "linear", "T": 3}}),
+        ({"s": 3}, {"s": {"name": "linear"}}, {"s": {"name": "linear"}}),
+    ],
+)
+def test_merge(base: dict[str, Any], change: dict[str, Any], merged: dict[str, Any]) -> None:
+    before = str(base), str(change)
+    assert merge(base, change) == merged
+    assert (str(base), str(change)) == before
+
+
+def test_dotted_overrides() -> None:
+    plain = {"model": {"dimension": 8, "schedule": "sqrt"}, "seed": 1}
+    changed = override(plain, [("model.schedule.T", "30"), ("seed", "2"), ("training.lr", "0.5"), ("notes", "[a, b]")])
+    assert changed == {
+        "model": {"dimension": 8, "schedule": {"name": "sqrt", "T": 30}},
+        "seed": 2,
+        "training": {"lr": 0.5},
+        "notes": ["a", "b"],
+    }
+    assert plain == {"model": {"dimension": 8, "schedule": "sqrt"}, "seed": 1}
+    assert override({"s": "sqrt"}, [("s", "linear"), ("s.T", "7")]) == {"s": {"name": "linear", "T": 7}}
+    assert override({"s": "sqrt"}, [("s", "{name: cosine, T: 9}")]) == {"s": {"name": "cosine", "T": 9}}
+
+
+def test_an_override_that_is_no_yaml_is_told_in_a_sentence() -> None:
+    with pytest.raises(UserError, match=r"^training\.steps: [^\n]*$"):
+        override({}, [("training.steps", "[1")])
+
+
+STRANGER = '''
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from diffusionlm.schedule import NoiseSchedule
+
+
+@dataclass(frozen=True)
+class Straight(NoiseSchedule):
+    """Gamma is a straight line."""
+
+    steepness: float = 10.0
+
+    def gamma(self, t: Tensor) -> Tensor:
+        return self.steepness * (2 * t.double() - 1)
+'''
+
+
+@pytest.fixture
+def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Put a module that defines a noise schedule where Python finds it, and return its name."""
+    (tmp_path / "stranger_schedules.py").write_text(STRANGER)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "stranger_schedules"
+    sys.modules.pop("stranger_schedules", None)
+
+
+def test_a_component_from_elsewhere(stranger: str) -> None:
+    settings = build(ModelConfig, {"schedule": {"name": f"{stranger}:Straight", "steepness": "3"}})
+    assert to_plain(settings.schedule) == {"name": f"{stranger}:Straight", "steepness": 3.0}
+    assert build(ModelConfig, to_plain(settings)) == settings
+    assert build(NoiseSchedule, f"{stranger}:Straight") == type(settings.schedule)()
+    assert type(settings.schedule).__name__ not in NoiseSchedule.members
+
+
+def test_a_mistake_in_a_component_from_elsewhere(stranger: str) -> None:
+    with pytest.raises(UserError) as caught:
+        build(ModelConfig, {"schedule": {"name": f"{stranger}:Straight", "steepnes": 3}}, "model")
+    assert str(caught.value) == "model.schedule.steepnes: there is no such setting; did you mean 'steepness'?"
+
+
+def test_untrusted_data_import_nothing(stranger: str) -> None:
+    with pytest.raises(UserError, match=rf"code from outside the library: import {stranger} first"):
+        build_untrusted(NoiseSchedule, f"{stranger}:Straight")
+    assert stranger not in sys.modules
+    importlib.import_module(stranger)
+    assert type(build_untrusted(NoiseSchedule, f"{stranger}:Straight")).__module__ == stranger
+
+
+def test_trust_returns_after_untrusted_data(stranger: str) -> None:
+    with pytest.raises(UserError):
+        build_untrusted(NoiseSchedule, f"{stranger}:Straight")
+    assert type(build(NoiseSchedule, f"{stranger}:Straight")).__module__ == stranger
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("diffusionlm.sampling:DDPM", "expected a subclass of diffusionlm.schedule:NoiseSchedule"),
+        ("diffusionlm.schedule:math", "expected a subclass of diffusionlm.schedule:NoiseSchedule"),
+        ("diffusionlm.schedule:Nothing", "cannot import the noise schedule 'diffusionlm.schedule:Nothing'"),
+        ("no_such_module:Thing", "cannot import the noise schedule 'no_such_module:Thing'"),
+        (":Thing", "Empty module name"),
+    ],
+)
+def test_what_an_import_path_must_lead_to(name: str, sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        build(ModelConfig, {"schedule": name}, "model")
+    assert str(caught.value).startswith("model.schedule: ")
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize("component", [Sqrt(T=9), Cosine(), Linear(), Gumbel(location=1.25), DDPM("upper")])
+def test_components_can_be_compared_and_used_as_keys(component: Component) -> None:
+    twin = build(Component, component)
+    assert {component: 1}[twin] == 1
+    assert dataclasses.replace(component) == component  # type: ignore[type-var]

@@ -1,0 +1,78 @@
+"""The rooms of the library: each module imports only from those above it."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+LIBRARY = Path(__file__).parent.parent / "diffusionlm"
+# A row is a list of modules from top to bottom: a module may import from earlier rows, and from before it in its own.
+ROWS = [
+    ["config"],
+    ["schedule"],
+    ["diffusion"],
+    ["sampling"],
+    ["grammar", "tokenizer", "data"],
+    ["backbone"],
+    ["model"],
+    ["objective"],
+    ["optimizer"],
+    ["training"],
+    ["pipeline"],
+    ["evaluation"],
+    ["run"],
+    ["quickstart"],
+    ["cli"],
+    ["__init__"],
+]
+ORDER = [module for row in ROWS for module in row]
+MODULES = sorted(path.relative_to(LIBRARY).with_suffix("").as_posix() for path in LIBRARY.rglob("*.py"))
+
+
+def imported(source: str) -> set[str]:
+    """Return the modules of the library that ``source`` imports, wherever in it the imports stand."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(part for part in ("diffusionlm" if node.level else "", node.module or "") if part)
+            # ``from diffusionlm import x`` imports the module x, or a public name by way of __init__.
+            names = [f"{base}.{alias.name}" for alias in node.names] if base == "diffusionlm" else [base]
+        for name in names:
+            package, _, module = name.partition(".")
+            if package == "diffusionlm":
+                found.add(module.split(".")[0] if module.split(".")[0] in ORDER else "__init__")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("source", "modules"),
+    [
+        ("import torch\nfrom os import path", set()),
+        ("import diffusionlm.model as m", {"model"}),
+        ("from diffusionlm.config import UserError, build", {"config"}),
+        ("from diffusionlm import sampling", {"sampling"}),
+        ("from diffusionlm import train", {"__init__"}),
+        ("import diffusionlm", {"__init__"}),
+        ("from .schedule import Sqrt", {"schedule"}),
+        ("from . import schedule", {"schedule"}),
+        ("def f() -> None:\n    from diffusionlm.run import train", {"run"}),
+        ("if TYPE_CHECKING:\n    from diffusionlm.model import DiffusionLM", {"model"}),
+    ],
+)
+def test_how_imports_are_read(source: str, modules: set[str]) -> None:
+    assert imported(source) == modules
+
+
+def test_every_module_has_its_place() -> None:
+    assert sorted(ORDER) == MODULES
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_import_from_above_only(module: str) -> None:
+    above = set(ORDER[: ORDER.index(module)])
+    assert imported((LIBRARY / f"{module}.py").read_text()) <= above
