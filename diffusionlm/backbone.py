@@ -100,18 +100,31 @@ class BertNetwork(nn.Module):
 class Transformer(Backbone, name="transformer"):
     """A small pre-norm Transformer: gamma's features are added to each position's input, so levels may differ by position.
 
-    Positions are learned from both ends of the text, which tells the network how long it is.
+    Positions are learned from both ends of the text, which tells the network how long it is. Before attention each
+    position also takes in its neighbours, weighted coordinate by coordinate: attention takes thousands of steps to find
+    them by itself (the "Canon layers" of Allen-Zhu 2025; Primer's convolutions, So et al. 2021).
+
+    Args:
+        layers: attention and perceptron, each.
+        width: coordinates of the stream.
+        heads: of attention.
+        expansion: the perceptron's hidden coordinates over the stream's.
+        neighbours: positions on each side that are taken in; 0 leaves the convolution out.
+        dropout: share of coordinates set to 0 in training.
     """
 
     layers: int = 4
     width: int = 128
     heads: int = 4
     expansion: int = 4
+    neighbours: int = 2
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
         """Check the sizes."""
         _check_heads(self.width, self.heads)
+        if self.neighbours < 0:
+            raise UserError(f"neighbours: expected 0 or more, got {self.neighbours}")
 
     def build(self, inputs: int, outputs: int, max_length: int) -> nn.Module:
         """Make the network."""
@@ -143,31 +156,55 @@ class TransformerNetwork(nn.Module):
         hidden = self.dropout(self.up(latents) + position + (level if gamma.dim() == 2 else level[:, None]))
         bias = None if mask is None else torch.where(mask, 0.0, -1e4).to(hidden)[:, None, None, :]
         for block in self.blocks:
-            hidden = block(hidden, bias)
+            hidden = block(hidden, bias, mask)
         outputs: Tensor = self.down(self.norm(hidden))
         return outputs
 
 
 class Block(nn.Module):
-    """Attention and a perceptron, each on a normalised copy of the stream (Xiong et al. 2020)."""
+    """Neighbours, attention and a perceptron, each on a normalised copy of the stream (Xiong et al. 2020)."""
 
     def __init__(self, spec: Transformer) -> None:
         """Make a layer."""
         super().__init__()
         self.heads = spec.heads
         self.norm_attention, self.norm_feedforward = nn.RMSNorm(spec.width), nn.RMSNorm(spec.width)
+        self.neighbours = Neighbours(spec.neighbours, spec.width) if spec.neighbours else None
         self.query, self.key, self.value, self.merge = (nn.Linear(spec.width, spec.width, bias=False) for _ in range(4))
         self.expand = nn.Linear(spec.width, spec.expansion * spec.width, bias=False)
         self.contract = nn.Linear(spec.expansion * spec.width, spec.width, bias=False)
         self.dropout = nn.Dropout(spec.dropout)
 
-    def forward(self, hidden: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(self, hidden: Tensor, bias: Tensor | None, mask: Tensor | None) -> Tensor:
         """Map the stream (B, L, W) to itself; ``bias`` (B, 1, 1, L) is added to the attention scores."""
         normed = self.norm_attention(hidden)
-        query, key, value = (p(normed).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.query, self.key, self.value))
+        heads = (p(normed).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.query, self.key, self.value))
+        query, key, value = heads
         # Below about a hundred positions plain products are faster than the fused kernel on a CPU.
         scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
         weights = (scores if bias is None else scores + bias).softmax(-1).to(value)
+        if self.neighbours is not None:
+            hidden = hidden + self.neighbours(normed, mask)
         hidden = hidden + self.dropout(self.merge((weights @ value).transpose(1, 2).flatten(2)))
         feedforward = self.contract(nn.functional.gelu(self.expand(self.norm_feedforward(hidden))))
         return hidden + self.dropout(feedforward)
+
+
+class Neighbours(nn.Module):
+    """A depthwise convolution over ``reach`` positions on each side; it starts at 0."""
+
+    def __init__(self, reach: int, width: int) -> None:
+        """Make it; the weights are kept in four dimensions, since they are no matrix to an optimizer of matrices."""
+        super().__init__()
+        self.reach = reach
+        self.weight = nn.Parameter(torch.zeros(2 * reach + 1, 1, 1, width))
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Map (B, L, W) to the same; padding counts as 0."""
+        length = x.shape[1]
+        if mask is not None:
+            x = x * mask[..., None].to(x)
+        padded = nn.functional.pad(x, (0, 0, self.reach, self.reach))
+        # Sums of shifted copies: PyTorch's depthwise convolution is several times slower on a CPU.
+        shifted = [padded[:, i : i + length] * weight.to(x) for i, weight in enumerate(self.weight)]
+        return sum(shifted[1:], shifted[0])

@@ -30,6 +30,7 @@ from diffusionlm.sampling import Denoised
 from diffusionlm.schedule import Gumbel, NoiseSchedule
 
 FORMAT_VERSION = 1
+DEFAULT_EVIDENCE = 50.0
 MAX_GAMMA = 12.0  # what a network is told of a noise level ends here: gamma itself is infinite at t = 0
 
 
@@ -45,6 +46,7 @@ class ModelConfig(Settings):
         embedding: ``normalised`` rows of norm sqrt(D), ``free`` rows, or ``frozen`` (random, normalised, not learned).
         initial_deviation: of the free rows' coordinates, at the start.
         evidence: the ceiling of alpha / sigma^2 in the evidence added to the logits; 0 leaves the evidence out.
+        evidence_input: whether the network is also told, as word probabilities, what the noisy vector says by itself.
         self_conditioning: whether the network also sees its last estimate (Chen et al. 2023, Analog Bits).
         learned_variance: whether the network also puts out variances (Nichol and Dhariwal 2021, section 3.1).
         explicit_length: lengths are drawn first and only real tokens are modelled; otherwise PAD is a word like others.
@@ -56,7 +58,8 @@ class ModelConfig(Settings):
     prediction: Literal["logits", "x0", "eps", "v"] = "logits"
     embedding: Literal["normalised", "free", "frozen"] = "normalised"
     initial_deviation: float = 1.0
-    evidence: float = 50.0
+    evidence: float = DEFAULT_EVIDENCE
+    evidence_input: bool = True
     self_conditioning: bool = True
     learned_variance: bool = False
     explicit_length: bool = True
@@ -127,7 +130,7 @@ class DiffusionLM(PreTrainedModel):
         self.embedding.weight.requires_grad_(self.settings.embedding != "frozen")
         self.rounding_bias = nn.Parameter(torch.zeros(V)) if vectors else None
         outputs = D * (2 if self.settings.learned_variance else 1) if vectors else V
-        inputs = D * (2 if self.settings.self_conditioning else 1)
+        inputs = D * (2 if self.settings.self_conditioning else 1) + (V if self._reads_evidence else 0)
         self.network = self.settings.backbone.build(inputs, outputs, config.max_tokens)
         self.post_init()
 
@@ -137,6 +140,10 @@ class DiffusionLM(PreTrainedModel):
         if module is self.embedding:
             free = self.settings.embedding == "free"
             nn.init.normal_(module.weight, std=self.settings.initial_deviation if free else 1.0)
+
+    @property
+    def _reads_evidence(self) -> bool:
+        return self.settings.evidence_input and self.settings.prediction == "logits"
 
     def set_schedule(self, schedule: NoiseSchedule) -> None:
         """Take another schedule (a learned one, as training goes) and write it into the config."""
@@ -180,19 +187,25 @@ class DiffusionLM(PreTrainedModel):
             return self._with_evidence(output, xt, t)
 
     def _output(self, xt: Tensor, t: Tensor, mask: Tensor | None, x0_previous: Tensor | None) -> Tensor:
-        latents = xt
+        latents = [xt]
         if self.settings.self_conditioning:
-            latents = torch.cat([xt, torch.zeros_like(xt) if x0_previous is None else x0_previous], -1)
+            latents.append(torch.zeros_like(xt) if x0_previous is None else x0_previous)
+        if self._reads_evidence:
+            with torch.no_grad(), torch.autocast(xt.device.type, enabled=False):
+                latents.append(self._evidence(xt, t).softmax(-1))
         gamma = self.diffusion.schedule.gamma(t).clamp(-MAX_GAMMA, MAX_GAMMA).float()
-        output: Tensor = self.network(latents, t.float(), gamma, mask).float()
+        output: Tensor = self.network(torch.cat(latents, -1), t.float(), gamma, mask).float()
         return output
 
     def _with_evidence(self, output: Tensor, xt: Tensor, t: Tensor) -> Tensor:
-        if not self.settings.evidence:
-            return output
+        return output + self._evidence(xt, t) if self.settings.evidence else output
+
+    def _evidence(self, xt: Tensor, t: Tensor) -> Tensor:
+        """Return what each noisy vector says of its own word, log-probabilities (B, L, V) up to a constant."""
         gamma = self.diffusion.schedule.gamma(t)
-        factor = (alpha(gamma) / sigma(gamma) ** 2).clamp(max=self.settings.evidence)
-        return output + over_coordinates(factor, xt) * xt @ self.word_vectors().T
+        ceiling = self.settings.evidence or DEFAULT_EVIDENCE
+        factor = (alpha(gamma) / sigma(gamma) ** 2).clamp(max=ceiling)
+        return over_coordinates(factor, xt) * xt @ self.word_vectors().T
 
     def _clean(self, output: Tensor, xt: Tensor, t: Tensor) -> Tensor:
         match self.settings.prediction:

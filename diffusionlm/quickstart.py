@@ -83,7 +83,7 @@ def _fitting(config: RunConfig, minutes: float) -> tuple[int, int]:
     speeds = {threads: _tokens_per_second(config, threads) for threads in sorted({1, min(8, torch.get_num_threads())})}
     threads = max(speeds, key=speeds.__getitem__)
     reserve = 0.93  # evaluations, sample texts and checkpoints
-    return max(200, int(minutes * 60 * reserve * speeds[threads] / config.training.batch_tokens)), threads
+    return max(20, int(minutes * 60 * reserve * speeds[threads] / config.training.batch_tokens)), threads
 
 
 def _tokens_per_second(config: RunConfig, threads: int) -> float:

@@ -188,7 +188,7 @@ def test_a_right_prediction_gives_back_the_clean_vectors(prediction: str) -> Non
 
 
 def test_what_the_network_is_told() -> None:
-    model = _model(schedule={"name": "sqrt"})
+    model = _model(schedule={"name": "sqrt"}, evidence_input=False)
     network = model.network = _Says(torch.zeros(2, 5, VOCABULARY))
     x, previous, t = torch.randn(2, 5, 6), torch.randn(2, 5, 6), torch.tensor([0.0, 1.0])
     model(x, t)
@@ -196,6 +196,15 @@ def test_what_the_network_is_told() -> None:
     assert torch.equal(network.told[0][0], torch.cat([x, torch.zeros_like(x)], -1))
     assert torch.equal(network.told[1][0], torch.cat([x, previous], -1))
     assert network.told[0][2].tolist() == [-MAX_GAMMA, MAX_GAMMA]
+
+
+def test_the_network_is_told_the_words_own_probabilities() -> None:
+    model = _model(schedule={"name": "sqrt"}, self_conditioning=False)
+    network = model.network = _Says(torch.zeros(2, 5, VOCABULARY))
+    x, t = torch.randn(2, 5, 6), torch.tensor([0.9, 1.0])
+    denoised = model(x, t)
+    assert torch.equal(network.told[0][0][..., :6], x)
+    torch.testing.assert_close(network.told[0][0][..., 6:], denoised.logits.softmax(-1))
 
 
 def test_settings_that_contradict_each_other() -> None:

@@ -43,7 +43,7 @@ VECTORS: dict[str, Any] = {
 
 
 def _model(**settings: Any) -> DiffusionLM:
-    config = build(ModelConfig, merge(SMALL, settings))
+    config = build(ModelConfig, merge({**SMALL, "evidence_input": False}, settings))
     return DiffusionLM(DiffusionLMConfig(settings=to_plain(config), vocabulary=VOCABULARY, max_tokens=10))
 
 

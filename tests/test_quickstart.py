@@ -28,7 +28,7 @@ def test_quickstart_writes_its_figures_and_reuses_the_run(tmp_path: Path, capsys
 
 def test_steps_that_fit_are_timed_and_written_down(tmp_path: Path) -> None:
     quickstart(tmp_path / "run", minutes=0.001, texts=2)
-    assert "steps: 200\n" in (tmp_path / "run" / "config.yaml").read_text()
+    assert "steps: 20\n" in (tmp_path / "run" / "config.yaml").read_text()
 
 
 def test_the_report_counts_what_it_says() -> None:

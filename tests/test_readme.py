@@ -1,0 +1,56 @@
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from runs import ROOT, TINY, restaurant_texts
+
+from diffusionlm.cli import main
+from diffusionlm.config import merge
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    """Return the arguments of every ``diffusionlm`` command of the README, in order."""
+    lines = [line for language, block in BLOCKS if language == "bash" for line in block.splitlines()]
+    pieces = [piece.strip() for line in lines for piece in line.split("&&")]
+    return [shlex.split(p, comments=True)[1:] for p in pieces if shlex.split(p, comments=True)[:1] in (["diffusionlm"], [".venv/bin/diffusionlm"])]
+
+
+def tiny_flags(plain: dict[str, object], prefix: str = "") -> list[str]:
+    flags = []
+    for key, value in plain.items():
+        flags += tiny_flags(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"--{prefix}{key}={value}"]
+    return flags
+
+
+def test_the_readmes_commands_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = commands()
+    assert {arguments[0] for arguments in found} == {"quickstart", "train", "generate", "show"}
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "my_texts.txt").write_text("\n".join(restaurant_texts(120)))
+    small = merge(TINY, {"training": {"steps": 2}})
+    small["training"].pop("batch_tokens")
+    for arguments in found:
+        if arguments[0] == "quickstart":
+            arguments += ["--steps", "4", "--texts", "3"]
+        elif arguments[0] == "train":
+            if any("e2e" in word for word in arguments):
+                continue  # its corpus is not in the project; test_configs.py takes a step with each config
+            arguments += tiny_flags(small)
+        assert main(arguments) == 0, (arguments, capsys.readouterr().err)
+    assert (tmp_path / "runs" / "quickstart" / "quickstart.json").exists()
+
+
+def test_the_readmes_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["quickstart", "--steps", "3", "--texts", "2"]) == 0
+    blocks = [block for language, block in BLOCKS if language == "python"]
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
