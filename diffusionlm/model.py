@@ -44,6 +44,8 @@ class ModelConfig(Settings):
         schedule: the noise schedule; a ``gumbel`` left at its defaults starts from the vocabulary's geometry.
         prediction: what the network puts out.
         embedding: ``normalised`` rows of norm sqrt(D), ``free`` rows, or ``frozen`` (random, normalised, not learned).
+        cooccurrence: how much of a normalised row's squared length starts from the words' neighbours in the training texts,
+            so that words that can replace each other start close together; the rest is random.
         initial_deviation: of the free rows' coordinates, at the start.
         evidence: the ceiling of alpha / sigma^2 in the evidence added to the logits; 0 leaves the evidence out.
         evidence_input: whether the network is also told, as word probabilities, what the noisy vector says by itself.
@@ -52,11 +54,12 @@ class ModelConfig(Settings):
         explicit_length: lengths are drawn first and only real tokens are modelled; otherwise PAD is a word like others.
     """
 
-    dimension: int = 32
+    dimension: int = 64
     backbone: Backbone = field(default_factory=Transformer)
     schedule: NoiseSchedule = field(default_factory=Gumbel)
     prediction: Literal["logits", "x0", "eps", "v"] = "logits"
     embedding: Literal["normalised", "free", "frozen"] = "normalised"
+    cooccurrence: float = 0.85
     initial_deviation: float = 1.0
     evidence: float = DEFAULT_EVIDENCE
     evidence_input: bool = True
@@ -68,6 +71,8 @@ class ModelConfig(Settings):
         """Check what must hold between the settings."""
         if self.dimension < 1:
             raise UserError(f"dimension: expected at least 1, got {self.dimension}")
+        if not 0 <= self.cooccurrence < 1:
+            raise UserError(f"cooccurrence: expected a share of at least 0 and below 1, got {self.cooccurrence}")
         if self.learned_variance and self.prediction == "logits":
             raise UserError("learned_variance: expected false with prediction 'logits', whose output is no vector")
 
@@ -168,12 +173,12 @@ class DiffusionLM(PreTrainedModel):
 
         ``mask`` (B, L) is True at real tokens; ``x0_previous`` (B, L, D) is the last estimate, for self-conditioning.
         """
-        output = self._output(xt, t, mask, x0_previous)
-        # Mixed precision ends with the network: the evidence and the softmax lose words in 8 bits of mantissa.
-        with torch.autocast(xt.device.type, enabled=False):
-            if self.settings.prediction == "logits":
-                logits = self._with_evidence(output, xt, t)
+        if self.settings.prediction == "logits":
+            logits = self.token_logits(xt, t, mask, x0_previous)
+            with torch.autocast(xt.device.type, enabled=False):
                 return Denoised(logits.softmax(-1) @ self.word_vectors(), logits)
+        output = self._output(xt, t, mask, x0_previous)
+        with torch.autocast(xt.device.type, enabled=False):
             output, share = output.chunk(2, -1) if self.settings.learned_variance else (output, None)
             x0 = self._clean(output, xt, t)
             return Denoised(x0, self.round(x0), None if share is None else share.sigmoid())
@@ -182,23 +187,22 @@ class DiffusionLM(PreTrainedModel):
         self, xt: Tensor, t: Tensor, mask: Tensor | None = None, x0_previous: Tensor | None = None
     ) -> Tensor:
         """Return the logits (B, L, V) of ``forward`` alone: training needs no x_0, a tenth of a small model's work."""
-        output = self._output(xt, t, mask, x0_previous)
+        # Mixed precision is for the network: evidence and softmax lose words in 8 bits of mantissa.
         with torch.autocast(xt.device.type, enabled=False):
-            return self._with_evidence(output, xt, t)
+            evidence = self._evidence(xt, t)
+            inputs = [evidence.detach().softmax(-1)] if self._reads_evidence else []
+        output = self._output(xt, t, mask, x0_previous, *inputs)
+        return output + evidence if self.settings.evidence else output
 
-    def _output(self, xt: Tensor, t: Tensor, mask: Tensor | None, x0_previous: Tensor | None) -> Tensor:
-        latents = [xt]
+    def _output(self, xt: Tensor, t: Tensor, mask: Tensor | None, x0_previous: Tensor | None, *more: Tensor) -> Tensor:
+        gamma = self.diffusion.schedule.gamma(t)
+        # Beside the word probabilities the vector itself is scaled down with its signal: pure noise is then no input.
+        latents = [over_coordinates(alpha(gamma), xt) * xt if more else xt, *more]
         if self.settings.self_conditioning:
-            latents.append(torch.zeros_like(xt) if x0_previous is None else x0_previous)
-        if self._reads_evidence:
-            with torch.no_grad(), torch.autocast(xt.device.type, enabled=False):
-                latents.append(self._evidence(xt, t).softmax(-1))
-        gamma = self.diffusion.schedule.gamma(t).clamp(-MAX_GAMMA, MAX_GAMMA).float()
-        output: Tensor = self.network(torch.cat(latents, -1), t.float(), gamma, mask).float()
+            latents.insert(1, torch.zeros_like(xt) if x0_previous is None else x0_previous)
+        told = gamma.clamp(-MAX_GAMMA, MAX_GAMMA).float()
+        output: Tensor = self.network(torch.cat(latents, -1), t.float(), told, mask).float()
         return output
-
-    def _with_evidence(self, output: Tensor, xt: Tensor, t: Tensor) -> Tensor:
-        return output + self._evidence(xt, t) if self.settings.evidence else output
 
     def _evidence(self, xt: Tensor, t: Tensor) -> Tensor:
         """Return what each noisy vector says of its own word, log-probabilities (B, L, V) up to a constant."""

@@ -60,8 +60,8 @@ class CrossEntropy(ObjectiveConfig, name="cross-entropy"):
         self_conditioning_share: of the texts, denoised twice, the second time given the first estimate.
     """
 
-    mixed_share: float = 0.9
-    self_conditioning_share: float = 0.5
+    mixed_share: float = 0.7
+    self_conditioning_share: float = 0.9
 
     def __post_init__(self) -> None:
         """Check the shares."""

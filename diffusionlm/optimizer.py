@@ -40,7 +40,7 @@ class MuonAdamW(OptimizerConfig, name="muon"):
 
     matrix_learning_rate: float = 0.01
     momentum: float = 0.95
-    learning_rate: float = 4e-3
+    learning_rate: float = 1e-2
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.01
 

@@ -40,7 +40,7 @@ class SamplingConfig(Settings):
         seed: of the noise and the lengths.
     """
 
-    steps: int = 64
+    steps: int = 128
     sampler: Sampler = field(default_factory=DDPM)
     temperature: float = 1.0
     clamp: bool = False

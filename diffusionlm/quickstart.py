@@ -16,14 +16,14 @@ import torch
 
 from diffusionlm.config import UserError
 from diffusionlm.evaluation import grammar_report, trigram_texts
-from diffusionlm.pipeline import Pipeline
+from diffusionlm.pipeline import Pipeline, SamplingConfig
 from diffusionlm.run import RunConfig, read_config, train
 from diffusionlm.training import disk_errors, has_bf16
 
-TIMED_STEPS = 60
+TIMED_STEPS = 45
 
 
-def quickstart(folder: str | Path, steps: int | None = None, minutes: float = 4.5, texts: int = 500) -> dict[str, Any]:
+def quickstart(folder: str | Path, steps: int | None = None, minutes: float = 3.8, texts: int = 500) -> dict[str, Any]:
     """Train (or resume, or reuse what is there), write ``texts`` texts and ``quickstart.json``; return its content.
 
     ``steps`` fixes the length of training; otherwise a few steps are timed and as many are taken as fit in ``minutes``.
@@ -68,7 +68,7 @@ def _config(folder: Path, steps: int | None, minutes: float) -> RunConfig:
     if (folder / "config.yaml").exists():
         say(f"Found a run in {folder}: going on with it.")
         return read_config([folder / "config.yaml"])
-    config = RunConfig()
+    config = RunConfig(sampling=SamplingConfig(steps=160, temperature=0.5))
     if steps is None:
         steps, threads = _fitting(config, minutes)
         config = replace(config, training=replace(config.training, threads=threads))

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from diffusionlm.config import Settings, UserError, build, merge, override, read_yaml, to_plain
 from diffusionlm.data import DataConfig, Encoded, encode
+from diffusionlm.embedding import word_vectors_from
 from diffusionlm.model import DiffusionLM, DiffusionLMConfig, ModelConfig
 from diffusionlm.objective import CrossEntropy, ObjectiveConfig
 from diffusionlm.pipeline import Pipeline, SamplingConfig, load_tokenizer
@@ -112,16 +113,17 @@ def train(
 
 
 def new_model(config: RunConfig, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[int]]) -> DiffusionLM:
-    """Make a model with random weights for a vocabulary; a default ``gumbel`` schedule starts from its geometry."""
+    """Make a model with random weights for a vocabulary; its words' vectors and a default ``gumbel`` start from ``rows``."""
     settings = config.model
     if settings.schedule == Gumbel():
         counts = Counter(i for row in rows for i in row[1:-1])
         total = sum(counts.values())
+        own_share = 1 - (settings.cooccurrence if settings.embedding != "free" else 0)
         entropy = -sum(n / total * math.log(n / total) for n in counts.values())
-        settings = replace(settings, schedule=Gumbel.for_words(settings.dimension, len(tokenizer), entropy))
+        settings = replace(settings, schedule=Gumbel.for_words(settings.dimension, len(tokenizer), entropy, own_share))
     names = {"pad": tokenizer.pad_token_id, "unk": tokenizer.unk_token_id}
     names |= {"start": tokenizer.bos_token_id, "end": tokenizer.eos_token_id}
-    return DiffusionLM(
+    model = DiffusionLM(
         DiffusionLMConfig(
             settings=to_plain(settings),
             vocabulary=len(tokenizer),
@@ -129,6 +131,10 @@ def new_model(config: RunConfig, tokenizer: PreTrainedTokenizerFast, rows: Seque
             special_ids={name: i for name, i in names.items() if i is not None},
         )
     )
+    if settings.cooccurrence and settings.embedding != "free":
+        vectors = word_vectors_from(rows, len(tokenizer), settings.dimension, settings.cooccurrence)
+        model.embedding.weight.data.copy_(vectors)
+    return model
 
 
 def save_model(model: DiffusionLM, tokenizer: PreTrainedTokenizerFast, sampling: SamplingConfig, folder: Path) -> None:

@@ -165,12 +165,13 @@ class Gumbel(NoiseSchedule, name="gumbel"):
             raise UserError(f"uniform_share: expected a share between 0 and 1, got {self.uniform_share}")
 
     @classmethod
-    def for_words(cls, dimension: int, vocabulary: int, entropy: float) -> Gumbel:
+    def for_words(cls, dimension: int, vocabulary: int, entropy: float, own_share: float = 1.0) -> Gumbel:
         """Start from what the geometry says: V random words on a sphere of radius sqrt(D).
 
-        ``end`` is where the nearest wrong word is confused in one case of twenty; ``entropy`` in nats (unigram).
+        ``end`` is where the nearest wrong word is confused in one case of twenty; ``entropy`` in nats (unigram). Where
+        only ``own_share`` of a word's squared length tells it from its likes, they are confused until later.
         """
-        end = math.log(dimension / (2 * math.log(2 * (vocabulary - 1) / 0.1)))
+        end = math.log(own_share * dimension / (2 * math.log(2 * (vocabulary - 1) / 0.1)))
         return cls(location=math.log(dimension / (2 * math.log(vocabulary))) + 1.1, entropy=entropy, end=end)
 
     @property

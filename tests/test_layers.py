@@ -14,6 +14,7 @@ ROWS = [
     ["schedule"],
     ["diffusion"],
     ["sampling"],
+    ["embedding"],
     ["grammar", "tokenizer", "data"],
     ["backbone"],
     ["model"],

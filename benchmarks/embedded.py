@@ -1,0 +1,81 @@
+"""What each piece of the default recipe is worth on the embedded corpus: short runs, one piece taken away in each.
+
+    python benchmarks/embedded.py [--steps 600] [--texts 300] [ROW ...]
+
+Each row is a run on one thread with the same steps, seed and sampling; rows already in ``benchmarks/results`` are
+skipped. The table is written to stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from diffusionlm.evaluation import grammar_report
+from diffusionlm.pipeline import Pipeline
+from diffusionlm.run import read_config, train
+
+RESULTS = Path(__file__).parent / "results" / "embedded"
+ROWS = {
+    "default": {},
+    "without neighbours": {"model.backbone.neighbours": "0"},
+    "without evidence as input": {"model.evidence_input": "false"},
+    "without co-occurrence": {"model.cooccurrence": "0"},
+    "without self-conditioning": {"model.self_conditioning": "false"},
+    "self-conditioning in half of the texts": {"objective.self_conditioning_share": "0.5"},
+    "one noise level a text": {"objective.mixed_share": "0"},
+    "AdamW alone": {"training.optimizer": "{name: adamw, learning_rate: 0.004, betas: [0.9, 0.98]}"},
+    "dimension 32": {"model.dimension": "32"},
+}
+
+
+def measure(row: str, steps: int, texts: int) -> dict[str, object]:
+    """Train and sample one row; return its figures with the machine's description."""
+    fixed = {
+        "training.steps": str(steps),
+        "training.threads": "1",
+        "training.evaluate_every": str(steps),
+        "training.sample_every": str(steps),
+        "training.save_every": str(steps),
+        "sampling.steps": "64",
+        "sampling.temperature": "0.6",
+    }
+    config = read_config([], list({**fixed, **ROWS[row]}.items()))
+    splits = config.data.corpus.load()
+    with tempfile.TemporaryDirectory() as folder:
+        train(config, Path(folder) / "run")
+        pipeline = Pipeline.from_pretrained(Path(folder) / "run")
+        written = [generated.text for generated in pipeline.stream(texts)]
+        log = [json.loads(line) for line in (Path(folder) / "run" / "log.jsonl").read_text().splitlines()]
+    report = asdict(grammar_report(written, splits["train"]["text"][:], splits["validation"]["text"][:]))
+    seconds = [line["seconds"] for line in log if "seconds" in line][-1]
+    machine = f"{platform.machine()}, {platform.system()}, torch {torch.__version__}, one thread"
+    return {"row": row, "steps": steps, **report, "seconds": seconds, "seed": config.training.seed, "machine": machine}
+
+
+def main() -> None:
+    """Measure the rows that are missing, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="*", choices=[[], *ROWS], default=[], metavar="ROW")
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--texts", type=int, default=300)
+    options = parser.parse_args()
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    print(f"{'':40} accepted  distinct  entropy (real)   seconds")
+    for row in options.rows or ROWS:
+        path = RESULTS / f"{row.replace(' ', '-')}-{options.steps}.json"
+        if not path.exists():
+            path.write_text(json.dumps(measure(row, options.steps, options.texts), indent=2) + "\n")
+        found = json.loads(path.read_text())
+        entropy = f"{found['entropy']:.3f} ({found['entropy_real']:.3f})"
+        print(f"{row:40} {found['accepted']:8.1%}  {found['distinct']:8.1%}  {entropy:14}  {found['seconds']:7.0f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Initial word vectors from co-occurrence: words that stand in the same places start close together.
+
+Noise then confuses words that can replace each other before it confuses words that cannot: going back, the kind of word
+is settled first, while its neighbours' kinds are being settled too, and the word itself last, when it hardly matters to
+them. Positive pointwise mutual information with the words one and two places to the left and right, factorised (Levy and
+Goldberg 2014, section 5). Shape letters: V words, D dimension.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+OFFSETS = (-2, -1, 1, 2)
+CONTEXT_WORDS = 500
+
+
+def cooccurrence(rows: Sequence[Sequence[int]], vocabulary: int) -> Tensor:
+    """Count how often each word stands at each offset from each of the most frequent words, (V, offsets * words)."""
+    flat = torch.tensor([i for row in rows for i in row])
+    text = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(row) for row in rows]))
+    frequency = torch.bincount(flat, minlength=vocabulary)
+    contexts = frequency.argsort(descending=True, stable=True)[:CONTEXT_WORDS]
+    column = torch.full((vocabulary,), -1)
+    column[contexts] = torch.arange(len(contexts))
+    counts = []
+    for offset in OFFSETS:
+        here, there = (slice(None, -offset), slice(offset, None)) if offset > 0 else (slice(-offset, None), slice(None, offset))
+        known = (text[here] == text[there]) & (column[flat[there]] >= 0)
+        cell = flat[here][known] * len(contexts) + column[flat[there][known]]
+        counts.append(torch.bincount(cell, minlength=vocabulary * len(contexts)).view(vocabulary, -1))
+    return torch.cat(counts, 1)
+
+
+def word_vectors_from(rows: Sequence[Sequence[int]], vocabulary: int, dimension: int, share: float) -> Tensor:
+    """Return vectors (V, D) of norm sqrt(D), of whose squared length ``share`` is co-occurrence and the rest random."""
+    counts = cooccurrence(rows, vocabulary).double()
+    expected = counts.sum(1, keepdim=True) * counts.sum(0, keepdim=True) / counts.sum().clamp(min=1)
+    information = torch.where(counts > 0, counts / expected, 1.0).log().clamp(min=0)
+    values, vectors = torch.linalg.eigh(information.T @ information)
+    rank = min(dimension, len(values))
+    # Left singular vectors times the root of their singular values, without a decomposition of the tall matrix.
+    scale = values[-rank:].clamp(min=1e-12) ** -0.25
+    factors = F.pad((information @ vectors[:, -rank:]) * scale, (0, dimension - rank)).float()
+    rotation = torch.linalg.qr(torch.randn(dimension, dimension))[0]  # no coordinate is to be special
+    meaning = F.normalize((factors - factors.mean(0)) @ rotation, dim=-1)
+    own = F.normalize(torch.randn(vocabulary, dimension), dim=-1)
+    mixed = math.sqrt(share) * meaning + math.sqrt(1 - share) * own
+    return F.normalize(mixed, dim=-1) * math.sqrt(dimension)
