@@ -74,7 +74,10 @@ def main() -> None:
             path.write_text(json.dumps(measure(row, options.steps, options.texts), indent=2) + "\n")
         found = json.loads(path.read_text())
         entropy = f"{found['entropy']:.3f} ({found['entropy_real']:.3f})"
-        print(f"{row:40} {found['accepted']:8.1%}  {found['distinct']:8.1%}  {entropy:14}  {found['seconds']:7.0f}", flush=True)
+        print(
+            f"{row:40} {found['accepted']:8.1%}  {found['distinct']:8.1%}  {entropy:14}  {found['seconds']:7.0f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from diffusionlm.config import UserError, build, nearest, override, to_plain
@@ -75,7 +74,9 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run, takes_overrides=overrides, known=command._option_string_actions)
         return command
 
-    command = verb("quickstart", _quickstart, "Train on the embedded corpus for a few minutes, write texts, say how good they are.")
+    command = verb(
+        "quickstart", _quickstart, "Train on the embedded corpus for a few minutes, write texts, say how good they are."
+    )
     command.add_argument("--out", default="runs/quickstart", metavar="FOLDER", help="the run's folder (%(default)s)")
     command.add_argument("--minutes", type=float, default=3.8, help="time for training on this machine (%(default)s)")
     command.add_argument("--steps", type=int, help="train exactly so many steps, whatever the time")
@@ -96,7 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("model", help="a model folder, or a run's")
     command.add_argument("--count", "-n", type=int, default=10, help="texts to write (%(default)s)")
     command.add_argument("--seed", type=int, help="the same seed gives the same texts (0)")
-    command.add_argument("--steps", type=int, help="network evaluations a text: more is better and slower (the model's default)")
+    command.add_argument(
+        "--steps", type=int, help="network evaluations a text: more is better and slower (the model's default)"
+    )
     command.add_argument("--sampler", help="see: diffusionlm show samplers")
     command.add_argument("--temperature", type=float, help="below 1 is more fluent and less diverse (1)")
     command.add_argument("--length", type=int, help="tokens a text; otherwise drawn as in the training texts")

@@ -156,8 +156,9 @@ def merge(base: dict[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
         old = merged.get(key)
         if isinstance(old, str) and isinstance(value, Mapping):
             old = {"name": old}
-        both = isinstance(old, dict) and isinstance(value, Mapping)
-        merged[key] = merge(old, value) if both and value.get("name", old.get("name")) == old.get("name") else value
+        if isinstance(old, dict) and isinstance(value, Mapping) and value.get("name", old.get("name")) == old.get("name"):
+            value = merge(old, value)
+        merged[key] = value
     return merged
 
 

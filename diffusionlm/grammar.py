@@ -340,9 +340,7 @@ class Description:
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> Description:
         """Read a description from a JSON object; raises KeyError where a field is missing."""
-        return cls(
-            record["text"], tuple(record["words"]), dict(record["attributes"]), tuple(record["tags"]), record["tree"]
-        )
+        return cls(record["text"], tuple(record["words"]), dict(record["attributes"]), tuple(record["tags"]), record["tree"])
 
 
 def tokenize(text: str) -> list[str]:
@@ -444,10 +442,7 @@ def _readings(words: list[str]) -> list[tuple[str, ...]] | None:
 def _surface(forms: list[str]) -> list[str]:
     """Write the forms of the rules as words of a text: the inverse of `_readings`."""
     words = [_article(after) if form == "a" else form for form, after in zip(forms, [*forms[1:], ""], strict=True)]
-    return [
-        word[0].upper() + word[1:] if place == 0 or words[place - 1] == "." else word
-        for place, word in enumerate(words)
-    ]
+    return [word[0].upper() + word[1:] if place == 0 or words[place - 1] == "." else word for place, word in enumerate(words)]
 
 
 def _article(following: str) -> str:

@@ -137,11 +137,11 @@ class DiffusionLM(PreTrainedModel):
         outputs = D * (2 if self.settings.learned_variance else 1) if vectors else V
         inputs = D * (2 if self.settings.self_conditioning else 1) + (V if self._reads_evidence else 0)
         self.network = self.settings.backbone.build(inputs, outputs, config.max_tokens)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def _init_weights(self, module: nn.Module) -> None:
         """Draw weights as BERT does, except word vectors."""
-        super()._init_weights(module)
+        super()._init_weights(module)  # type: ignore[no-untyped-call]
         if module is self.embedding:
             free = self.settings.embedding == "free"
             nn.init.normal_(module.weight, std=self.settings.initial_deviation if free else 1.0)
@@ -183,9 +183,7 @@ class DiffusionLM(PreTrainedModel):
             x0 = self._clean(output, xt, t)
             return Denoised(x0, self.round(x0), None if share is None else share.sigmoid())
 
-    def token_logits(
-        self, xt: Tensor, t: Tensor, mask: Tensor | None = None, x0_previous: Tensor | None = None
-    ) -> Tensor:
+    def token_logits(self, xt: Tensor, t: Tensor, mask: Tensor | None = None, x0_previous: Tensor | None = None) -> Tensor:
         """Return the logits (B, L, V) of ``forward`` alone: training needs no x_0, a tenth of a small model's work."""
         # Mixed precision is for the network: evidence and softmax lose words in 8 bits of mantissa.
         with torch.autocast(xt.device.type, enabled=False):
@@ -245,15 +243,17 @@ class DiffusionLM(PreTrainedModel):
             found = plain.get("format_version")
             raise UserError(f"{path}: format {found} is newer than this library reads ({FORMAT_VERSION}); update the library")
         try:
-            model, report = cls.from_pretrained(folder, use_safetensors=True, output_loading_info=True, dtype=torch.float32)
+            loaded: Any = cls.from_pretrained(folder, use_safetensors=True, output_loading_info=True, dtype=torch.float32)
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
         except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
             raise UserError(f"{folder}: the model is damaged or incomplete: {' '.join(str(error).split())}") from None
+        model: DiffusionLM = loaded[0]
+        report: dict[str, list[str]] = loaded[1]
         if wrong := sorted(report["missing_keys"]) + sorted(report["unexpected_keys"]):
             raise UserError(f"{folder}: the weights do not fit the config: {wrong[0]} and {len(wrong) - 1} more differ")
         model.embedding.weight.requires_grad_(model.settings.embedding != "frozen")  # transformers makes all trainable
-        return model  # type: ignore[no-any-return]
+        return model
 
 
 AutoConfig.register(DiffusionLMConfig.model_type, DiffusionLMConfig)

@@ -94,7 +94,8 @@ class Pipeline:
         if dtype not in DTYPES:
             raise UserError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
         try:
-            return cls(model.to(torch.device(device)).eval(), tokenizer, saved_sampling(folder), DTYPES[dtype])
+            torch.nn.Module.to(model, torch.device(device)).train(False)
+            return cls(model, tokenizer, saved_sampling(folder), DTYPES[dtype])
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"device: {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
 
@@ -103,7 +104,10 @@ class Pipeline:
         return list(self.stream(count, replace(self.sampling, **changes)))
 
     def stream(
-        self, count: int, sampling: SamplingConfig | None = None, watch: Callable[[State, list[str]], None] | None = None
+        self,
+        count: int,
+        sampling: SamplingConfig | None = None,
+        watch: Callable[[State, list[str]], None] | None = None,
     ) -> Iterator[Generated]:
         """Yield ``count`` texts in order, each as soon as it is known.
 

@@ -84,9 +84,7 @@ def train(
     texts = splits["train"]["text"][:]
     tokenizer, model = _start_from(config, texts)
     encoded = {
-        split: _encode(rows["text"][:], split, tokenizer, config.data)
-        for split, rows in splits.items()
-        if split != "test"
+        split: _encode(rows["text"][:], split, tokenizer, config.data) for split, rows in splits.items() if split != "test"
     }
     train_rows = encoded["train"].ids
     validation_rows = encoded["validation"].ids if "validation" in encoded else []
@@ -179,7 +177,10 @@ def _encode(texts: list[str], split: str, tokenizer: PreTrainedTokenizerFast, da
     if encoded.too_long:
         verb = {"truncate": "cut", "split": "split", "drop": "dropped"}[data.too_long]
         limit = f"{data.max_length} tokens"
-        print(f"{split}: {encoded.too_long} of {len(texts)} texts are longer than {limit} and were {verb}", file=sys.stderr)
+        print(
+            f"{split}: {encoded.too_long} of {len(texts)} texts are longer than {limit} and were {verb}",
+            file=sys.stderr,
+        )
     if encoded.empty:
         print(f"{split}: {encoded.empty} empty texts were skipped", file=sys.stderr)
     return encoded

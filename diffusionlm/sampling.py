@@ -95,7 +95,9 @@ def reverse_step(
     if denoised.variance_share is None:
         raise UserError("sampler.variance: 'learned' needs a model that predicts variances; use 'posterior'")
     lower = posterior.variance.clamp(min=1e-20).log()
-    return replace(posterior, variance=torch.lerp(lower.expand_as(xt), upper.log().expand_as(xt), denoised.variance_share).exp())
+    return replace(
+        posterior, variance=torch.lerp(lower.expand_as(xt), upper.log().expand_as(xt), denoised.variance_share).exp()
+    )
 
 
 def _log_alpha2(q: GaussianDiffusion, t: Tensor) -> Tensor:

@@ -173,7 +173,7 @@ def _finish(
     end: str = END,
 ) -> PreTrainedTokenizerFast:
     # The plain class, whatever class it came in: those made for one model rebuild their post-processor on loading.
-    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token=pad,
         unk_token=unknown,

@@ -8,7 +8,6 @@ The trainer knows nothing of diffusion: an objective gives the terms of the loss
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import signal
@@ -30,8 +29,15 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.integrations import TensorBoardCallback
+from transformers import (
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from diffusionlm.config import Settings, UserError
@@ -225,9 +231,7 @@ class DiffusionTrainer(Trainer):
             self.optimizer = self.config.optimizer.build(self.model)
         return self.optimizer
 
-    def compute_loss(  # type: ignore[override]
-        self, model: torch.nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any
-    ) -> Tensor:
+    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Return the sum of the objective's terms."""
         terms: dict[str, Tensor] = model(**inputs)
         for name, term in terms.items():
@@ -257,7 +261,7 @@ class DiffusionTrainer(Trainer):
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Write a checkpoint, its marker last, then drop the old ones and export the model."""
-        path = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        path = self.folder / "checkpoints" / f"checkpoint-{self.state.global_step}"
         with disk_errors(path):
             try:
                 super()._save_checkpoint(model, trial)
@@ -293,7 +297,8 @@ class DiffusionTrainer(Trainer):
         objective = self.ema.module
         assert isinstance(objective, Objective)
         objective.finish()
-        return objective.model.eval()
+        objective.model.train(False)
+        return objective.model
 
 
 def _arguments(config: TrainingConfig, folder: Path, evaluates: bool) -> TrainingArguments:
@@ -388,9 +393,7 @@ class Progress(TrainerCallback):
         if self.bar is not None:
             self.bar.update()
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any) -> None:
         """Write a row, and show the loss and the speed."""
         if self.file is None or self.bar is None or "train_runtime" in logs:
             return

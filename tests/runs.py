@@ -11,7 +11,10 @@ ROOT = Path(__file__).parent.parent
 
 TINY = {
     "data": {"max_length": 48},
-    "model": {"dimension": 8, "backbone": {"name": "transformer", "layers": 1, "width": 16, "heads": 2, "expansion": 2}},
+    "model": {
+        "dimension": 8,
+        "backbone": {"name": "transformer", "layers": 1, "width": 16, "heads": 2, "expansion": 2},
+    },
     "training": {
         "steps": 8,
         "batch_tokens": 256,

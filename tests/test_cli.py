@@ -51,7 +51,10 @@ def config_file(folder: Path, plain: dict[str, object]) -> str:
         ({"trainin": {}}, "trainin: there is no such setting; did you mean 'training'?"),
         ({"training": {"stepps": 3}}, "training.stepps: there is no such setting; did you mean 'steps'?"),
         ({"model": {"schedule": "sqrtt"}}, "model.schedule: no noise schedule is called 'sqrtt'; did you mean 'sqrt'?"),
-        ({"model": {"schedule": {"name": "sqrt", "TT": 3}}}, "model.schedule.TT: there is no such setting; did you mean 'T'?"),
+        (
+            {"model": {"schedule": {"name": "sqrt", "TT": 3}}},
+            "model.schedule.TT: there is no such setting; did you mean 'T'?",
+        ),
         ({"training": {"steps": "many"}}, "training.steps: expected a valid integer"),
         ({"training": {"steps": 0}}, "training.steps: expected at least 1, got 0"),
         ({"data": {"corpus": "no/such.txt"}}, "no/such.txt"),

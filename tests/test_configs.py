@@ -27,7 +27,7 @@ def test_every_config_loads_and_takes_a_step(path: Path) -> None:
     optimizer = config.training.optimizer.build(objective)
     first = sum(objective(**collate(rows[:8], 0, width)).values())
     assert isinstance(first, torch.Tensor)
-    first.backward()  # type: ignore[no-untyped-call]
+    first.backward()
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in objective.parameters() if p.requires_grad)
     optimizer.step()
 
@@ -36,7 +36,12 @@ def test_the_paper_config_is_the_papers() -> None:
     config = read_config([ROOT / "configs" / "e2e-paper.yaml"])
     plain = to_plain(config)
     assert plain["training"]["batch_tokens"] == 64 * 64
-    assert plain["training"]["optimizer"] == {"name": "adamw", "learning_rate": 1e-4, "betas": [0.9, 0.999], "weight_decay": 0.0}
+    assert plain["training"]["optimizer"] == {
+        "name": "adamw",
+        "learning_rate": 1e-4,
+        "betas": [0.9, 0.999],
+        "weight_decay": 0.0,
+    }
     assert (config.training.ema, config.training.ema_warmup, config.training.decay) == (0.9999, False, "linear")
     tokenizer = Words().make([f"w{i}" for i in range(817)])
     assert len(tokenizer) == 821

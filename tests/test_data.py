@@ -83,9 +83,7 @@ def test_columns_as_attributes_and_another_text_column(tmp_path: Path) -> None:
 
 
 def test_parquet(tmp_path: Path) -> None:
-    datasets.Dataset.from_list([{"text": text, "n": i} for i, text in enumerate(TEXTS)]).to_parquet(
-        tmp_path / "a.parquet"
-    )
+    datasets.Dataset.from_list([{"text": text, "n": i} for i, text in enumerate(TEXTS)]).to_parquet(tmp_path / "a.parquet")
     train = Files(str(tmp_path / "a.parquet"), validation_share=0).load()["train"]
     assert train[:] == {"text": TEXTS, "n": [0, 1, 2]}
 

@@ -31,8 +31,10 @@ from diffusionlm.grammar import (
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 SIZES = {"train": 20_000, "validation": 1_000, "test": 1_000}
-UNIVERSAL_TAGS = set("NOUN PROPN VERB AUX ADJ ADV ADP DET PRON CCONJ SCONJ NUM PART PUNCT".split())
-PHRASE_LABELS = set("ROOT S NP VP PP ADJP ADVP SBAR WHNP WHADVP QP".split())
+UNIVERSAL_TAGS = set(
+    ["NOUN", "PROPN", "VERB", "AUX", "ADJ", "ADV", "ADP", "DET", "PRON", "CCONJ", "SCONJ", "NUM", "PART", "PUNCT"]
+)
+PHRASE_LABELS = set(["ROOT", "S", "NP", "VP", "PP", "ADJP", "ADVP", "SBAR", "WHNP", "WHADVP", "QP"])
 GOOD = "The Golden Lion is a small Italian pub near the old bridge. The staff are friendly."
 
 
@@ -222,9 +224,7 @@ def test_rejects(text: str) -> None:
 
 
 @pytest.mark.parametrize(("damage", "most_accepted"), [("drop", 0.1), ("swap", 0.01), ("repeat", 0.0)])
-def test_damaged_texts_are_mostly_rejected(
-    corpus: dict[str, list[dict[str, Any]]], damage: str, most_accepted: float
-) -> None:
+def test_damaged_texts_are_mostly_rejected(corpus: dict[str, list[dict[str, Any]]], damage: str, most_accepted: float) -> None:
     random_source = random.Random(5)
     accepted = 0
     for record in corpus["test"]:

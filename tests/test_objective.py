@@ -150,7 +150,7 @@ def test_the_target_is_what_the_model_predicts(prediction: str) -> None:
 
 def _gradients(objective: Objective, terms: list[Tensor]) -> dict[str, Tensor]:
     objective.zero_grad()
-    cast(Tensor, sum(terms)).backward()  # type: ignore[no-untyped-call]
+    cast(Tensor, sum(terms)).backward()
     return {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
 
 
@@ -431,9 +431,7 @@ def test_the_share_of_texts_with_mixed_levels(mixed_share: float) -> None:
 @pytest.mark.parametrize("mixed_share", [0.0, 1.0])
 def test_levels_are_stratified_over_the_batch(mixed_share: float) -> None:
     """One draw falls into each of as many equal parts of the schedule's quantile as there are draws."""
-    objective, network = _listening(
-        mixed_share, schedule={"name": "gumbel", "uniform_share": 1.0}, explicit_length=False
-    )
+    objective, network = _listening(mixed_share, schedule={"name": "gumbel", "uniform_share": 1.0}, explicit_length=False)
     ids = torch.randint(4, VOCABULARY, (50, 10))
     objective(ids, torch.ones_like(ids, dtype=torch.bool))
     levels = network.t.flatten() if mixed_share else network.t[:, 0]

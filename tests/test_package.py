@@ -44,4 +44,10 @@ def test_the_wheel_is_typed_and_the_source_archive_is_whole(built: Path) -> None
         assert not [name for name in packed.namelist() if name.startswith(("tests/", "configs/"))]
     with tarfile.open(archive) as packed:
         inside = {name.partition("/")[2] for name in packed.getnames()}
-    assert {"README.md", "LICENSE", "configs/e2e-paper.yaml", "data/restaurants/train.jsonl.gz", "tests/runs.py"} <= inside
+    assert {
+        "README.md",
+        "LICENSE",
+        "configs/e2e-paper.yaml",
+        "data/restaurants/train.jsonl.gz",
+        "tests/runs.py",
+    } <= inside

@@ -46,7 +46,12 @@ def test_unigram_entropy_of_equal_words_is_the_log_of_their_number() -> None:
 
 def test_a_trigram_model_writes_only_trigrams_it_has_seen() -> None:
     training = restaurant_texts(200, "train")
-    seen = {words[i : i + 3] for text in training if (words := tuple(text.replace(".", " .").replace(",", " ,").split())) for i in range(len(words))}
+    seen = {
+        words[i : i + 3]
+        for text in training
+        if (words := tuple(text.replace(".", " .").replace(",", " ,").split()))
+        for i in range(len(words))
+    }
     for text in random.Random(0).sample(trigram_texts(training, 20, seed=1), 5):
         words = tuple(text.replace(".", " .").replace(",", " ,").split())
         assert all(words[i : i + 3] in seen for i in range(len(words) - 2))

@@ -16,7 +16,11 @@ def commands() -> list[list[str]]:
     """Return the arguments of every ``diffusionlm`` command of the README, in order."""
     lines = [line for language, block in BLOCKS if language == "bash" for line in block.splitlines()]
     pieces = [piece.strip() for line in lines for piece in line.split("&&")]
-    return [shlex.split(p, comments=True)[1:] for p in pieces if shlex.split(p, comments=True)[:1] in (["diffusionlm"], [".venv/bin/diffusionlm"])]
+    return [
+        shlex.split(p, comments=True)[1:]
+        for p in pieces
+        if shlex.split(p, comments=True)[:1] in (["diffusionlm"], [".venv/bin/diffusionlm"])
+    ]
 
 
 def tiny_flags(plain: dict[str, object], prefix: str = "") -> list[str]:
@@ -26,9 +30,7 @@ def tiny_flags(plain: dict[str, object], prefix: str = "") -> list[str]:
     return flags
 
 
-def test_the_readmes_commands_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_readmes_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     found = commands()
     assert {arguments[0] for arguments in found} == {"quickstart", "train", "generate", "show"}
     monkeypatch.chdir(tmp_path)

@@ -216,9 +216,7 @@ def test_the_upper_variance_is_beta(index: int, beta: float) -> None:
 def test_learned_variances_lie_between_the_two() -> None:
     q, t, s = GaussianDiffusion(Sqrt()), _times(0.5, 0.1), _times(0.4, 0.05)
     x = _draw(2, 3, 4)
-    lower, upper = (
-        reverse_step(q, _no_words(x), x, t, s, kind).variance.expand_as(x) for kind in ("posterior", "upper")
-    )
+    lower, upper = (reverse_step(q, _no_words(x), x, t, s, kind).variance.expand_as(x) for kind in ("posterior", "upper"))
     for share, truth in [(0.0, lower), (1.0, upper), (0.5, (lower * upper).sqrt())]:
         denoised = Denoised(x, x, torch.full_like(x, share))
         found = DDPM("learned").transition(q, [(t, denoised)], x, t, s)
@@ -252,9 +250,7 @@ def test_the_last_step_adds_no_noise(sampler: Sampler) -> None:
         return torch.full_like(like, 1e6) if len(drawn) == 5 else torch.zeros_like(like)
 
     states = list(
-        sample(
-            _always(_draw(1, 3, 2)), GaussianDiffusion(Sqrt()), _draw(1, 3, 2), sampler=sampler, steps=5, noise=noise
-        )
+        sample(_always(_draw(1, 3, 2)), GaussianDiffusion(Sqrt()), _draw(1, 3, 2), sampler=sampler, steps=5, noise=noise)
     )
     assert len(drawn) == 4
     assert float(states[-1].x.abs().max()) < 10

@@ -107,7 +107,7 @@ def test_pretrained_with_classifier_and_separator_tokens(tmp_path: Path) -> None
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece()
     special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    made = PreTrainedTokenizerFast(tokenizer_object=backend, **special)  # type: ignore[no-untyped-call]
+    made = PreTrainedTokenizerFast(tokenizer_object=backend, **special)
     made.save_pretrained(tmp_path / "bert")
     tokenizer = Pretrained(str(tmp_path / "bert")).make([], max_length=32)
     assert len(tokenizer) == len(names)
@@ -126,7 +126,7 @@ def test_pretrained_with_one_special_token(tmp_path: Path) -> None:
     backend.decoder = decoders.ByteLevel()
     end = "<|endoftext|>"
     special = {"unk_token": end, "bos_token": end, "eos_token": end}
-    made = PreTrainedTokenizerFast(tokenizer_object=backend, **special)  # type: ignore[no-untyped-call]
+    made = PreTrainedTokenizerFast(tokenizer_object=backend, **special)
     made.save_pretrained(tmp_path / "gpt")
     tokenizer = Pretrained(str(tmp_path / "gpt")).make([])
     assert tokenizer.pad_token == "[PAD]" and len(tokenizer) == len(vocabulary) + 1

@@ -163,7 +163,10 @@ def test_a_few_hundred_steps_learn(tmp_path: Path) -> None:
 
 
 def test_fine_tuning_starts_from_the_weights_and_refuses_another_vocabulary(unbroken: Path, tmp_path: Path) -> None:
-    again = {"init_from": str(unbroken / "model"), "training": {"steps": 2, "optimizer": {"name": "adamw", "learning_rate": 0.0}}}
+    again = {
+        "init_from": str(unbroken / "model"),
+        "training": {"steps": 2, "optimizer": {"name": "adamw", "learning_rate": 0.0}},
+    }
     train(tiny_config(unbroken.parent, **again), tmp_path / "run", quiet=True)
     before, after = weights(unbroken), weights(tmp_path / "run")
     assert torch.allclose(before["network.down.weight"], after["network.down.weight"])
@@ -191,7 +194,16 @@ def test_two_processes_train_as_one_on_the_joint_batch(tmp_path: Path) -> None:
     script = str(ROOT / "tests" / "two_processes.py")
     tiny_plain(tmp_path)
     environment = {**ENVIRONMENT, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script, str(tmp_path)]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        script,
+        str(tmp_path),
+    ]
     done = subprocess.run(launch, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     subprocess.run([sys.executable, script, str(tmp_path)], env=environment, check=True, capture_output=True)

@@ -38,7 +38,15 @@ def main(folder: Path) -> None:
     import os
 
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    changes = {"steps": 3, "save_every": 3, "accumulation": 2 // world, "warmup": 0, "decay": "constant", "optimizer": "test-sgd", "clip": 0}
+    changes = {
+        "steps": 3,
+        "save_every": 3,
+        "accumulation": 2 // world,
+        "warmup": 0,
+        "decay": "constant",
+        "optimizer": "test-sgd",
+        "clip": 0,
+    }
     config = tiny_config(folder, training=changes)
     texts = config.data.corpus.load()["train"]["text"][:]
     tokenizer = config.data.tokenizer.make(texts, config.data.max_length)
