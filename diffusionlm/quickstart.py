@@ -68,7 +68,7 @@ def _config(folder: Path, steps: int | None, minutes: float) -> RunConfig:
     if (folder / "config.yaml").exists():
         say(f"Found a run in {folder}: going on with it.")
         return read_config([folder / "config.yaml"])
-    config = RunConfig(sampling=SamplingConfig(steps=160, temperature=0.5))
+    config = RunConfig(sampling=SamplingConfig(steps=160, temperature=0.75))
     if steps is None:
         steps, threads = _fitting(config, minutes)
         config = replace(config, training=replace(config.training, threads=threads))
