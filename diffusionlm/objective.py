@@ -194,12 +194,12 @@ class RegressionObjective(Objective):
         if self.importance is not None and self.training:
             self.importance.update(t, by_text.detach())
         share = mask / mask.sum()
-        prior = (q.noise(x0, torch.ones_like(t), torch.zeros_like(x0)) ** 2).mean(-1)
-        rounding = F.cross_entropy(self.model.round(x0).transpose(1, 2), ids, reduction="none")
-        terms = {"rounding": (rounding * share).sum(), "prior": (prior * share).sum()}
         if self.spec.loss == "vlb":
             last = prior_kl(q, self.schedule, words)
             return {"vlb": T * (by_text * weight).mean(), "prior": (last * share).sum()}
+        prior = (q.noise(x0, torch.ones_like(t), torch.zeros_like(x0)) ** 2).mean(-1)
+        rounding = F.cross_entropy(self.model.round(x0).transpose(1, 2), ids, reduction="none")
+        terms = {"rounding": (rounding * share).sum(), "prior": (prior * share).sum()}
         if self.spec.variance == "learned":
             frozen = Denoised(denoised.x0.detach(), denoised.logits, denoised.variance_share)
             bound = bound_term(q, self.schedule, frozen, words, x0, xt, t, ids, "learned", self.model)

@@ -173,8 +173,9 @@ class Pipeline:
             sampler=sampling.sampler, steps=sampling.steps, noise=noise,
         )  # fmt: skip
         ids: list[list[int]] = []
+        last_time = float(self.model.settings.schedule.sampling_times(sampling.steps)[-2])
         for state in self._in_precision(states):
-            last = state.t == states_end(sampling, self.model)
+            last = state.t == last_time
             if watch is not None or last:
                 ids = [self._content(row[:n].tolist()) for row, n in zip(self._words(state, last), lengths, strict=True)]
             if watch is not None:
@@ -236,11 +237,6 @@ class Pipeline:
 
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-def states_end(sampling: SamplingConfig, model: DiffusionLM) -> float:
-    """Return the time of the last evaluation of a sampling run."""
-    return float(model.settings.schedule.sampling_times(sampling.steps)[-2])
 
 
 def boundaries(mask: Tensor, special: dict[str, int]) -> tuple[Tensor, Tensor]:

@@ -174,7 +174,6 @@ class DiffusionTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self.ema = AveragedModel(objective, multi_avg_fn=_average_with(config.ema, config.ema_warmup))
         self.ema.update_parameters(objective)
-        self.events: TensorBoardCallback | None = None
 
     def run(self) -> bool:
         """Train from the newest whole checkpoint to the end; return whether it got there (Ctrl-C stops after a step).
@@ -257,6 +256,7 @@ class DiffusionTrainer(Trainer):
         metrics["eval_loss"] = sum(metrics.values())
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control.should_save |= self.control.should_training_stop  # an early stop keeps its last model too
         return metrics
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:

@@ -146,9 +146,13 @@ def test_evaluation_is_repeatable_and_leaves_the_random_state(unbroken: Path) ->
 
 def test_early_stopping_ends_a_run_that_no_longer_improves(unbroken: Path, tmp_path: Path) -> None:
     frozen = {"name": "adamw", "learning_rate": 0.0}
-    changes = {"training": {"steps": 40, "evaluate_every": 2, "patience": 2, "optimizer": frozen}}
+    changes: dict[str, dict[str, object]] = {"training": {"steps": 40, "evaluate_every": 2, "patience": 2, "optimizer": frozen}}
     assert train(tiny_config(unbroken.parent, **changes), tmp_path / "run", quiet=True)
     assert max(r["step"] for r in rows(tmp_path / "run")) == 6
+    # Stopped between two checkpoints, it keeps its last model all the same.
+    changes["training"] |= {"save_every": 40}
+    assert train(tiny_config(unbroken.parent, **changes), tmp_path / "rare", quiet=True)
+    assert weights(tmp_path / "rare") and (tmp_path / "rare" / "model" / "finished").exists()
 
 
 def test_a_few_hundred_steps_learn(tmp_path: Path) -> None:
