@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from diffusionlm.diffusion import Gaussian, GaussianDiffusion, over_coordinates,
 from diffusionlm.model import DiffusionLM
 from diffusionlm.sampling import Denoised, reverse_step
 from diffusionlm.schedule import Gumbel, StepSchedule
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Objective(nn.Module):
@@ -36,6 +39,10 @@ class Objective(nn.Module):
 
     def finish(self) -> None:
         """Write what was learned beside the weights into the model's config."""
+
+    def figures(self) -> dict[str, Figure]:
+        """Draw what the log's numbers do not show, by name; called at evaluations, where matplotlib is installed."""
+        return {}
 
 
 class ObjectiveConfig(Component, family="objective"):
@@ -77,7 +84,13 @@ class CrossEntropy(ObjectiveConfig, name="cross-entropy"):
 
 
 class CrossEntropyObjective(Objective):
-    """The module of ``CrossEntropy``; it also fits the ``gumbel`` schedule's curve to the cross-entropy it sees."""
+    """The module of ``CrossEntropy``; it also fits the ``gumbel`` schedule's curve to the cross-entropy it sees.
+
+    ``seen`` (2, BINS) holds texts and the sum of their cross-entropies by gamma, over about the last 100 batches.
+    """
+
+    BINS = 48
+    seen: Tensor
 
     def __init__(self, spec: CrossEntropy, model: DiffusionLM) -> None:
         """Take the schedule's parameters from the model."""
@@ -87,6 +100,7 @@ class CrossEntropyObjective(Objective):
         self.curve: nn.Parameter | None = None
         if isinstance(schedule, Gumbel):
             self.curve = nn.Parameter(torch.tensor([schedule.location, math.log(schedule.scale), schedule.entropy]))
+        self.register_buffer("seen", torch.zeros(2, self.BINS), persistent=False)
 
     def forward(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Return ``cross_entropy`` (nats a token, not a likelihood) and ``schedule``, the curve's squared error."""
@@ -111,10 +125,49 @@ class CrossEntropyObjective(Objective):
         if self.curve is not None:
             by_text_loss = losses.detach().sum(1) / free.sum(1).clamp(min=1)
             gamma = self.model.diffusion.schedule.gamma(t).float().where(free, 0).sum(1) / free.sum(1).clamp(min=1)
-            location, log_scale, entropy = self.curve
-            fitted = entropy * torch.exp(-torch.exp(-(gamma - location) / log_scale.exp()))
-            terms["schedule"] = ((by_text_loss - fitted) ** 2 * ~mixed).sum() / (~mixed).sum().clamp(min=1)
+            terms["schedule"] = ((by_text_loss - self._fitted(gamma)) ** 2 * ~mixed).sum() / (~mixed).sum().clamp(min=1)
+            if self.training:
+                self._remember(gamma, by_text_loss, ~mixed)
         return terms
+
+    def _fitted(self, gamma: Tensor) -> Tensor:
+        assert self.curve is not None
+        location, log_scale, entropy = self.curve
+        return entropy * torch.exp(-torch.exp(-(gamma - location) / log_scale.exp()))
+
+    @torch.no_grad()
+    def _remember(self, gamma: Tensor, losses: Tensor, counted: Tensor) -> None:
+        """Add texts' levels (B,) and losses (B,) to what was seen, and forget a hundredth of the rest."""
+        low, high = self._gammas()
+        bins = ((gamma - low) / (high - low) * self.BINS).long().clamp(0, self.BINS - 1)
+        self.seen.mul_(0.99).index_add_(1, bins, torch.stack([counted.to(losses), losses * counted]).to(self.seen))
+
+    def _gammas(self) -> tuple[float, float]:
+        schedule = self.model.settings.schedule
+        assert isinstance(schedule, Gumbel)
+        return schedule.low, schedule.high
+
+    def figures(self) -> dict[str, Figure]:
+        """Draw the learned schedule's fit: cross-entropy against gamma, and the curve."""
+        if self.curve is None:
+            return {}
+        from diffusionlm.plots import schedule_fit
+
+        low, high = self._gammas()
+        texts, losses = self.seen.cpu()
+        middles = low + (torch.arange(self.BINS) + 0.5) * (high - low) / self.BINS
+        known = texts > 1e-3
+        xs = torch.linspace(low, high, 200)
+        with torch.no_grad():
+            ys = self._fitted(xs.to(self.curve)).cpu()
+        return {
+            "schedule": schedule_fit(
+                middles[known].tolist(),
+                (losses[known] / texts[known]).tolist(),
+                (texts[known] / texts.sum()).tolist(),
+                list(zip(xs.tolist(), ys.tolist(), strict=True)),
+            )
+        }
 
     def _first_estimate(self, xt: Tensor, t: Tensor, mask: Tensor | None) -> Tensor | None:
         """Denoise a share of the texts once without gradient; the others' estimate is 0."""

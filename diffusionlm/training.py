@@ -1,8 +1,9 @@
 """The trainer, for every objective: a ``transformers.Trainer`` with an EMA, token-budget batches and exact resume.
 
 A run directory explains itself: ``log.jsonl`` (one row a logged step) and TensorBoard events, ``samples/`` (texts at
-intervals), ``checkpoints/`` (each whole only with its marker, which is written last), ``model/`` (the EMA's weights).
-The trainer knows nothing of diffusion: an objective gives the terms of the loss, a callable gives sample texts.
+intervals), ``figures/``, ``checkpoints/`` (each whole only with its marker, which is written last), ``model/`` (the
+EMA's weights). The trainer knows nothing of diffusion: an objective gives the terms of the loss and figures, a callable
+gives sample texts.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from transformers import (
 from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from diffusionlm import plots
 from diffusionlm.config import Settings, UserError
 from diffusionlm.data import TokenBudgetBatches, collate
 from diffusionlm.model import DiffusionLM
@@ -156,6 +158,7 @@ class DiffusionTrainer(Trainer):
         self.pad_id = objective.model.config.special_ids["pad"]
         self.width = None if objective.model.settings.explicit_length else objective.model.config.max_tokens
         self.validation = list(validation[: config.evaluation_texts])
+        self.writer: SummaryWriter | None = None
         self.term_sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
         self.tokens_seen, self.micro_steps = 0, 0
         self.progress = Progress(folder, config.steps, show_texts, quiet)
@@ -186,8 +189,8 @@ class DiffusionTrainer(Trainer):
         if self.is_world_process_zero():
             trim_log(self.folder / "log.jsonl", start)
             # Built here and not by the Trainer: events of steps after the checkpoint must be dropped.
-            writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=start + 1 if start else None)
-            self.add_callback(TensorBoardCallback(writer))
+            self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=start + 1 if start else None)
+            self.add_callback(TensorBoardCallback(self.writer))
         if checkpoint is None:
             torch.manual_seed(self.config.seed + 1_000_003 * (1 + self.args.process_index))
         try:
@@ -255,9 +258,23 @@ class DiffusionTrainer(Trainer):
         ).items()}  # fmt: skip
         metrics["eval_loss"] = sum(metrics.values())
         self.log(metrics)
+        self._draw()
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.control.should_save |= self.control.should_training_stop  # an early stop keeps its last model too
         return metrics
+
+    def _draw(self) -> None:
+        """Write the objective's figures to ``figures/``, and to TensorBoard with their history."""
+        if self.writer is None or not plots.available():
+            return
+        objective = self.ema.module
+        assert isinstance(objective, Objective)
+        for name, figure in objective.figures().items():
+            path = self.folder / "figures" / f"{name}.png"
+            with disk_errors(path):
+                path.parent.mkdir(exist_ok=True)
+                plots.save(figure, path)
+            self.writer.add_figure(name, figure, self.state.global_step, close=False)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Write a checkpoint, its marker last, then drop the old ones and export the model."""

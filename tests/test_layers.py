@@ -11,6 +11,7 @@ LIBRARY = Path(__file__).parent.parent / "diffusionlm"
 # A row is a list of modules from top to bottom: a module may import from earlier rows, and from before it in its own.
 ROWS = [
     ["config"],
+    ["plots"],
     ["schedule"],
     ["diffusion"],
     ["sampling"],
