@@ -179,7 +179,9 @@ def table(report: Report) -> str:
     ]
     for row in [*(r for r in report.rows if r.kind == "real"), *(r for rows in report.frontiers().values() for r in rows)]:
         cells = [format_cell(row, name) for name in columns]
-        lines.append("  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))))
+        lines.append(
+            "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
+        )
     lines += ["", *_explained("accepted" in columns)]
     at_real = [(name, value) for name, value in report.plain()["at_real_entropy"].items() if value is not None]
     if at_real:
