@@ -1,4 +1,4 @@
-"""The command line: ``diffusionlm quickstart | train | generate | show``.
+"""The command line: ``diffusionlm quickstart | train | generate | evaluate | show``.
 
 Results go to stdout, everything else to stderr. A mistake of the user's is one sentence and exit status 2, Ctrl-C is 130.
 """
@@ -111,6 +111,29 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--watch", action="store_true", help="show noise become words in the terminal, on stderr")
 
     command = verb(
+        "evaluate", _evaluate, "Judge models or any system's texts beside real text: fluency, diversity, likelihood.",
+        overrides=True,
+        epilog=_OVERRIDES.format(example="evaluate runs/e2e --judge runs/judge --steps 32 128 --sampling.sampler ddim"),
+    )  # fmt: skip
+    command.add_argument("models", nargs="*", metavar="MODEL", help="model folders, or runs'; the first is compared with")
+    command.add_argument("--judge", required=True, metavar="FOLDER", help="a causal language model, or its run's folder")
+    command.add_argument("--texts", action="append", default=[], metavar="FILE",
+                         help="texts of another system (.txt, .jsonl, .csv); may be repeated")  # fmt: skip
+    command.add_argument("--temperatures", type=float, nargs="+", metavar="T", help="of the sampling (0.7 0.8 0.9 1.0)")
+    command.add_argument("--steps", type=int, nargs="+", metavar="N", help="of a diffusion model (its default)")
+    command.add_argument("--count", "-n", type=int, help="texts a row, and real texts beside them (500)")
+    command.add_argument("--seed", type=int, help="of the texts, and of the choice of real ones (0)")
+    command.add_argument("--split", help="the real texts' split of the corpus (validation)")
+    command.add_argument("--bound-texts", type=int, metavar="N", help="real texts whose likelihood is bounded (200)")
+    command.add_argument("--no-bound", dest="bound_texts", action="store_const", const=0, help="leave the likelihood out")
+    command.add_argument("--config", action="append", default=[], metavar="FILE",
+                         help="YAML that names the corpus, where no model is a run's folder; may be repeated")  # fmt: skip
+    command.add_argument("--out", metavar="FOLDER", help="report, figures, texts; continued if there (a run's evaluation/)")
+    command.add_argument("--json", action="store_true", help="print JSON, not a table")
+    command.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps ... (%(default)s)")
+    command.add_argument("--dtype", default="fp32", help="of the models: fp32 or bf16 (%(default)s)")
+
+    command = verb(
         "show", _show, "Show every setting with its value, or the members of a family of components.", overrides=True,
         epilog="Families: " + ", ".join(FAMILIES),
     )  # fmt: skip
@@ -191,6 +214,40 @@ def _generate(options: argparse.Namespace) -> int:
     for row in pipeline.stream(options.count, sampling, watch):
         print(json.dumps(asdict(row), ensure_ascii=False), flush=True)
     return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from diffusionlm.frontier import EvaluationConfig, evaluate
+    from diffusionlm.provenance import config_of
+    from diffusionlm.report import table
+    from diffusionlm.run import read_config
+
+    if not (options.models or options.texts):
+        raise UserError("evaluate: expected a model's folder, or --texts FILE")
+    given = {f.name: value for f in fields(EvaluationConfig) if (value := getattr(options, f.name, None)) is not None}
+    config = build(EvaluationConfig, given)
+    sampling = [(key.removeprefix("sampling."), value) for key, value in options.overrides if key.startswith("sampling.")]
+    rest = [(key, value) for key, value in options.overrides if not key.startswith("sampling.")]
+    corpus = None
+    if options.config or rest:
+        paths = options.config or list(filter(None, [config_of([*options.models, options.judge])]))
+        corpus = read_config(paths, rest).data.corpus
+    report = evaluate(
+        options.judge, options.models, options.texts, config,
+        corpus=corpus, out=options.out or _evaluation_folder(options.models), sampling=sampling,
+        device=options.device, dtype=options.dtype,
+    )  # fmt: skip
+    print(json.dumps(report.plain(), indent=2, ensure_ascii=False) if options.json else table(report), end="\n" * options.json)
+    return 0
+
+
+def _evaluation_folder(models: Sequence[str]) -> str | None:
+    """Return where an evaluation goes without --out: into the run's folder; other systems' texts need none."""
+    if not models:
+        return None
+    if len(models) > 1 or not os.path.isfile(os.path.join(models[0], "config.yaml")):
+        raise UserError("--out: expected a folder for what is found (it has a default for a single run's folder only)")
+    return os.path.join(models[0], "evaluation")
 
 
 def _watcher() -> Callable[[State, list[str]], None]:

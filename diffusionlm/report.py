@@ -7,17 +7,15 @@ setting. A *frontier* is a system's rows over temperatures, at one number of ste
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
-from diffusionlm import __version__, plots
+from diffusionlm import plots
 from diffusionlm.config import UserError, build, to_plain
 from diffusionlm.evaluation import Comparison, Diversity, Point, at_entropy, compare
+from diffusionlm.provenance import machine
 from diffusionlm.training import disk_errors
 
 REAL, JUDGE = "real text", "the judge"
@@ -52,8 +50,9 @@ class Row:
 class Likelihood:
     """Nats and bits of real held-out texts: ``exact`` of an autoregressive model, else a bound with its terms.
 
-    Nats a token count every word and the end, never start or padding; ``error`` is the standard error, of the estimate of
-    a bound and over the texts alike. The ``judge``'s figures are exact, on the same texts counted the same way.
+    Nats a token count every word and the end, never start or padding; ``error`` is their standard error over texts,
+    ``estimate_error`` what the draws of a bound alone have in it, ``difference_error`` that of the difference from the
+    judge. The judge's figures are exact, on the same texts, over the same number of tokens whatever its own tokenizer.
     """
 
     system: str
@@ -64,10 +63,12 @@ class Likelihood:
     tokens: int
     nats_per_token: float
     error: float
+    estimate_error: float
     bits_per_character: float
     terms: dict[str, float]
     judge_nats_per_token: float
     judge_bits_per_character: float
+    difference_error: float
 
 
 @dataclass
@@ -128,8 +129,9 @@ class Report:
         real = next((row for row in self.rows if row.kind == "real"), None)
         return {
             **{name: to_plain(getattr(self, name)) for name in ("about", "systems", "rows", "likelihoods")},
-            "at_real_entropy": {} if real is None else {
-                frontier_name(key): at_entropy(points(rows), real.diversity.entropy) for key, rows in self.frontiers().items()
+            "at_real_entropy": {
+                frontier_name(key): real and at_entropy(points(rows), real.diversity.entropy)
+                for key, rows in self.frontiers().items()
             },
             "comparisons": [
                 {"one": one, "other": other, **asdict(comparison)} for one, other, comparison in self.comparisons()
@@ -171,17 +173,12 @@ def frontier_name(key: tuple[str, int | None]) -> str:
 def table(report: Report) -> str:
     """Return what an evaluation has found, to read."""
     about, columns = report.about, [*COLUMNS, *(GRAMMAR if any(row.accepted is not None for row in report.rows) else [])]
-    widths = [max(26, *(len(row.system) for row in report.rows)), *(max(len(name), 5) for name in columns[1:])]
-    lines = [
-        f"judge {about['judge']}; {about['count']} texts a row, seed {about['seed']}; real text: {about['split']}",
-        "",
-        "  ".join(name.ljust(w) if i == 0 else name.rjust(w) for i, (name, w) in enumerate(zip(columns, widths, strict=True))),
-    ]
-    for row in [*(r for r in report.rows if r.kind == "real"), *(r for rows in report.frontiers().values() for r in rows)]:
-        cells = [format_cell(row, name) for name in columns]
-        lines.append(
-            "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
-        )
+    rows = [*(r for r in report.rows if r.kind == "real"), *(r for rows in report.frontiers().values() for r in rows)]
+    cells = [columns, *([format_cell(row, name) for name in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    lines = [f"judge {about['judge']}; {about['count']} texts a row, seed {about['seed']}; real text: {about['split']}", ""]
+    for line in cells:
+        lines.append("  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]))
     lines += ["", *_explained("accepted" in columns)]
     at_real = [(name, value) for name, value in report.plain()["at_real_entropy"].items() if value is not None]
     if at_real:
@@ -196,7 +193,8 @@ def table(report: Report) -> str:
     return "\n".join(lines + _likelihood_lines(report)) + "\n"
 
 
-COLUMNS = "system steps temp. judge-ppl ±s.e. entropy dist-1 dist-2 dist-3 self-BLEU unique copied lengths".split()
+COLUMNS = ["system", "steps", "temp.", "judge-ppl", "±s.e.", "entropy", "dist-1", "dist-2", "dist-3", "self-BLEU"]
+COLUMNS += ["unique", "copied", "lengths"]
 GRAMMAR = ["accepted", "new"]
 
 
@@ -224,7 +222,7 @@ def format_cell(row: Row, column: str) -> str:
 
 def _explained(grammar: bool) -> list[str]:
     return [
-        "Low perplexity counts only beside the entropy of real text: repetition is fluent too. The judge favours its own texts.",
+        "Low perplexity counts only beside real text's entropy: repetition is fluent too. The judge favours its own texts.",
         "entropy: of the words, nats; self-BLEU: 0 to 100, lower is more diverse; unique, copied (training texts): shares;",
         "lengths: earth mover's distance to the training texts' lengths, words."
         + (" accepted: by the grammar; new: of those, not copied." if grammar else ""),
@@ -237,11 +235,13 @@ def _likelihood_lines(report: Report) -> list[str]:
     lines = ["", "Likelihood of real text (a token: every word and the end; a bound is from above)"]
     for found in report.likelihoods:
         terms = ", ".join(f"{name} {value:.3f}" for name, value in found.terms.items())
+        difference = found.nats_per_token - found.judge_nats_per_token
         lines += [
             f"  {found.system}: {'exactly' if found.exact else 'at most'} {found.nats_per_token:.3f} ± {found.error:.3f} nats"
-            f" a token, {found.bits_per_character:.3f} bits a character" + (f" ({terms})" if terms else ""),
-            f"    the judge on the same {found.texts} texts: {found.judge_nats_per_token:.3f} nats a token,"
-            f" {found.judge_bits_per_character:.3f} bits a character",
+            f" a token, {found.bits_per_character:.3f} bits a character, on {found.texts} texts"
+            + (f"\n    {terms}; the draws' own error {found.estimate_error:.3f}" if terms else ""),
+            f"    the judge, exactly, on the same: {found.judge_nats_per_token:.3f} nats a token,"
+            f" {found.judge_bits_per_character:.3f} bits a character; {difference:+.3f} ± {found.difference_error:.3f}",
         ]
     return lines
 
@@ -253,7 +253,8 @@ def draw(report: Report, training_lengths: dict[int, int], folder: Path) -> None
         plots.Line(REAL, points(real), [""], peer=True),
         *(
             plots.Line(
-                frontier_name(key), points(rows), ["" if row.temperature is None else f"{row.temperature:g}" for row in rows],
+                frontier_name(key), points(rows),
+                ["" if row.temperature is None else f"{row.temperature:g}" for row in rows],
                 peer=rows[0].kind == "judge",
             )
             for key, rows in report.frontiers().items()
@@ -268,19 +269,6 @@ def draw(report: Report, training_lengths: dict[int, int], folder: Path) -> None
     with disk_errors(folder):
         plots.save(plots.frontier(lines, title), folder / "frontier.png")
         plots.save(plots.lengths(histograms), folder / "lengths.png")
-
-
-def machine() -> dict[str, Any]:
-    """Describe the machine and the versions."""
-    return {
-        "system": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "diffusionlm": __version__,
-    }
 
 
 def write(path: Path, text: str) -> None:

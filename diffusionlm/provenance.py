@@ -1,0 +1,86 @@
+"""Where figures come from: the machine, a model's bits, how a run was trained and on which corpus."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import itertools
+import json
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffusionlm.config import UserError
+from diffusionlm.data import Corpus
+from diffusionlm.pipeline import model_folder
+from diffusionlm.run import read_config
+
+
+def machine() -> dict[str, Any]:
+    """Describe the machine and the versions."""
+    return {
+        "system": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "diffusion-lm": _version(),
+    }
+
+
+def _version() -> str | None:
+    try:
+        return importlib.metadata.version("diffusion-lm")
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
+        return None
+
+
+def fingerprint(folder: str | Path) -> str:
+    """Return a hash of a model's weights, config and tokenizer: a model trained anew is told from the old one."""
+    digest = hashlib.sha256()
+    for path in sorted(model_folder(folder).glob("*")):
+        if path.suffix == ".safetensors" or path.name in ("config.json", "tokenizer.json"):
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def config_of(folders: Sequence[str | Path]) -> Path | None:
+    """Return the first ``config.yaml`` of the runs among ``folders``, which may also be the models in runs."""
+    paths = [path / "config.yaml" for folder in folders for path in (Path(folder), Path(folder).resolve().parent)]
+    return next((path for path in paths if path.is_file()), None)
+
+
+def corpus_of(folders: Sequence[str | Path]) -> Corpus:
+    """Return the corpus that the first of these runs was trained on.
+
+    Raises:
+        UserError: none of them is a run's folder.
+    """
+    if path := config_of(folders):
+        return read_config([path]).data.corpus
+    named = " nor ".join(str(folder) for folder in folders)
+    raise UserError(f"corpus: neither {named} is a run's folder with a config.yaml; say --data.corpus, or --config FILE")
+
+
+def training_of(folder: str | Path) -> dict[str, Any]:
+    """Return what a run's log says of its training: steps, tokens seen, seconds (of all its sittings); {} without one."""
+    config = config_of([folder])
+    try:
+        lines = [] if config is None else config.with_name("log.jsonl").read_text().splitlines()
+        logged = [row for row in map(json.loads, lines) if "tokens" in row]
+    except (OSError, ValueError):
+        return {}
+    if not logged:
+        return {}
+    clock = itertools.pairwise([0.0, *(row["seconds"] for row in logged)])
+    seconds = sum(now - before if now > before else now for before, now in clock)
+    return {
+        "training_steps": logged[-1]["step"],
+        "training_tokens": logged[-1]["tokens"],
+        "training_seconds": round(seconds, 1),
+    }
