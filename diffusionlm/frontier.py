@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
 from diffusionlm import plots
 from diffusionlm.config import Settings, UserError, build, nearest, override, to_plain
@@ -167,9 +168,11 @@ class Judging:
             "self_bleu_texts": min(SELF_BLEU_TEXTS, config.count),
         }
         report = Report.open(out, about)
+        loaded = Judge.load(judge, device, "fp32")
+        report.enter(JUDGE, described(judge, loaded.model))
         real = random.Random(config.seed).sample(held, config.count)
         return cls(
-            Judge.load(judge, device, "fp32"), config, real,
+            loaded, config, real,
             random.Random(config.seed).sample(held, config.bound_texts), TrainingTexts(training),
             (training, real) if isinstance(corpus, Restaurants) else None, report, out, quiet,
         )  # fmt: skip
@@ -183,18 +186,17 @@ class Judging:
         known = self.report.systems.get(label)
         if label in (REAL, JUDGE) or (known and known["folder"] != str(folder)):
             label = str(folder)
-        description = {"folder": str(folder), "fingerprint": fingerprint(folder), "family": writer.model.config.model_type}
-        description["parameters"] = sum(p.numel() for p in writer.model.parameters())
-        self.report.enter(label, {**description, **training_of(folder)})
+        self.report.enter(label, described(folder, writer.model))
         return label
 
     def reference_cells(self) -> Iterator[Cell]:
         """Yield the cells of real text and of the judge's own samples."""
         yield Cell(REAL, "real", lambda: self.real)
         for temperature in sorted({*self.config.temperatures, 1.0}):
-            yield Cell(JUDGE, "judge", lambda t=temperature: self.judge.write(  # type: ignore[misc]
-                self.config.count, seed=self.config.seed, temperature=t
-            ), temperature=temperature)  # fmt: skip
+            yield Cell(
+                JUDGE, "judge", lambda t=temperature: self.judge.write(self.config.count, self.config.seed, t),  # type: ignore[misc]
+                self.report.systems[JUDGE]["fingerprint"], temperature=temperature,
+            )  # fmt: skip
 
     def file_cell(self, path: Path) -> Cell:
         """Return the cell of another system's texts, the first ``count`` of a file."""
@@ -229,9 +231,9 @@ class Judging:
     def fill(self, cells: Sequence[Cell]) -> None:
         """Write and judge what the report does not hold yet, one row after the other, each saved at once."""
         missing = [cell for cell in cells if not any(cell.is_of(row) for row in self.report.rows)]
-        if len(missing) < len(cells):
-            print(f"{len(cells) - len(missing)} of {len(cells)} rows are known already", file=sys.stderr)
-        with tqdm(total=len(missing) * self.config.count, unit="text", disable=self.quiet) as bar:
+        if (known := len(cells) - len(missing)) and not self.quiet:
+            print(f"{known} of {len(cells)} rows are known already", file=sys.stderr)
+        with tqdm(total=len(missing) * self.config.count, unit="text", disable=self.quiet or not missing) as bar:
             for cell in missing:
                 marks = [f"{cell.steps} steps" * bool(cell.steps), f"t {cell.temperature}" * (cell.temperature is not None)]
                 bar.set_description(", ".join(filter(None, [cell.system, *marks])))
@@ -308,3 +310,15 @@ class Judging:
             draw(self.report, dict(self.training.lengths), self.out)
         else:
             print("no figures: matplotlib is not installed (pip install matplotlib)", file=sys.stderr)
+
+
+def described(folder: str | Path, model: PreTrainedModel) -> dict[str, Any]:
+    """Return what a report says of a model: where it is, its kind and size, how it was trained."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return {
+        "folder": str(folder),
+        "fingerprint": fingerprint(folder),
+        "family": model.config.model_type,
+        "parameters": parameters,
+        **training_of(folder),
+    }

@@ -190,7 +190,7 @@ def table(report: Report) -> str:
             f"  {one} against {other}: {c.ratio:.2f} (entropy {c.entropies[0]:.2f} to {c.entropies[-1]:.2f})"
             for one, other, c in compared
         ]
-    return "\n".join(lines + _likelihood_lines(report)) + "\n"
+    return "\n".join(lines + _likelihood_lines(report) + _system_lines(report)) + "\n"
 
 
 COLUMNS = ["system", "steps", "temp.", "judge-ppl", "±s.e.", "entropy", "dist-1", "dist-2", "dist-3", "self-BLEU"]
@@ -243,6 +243,16 @@ def _likelihood_lines(report: Report) -> list[str]:
             f"    the judge, exactly, on the same: {found.judge_nats_per_token:.3f} nats a token,"
             f" {found.judge_bits_per_character:.3f} bits a character; {difference:+.3f} ± {found.difference_error:.3f}",
         ]
+    return lines
+
+
+def _system_lines(report: Report) -> list[str]:
+    lines = ["", "Who was asked"]
+    for name, about in report.systems.items():
+        parts = [about["family"], f"{about['parameters']:,} parameters" if "parameters" in about else ""]
+        if "training_tokens" in about:
+            parts.append(f"trained on {about['training_tokens']:,} tokens in {about['training_seconds']:,.0f} seconds")
+        lines.append(f"  {name} ({about['folder']}): {', '.join(filter(None, parts))}")
     return lines
 
 
