@@ -22,6 +22,8 @@ ROWS = [
     ["optimizer"],
     ["training"],
     ["pipeline"],
+    ["likelihood"],
+    ["scoring"],
     ["evaluation"],
     ["run"],
     ["quickstart"],
