@@ -1,4 +1,4 @@
-"""The command line: ``diffusionlm quickstart | train | generate | evaluate | show``.
+"""The command line: ``diffusionlm quickstart | train | generate | score | evaluate | show``.
 
 Results go to stdout, everything else to stderr. A mistake of the user's is one sentence and exit status 2, Ctrl-C is 130.
 """
@@ -111,6 +111,22 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--watch", action="store_true", help="show noise become words in the terminal, on stderr")
 
     command = verb(
+        "score", _score, "Say how likely a model finds texts (an upper bound): JSON lines on stdout, a summary on stderr.",
+        epilog="Tokens are the words and one end a text. A text longer than the model reads is refused with its line; a word\n"
+        "that the model does not know costs what [UNK] costs, and is counted.",
+    )  # fmt: skip
+    command.add_argument("model", help="a model folder, or a run's")
+    command.add_argument(
+        "file", help="texts: .txt (one a line), .jsonl, .csv, .parquet, each but the last also .gz; - is stdin"
+    )
+    command.add_argument("--column", default="text", help="of the file, with the texts (%(default)s)")
+    command.add_argument("--strata", type=int, default=128, help="noise levels a text: more is more precise (%(default)s)")
+    command.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
+    command.add_argument("--batch-size", type=int, default=64, help="noisy copies of a text at a time (%(default)s)")
+    command.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps ... (%(default)s)")
+    command.add_argument("--dtype", default="fp32", help="fp32 or bf16 (%(default)s)")
+
+    command = verb(
         "evaluate", _evaluate, "Judge models or any system's texts beside real text: fluency, diversity, likelihood.",
         overrides=True,
         epilog=_OVERRIDES.format(example="evaluate runs/e2e --judge runs/judge --steps 32 128 --sampling.sampler ddim"),
@@ -213,6 +229,24 @@ def _generate(options: argparse.Namespace) -> int:
     watch = _watcher() if options.watch else None
     for row in pipeline.stream(options.count, sampling, watch):
         print(json.dumps(asdict(row), ensure_ascii=False), flush=True)
+    return 0
+
+
+def _score(options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from diffusionlm.data import read_texts
+    from diffusionlm.scoring import ScoringConfig, score, summary
+
+    settings = ScoringConfig(**{f.name: getattr(options, f.name) for f in fields(ScoringConfig)})
+    texts = read_texts(options.file, options.column)
+    bounds = []
+    scored = score(options.model, texts, settings)
+    for index, (text, bound) in enumerate(tqdm(scored, total=len(texts), desc="scoring", unit="text", disable=None)):
+        figures = {"length_nats" if name == "length" else name: value for name, value in asdict(bound).items()}
+        print(json.dumps({"text": text, "index": index, "nats": bound.nats, **figures}, ensure_ascii=False), flush=True)
+        bounds.append(bound)
+    print(summary(bounds), file=sys.stderr)
     return 0
 
 

@@ -12,6 +12,7 @@ import csv
 import gzip
 import json
 import re
+import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -162,6 +163,21 @@ class Hub(Corpus, name="hub"):
         if self.streaming:
             return datasets.Dataset.from_list(list(split.take(self.take)), features=split.features)
         return split.select(range(min(self.take, len(split))))
+
+
+def read_texts(path: str, column: str = "text") -> list[tuple[str, str]]:
+    """Read the texts of a file in one of the formats of ``files``, or the lines of standard input where it is ``-``.
+
+    Each text comes with its place, such as "reviews.csv, line 7"; rows without text are left out.
+
+    Raises:
+        UserError: a missing or broken file or column, or no text.
+    """
+    name = "standard input" if path == "-" else path
+    rows = list(_text_rows(sys.stdin, Path(name)) if path == "-" else _rows(Path(path).expanduser()))
+    _tidy(_dataset([row for _, row in rows]), name, column)
+    found = [(f"{name}, line {line}", row.get(column)) for line, row in rows]
+    return [(place, text) for place, text in found if text and not text.isspace()]
 
 
 def _read(path: Path, text: str = "text", attributes: Sequence[str] = ()) -> datasets.Dataset:

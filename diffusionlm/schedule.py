@@ -33,6 +33,15 @@ class NoiseSchedule(Component, family="noise schedule"):
         """Return minus the log signal-to-noise ratio at times ``t``, in float64; any shape in, same shape out."""
         raise NotImplementedError
 
+    def time(self, gamma: Tensor) -> Tensor:
+        """Return the time of each level ``gamma``, the inverse of ``gamma(t)`` on [0, 1], in float64; any shape."""
+        low, high = torch.zeros_like(gamma, dtype=torch.float64), torch.ones_like(gamma, dtype=torch.float64)
+        for _ in range(60):  # bisection, to the last bit of a float64
+            middle = (low + high) / 2
+            above = self.gamma(middle) >= gamma
+            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+        return high
+
     def training_times(self, u: Tensor) -> Tensor:
         """Map uniform draws ``u`` in [0, 1) to the times to train at; any shape."""
         raise NotImplementedError
@@ -183,6 +192,10 @@ class Gumbel(NoiseSchedule, name="gumbel"):
         """Return gamma, linear in t."""
         return self.low + (self.high - self.low) * t.double()
 
+    def time(self, gamma: Tensor) -> Tensor:
+        """Return the time of ``gamma``, on this line and beyond [0, 1] too."""
+        return (gamma.double() - self.low) / (self.high - self.low)
+
     def training_times(self, u: Tensor) -> Tensor:
         """Map uniform draws to the learned density; the last ``uniform_share`` of them to a uniform gamma.
 
@@ -204,4 +217,4 @@ class Gumbel(NoiseSchedule, name="gumbel"):
         lowest, highest = (math.exp(-math.exp(-(g - self.location) / self.scale)) for g in (self.end, self.high))
         quantile = (lowest + (highest - lowest) * u).clamp(1e-12, 1 - 1e-12)
         gamma = self.location - self.scale * torch.log(-torch.log(quantile))
-        return (gamma.clamp(self.end, self.high) - self.low) / (self.high - self.low)
+        return self.time(gamma.clamp(self.end, self.high))

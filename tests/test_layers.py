@@ -25,6 +25,8 @@ ROWS = [
     ["training"],
     ["pipeline"],
     ["kinds"],
+    ["likelihood"],
+    ["scoring"],
     ["evaluation"],
     ["run"],
     ["provenance"],
