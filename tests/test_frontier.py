@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from diffusionlm.judge import Judge, perplexity
 from runs import restaurant_texts, tiny_config, tiny_plain
 
 from diffusionlm import plots
@@ -18,7 +19,6 @@ from diffusionlm.config import build
 from diffusionlm.data import Files
 from diffusionlm.evaluation import TrainingTexts, diversity, unigram_entropy
 from diffusionlm.frontier import EvaluationConfig, evaluate
-from diffusionlm.judge import Judge, perplexity
 from diffusionlm.report import Report, Row, table
 from diffusionlm.run import RunConfig, train
 
