@@ -43,7 +43,7 @@ class EvaluationConfig(Settings):
         count: texts a row, and real texts beside them.
         seed: of the texts and of the choice of real ones.
         split: of the corpus, whose texts are the real ones.
-        bound_texts: real texts whose likelihood is bounded; 0 leaves the bound out.
+        bound_texts: the most real texts whose likelihood is bounded; 0 leaves the bound out.
         strata: noise levels a text in that bound.
     """
 
@@ -154,10 +154,9 @@ class Judging:
         if config.split not in splits:
             raise UserError(f"split: this corpus has no split {config.split!r}{nearest(config.split, splits)}")
         held, training = splits[config.split]["text"][:], splits["train"]["text"][:]
-        if len(held) < max(config.count, config.bound_texts):
-            name = "count" if len(held) < config.count else "bound_texts"
-            wanted = f"expected at most {len(held)}, the real texts of {config.split} to compare with"
-            raise UserError(f"{name}: {wanted}, got {getattr(config, name)}")
+        if len(held) < config.count:
+            wanted = f"expected at most {len(held)}, as many as there are real texts in {config.split} to compare with"
+            raise UserError(f"count: {wanted}, got {config.count}")
         about = {
             "judge": str(judge),
             "judge_fingerprint": fingerprint(judge),
@@ -173,7 +172,7 @@ class Judging:
         real = random.Random(config.seed).sample(held, config.count)
         return cls(
             loaded, config, real,
-            random.Random(config.seed).sample(held, config.bound_texts), TrainingTexts(training),
+            random.Random(config.seed).sample(held, min(config.bound_texts, len(held))), TrainingTexts(training),
             (training, real) if isinstance(corpus, Restaurants) else None, report, out, quiet,
         )  # fmt: skip
 
@@ -275,7 +274,7 @@ class Judging:
             "dtype": str(writer.dtype),
         }
         known = any((r.system, r.settings) == (system, settings) for r in self.report.likelihoods)
-        if known or not self.config.bound_texts or not (exact or isinstance(writer.model, DiffusionLM)):
+        if known or not self.bounded or not (exact or isinstance(writer.model, DiffusionLM)):
             return
         encoded = encode(self.bounded, writer.tokenizer, writer.model.config.max_position_embeddings, "drop")
         texts = [self.bounded[i] for i in encoded.texts]
