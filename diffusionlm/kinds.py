@@ -8,10 +8,11 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from diffusionlm.causal import CausalPipeline
 from diffusionlm.model import DiffusionLMConfig
 from diffusionlm.pipeline import Pipeline, Writer, model_folder
 
-PIPELINES: dict[str, type[Writer[Any]]] = {DiffusionLMConfig.model_type: Pipeline}
+PIPELINES: dict[str, type[Writer[Any]]] = {DiffusionLMConfig.model_type: Pipeline, "llama": CausalPipeline}
 
 
 def pipeline_of(model: PreTrainedModel) -> type[Writer[Any]]:

@@ -25,6 +25,7 @@ from diffusionlm.sampling import DDPM, Denoise, Denoised, RowNoise, Sampler, Sta
 from diffusionlm.tokenizer import decode_texts
 
 M = TypeVar("M", bound=PreTrainedModel)
+Watch = Callable[[Any, list[str]], None]  # gets what has the time ``t``, a State for diffusion, and the texts as they read
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,7 @@ class Writer(Generic[M]):
     def check(self, sampling: SamplingConfig) -> None:
         """Check a sampling request. Raises UserError where a setting does not go with the model."""
 
-    def sample_ids(
-        self, seeds: Sequence[Sequence[int]], sampling: SamplingConfig, watch: Callable[[State, list[str]], None] | None
-    ) -> list[list[int]]:
+    def sample_ids(self, seeds: Sequence[Sequence[int]], sampling: SamplingConfig, watch: Watch | None) -> list[list[int]]:
         """Sample a text for each seed; return their token ids without start, end and padding."""
         raise NotImplementedError
 
@@ -99,11 +98,11 @@ class Writer(Generic[M]):
         self,
         count: int,
         sampling: SamplingConfig | None = None,
-        watch: Callable[[State, list[str]], None] | None = None,
+        watch: Watch | None = None,
     ) -> Iterator[Generated]:
         """Yield ``count`` texts in order, each as soon as it is known.
 
-        ``watch`` is called after every step with the state and the texts as they now read.
+        ``watch`` is called after every step with the state (its ``t`` goes from 1 to 0) and the texts as they now read.
 
         Raises:
             UserError: a setting that does not go with the model.
@@ -133,13 +132,7 @@ class Writer(Generic[M]):
         tokenizer = load_tokenizer(folder)
         if len(tokenizer) != model.config.vocab_size:
             raise UserError(f"{folder}: the tokenizer has {len(tokenizer)} words, the model {model.config.vocab_size}")
-        if dtype not in DTYPES:
-            raise UserError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
-        try:
-            torch.nn.Module.to(model, torch.device(device)).train(False)
-            return cls(model, tokenizer, saved_sampling(folder), DTYPES[dtype])
-        except (RuntimeError, AssertionError) as error:
-            raise UserError(f"device: {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
+        return cls(model, tokenizer, saved_sampling(folder), placed(model, device, dtype))
 
     def __call__(self, count: int, **changes: Any) -> list[Generated]:
         """Write ``count`` texts; ``changes`` are fields of ``SamplingConfig``."""
@@ -190,9 +183,7 @@ class Pipeline(Writer[DiffusionLM]):
         return [int(numpy.searchsorted(cumulative, draw, side="right")) for draw in draws]
 
     @torch.no_grad()
-    def sample_ids(
-        self, seeds: Sequence[Sequence[int]], sampling: SamplingConfig, watch: Callable[[State, list[str]], None] | None
-    ) -> list[list[int]]:
+    def sample_ids(self, seeds: Sequence[Sequence[int]], sampling: SamplingConfig, watch: Watch | None) -> list[list[int]]:
         """Run the sampler from noise, and round."""
         lengths = self.lengths(seeds, sampling)
         device = self.model.device
@@ -269,6 +260,21 @@ class Pipeline(Writer[DiffusionLM]):
 
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def placed(model: PreTrainedModel, device: str, dtype: str) -> torch.dtype:
+    """Move a model that is to be used, not trained, to ``device``; return the type that ``dtype`` names.
+
+    Raises:
+        UserError: an unknown device or dtype.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    try:
+        torch.nn.Module.to(model, torch.device(device)).train(False)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device: {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    return DTYPES[dtype]
 
 
 def boundaries(mask: Tensor, special: dict[str, int]) -> tuple[Tensor, Tensor]:

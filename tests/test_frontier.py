@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import yaml
-from diffusionlm.judge import Judge, perplexity
 from runs import restaurant_texts, tiny_config, tiny_plain
 
 from diffusionlm import plots
@@ -19,6 +19,7 @@ from diffusionlm.config import build
 from diffusionlm.data import Files
 from diffusionlm.evaluation import TrainingTexts, diversity, unigram_entropy
 from diffusionlm.frontier import EvaluationConfig, evaluate
+from diffusionlm.judge import Judge, perplexity
 from diffusionlm.report import Report, Row, table
 from diffusionlm.run import RunConfig, train
 
@@ -262,7 +263,8 @@ def test_the_figure_shows_the_points_it_is_given() -> None:
     line, peer = plots.Line("one", [(4.5, 6.0), (4.0, 3.0)], ["1", "0.8"]), plots.Line("real", [(5.0, 7.0)], [""], peer=True)
     (axes,) = plots.frontier([line, peer], "title").axes
     assert axes.get_yscale() == "log"
-    assert [[tuple(point) for point in drawn.get_xydata()] for drawn in axes.lines] == [[(4.0, 3.0), (4.5, 6.0)], [(5.0, 7.0)]]  # type: ignore[union-attr]
+    drawn = [numpy.asarray(line.get_xydata()).tolist() for line in axes.lines]
+    assert drawn == [[[4.0, 3.0], [4.5, 6.0]], [[5.0, 7.0]]]
     assert {text.get_text() for text in axes.texts} == {"1", "0.8", ""}
     (axes,) = plots.lengths({"training": {2: 1, 4: 3}, "one": {3: 5}}).axes
     assert [list(patch.get_data().values) for patch in axes.patches] == [[0, 0, 0.25, 0, 0.75], [0, 0, 0, 1]]  # type: ignore[attr-defined]
