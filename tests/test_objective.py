@@ -491,6 +491,30 @@ def test_the_curve_fits_texts_of_one_level_only() -> None:
     assert objective(*_texts(8, [10]))["schedule"].item() == 0
 
 
+def test_the_fit_is_drawn_through_what_training_saw() -> None:
+    objective = CrossEntropy(mixed_share=0, self_conditioning_share=0).build(_model())
+    assert isinstance(objective, CrossEntropyObjective)
+    ids, mask = _texts(64, [9])
+    terms = objective(ids, mask)
+    texts, losses = objective.seen
+    assert float(texts.sum()) == 64
+    assert float(losses.sum()) / 64 == pytest.approx(terms["cross_entropy"].item(), rel=1e-5)  # texts of equal length
+    before = objective.seen.clone()
+    objective.eval()(ids, mask)
+    assert torch.equal(objective.seen, before)  # evaluations are not training
+    objective.train()(ids, mask)
+    assert float(objective.seen[0].sum()) == pytest.approx(64 * 1.99)  # a hundredth of the old is forgotten
+    figure = objective.figures()["schedule"]
+    axes = figure.axes[0]
+    shown = numpy.asarray(axes.collections[0].get_offsets())
+    known = objective.seen[0] > 0
+    assert shown[:, 1] == pytest.approx((objective.seen[1] / objective.seen[0])[known].numpy())
+    location, log_scale, entropy = objective.curve.detach().tolist() if objective.curve is not None else (0, 0, 0)
+    x, y = numpy.asarray(axes.lines[0].get_xydata()).T
+    assert y == pytest.approx(entropy * numpy.exp(-numpy.exp(-(x - location) / math.exp(log_scale))), rel=1e-4)
+    assert CrossEntropy().build(_model(schedule="sqrt")).figures() == {}
+
+
 def test_another_schedule_is_not_fitted() -> None:
     objective = CrossEntropy().build(_model(schedule={"name": "sqrt", "T": 20}))
     assert set(objective(*_texts(8, [10]))) == {"cross_entropy"}

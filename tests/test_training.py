@@ -10,6 +10,7 @@ import torch
 import yaml
 from runs import ROOT, tiny_config, tiny_plain
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 from diffusionlm.config import UserError
 from diffusionlm.data import collate
@@ -58,7 +59,10 @@ def test_a_run_directory_explains_itself(unbroken: Path) -> None:
     assert len((unbroken / "samples" / "step-8.txt").read_text().splitlines()) == 10
     assert [p.name for p in sorted((unbroken / "checkpoints").iterdir())] == ["checkpoint-6", "checkpoint-8"]
     assert all((p / MARKER).exists() for p in (unbroken / "checkpoints").iterdir())
-    assert list((unbroken / "tensorboard").glob("events*"))
+    (events,) = (unbroken / "tensorboard").glob("events*")
+    drawn = EventAccumulator(str(events), {"images": 0}).Reload()
+    assert [image.step for image in drawn.Images("schedule")] == [4, 8]
+    assert (unbroken / "figures" / "schedule.png").read_bytes().startswith(b"\x89PNG")
     assert not list(unbroken.rglob("training_args.bin"))
     logged = rows(unbroken)
     assert [r["step"] for r in logged if "loss" in r] == list(range(1, 9))
