@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from diffusionlm.causal import load_causal, reach, write_ids
 from diffusionlm.config import UserError
 from diffusionlm.data import collate
-from diffusionlm.pipeline import load_tokenizer, model_folder, placed
+from diffusionlm.pipeline import SamplingConfig, load_tokenizer, model_folder, placed
 from diffusionlm.tokenizer import decode_texts
 
 
@@ -98,8 +98,9 @@ class Judge:
         [UNK] included.
 
         Raises:
-            UserError: the tokenizer has no start token.
+            UserError: the tokenizer has no start token; an impossible number.
         """
+        SamplingConfig(temperature=temperature, batch_size=batch_size, seed=seed)  # for its checks
         texts: list[str] = []
         for first in range(0, count, batch_size):
             seeds = [(seed, index, 0) for index in range(first, min(first + batch_size, count))]

@@ -193,6 +193,8 @@ def test_temperature_near_zero_takes_the_likeliest_word_and_the_length_has_a_lim
     assert len(set(judge.write(5, temperature=1e-4))) == 1
     assert all(len(text.split()) <= 3 for text in judge.write(20, max_tokens=3))
     assert all(len(text.split()) <= 14 for text in judge.write(20))
+    with pytest.raises(UserError, match="temperature: expected a positive number"):
+        judge.write(1, temperature=0)
 
 
 # A stranger's model
