@@ -32,10 +32,11 @@ def tiny_flags(plain: dict[str, object], prefix: str = "") -> list[str]:
 
 def test_the_readmes_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     found = commands()
-    assert {arguments[0] for arguments in found} == {"quickstart", "train", "generate", "show"}
+    assert {arguments[0] for arguments in found} == {"quickstart", "train", "generate", "score", "show"}
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     (tmp_path / "my_texts.txt").write_text("\n".join(restaurant_texts(120)))
+    (tmp_path / "held_out.txt").write_text("\n".join(restaurant_texts(3, "test")))
     small = merge(TINY, {"training": {"steps": 2}})
     small["training"].pop("batch_tokens")
     for arguments in found:
@@ -45,6 +46,8 @@ def test_the_readmes_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             if any("e2e" in word for word in arguments):
                 continue  # its corpus is not in the project; test_configs.py takes a step with each config
             arguments += tiny_flags(small)
+        elif arguments[0] == "score":
+            del arguments[3:]  # a shell's redirection
         assert main(arguments) == 0, (arguments, capsys.readouterr().err)
     assert (tmp_path / "runs" / "quickstart" / "quickstart.json").exists()
 
