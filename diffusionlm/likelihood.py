@@ -185,10 +185,12 @@ def bound(
     A text's draws depend on ``seed`` and its number alone. ``dtype`` is that of the network's arithmetic.
 
     Raises:
-        UserError: a row is longer than the model reads, or there are fewer than 2 strata.
+        UserError: a row is longer than the model reads; fewer than 2 strata; a temperature where there are no logits.
     """
     if strata < 2:
         raise UserError(f"strata: expected 2 or more, got {strata}")
+    if temperature != 1 and model.settings.prediction != "logits":
+        raise UserError(f"temperature: this model predicts {model.settings.prediction}, not logits; leave it at 1")
     explicit, longest, special = model.settings.explicit_length, model.config.max_tokens, model.config.special_ids
     for number, row in enumerate(rows):
         ids = collate([row], special["pad"], None if explicit and len(row) <= longest else longest)["ids"].to(model.device)
@@ -265,8 +267,8 @@ def discrete_terms(
     nats = []
     for part in (steps / schedule.T).split(batch_size):
         t, embedded = part.to(ids.device), words.expand(len(part), -1, -1)
-        shape = (2, len(part), *words.shape[1:])
-        first, second = torch.from_numpy(draw.standard_normal(shape, dtype=numpy.float32)).to(words)
+        shape = (len(part), 2, *words.shape[1:])
+        first, second = torch.from_numpy(draw.standard_normal(shape, dtype=numpy.float32)).to(words).unbind(1)
         x0 = embedded + lowest_deviation(q, schedule) * first
         xt = q.noise(x0, t, second)
         with torch.autocast(ids.device.type, dtype, enabled=dtype != torch.float32):

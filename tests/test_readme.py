@@ -32,10 +32,11 @@ def tiny_flags(plain: dict[str, object], prefix: str = "") -> list[str]:
 
 def test_the_readmes_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     found = commands()
-    assert {arguments[0] for arguments in found} == {"quickstart", "train", "generate", "evaluate", "show"}
+    assert {arguments[0] for arguments in found} == {"quickstart", "train", "generate", "score", "evaluate", "show"}
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     (tmp_path / "my_texts.txt").write_text("\n".join(restaurant_texts(120)))
+    (tmp_path / "held_out.txt").write_text("\n".join(restaurant_texts(3, "test")))
     small = merge(TINY, {"training": {"steps": 2}})
     small["training"].pop("batch_tokens")
     judge = {"training": small["training"], "model": {"layers": 1, "width": 16}}
@@ -48,6 +49,8 @@ def test_the_readmes_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             arguments += tiny_flags(judge if any("judge" in word for word in arguments) else small)
         elif arguments[0] == "evaluate":
             arguments += ["--count", "3", "--bound-texts", "2", "--temperatures", "0.8", "--steps", "2"]
+        elif arguments[0] == "score":
+            del arguments[3:]  # a shell's redirection
         assert main(arguments) == 0, (arguments, capsys.readouterr().err)
     assert (tmp_path / "runs" / "quickstart" / "quickstart.json").exists()
 

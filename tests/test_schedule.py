@@ -55,6 +55,12 @@ def test_deviation_at_index_49(schedule: StepSchedule, deviation: str) -> None:
     assert f"{float(torch.sigmoid(schedule.gamma(_time(49))).sqrt()):.6f}" == deviation
 
 
+@pytest.mark.parametrize("schedule", ALL)
+def test_the_time_of_a_level_is_the_inverse(schedule: NoiseSchedule) -> None:
+    t = torch.tensor([[0.01, 0.3], [0.5, 0.8]], dtype=torch.float64)
+    torch.testing.assert_close(schedule.time(schedule.gamma(t)), t, rtol=1e-9, atol=1e-9)
+
+
 def test_linear_is_the_product_of_one_minus_beta() -> None:
     beta = torch.linspace(1e-4, 2e-2, 1000, dtype=torch.float64)
     t = torch.arange(1, 1000, dtype=torch.float64) / 1000
