@@ -32,23 +32,27 @@ def save(figure: Figure, path: Path) -> None:
 
 @dataclass(frozen=True)
 class Line:
-    """A frontier: points (entropy, perplexity) and what is written beside each (its temperature)."""
+    """A frontier: points (entropy, perplexity), what is written beside each (its temperature), and their standard errors."""
 
     label: str
     points: Sequence[tuple[float, float]]
     marks: Sequence[str]
+    errors: Sequence[float]
     peer: bool = False
 
 
 def frontier(lines: Sequence[Line], title: str) -> Figure:
-    """Draw judge perplexity (log scale) against unigram entropy; a line of one point is a mark, a ``peer`` is dashed."""
+    """Draw judge perplexity (log scale) against unigram entropy; with its standard error; a ``peer`` is dashed."""
     figure, axes = _new(8.0, 5.5)
-    for number, line in enumerate(lines):
+    for line in lines:
         order = sorted(range(len(line.points)), key=lambda i: line.points[i])
         xs, ys = zip(*(line.points[i] for i in order), strict=True)
+        number = [other for other in lines if not other.peer].index(line) if not line.peer else 0
         colour = "black" if line.peer else f"C{number % 10}"
         style = "*" if len(xs) == 1 and line.peer else "--s" if line.peer else "-o"
-        axes.plot(xs, ys, style, color=colour, label=line.label, markersize=14 if style == "*" else 5)
+        errors = [line.errors[i] for i in order]
+        size = 14 if style == "*" else 5
+        axes.errorbar(xs, ys, errors, fmt=style, color=colour, elinewidth=0.7, label=line.label, markersize=size)
         for i in order:
             axes.annotate(
                 line.marks[i], line.points[i], (5, -10), textcoords="offset points", fontsize=7, color=colour

@@ -260,19 +260,20 @@ def draw(report: Report, training_lengths: dict[int, int], folder: Path) -> None
     """Write ``frontier.png`` and ``lengths.png``."""
     real = [row for row in report.rows if row.kind == "real"]
     lines = [
-        plots.Line(REAL, points(real), [""], peer=True),
+        plots.Line(REAL, points(real), [""], [real[0].judge_error], peer=True),
         *(
             plots.Line(
                 frontier_name(key), points(rows),
                 ["" if row.temperature is None else f"{row.temperature:g}" for row in rows],
-                peer=rows[0].kind == "judge",
+                [row.judge_error for row in rows], peer=rows[0].kind == "judge",
             )
             for key, rows in report.frontiers().items()
         ),
     ]  # fmt: skip
     title = f"{report.about['count']} texts a point, marked with its temperature"
     histograms = {"training texts": training_lengths, REAL: real[0].lengths}
-    for rows in report.frontiers().values():
+    longest = {key[0]: rows for key, rows in report.frontiers().items()}  # of each system, at its most steps
+    for rows in longest.values():
         nearest = min(rows, key=lambda row: abs((row.temperature or 1) - 1))
         mark = "" if nearest.temperature is None else f", temperature {nearest.temperature:g}"
         histograms[frontier_name((nearest.system, nearest.steps)) + mark] = nearest.lengths
