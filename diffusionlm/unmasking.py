@@ -1,0 +1,157 @@
+"""From masks to words: the decoders of masked diffusion, and the one loop that runs them.
+
+A masked model tells, for each hidden position, how likely each word is given the words that are shown. The loop draws a
+word for every hidden position from that; a decoder is one function: which positions are hidden again at the next time.
+Time t falls from 1, where everything is hidden, to 0, where nothing is. Shapes: B batch, L positions, V words.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from diffusionlm.config import UserError
+from diffusionlm.sampling import Sampler
+
+Predict = Callable[[Tensor, Tensor], Tensor]
+"""A masked model: ids (B, L) and hidden (B, L), True where an id is not to be seen, to token logits (B, L, V)."""
+
+
+ROUNDING = 1e-4  # a share of a count that is a whole number is not to fall below it
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A moment of a decoding run; all are (B, L).
+
+    ``ids`` hold a word at every position, ``hidden`` is True where it will be drawn anew, ``confidence`` is the log
+    probability with which the word was drawn, and ``words`` is True at the positions that are decoded at all.
+    """
+
+    ids: Tensor
+    hidden: Tensor
+    confidence: Tensor
+    words: Tensor
+
+    @property
+    def counts(self) -> Tensor:
+        """Words a text, (B,)."""
+        return self.words.sum(1)
+
+
+class Unmasking(Sampler):
+    """Base of the decoders, the masked models' samplers."""
+
+    def hide(self, draft: Draft, t: float, s: float, uniform: Tensor) -> Tensor:
+        """Return which positions (B, L) are hidden at time ``s``, after all that were hidden at ``t`` have been drawn.
+
+        ``uniform`` (B, L) holds fresh draws between 0 and 1.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Ancestral(Unmasking, name="ancestral"):
+    """The reverse process itself: each hidden position is shown with chance (t - s)/t, and then stays.
+
+    Austin et al. 2021 (section 3.1 and appendix A.3), in the form of MDLM (Sahoo et al. 2024, equation 7).
+    """
+
+    def hide(self, draft: Draft, t: float, s: float, uniform: Tensor) -> Tensor:
+        """Keep a position hidden with chance s/t."""
+        return draft.hidden & (uniform < s / t)
+
+
+@dataclass(frozen=True)
+class MaskPredict(Unmasking, name="mask-predict"):
+    """Show all, then hide the least confident share s again, words of earlier steps included (Ghazvininejad et al. 2019).
+
+    The paper takes the likeliest words, which is the limit of temperature 0: every text of a length is then the same.
+    """
+
+    def hide(self, draft: Draft, t: float, s: float, uniform: Tensor) -> Tensor:
+        """Hide the floor(s N) words of least confidence."""
+        return lowest(draft.confidence.masked_fill(~draft.words, math.inf), (s * draft.counts + ROUNDING).floor())
+
+
+@dataclass(frozen=True)
+class MaskGIT(Unmasking, name="maskgit"):
+    """Show the most confident words, with Gumbel noise that fades, and keep them (Chang et al. 2022, section 3.2).
+
+    Args:
+        noise: of the confidences (log probabilities), times s; the authors' code has 4.5. At 0 the likeliest go first.
+        schedule: the share of hidden words over time; ``cosine`` shows few words at first.
+    """
+
+    noise: float = 4.5
+    schedule: Literal["cosine", "linear"] = "cosine"
+
+    def __post_init__(self) -> None:
+        """Check the noise."""
+        if self.noise < 0:
+            raise UserError(f"noise: expected 0 or more, got {self.noise}")
+
+    def hide(self, draft: Draft, t: float, s: float, uniform: Tensor) -> Tensor:
+        """Hide the least confident of the words just drawn; at least one is shown at each step while any is hidden."""
+        share = math.cos(math.pi / 2 * (1 - s)) if self.schedule == "cosine" and s > 0 else s
+        count = (share * draft.counts + ROUNDING).floor().minimum(draft.hidden.sum(1) - 1)
+        gumbel = -(-uniform.clamp(1e-12, 1 - 1e-12).log()).log()
+        noisy = draft.confidence + self.noise * s * gumbel
+        return lowest(noisy.masked_fill(~draft.hidden, math.inf), count)
+
+
+def lowest(scores: Tensor, counts: Tensor) -> Tensor:
+    """Mark the ``counts`` (B,) smallest numbers of each row of ``scores`` (B, L); the first among equals."""
+    return scores.argsort(dim=1, stable=True).argsort(dim=1) < counts[:, None]
+
+
+def unmask(
+    predict: Predict,
+    ids: Tensor,
+    words: Tensor,
+    *,
+    decoder: Unmasking,
+    steps: int,
+    temperature: float = 1.0,
+    noise: Callable[[Tensor], Tensor] = torch.randn_like,
+) -> Iterator[tuple[float, Draft]]:
+    """Decode the positions ``words`` (B, L) of ``ids`` (B, L), one time t and Draft a step; the last hides nothing.
+
+    Words are drawn at ``temperature``; ``noise`` draws standard normal values like a tensor.
+    """
+    draft = Draft(ids, words, torch.zeros(ids.shape, dtype=torch.float64, device=ids.device), words)
+    for step, later in itertools.pairwise(range(steps, -1, -1)):
+        t, s = step / steps, later / steps
+        # Their distribution function makes normal draws uniform; one for the word, one for the order.
+        uniform = torch.special.ndtr(noise(torch.zeros(*ids.shape, 2, device=ids.device)).double())
+        drawn, confidence = draw_words(predict(draft.ids, draft.hidden), uniform[..., 0], temperature)
+        draft = Draft(
+            torch.where(draft.hidden, drawn, draft.ids),
+            draft.hidden,
+            torch.where(draft.hidden, confidence, draft.confidence),
+            words,
+        )
+        draft = replace(draft, hidden=decoder.hide(draft, t, s, uniform[..., 1]))
+        yield t, draft
+        if not bool(draft.hidden.any()):  # short texts are done before the steps are
+            return
+
+
+def draw_words(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Draw a word of each distribution ``logits`` (B, L, V) at ``temperature``; return ids and log probabilities (B, L).
+
+    The ``uniform`` draws (B, L) pick by the cumulative distribution. In float64: in 32 bits the rare words are never
+    drawn, which passes for a lower temperature (Zheng et al. 2024, section 4). Confidence is that of temperature 1.
+    """
+    cumulative = (logits.double() / temperature).softmax(-1).cumsum(-1)
+    drawn = torch.searchsorted(cumulative, (uniform * cumulative[..., -1])[..., None], right=True).squeeze(-1)
+    # Rounding may place a draw behind the last word that has a chance.
+    drawn = drawn.minimum((cumulative < cumulative[..., -1:]).sum(-1))
+    confidence = logits.double().log_softmax(-1).gather(-1, drawn[..., None]).squeeze(-1)
+    return drawn, confidence
