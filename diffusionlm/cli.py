@@ -177,7 +177,8 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _generate(options: argparse.Namespace) -> int:
-    from diffusionlm.pipeline import Pipeline, SamplingConfig, saved_sampling
+    from diffusionlm.kinds import open_pipeline
+    from diffusionlm.pipeline import SamplingConfig, saved_sampling
 
     if options.count < 1:
         raise UserError(f"--count: expected at least 1, got {options.count}")
@@ -185,7 +186,7 @@ def _generate(options: argparse.Namespace) -> int:
     flags = [f.name for f in fields(SamplingConfig) if getattr(options, f.name, None) is not None]
     plain = override(plain, [(name, str(getattr(options, name))) for name in flags])
     sampling = build(SamplingConfig, override(plain, options.overrides), "sampling")
-    pipeline = Pipeline.from_pretrained(options.model, options.device, options.dtype)
+    pipeline = open_pipeline(options.model, options.device, options.dtype)
     watch = _watcher() if options.watch else None
     for row in pipeline.stream(options.count, sampling, watch):
         print(json.dumps(asdict(row), ensure_ascii=False), flush=True)

@@ -86,8 +86,14 @@ class Component(Settings):
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> core_schema.CoreSchema:
         if dataclasses.is_dataclass(cls):  # A member itself: its own fields, checked like any dataclass.
-            return typing.cast("core_schema.CoreSchema", handler(source))
+            return core_schema.no_info_before_validator_function(cls._without_name, handler(source))
         return core_schema.no_info_plain_validator_function(cls._from_plain)
+
+    @classmethod
+    def _without_name(cls, value: object) -> object:
+        if isinstance(value, Mapping) and value.get("name") == plain_name(cls):
+            return {k: v for k, v in value.items() if k != "name"}
+        return value
 
     @classmethod
     def _from_plain(cls, value: object) -> Self:
@@ -121,13 +127,17 @@ def build_untrusted(kind: type[T], plain: object, where: str = "") -> T:
         _may_import.reset(token)
 
 
+def plain_name(kind: type[Component]) -> str:
+    """Return what a component is called in plain data: its name, or its import path where it has none."""
+    return kind.name or f"{kind.__module__}:{kind.__name__}"
+
+
 def to_plain(value: Any) -> Any:
     """Turn a dataclass (and the components in it) into mappings, lists, strings and numbers; ``build`` undoes it."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         if isinstance(value, Component):
-            kind = type(value)
-            fields = {"name": kind.name or f"{kind.__module__}:{kind.__name__}", **fields}
+            fields = {"name": plain_name(type(value)), **fields}
         return fields
     if isinstance(value, Mapping):
         return {k: to_plain(v) for k, v in value.items()}

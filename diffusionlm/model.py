@@ -14,20 +14,24 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from diffusionlm.backbone import Backbone, Transformer
-from diffusionlm.config import Settings, UserError, build_untrusted, to_plain
+from diffusionlm.config import UserError, build_untrusted, to_plain
 from diffusionlm.diffusion import GaussianDiffusion, alpha, over_coordinates, sigma
+from diffusionlm.embedding import word_vectors_from
 from diffusionlm.sampling import Denoised
 from diffusionlm.schedule import Gumbel, NoiseSchedule
+from diffusionlm.spec import ModelSpec
 
 FORMAT_VERSION = 1
 DEFAULT_EVIDENCE = 50.0
@@ -35,8 +39,8 @@ MAX_GAMMA = 12.0  # what a network is told of a noise level ends here: gamma its
 
 
 @dataclass(frozen=True)
-class ModelConfig(Settings):
-    """What a model is made of, apart from its vocabulary.
+class ModelConfig(ModelSpec, name="diffusion"):
+    """What a diffusion model is made of, apart from its vocabulary.
 
     Args:
         dimension: D, the coordinates of a word vector.
@@ -76,11 +80,44 @@ class ModelConfig(Settings):
         if self.learned_variance and self.prediction == "logits":
             raise UserError("learned_variance: expected false with prediction 'logits', whose output is no vector")
 
+    def make(self, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[int]], max_length: int) -> DiffusionLM:
+        """Make the model; its words' vectors and a default ``gumbel`` start from ``rows``."""
+        settings = self
+        if self.schedule == Gumbel():
+            counts = Counter(i for row in rows for i in row[1:-1])
+            total = sum(counts.values())
+            own_share = 1 - (self.cooccurrence if self.embedding != "free" else 0)
+            entropy = -sum(n / total * math.log(n / total) for n in counts.values())
+            settings = replace(self, schedule=Gumbel.for_words(self.dimension, len(tokenizer), entropy, own_share))
+        names = {"pad": tokenizer.pad_token_id, "unk": tokenizer.unk_token_id}
+        names |= {"start": tokenizer.bos_token_id, "end": tokenizer.eos_token_id}
+        model = DiffusionLM(
+            DiffusionLMConfig(
+                settings=to_plain(settings),
+                vocabulary=len(tokenizer),
+                max_tokens=max_length,
+                special_ids={name: i for name, i in names.items() if i is not None},
+            )
+        )
+        if self.cooccurrence and self.embedding != "free":
+            vectors = word_vectors_from(rows, len(tokenizer), self.dimension, self.cooccurrence)
+            model.embedding.weight.data.copy_(vectors)
+        return model
+
+    def load(self, folder: str | Path) -> DiffusionLM:
+        """Read a diffusion model."""
+        return DiffusionLM.load(folder)
+
+    def describes(self, model: PreTrainedModel) -> bool:
+        """Compare all but the schedule, which may have been learned."""
+        return isinstance(model, DiffusionLM) and replace(model.settings, schedule=self.schedule) == self
+
 
 class DiffusionLMConfig(PreTrainedConfig):
     """The saved form of a model's config: ``settings`` is a plain ``ModelConfig``."""
 
     model_type = "diffusionlm"
+    attribute_map: ClassVar[dict[str, str]] = {"vocab_size": "vocabulary", "max_position_embeddings": "max_tokens"}
 
     def __init__(
         self,

@@ -9,26 +9,33 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
-from diffusionlm.config import Component, UserError
+from diffusionlm.config import Component, UserError, plain_name
 from diffusionlm.diffusion import Gaussian, GaussianDiffusion, over_coordinates, sigma
-from diffusionlm.model import DiffusionLM
+from diffusionlm.model import DiffusionLM, ModelConfig
 from diffusionlm.sampling import Denoised, reverse_step
 from diffusionlm.schedule import Gumbel, StepSchedule
+from diffusionlm.spec import ModelSpec
+
+M = TypeVar("M", bound=ModelSpec)
 
 
 class Objective(nn.Module):
-    """Base of the objectives' modules."""
+    """Base of the objectives' modules, for every kind of model.
 
-    def __init__(self, model: DiffusionLM) -> None:
+    Batches are padded with ``pad_id`` to their longest row, or to ``width`` tokens where PAD is a word like others.
+    """
+
+    def __init__(self, model: PreTrainedModel, pad_id: int, width: int | None = None) -> None:
         """Hold the model that is trained."""
         super().__init__()
-        self.model = model
+        self.model, self.pad_id, self.width = model, pad_id, width
 
     def forward(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Return the scalar terms of the loss for ``ids`` (B, L)."""
@@ -41,13 +48,44 @@ class Objective(nn.Module):
 class ObjectiveConfig(Component, family="objective"):
     """Base of the objectives' specs."""
 
-    def build(self, model: DiffusionLM) -> Objective:
-        """Make the module.
+    def check(self, model: ModelSpec) -> None:
+        """Check that the objective trains such models.
+
+        Raises:
+            UserError: it trains another kind of model, or the model's settings do not go with it.
+        """
+        raise NotImplementedError
+
+    def build(self, model: Any) -> Objective:
+        """Make the module for a model of the kind that it trains.
 
         Raises:
             UserError: the model's settings do not go with this objective.
         """
         raise NotImplementedError
+
+
+def expect_kind(objective: ObjectiveConfig, model: ModelSpec, kind: type[M]) -> M:
+    """Return ``model`` where it is of the kind that the objective trains.
+
+    Raises:
+        UserError: it is of another kind.
+    """
+    if not isinstance(model, kind):
+        wanted, got = plain_name(kind), plain_name(type(model))
+        raise UserError(f"objective: {plain_name(type(objective))!r} trains a {wanted!r} model, and model is {got!r}")
+    return model
+
+
+class DiffusionObjective(Objective):
+    """Base of the diffusion models' objectives."""
+
+    model: DiffusionLM
+
+    def __init__(self, model: DiffusionLM) -> None:
+        """Pad to the model's width where it models PAD."""
+        width = None if model.settings.explicit_length else model.config.max_tokens
+        super().__init__(model, model.config.special_ids["pad"], width)
 
 
 @dataclass(frozen=True)
@@ -69,14 +107,19 @@ class CrossEntropy(ObjectiveConfig, name="cross-entropy"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name}: expected a share between 0 and 1, got {getattr(self, name)}")
 
-    def build(self, model: DiffusionLM) -> Objective:
+    def check(self, model: ModelSpec) -> None:
+        """Check that the model gives logits."""
+        prediction = expect_kind(self, model, ModelConfig).prediction
+        if prediction != "logits":
+            raise UserError(f"objective: 'cross-entropy' needs model.prediction 'logits', got {prediction!r}")
+
+    def build(self, model: DiffusionLM) -> DiffusionObjective:
         """Make the module."""
-        if model.settings.prediction != "logits":
-            raise UserError(f"objective: 'cross-entropy' needs model.prediction 'logits', got {model.settings.prediction!r}")
+        self.check(model.settings)
         return CrossEntropyObjective(self, model)
 
 
-class CrossEntropyObjective(Objective):
+class CrossEntropyObjective(DiffusionObjective):
     """The module of ``CrossEntropy``; it also fits the ``gumbel`` schedule's curve to the cross-entropy it sees."""
 
     def __init__(self, spec: CrossEntropy, model: DiffusionLM) -> None:
@@ -156,18 +199,24 @@ class Regression(ObjectiveConfig, name="regression"):
     variance: Literal["posterior", "upper", "learned"] = "posterior"
     vlb_weight: float = 1e-3
 
-    def build(self, model: DiffusionLM) -> Objective:
-        """Make the module."""
-        if model.settings.prediction == "logits":
+    def check(self, model: ModelSpec) -> None:
+        """Check that the model gives vectors, and its schedule has steps."""
+        settings = expect_kind(self, model, ModelConfig)
+        if settings.prediction == "logits":
             raise UserError("objective: 'regression' needs model.prediction 'x0', 'eps' or 'v', got 'logits'")
-        if not isinstance(model.settings.schedule, StepSchedule):
-            raise UserError(f"objective: 'regression' needs a schedule of T steps, got {model.settings.schedule.name!r}")
-        if (self.variance == "learned") != model.settings.learned_variance:
+        if not isinstance(settings.schedule, StepSchedule):
+            raise UserError(f"objective: 'regression' needs a schedule of T steps, got {settings.schedule.name!r}")
+        if (self.variance == "learned") != settings.learned_variance:
             raise UserError("objective.variance: 'learned' goes with model.learned_variance true, and only with it")
+
+    def build(self, model: DiffusionLM) -> DiffusionObjective:
+        """Make the module."""
+        self.check(model.settings)
+        assert isinstance(model.settings.schedule, StepSchedule)
         return RegressionObjective(self, model, model.settings.schedule)
 
 
-class RegressionObjective(Objective):
+class RegressionObjective(DiffusionObjective):
     """The module of ``Regression``."""
 
     def __init__(self, spec: Regression, model: DiffusionLM, schedule: StepSchedule) -> None:

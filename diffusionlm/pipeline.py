@@ -11,18 +11,20 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Self, TypeVar
 
 import numpy
 import sacrebleu
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from diffusionlm.config import Settings, UserError, build_untrusted
 from diffusionlm.model import DiffusionLM
 from diffusionlm.sampling import DDPM, Denoise, Denoised, RowNoise, Sampler, State, clamp, given, sample, temper
 from diffusionlm.tokenizer import decode_texts
+
+M = TypeVar("M", bound=PreTrainedModel)
 
 
 @dataclass(frozen=True)
@@ -71,37 +73,18 @@ class Generated:
 
 
 @dataclass
-class Pipeline:
-    """Writes texts with a model, its tokenizer, and defaults for the sampling."""
+class Writer(Generic[M]):
+    """Base of the pipelines, one for each kind of model: a model, its tokenizer, and defaults for the sampling."""
 
-    model: DiffusionLM
+    model: M
     tokenizer: PreTrainedTokenizerFast
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     dtype: torch.dtype = torch.float32
 
-    @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str = "cpu", dtype: str = "fp32") -> Pipeline:
-        """Read a model folder; ``dtype`` is that of the network's arithmetic, fp32 or bf16.
-
-        Raises:
-            UserError: not a model folder, damaged, of a newer format; an unknown device or dtype.
-        """
-        folder = model_folder(folder)
-        model = DiffusionLM.load(folder)
-        tokenizer = load_tokenizer(folder)
-        if len(tokenizer) != model.config.vocabulary:
-            raise UserError(f"{folder}: the tokenizer has {len(tokenizer)} words, the model {model.config.vocabulary}")
-        if dtype not in DTYPES:
-            raise UserError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
-        try:
-            torch.nn.Module.to(model, torch.device(device)).train(False)
-            return cls(model, tokenizer, saved_sampling(folder), DTYPES[dtype])
-        except (RuntimeError, AssertionError) as error:
-            raise UserError(f"device: {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
-
-    def __call__(self, count: int, **changes: Any) -> list[Generated]:
-        """Write ``count`` texts; ``changes`` are fields of ``SamplingConfig``."""
-        return list(self.stream(count, replace(self.sampling, **changes)))
+    @staticmethod
+    def load_model(folder: Path) -> M:
+        """Read the model of a model folder. Raises UserError where it is not of this kind, or damaged."""
+        raise NotImplementedError
 
     def stream(
         self,
@@ -116,6 +99,57 @@ class Pipeline:
         Raises:
             UserError: a setting that does not go with the model.
         """
+        raise NotImplementedError
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, device: str = "cpu", dtype: str = "fp32") -> Self:
+        """Read a model folder; ``dtype`` is that of the network's arithmetic, fp32 or bf16.
+
+        Raises:
+            UserError: not a model folder, damaged, of a newer format; an unknown device or dtype.
+        """
+        folder = model_folder(folder)
+        model = cls.load_model(folder)
+        tokenizer = load_tokenizer(folder)
+        if len(tokenizer) != model.config.vocab_size:
+            raise UserError(f"{folder}: the tokenizer has {len(tokenizer)} words, the model {model.config.vocab_size}")
+        if dtype not in DTYPES:
+            raise UserError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+        try:
+            torch.nn.Module.to(model, torch.device(device)).train(False)
+            return cls(model, tokenizer, saved_sampling(folder), DTYPES[dtype])
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(f"device: {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
+
+    def __call__(self, count: int, **changes: Any) -> list[Generated]:
+        """Write ``count`` texts; ``changes`` are fields of ``SamplingConfig``."""
+        return list(self.stream(count, replace(self.sampling, **changes)))
+
+    def preview(self, count: int) -> list[str]:
+        """Write ``count`` texts quickly, for a look during training."""
+        return [row.text for row in self.stream(count, replace(self.sampling, candidates=1))]
+
+
+class Pipeline(Writer[DiffusionLM]):
+    """Writes texts with a diffusion model, its tokenizer, and defaults for the sampling."""
+
+    @staticmethod
+    def load_model(folder: Path) -> DiffusionLM:
+        """Read a diffusion model."""
+        return DiffusionLM.load(folder)
+
+    def preview(self, count: int) -> list[str]:
+        """Write ``count`` texts in 32 steps at most."""
+        steps = min(32, self.model.settings.schedule.max_steps)
+        return [row.text for row in self.stream(count, replace(self.sampling, steps=steps, candidates=1))]
+
+    def stream(
+        self,
+        count: int,
+        sampling: SamplingConfig | None = None,
+        watch: Callable[[State, list[str]], None] | None = None,
+    ) -> Iterator[Generated]:
+        """Sample batch by batch; all candidates of a text are in one batch."""
         sampling = self.sampling if sampling is None else sampling
         self._check(sampling)
         per_batch = max(1, sampling.batch_size // sampling.candidates)

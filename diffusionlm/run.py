@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from diffusionlm.config import Settings, UserError, build, merge, override, read_yaml, to_plain
 from diffusionlm.data import DataConfig, Encoded, encode
-from diffusionlm.embedding import word_vectors_from
-from diffusionlm.model import DiffusionLM, DiffusionLMConfig, ModelConfig
+from diffusionlm.kinds import pipeline_of
+from diffusionlm.model import ModelConfig
 from diffusionlm.objective import CrossEntropy, ObjectiveConfig
-from diffusionlm.pipeline import Pipeline, SamplingConfig, load_tokenizer
-from diffusionlm.schedule import Gumbel
+from diffusionlm.pipeline import SamplingConfig, load_tokenizer
+from diffusionlm.spec import ModelSpec
 from diffusionlm.training import DiffusionTrainer, TrainingConfig, disk_errors
 
 
@@ -36,7 +34,7 @@ class RunConfig(Settings):
     """
 
     data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: ModelSpec = field(default_factory=ModelConfig)
     objective: ObjectiveConfig = field(default_factory=CrossEntropy)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -76,6 +74,7 @@ def train(
     if (folder / "model" / "finished").exists() and _same_config(config, folder):
         print(f"{folder} is already trained; choose another --out to train anew", file=sys.stderr)
         return True
+    config.objective.check(config.model)
     _claim(config, folder)
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
@@ -89,16 +88,15 @@ def train(
     train_rows = encoded["train"].ids
     validation_rows = encoded["validation"].ids if "validation" in encoded else []
     if model is None:
-        model = new_model(config, tokenizer, train_rows)
+        model = config.model.make(tokenizer, train_rows, config.data.max_length)
     model.config.length_counts = torch.bincount(torch.tensor([len(row) for row in train_rows])).tolist()
     objective = config.objective.build(model)
 
-    def export(averaged: DiffusionLM) -> None:
+    def export(averaged: PreTrainedModel) -> None:
         save_model(averaged, tokenizer, config.sampling, folder / "model")
 
-    def sampled(averaged: DiffusionLM) -> list[str]:
-        sampling = replace(config.sampling, steps=min(32, averaged.settings.schedule.max_steps), candidates=1)
-        return [row.text for row in Pipeline(averaged, tokenizer, sampling).stream(10)]
+    def sampled(averaged: PreTrainedModel) -> list[str]:
+        return pipeline_of(averaged)(averaged, tokenizer, config.sampling).preview(10)
 
     trainer = DiffusionTrainer(
         objective, config.training, folder, train_rows, validation_rows,
@@ -110,32 +108,7 @@ def train(
     return done
 
 
-def new_model(config: RunConfig, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[int]]) -> DiffusionLM:
-    """Make a model with random weights for a vocabulary; its words' vectors and a default ``gumbel`` start from ``rows``."""
-    settings = config.model
-    if settings.schedule == Gumbel():
-        counts = Counter(i for row in rows for i in row[1:-1])
-        total = sum(counts.values())
-        own_share = 1 - (settings.cooccurrence if settings.embedding != "free" else 0)
-        entropy = -sum(n / total * math.log(n / total) for n in counts.values())
-        settings = replace(settings, schedule=Gumbel.for_words(settings.dimension, len(tokenizer), entropy, own_share))
-    names = {"pad": tokenizer.pad_token_id, "unk": tokenizer.unk_token_id}
-    names |= {"start": tokenizer.bos_token_id, "end": tokenizer.eos_token_id}
-    model = DiffusionLM(
-        DiffusionLMConfig(
-            settings=to_plain(settings),
-            vocabulary=len(tokenizer),
-            max_tokens=config.data.max_length,
-            special_ids={name: i for name, i in names.items() if i is not None},
-        )
-    )
-    if settings.cooccurrence and settings.embedding != "free":
-        vectors = word_vectors_from(rows, len(tokenizer), settings.dimension, settings.cooccurrence)
-        model.embedding.weight.data.copy_(vectors)
-    return model
-
-
-def save_model(model: DiffusionLM, tokenizer: PreTrainedTokenizerFast, sampling: SamplingConfig, folder: Path) -> None:
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, sampling: SamplingConfig, folder: Path) -> None:
     """Write a model folder with its tokenizer and sampling defaults, file by file, each replaced whole.
 
     Raises:
@@ -155,19 +128,19 @@ def save_model(model: DiffusionLM, tokenizer: PreTrainedTokenizerFast, sampling:
             shutil.rmtree(staged, ignore_errors=True)
 
 
-def _start_from(config: RunConfig, texts: list[str]) -> tuple[PreTrainedTokenizerFast, DiffusionLM | None]:
+def _start_from(config: RunConfig, texts: list[str]) -> tuple[PreTrainedTokenizerFast, PreTrainedModel | None]:
     """Return the tokenizer, and the model to fine-tune if there is one."""
     if config.init_from is None:
         return config.data.tokenizer.make(texts, config.data.max_length), None
-    model, tokenizer = DiffusionLM.load(config.init_from), load_tokenizer(Path(config.init_from))
+    model, tokenizer = config.model.load(config.init_from), load_tokenizer(Path(config.init_from))
     if config.data.tokenizer != DataConfig().tokenizer:
         wanted = config.data.tokenizer.make(texts, config.data.max_length)
         if wanted.get_vocab() != tokenizer.get_vocab():
             sizes = f"{len(tokenizer)} words there, {len(wanted)} here"
             raise UserError(f"init_from: the vocabulary of {config.init_from} is not that of data.tokenizer ({sizes})")
-    if config.data.max_length > model.config.max_tokens:
-        raise UserError(f"data.max_length: {config.init_from} reads up to {model.config.max_tokens} tokens")
-    if replace(model.settings, schedule=config.model.schedule) != config.model:
+    if config.data.max_length > model.config.max_position_embeddings:
+        raise UserError(f"data.max_length: {config.init_from} reads up to {model.config.max_position_embeddings} tokens")
+    if not config.model.describes(model):
         raise UserError(f"model: expected the settings of {config.init_from}; take its run's config.yaml as --config")
     return tokenizer, model
 

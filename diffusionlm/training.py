@@ -2,7 +2,8 @@
 
 A run directory explains itself: ``log.jsonl`` (one row a logged step) and TensorBoard events, ``samples/`` (texts at
 intervals), ``checkpoints/`` (each whole only with its marker, which is written last), ``model/`` (the EMA's weights).
-The trainer knows nothing of diffusion: an objective gives the terms of the loss, a callable gives sample texts.
+The trainer knows nothing of diffusion or any other kind of model: an objective gives the terms of the loss, a callable
+gives sample texts.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers import (
     EarlyStoppingCallback,
+    PreTrainedModel,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -42,7 +44,6 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from diffusionlm.config import Settings, UserError
 from diffusionlm.data import TokenBudgetBatches, collate
-from diffusionlm.model import DiffusionLM
 from diffusionlm.objective import Objective
 from diffusionlm.optimizer import MuonAdamW, OptimizerConfig
 
@@ -146,15 +147,14 @@ class DiffusionTrainer(Trainer):
         train: Sequence[list[int]],
         validation: Sequence[list[int]],
         *,
-        write_samples: Callable[[DiffusionLM], list[str]] | None = None,
-        export: Callable[[DiffusionLM], None] | None = None,
+        write_samples: Callable[[PreTrainedModel], list[str]] | None = None,
+        export: Callable[[PreTrainedModel], None] | None = None,
         show_texts: bool = False,
         quiet: bool = False,
     ) -> None:
         """Set up the run in ``folder``; nothing is written before ``run``."""
         self.config, self.folder, self.write_samples, self.export = config, folder, write_samples, export
-        self.pad_id = objective.model.config.special_ids["pad"]
-        self.width = None if objective.model.settings.explicit_length else objective.model.config.max_tokens
+        self.pad_id, self.width = objective.pad_id, objective.width
         self.validation = list(validation[: config.evaluation_texts])
         self.term_sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
         self.tokens_seen, self.micro_steps = 0, 0
@@ -292,8 +292,8 @@ class DiffusionTrainer(Trainer):
         self.ema.load_state_dict(load_file(path / "ema.safetensors"))
         self.tokens_seen = json.loads((path / MARKER).read_text())["tokens"]
 
-    def averaged_model(self) -> DiffusionLM:
-        """Return the EMA's model, its learned schedule in its config."""
+    def averaged_model(self) -> PreTrainedModel:
+        """Return the EMA's model, with what was learned beside the weights in its config."""
         objective = self.ema.module
         assert isinstance(objective, Objective)
         objective.finish()

@@ -6,7 +6,7 @@ from runs import ROOT, restaurant_texts
 
 from diffusionlm.config import build, to_plain
 from diffusionlm.data import collate, encode
-from diffusionlm.run import RunConfig, new_model, read_config, train
+from diffusionlm.run import RunConfig, read_config, train
 from diffusionlm.tokenizer import Words
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -22,10 +22,9 @@ def test_every_config_loads_and_takes_a_step(path: Path) -> None:
     tokenizer = Words().make(texts, config.data.max_length)
     rows = encode(texts, tokenizer, config.data.max_length).ids
     torch.manual_seed(0)
-    objective = config.objective.build(new_model(config, tokenizer, rows))
-    width = None if config.model.explicit_length else config.data.max_length
+    objective = config.objective.build(config.model.make(tokenizer, rows, config.data.max_length))
     optimizer = config.training.optimizer.build(objective)
-    first = sum(objective(**collate(rows[:8], 0, width)).values())
+    first = sum(objective(**collate(rows[:8], objective.pad_id, objective.width)).values())
     assert isinstance(first, torch.Tensor)
     first.backward()
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in objective.parameters() if p.requires_grad)
@@ -45,7 +44,7 @@ def test_the_paper_config_is_the_papers() -> None:
     assert (config.training.ema, config.training.ema_warmup, config.training.decay) == (0.9999, False, "linear")
     tokenizer = Words().make([f"w{i}" for i in range(817)])
     assert len(tokenizer) == 821
-    model = new_model(config, tokenizer, [[2, 5, 3]])
+    model = config.model.make(tokenizer, [[2, 5, 3]], config.data.max_length)
     assert sum(p.numel() for p in model.parameters()) == 87_129_749
 
 

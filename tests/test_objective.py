@@ -18,6 +18,7 @@ from diffusionlm.model import DiffusionLM, DiffusionLMConfig, ModelConfig
 from diffusionlm.objective import (
     CrossEntropy,
     CrossEntropyObjective,
+    DiffusionObjective,
     ImportanceTimes,
     Objective,
     Regression,
@@ -380,7 +381,7 @@ def test_only_training_fills_the_history() -> None:
 # Cross-entropy
 
 
-def _listening(mixed_share: float, **settings: Any) -> tuple[Objective, _Network]:
+def _listening(mixed_share: float, **settings: Any) -> tuple[DiffusionObjective, _Network]:
     """Return a cross-entropy whose network puts out zeros, without evidence or self-conditioning."""
     settings = {"evidence": 0.0, "self_conditioning": False, **settings}
     model = _model(**settings)

@@ -9,9 +9,9 @@ from runs import tiny_config
 from torch import Tensor, nn
 
 from diffusionlm.data import encode
-from diffusionlm.objective import Objective
+from diffusionlm.model import DiffusionLM
+from diffusionlm.objective import DiffusionObjective
 from diffusionlm.optimizer import OptimizerConfig
-from diffusionlm.run import new_model
 from diffusionlm.training import DiffusionTrainer
 
 
@@ -23,7 +23,7 @@ class SGD(OptimizerConfig, name="test-sgd"):
         return torch.optim.SGD(module.parameters(), 1.0)
 
 
-class FixedNoise(Objective):
+class FixedNoise(DiffusionObjective):
     """A text's noise depends on the text alone, so that it is the same on whichever process it lands."""
 
     def forward(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
@@ -52,7 +52,8 @@ def main(folder: Path) -> None:
     tokenizer = config.data.tokenizer.make(texts, config.data.max_length)
     rows = encode(texts, tokenizer, config.data.max_length).ids
     torch.manual_seed(0)
-    model = new_model(config, tokenizer, rows)
+    model = config.model.make(tokenizer, rows, config.data.max_length)
+    assert isinstance(model, DiffusionLM)
     trainer = DiffusionTrainer(FixedNoise(model), config.training, folder / f"run-of-{world}", rows, [], quiet=True)
     assert trainer.accelerator.num_processes == world
     trainer.run()
