@@ -16,24 +16,27 @@ dimension, V words, N words of a text.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerFast
 
 from diffusionlm.backbone import Backbone, Transformer
-from diffusionlm.config import Settings, UserError, build_untrusted, to_plain
-from diffusionlm.model import DiffusionLMConfig
-from diffusionlm.objective import Objective, ObjectiveConfig
-from diffusionlm.unmasking import lowest
+from diffusionlm.config import UserError, build_untrusted, to_plain
+from diffusionlm.embedding import word_vectors_from
+from diffusionlm.model import DiffusionLMConfig, load_pretrained, special_ids
+from diffusionlm.objective import Objective, ObjectiveConfig, expect_kind
+from diffusionlm.spec import ModelSpec
 
 
 @dataclass(frozen=True)
-class MaskedConfig(Settings):
+class MaskedConfig(ModelSpec, name="masked"):
     """What a masked model is made of, apart from its vocabulary.
 
     Args:
@@ -47,7 +50,6 @@ class MaskedConfig(Settings):
     backbone: Backbone = field(default_factory=Transformer)
     embedding: Literal["normalised", "free", "frozen"] = "normalised"
     cooccurrence: float = 0.85
-    explicit_length: bool = True
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -55,6 +57,29 @@ class MaskedConfig(Settings):
             raise UserError(f"dimension: expected at least 1, got {self.dimension}")
         if not 0 <= self.cooccurrence < 1:
             raise UserError(f"cooccurrence: expected a share of at least 0 and below 1, got {self.cooccurrence}")
+
+    def make(self, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[int]], max_length: int) -> MaskedLM:
+        """Make the model; its words' vectors start from ``rows``."""
+        model = MaskedLM(
+            MaskedLMConfig(
+                settings=to_plain(self),
+                vocabulary=len(tokenizer),
+                max_tokens=max_length,
+                special_ids=special_ids(tokenizer),
+            )
+        )
+        if self.cooccurrence and self.embedding != "free":
+            vectors = word_vectors_from(rows, len(tokenizer), self.dimension, self.cooccurrence)
+            model.embedding.weight.data.copy_(vectors)
+        return model
+
+    def load(self, folder: str | Path) -> MaskedLM:
+        """Read a masked model."""
+        return MaskedLM.load(folder)
+
+    def describes(self, model: PreTrainedModel) -> bool:
+        """Compare the settings."""
+        return isinstance(model, MaskedLM) and model.settings == self
 
 
 class MaskedLMConfig(DiffusionLMConfig):
@@ -115,6 +140,21 @@ class MaskedLM(PreTrainedModel):
         frame = sorted({id for name, id in self.config.special_ids.items() if name != "unk"})
         return logits.index_fill(-1, torch.tensor(frame, device=ids.device), -math.inf)
 
+    @classmethod
+    def load(cls, folder: str | Path) -> MaskedLM:
+        """Read a model folder, safetensors and JSON only.
+
+        Raises:
+            UserError: no such folder, another kind of model, of a newer format, or damaged.
+        """
+        model = load_pretrained(cls, folder)
+        model.embedding.weight.requires_grad_(model.settings.embedding != "frozen")  # transformers makes all trainable
+        return model
+
+
+AutoConfig.register(MaskedLMConfig.model_type, MaskedLMConfig)
+AutoModel.register(MaskedLMConfig, MaskedLM)
+
 
 def word_positions(mask: Tensor) -> Tensor:
     """Return where the words are in texts of ``mask`` (B, L): every real token but the first and the last."""
@@ -126,9 +166,15 @@ def stratified(count: int, device: torch.device) -> Tensor:
     return 1 - (torch.randperm(count, device=device) + torch.rand(count, device=device)) / count
 
 
-def hide(words: Tensor, count: Tensor) -> Tensor:
-    """Choose ``count`` (B,) of the positions ``words`` (B, L), every choice equally likely."""
-    return lowest(torch.rand(words.shape, device=words.device).masked_fill(~words, math.inf), count)
+def lowest(scores: Tensor, counts: Tensor) -> Tensor:
+    """Mark the ``counts`` (B,) smallest numbers of each row of ``scores`` (B, L); the first among equals."""
+    return scores.argsort(dim=1, stable=True).argsort(dim=1) < counts[:, None]
+
+
+def hide(words: Tensor, counts: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Choose ``counts`` (B,) of the positions ``words`` (B, L), every choice equally likely."""
+    drawn = torch.rand(words.shape, generator=generator, device=words.device if generator is None else generator.device)
+    return lowest(drawn.to(words.device).masked_fill(~words, math.inf), counts)
 
 
 def hidden_losses(model: MaskedLM, ids: Tensor, mask: Tensor, hidden: Tensor) -> Tensor:
@@ -149,8 +195,13 @@ class MaskedWords(ObjectiveConfig, name="masked"):
 
     weighting: Literal["bound", "equal"] = "bound"
 
-    def build(self, model: MaskedLM) -> Objective:  # type: ignore[override]
+    def check(self, model: ModelSpec) -> None:
+        """Check that it is a masked model."""
+        expect_kind(self, model, MaskedConfig)
+
+    def build(self, model: MaskedLM) -> MaskedObjective:
         """Make the module."""
+        self.check(model.settings)
         return MaskedObjective(self, model)
 
 
@@ -161,15 +212,60 @@ class MaskedObjective(Objective):
 
     def __init__(self, spec: MaskedWords, model: MaskedLM) -> None:
         """Hold the model."""
-        super().__init__(model)  # type: ignore[arg-type]
+        super().__init__(model, model.config.special_ids["pad"])
         self.spec = spec
 
     def forward(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Return ``bound`` (nats a word) or ``cross_entropy`` (nats a hidden word, not a likelihood)."""
         words = word_positions(mask)
         total = words.sum(1)
-        count = (stratified(len(ids), ids.device) * total).ceil().clamp(min=1)
-        losses = hidden_losses(self.model, ids, mask, hide(words, count)).sum(1)
+        counts = (stratified(len(ids), ids.device) * total).ceil().clamp(min=1)
+        losses = hidden_losses(self.model, ids, mask, hide(words, counts)).sum(1)
         if self.spec.weighting == "bound":
-            return {"bound": (total / count * losses).sum() / total.sum()}
-        return {"cross_entropy": losses.sum() / count.sum()}
+            return {"bound": (total / counts * losses).sum() / total.sum()}
+        return {"cross_entropy": losses.sum() / counts.sum()}
+
+
+@dataclass(frozen=True)
+class MaskedBound:
+    """What a text costs at most, in nats: all of its words (``diffusion``) and its length; ``nats`` is their sum.
+
+    ``deviation`` is the standard error of ``nats``; ``tokens`` are the words and END.
+    """
+
+    diffusion: float
+    length: float
+    deviation: float
+    tokens: int
+
+    @property
+    def nats(self) -> float:
+        """Return the bound on -log p(text)."""
+        return self.diffusion + self.length
+
+
+@torch.no_grad()
+def masked_bound(model: MaskedLM, rows: Sequence[Sequence[int]], *, strata: int = 64, seed: int = 0) -> Iterator[MaskedBound]:
+    """Yield the likelihood bound of each of ``rows`` (token ids with START and END), text by text.
+
+    k is stratified: ``strata`` draws a text, each with a random choice of k hidden words, from the seed and the text's
+    number alone. The model is to be in evaluation mode.
+    """
+    for index, row in enumerate(rows):
+        generator = torch.Generator().manual_seed(int(numpy.random.SeedSequence([seed, index]).generate_state(1)[0]))
+        ids = torch.tensor([row], device=model.device).expand(strata, -1)
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        total = len(row) - 2
+        u = (torch.arange(1, strata + 1) - torch.rand(strata, generator=generator)) / strata
+        counts = (u * total).ceil().clamp(min=1).to(model.device)
+        losses = hidden_losses(model, ids, mask, hide(word_positions(mask), counts, generator)).sum(1)
+        values = (total / counts * losses).double()
+        # Neighbouring strata differ by their noise and little else, which their spread over all of k is not.
+        deviation = float((values.diff() ** 2).mean() / 2 / strata) ** 0.5 if strata > 1 else math.inf
+        yield MaskedBound(float(values.mean()), length_cost(model.config.length_counts, row), deviation, total + 1)
+
+
+def length_cost(length_counts: Sequence[int], row: Sequence[int]) -> float:
+    """Return -log p(length of ``row``) in nats under the training texts' lengths; one that they have not is infinite."""
+    count = length_counts[len(row)] if len(row) < len(length_counts) else 0
+    return -math.log(count / sum(length_counts)) if count else math.inf

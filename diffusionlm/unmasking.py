@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from diffusionlm.config import UserError
+from diffusionlm.masked import lowest
 from diffusionlm.sampling import Sampler
 
 Predict = Callable[[Tensor, Tensor], Tensor]
@@ -104,11 +105,6 @@ class MaskGIT(Unmasking, name="maskgit"):
         gumbel = -(-uniform.clamp(1e-12, 1 - 1e-12).log()).log()
         noisy = draft.confidence + self.noise * s * gumbel
         return lowest(noisy.masked_fill(~draft.hidden, math.inf), count)
-
-
-def lowest(scores: Tensor, counts: Tensor) -> Tensor:
-    """Mark the ``counts`` (B,) smallest numbers of each row of ``scores`` (B, L); the first among equals."""
-    return scores.argsort(dim=1, stable=True).argsort(dim=1) < counts[:, None]
 
 
 def unmask(
