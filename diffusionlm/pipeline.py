@@ -86,6 +86,15 @@ class Writer(Generic[M]):
         """Read the model of a model folder. Raises UserError where it is not of this kind, or damaged."""
         raise NotImplementedError
 
+    def check(self, sampling: SamplingConfig) -> None:
+        """Check a sampling request. Raises UserError where a setting does not go with the model."""
+
+    def sample_ids(
+        self, seeds: Sequence[Sequence[int]], sampling: SamplingConfig, watch: Callable[[State, list[str]], None] | None
+    ) -> list[list[int]]:
+        """Sample a text for each seed; return their token ids without start, end and padding."""
+        raise NotImplementedError
+
     def stream(
         self,
         count: int,
@@ -99,7 +108,18 @@ class Writer(Generic[M]):
         Raises:
             UserError: a setting that does not go with the model.
         """
-        raise NotImplementedError
+        sampling = self.sampling if sampling is None else sampling
+        self.check(sampling)
+        per_batch = max(1, sampling.batch_size // sampling.candidates)
+        for first in range(0, count, per_batch):
+            indices = range(first, min(first + per_batch, count))
+            seeds = [(sampling.seed, index, c) for index in indices for c in range(sampling.candidates)]
+            ids = self.sample_ids(seeds, sampling, watch)
+            texts = decode_texts(self.tokenizer, ids)
+            for position, index in enumerate(indices):
+                group = slice(position * sampling.candidates, (position + 1) * sampling.candidates)
+                best = group.start + minimum_bayes_risk(texts[group])
+                yield Generated(texts[best], index, sampling.seed, len(ids[best]))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str = "cpu", dtype: str = "fp32") -> Self:
@@ -143,27 +163,8 @@ class Pipeline(Writer[DiffusionLM]):
         steps = min(32, self.model.settings.schedule.max_steps)
         return [row.text for row in self.stream(count, replace(self.sampling, steps=steps, candidates=1))]
 
-    def stream(
-        self,
-        count: int,
-        sampling: SamplingConfig | None = None,
-        watch: Callable[[State, list[str]], None] | None = None,
-    ) -> Iterator[Generated]:
-        """Sample batch by batch; all candidates of a text are in one batch."""
-        sampling = self.sampling if sampling is None else sampling
-        self._check(sampling)
-        per_batch = max(1, sampling.batch_size // sampling.candidates)
-        for first in range(0, count, per_batch):
-            indices = range(first, min(first + per_batch, count))
-            seeds = [(sampling.seed, index, c) for index in indices for c in range(sampling.candidates)]
-            ids = self._sample(seeds, sampling, watch)
-            texts = decode_texts(self.tokenizer, ids)
-            for position, index in enumerate(indices):
-                group = slice(position * sampling.candidates, (position + 1) * sampling.candidates)
-                best = group.start + minimum_bayes_risk(texts[group])
-                yield Generated(texts[best], index, sampling.seed, len(ids[best]))
-
-    def _check(self, sampling: SamplingConfig) -> None:
+    def check(self, sampling: SamplingConfig) -> None:
+        """Check steps, temperature and length."""
         settings, longest = self.model.settings, self.model.config.max_tokens - 2
         if sampling.steps > settings.schedule.max_steps:
             settings.schedule.sampling_times(sampling.steps)
@@ -189,13 +190,10 @@ class Pipeline(Writer[DiffusionLM]):
         return [int(numpy.searchsorted(cumulative, draw, side="right")) for draw in draws]
 
     @torch.no_grad()
-    def _sample(
-        self,
-        seeds: Sequence[Sequence[int]],
-        sampling: SamplingConfig,
-        watch: Callable[[State, list[str]], None] | None,
+    def sample_ids(
+        self, seeds: Sequence[Sequence[int]], sampling: SamplingConfig, watch: Callable[[State, list[str]], None] | None
     ) -> list[list[int]]:
-        """Return the token ids of a batch, without start, end and padding."""
+        """Run the sampler from noise, and round."""
         lengths = self.lengths(seeds, sampling)
         device = self.model.device
         width = max(lengths)
