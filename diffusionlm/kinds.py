@@ -8,10 +8,15 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from diffusionlm.masked import MaskedLMConfig
 from diffusionlm.model import DiffusionLMConfig
 from diffusionlm.pipeline import Pipeline, Writer, model_folder
+from diffusionlm.unmasking import MaskedPipeline
 
-PIPELINES: dict[str, type[Writer[Any]]] = {DiffusionLMConfig.model_type: Pipeline}
+PIPELINES: dict[str, type[Writer[Any]]] = {
+    DiffusionLMConfig.model_type: Pipeline,
+    MaskedLMConfig.model_type: MaskedPipeline,
+}
 
 
 def pipeline_of(model: PreTrainedModel) -> type[Writer[Any]]:

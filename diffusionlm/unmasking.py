@@ -1,4 +1,4 @@
-"""From masks to words: the decoders of masked diffusion, and the one loop that runs them.
+"""From masks to words: the decoders of masked diffusion, the one loop that runs them, and the pipeline.
 
 A masked model tells, for each hidden position, how likely each word is given the words that are shown. The loop draws a
 word for every hidden position from that; a decoder is one function: which positions are hidden again at the next time.
@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from diffusionlm.config import UserError
-from diffusionlm.masked import lowest
-from diffusionlm.sampling import Sampler
+from diffusionlm.config import UserError, plain_name
+from diffusionlm.diffusion import Gaussian, GaussianDiffusion
+from diffusionlm.masked import MaskedLM, lowest, word_positions
+from diffusionlm.pipeline import SamplingConfig, Watch, Writer, boundaries, check_length, draw_lengths
+from diffusionlm.sampling import History, RowNoise, Sampler
+from diffusionlm.tokenizer import decode_texts
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 """A masked model: ids (B, L) and hidden (B, L), True where an id is not to be seen, to token logits (B, L, V)."""
@@ -29,12 +33,13 @@ ROUNDING = 1e-4  # a share of a count that is a whole number is not to fall belo
 
 @dataclass(frozen=True)
 class Draft:
-    """A moment of a decoding run; all are (B, L).
+    """A moment of a decoding run, at time ``t``; the tensors are (B, L).
 
     ``ids`` hold a word at every position, ``hidden`` is True where it will be drawn anew, ``confidence`` is the log
-    probability with which the word was drawn, and ``words`` is True at the positions that are decoded at all.
+    probability that the word had when it was drawn, and ``words`` is True at the positions that are decoded at all.
     """
 
+    t: float
     ids: Tensor
     hidden: Tensor
     confidence: Tensor
@@ -49,12 +54,16 @@ class Draft:
 class Unmasking(Sampler):
     """Base of the decoders, the masked models' samplers."""
 
-    def hide(self, draft: Draft, t: float, s: float, uniform: Tensor) -> Tensor:
-        """Return which positions (B, L) are hidden at time ``s``, after all that were hidden at ``t`` have been drawn.
+    def hide(self, draft: Draft, s: float, uniform: Tensor) -> Tensor:
+        """Return which positions (B, L) are hidden at time ``s``, where ``draft`` has drawn all that were hidden at its time.
 
         ``uniform`` (B, L) holds fresh draws between 0 and 1.
         """
         raise NotImplementedError
+
+    def transition(self, q: GaussianDiffusion, history: History, xt: Tensor, t: Tensor, s: Tensor) -> Gaussian:
+        """Refuse to move word vectors."""
+        raise UserError(f"sampler: {plain_name(type(self))!r} writes with masked models; see: diffusionlm show samplers")
 
 
 @dataclass(frozen=True)
@@ -64,9 +73,9 @@ class Ancestral(Unmasking, name="ancestral"):
     Austin et al. 2021 (section 3.1 and appendix A.3), in the form of MDLM (Sahoo et al. 2024, equation 7).
     """
 
-    def hide(self, draft: Draft, t: float, s: float, uniform: Tensor) -> Tensor:
+    def hide(self, draft: Draft, s: float, uniform: Tensor) -> Tensor:
         """Keep a position hidden with chance s/t."""
-        return draft.hidden & (uniform < s / t)
+        return draft.hidden & (uniform < s / draft.t)
 
 
 @dataclass(frozen=True)
@@ -76,7 +85,7 @@ class MaskPredict(Unmasking, name="mask-predict"):
     The paper takes the likeliest words, which is the limit of temperature 0: every text of a length is then the same.
     """
 
-    def hide(self, draft: Draft, t: float, s: float, uniform: Tensor) -> Tensor:
+    def hide(self, draft: Draft, s: float, uniform: Tensor) -> Tensor:
         """Hide the floor(s N) words of least confidence."""
         return lowest(draft.confidence.masked_fill(~draft.words, math.inf), (s * draft.counts + ROUNDING).floor())
 
@@ -98,7 +107,7 @@ class MaskGIT(Unmasking, name="maskgit"):
         if self.noise < 0:
             raise UserError(f"noise: expected 0 or more, got {self.noise}")
 
-    def hide(self, draft: Draft, t: float, s: float, uniform: Tensor) -> Tensor:
+    def hide(self, draft: Draft, s: float, uniform: Tensor) -> Tensor:
         """Hide the least confident of the words just drawn; at least one is shown at each step while any is hidden."""
         share = math.cos(math.pi / 2 * (1 - s)) if self.schedule == "cosine" and s > 0 else s
         count = (share * draft.counts + ROUNDING).floor().minimum(draft.hidden.sum(1) - 1)
@@ -116,26 +125,21 @@ def unmask(
     steps: int,
     temperature: float = 1.0,
     noise: Callable[[Tensor], Tensor] = torch.randn_like,
-) -> Iterator[tuple[float, Draft]]:
-    """Decode the positions ``words`` (B, L) of ``ids`` (B, L), one time t and Draft a step; the last hides nothing.
+) -> Iterator[Draft]:
+    """Decode the positions ``words`` (B, L) of ``ids`` (B, L), one Draft a step; the last hides nothing.
 
     Words are drawn at ``temperature``; ``noise`` draws standard normal values like a tensor.
     """
-    draft = Draft(ids, words, torch.zeros(ids.shape, dtype=torch.float64, device=ids.device), words)
+    hidden, confidence = words, torch.zeros(ids.shape, dtype=torch.float64, device=ids.device)
     for step, later in itertools.pairwise(range(steps, -1, -1)):
-        t, s = step / steps, later / steps
-        # Their distribution function makes normal draws uniform; one for the word, one for the order.
+        # Their distribution function makes normal draws uniform: one for the word, one for the order.
         uniform = torch.special.ndtr(noise(torch.zeros(*ids.shape, 2, device=ids.device)).double())
-        drawn, confidence = draw_words(predict(draft.ids, draft.hidden), uniform[..., 0], temperature)
-        draft = Draft(
-            torch.where(draft.hidden, drawn, draft.ids),
-            draft.hidden,
-            torch.where(draft.hidden, confidence, draft.confidence),
-            words,
-        )
-        draft = replace(draft, hidden=decoder.hide(draft, t, s, uniform[..., 1]))
-        yield t, draft
-        if not bool(draft.hidden.any()):  # short texts are done before the steps are
+        drawn, certainty = draw_words(predict(ids, hidden), uniform[..., 0], temperature)
+        ids, confidence = torch.where(hidden, drawn, ids), torch.where(hidden, certainty, confidence)
+        draft = Draft(step / steps, ids, hidden, confidence, words)
+        hidden = decoder.hide(draft, later / steps, uniform[..., 1])
+        yield replace(draft, hidden=hidden)
+        if not bool(hidden.any()):  # short texts are done before the steps are
             return
 
 
@@ -151,3 +155,54 @@ def draw_words(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Ten
     drawn = drawn.minimum((cumulative < cumulative[..., -1:]).sum(-1))
     confidence = logits.double().log_softmax(-1).gather(-1, drawn[..., None]).squeeze(-1)
     return drawn, confidence
+
+
+class MaskedPipeline(Writer[MaskedLM]):
+    """Writes texts with a masked model, its tokenizer, and defaults for the sampling."""
+
+    @staticmethod
+    def load_model(folder: Path) -> MaskedLM:
+        """Read a masked model."""
+        return MaskedLM.load(folder)
+
+    def check(self, sampling: SamplingConfig) -> None:
+        """Check the sampler and the length."""
+        if not isinstance(sampling.sampler, Unmasking):
+            known = [name for name, kind in Sampler.members.items() if issubclass(kind, Unmasking)]
+            raise UserError(f"sampler: {sampling.sampler.name!r} moves word vectors; a masked model needs {' or '.join(known)}")
+        if sampling.clamp:
+            raise UserError("clamp: a masked model has no vectors to move to a word; leave it out")
+        if sampling.length is not None:
+            check_length(sampling.length, self.model.config.max_tokens - 2)
+
+    @torch.no_grad()
+    def sample_ids(self, seeds: Sequence[Sequence[int]], sampling: SamplingConfig, watch: Watch | None) -> list[list[int]]:
+        """Hide all words, and unmask."""
+        assert isinstance(sampling.sampler, Unmasking)
+        lengths = draw_lengths(self.model.config.length_counts, seeds, sampling.length)
+        mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).to(self.model.device)
+        _, ids = boundaries(mask, self.model.config.special_ids)
+        drafts = unmask(
+            self._predict(mask), ids, word_positions(mask), decoder=sampling.sampler, steps=sampling.steps,
+            temperature=sampling.temperature, noise=RowNoise([[*seed, 0] for seed in seeds], lengths),
+        )  # fmt: skip
+        rows: list[list[int]] = []
+        for draft in drafts:
+            rows = [row[1 : n - 1] for row, n in zip(draft.ids.tolist(), lengths, strict=True)]
+            if watch is not None:
+                watch(draft, decode_texts(self.tokenizer, rows))
+        return rows
+
+    def _predict(self, mask: Tensor) -> Predict:
+        """Return the model for texts of ``mask`` (B, L), unknown words barred."""
+        attend = None if bool(mask.all()) else mask
+        unknown = self.model.config.special_ids.get("unk")
+
+        def predict(ids: Tensor, hidden: Tensor) -> Tensor:
+            with torch.autocast(mask.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                logits: Tensor = self.model(ids, hidden, attend)
+            if unknown is not None:
+                logits[..., unknown] = -math.inf
+            return logits
+
+        return predict

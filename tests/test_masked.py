@@ -48,7 +48,9 @@ class Exact(nn.Module):
             inside = vectors[1 : 1 + length]
             hidden = inside.norm(dim=-1) == 0  # the mask's vector, which starts at 0
             seen = torch.cdist(inside, self.vectors).argmin(-1) - 4
-            table = self.joint[tuple(slice(None) if hidden[i] else slice(int(seen[i]), int(seen[i]) + 1) for i in range(length))]
+            table = self.joint[
+                tuple(slice(None) if hidden[i] else slice(int(seen[i]), int(seen[i]) + 1) for i in range(length))
+            ]
             for i in range(length):
                 of_word = table.sum([j for j in range(length) if j != i])
                 of_word = of_word if hidden[i] else torch.ones(kinds)
@@ -117,7 +119,7 @@ def test_the_bound_of_even_odds_is_their_entropy_whatever_the_length() -> None:
         nn.init.zeros_(weight)
     ids = torch.tensor([[START, 4, 5, 6, 7, 8, END], [START, 4, 1, END, PAD, PAD, PAD], [START, 8, END, PAD, PAD, PAD, PAD]])
     for weighting in ("bound", "equal"):
-        (loss,) = MaskedWords(weighting).build(model)(ids, ids != PAD).values()  # type: ignore[arg-type]
+        (loss,) = MaskedWords(weighting).build(model)(ids, ids != PAD).values()
         assert float(loss) == pytest.approx(math.log(6), rel=1e-6)
 
 
@@ -175,7 +177,7 @@ def test_start_end_and_padding_have_no_chance() -> None:
 def test_every_weight_learns_but_frozen_words(embedding: str) -> None:
     model = _model(embedding=embedding)
     ids = torch.randint(4, 9, (6, 8))
-    sum(MaskedWords().build(model)(ids, torch.ones_like(ids, dtype=torch.bool)).values()).backward()  # type: ignore[union-attr]
+    sum(MaskedWords().build(model)(ids, torch.ones_like(ids, dtype=torch.bool)).values()).backward()
     frozen = {name for name, p in model.named_parameters() if p.grad is None}
     assert frozen == ({"embedding.weight"} if embedding == "frozen" else set())
     norms = model.word_vectors().norm(dim=-1)
