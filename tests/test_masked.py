@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AutoModel
 
-from diffusionlm.config import build, merge, to_plain
+from diffusionlm.config import UserError, build, merge, to_plain
 from diffusionlm.masked import (
     MaskedConfig,
     MaskedLM,
@@ -18,9 +20,12 @@ from diffusionlm.masked import (
     MaskedWords,
     hidden_losses,
     hide,
+    masked_bound,
     stratified,
     word_positions,
 )
+from diffusionlm.model import DiffusionLM, ModelConfig
+from diffusionlm.objective import CrossEntropy
 
 PAD, UNKNOWN, START, END = 0, 1, 2, 3
 SMALL: dict[str, Any] = {"dimension": 6, "backbone": {"name": "transformer", "layers": 1, "width": 16, "heads": 2}}
@@ -123,6 +128,36 @@ def test_the_bound_of_even_odds_is_their_entropy_whatever_the_length() -> None:
         assert float(loss) == pytest.approx(math.log(6), rel=1e-6)
 
 
+def test_the_bound_of_each_text_is_its_cost_and_its_lengths() -> None:
+    model, texts, chances = _toy()
+    model.config.length_counts = [0, 0, 0, 6, 0, 2]
+    rows = texts[[0, 13, 26]].tolist()
+    found = list(masked_bound(model, rows, strata=300))
+    for bound, chance in zip(found, chances[[0, 13, 26]].tolist(), strict=True):
+        assert bound.length == pytest.approx(math.log(4))
+        assert bound.diffusion == pytest.approx(-math.log(chance), abs=4 * bound.deviation + 1e-3)
+        assert bound.nats == bound.diffusion + bound.length
+        assert bound.tokens == 4
+    assert list(masked_bound(model, rows[:2], strata=300)) == found[:2]
+    assert list(masked_bound(model, rows, strata=300, seed=1)) != found
+
+
+def test_the_standard_error_is_that_of_repetitions() -> None:
+    model, texts, _ = _toy(0.2)
+    model.config.length_counts = [0, 0, 0, 6, 0, 2]
+    found = [next(masked_bound(model, texts[5:6].tolist(), strata=24, seed=seed)) for seed in range(60)]
+    spread = float(torch.tensor([bound.diffusion for bound in found]).std())
+    mean_error = sum(bound.deviation for bound in found) / len(found)
+    assert mean_error == pytest.approx(spread, rel=0.5)
+
+
+def test_a_length_that_training_has_not_seen_costs_everything() -> None:
+    model, texts, _ = _toy()
+    for counts in ([0, 0, 0, 3], [0, 0, 0, 3, 1, 0]):
+        model.config.length_counts = counts
+        assert next(masked_bound(model, texts[:1].tolist(), strata=2)).nats == math.inf
+
+
 # What is hidden
 
 
@@ -182,3 +217,27 @@ def test_every_weight_learns_but_frozen_words(embedding: str) -> None:
     assert frozen == ({"embedding.weight"} if embedding == "frozen" else set())
     norms = model.word_vectors().norm(dim=-1)
     assert (embedding == "free") != torch.allclose(norms, torch.full((9,), math.sqrt(6)))
+
+
+def test_a_saved_model_is_the_same(tmp_path: Path) -> None:
+    model = _model(embedding="frozen")
+    model.save_pretrained(tmp_path / "masked")
+    loaded = MaskedLM.load(tmp_path / "masked")
+    ids = torch.randint(4, 9, (2, 6))
+    assert torch.equal(loaded.train(False)(ids, ids > 6), model(ids, ids > 6))
+    assert loaded.settings == model.settings
+    assert not loaded.embedding.weight.requires_grad
+    assert isinstance(AutoModel.from_pretrained(tmp_path / "masked"), MaskedLM)
+    with pytest.raises(UserError, match="expected model_type 'diffusionlm', got 'diffusionlm-masked'"):
+        DiffusionLM.load(tmp_path / "masked")
+
+
+def test_impossible_settings() -> None:
+    with pytest.raises(UserError, match=r"^dimension: expected at least 1, got 0"):
+        MaskedConfig(dimension=0)
+    with pytest.raises(UserError, match=r"^cooccurrence: expected a share"):
+        MaskedConfig(cooccurrence=1.0)
+    with pytest.raises(UserError, match=r"^objective: 'masked' trains a 'masked' model, and model is 'diffusion'"):
+        MaskedWords().check(ModelConfig())
+    with pytest.raises(UserError, match=r"^objective: 'cross-entropy' trains a 'diffusion' model, and model is 'masked'"):
+        CrossEntropy().check(MaskedConfig())

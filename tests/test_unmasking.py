@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from runs import TINY, tiny_plain
 from torch import Tensor
 
-from diffusionlm.config import UserError
-from diffusionlm.masked import lowest
-from diffusionlm.sampling import RowNoise
-from diffusionlm.unmasking import Ancestral, Draft, MaskGIT, MaskPredict, Predict, Unmasking, draw_words, unmask
+from diffusionlm.cli import main
+from diffusionlm.config import UserError, build, merge
+from diffusionlm.diffusion import GaussianDiffusion
+from diffusionlm.masked import MaskedConfig, lowest
+from diffusionlm.pipeline import SamplingConfig
+from diffusionlm.sampling import DDIM, Denoised, RowNoise, sample
+from diffusionlm.schedule import Sqrt
+from diffusionlm.tokenizer import SPECIAL_TOKENS, Words
+from diffusionlm.unmasking import (
+    Ancestral,
+    Draft,
+    MaskedPipeline,
+    MaskGIT,
+    MaskPredict,
+    Predict,
+    Unmasking,
+    draw_words,
+    unmask,
+)
 
 DECODERS: list[Unmasking] = [Ancestral(), MaskPredict(), MaskGIT(), MaskGIT(noise=0), MaskGIT(schedule="linear")]
 
@@ -129,3 +148,97 @@ def test_a_text_depends_on_its_own_seed_alone(decoder: Unmasking) -> None:
 def test_the_noise_of_maskgit_is_not_negative() -> None:
     with pytest.raises(UserError, match=r"^noise: expected 0 or more, got -1"):
         MaskGIT(noise=-1.0)
+
+
+# The pipeline
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> MaskedPipeline:
+    tokenizer = Words().make(["a small blue house by the long green river", "an old man walks his dogs in a park"], 12)
+    spec = build(MaskedConfig, {"dimension": 8, "backbone": {"name": "transformer", "layers": 1, "width": 16, "heads": 2}})
+    torch.manual_seed(0)
+    model = spec.make(tokenizer, [[2, 4, 5, 6, 7, 3]], 12).train(False)
+    model.config.length_counts = [0, 0, 0, 5, 0, 0, 0, 5, 0, 10]
+    return MaskedPipeline(model, tokenizer, SamplingConfig(steps=5, sampler=MaskGIT()))
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_seed_decides_the_texts(pipeline: MaskedPipeline, decoder: Unmasking) -> None:
+    torch.manual_seed(99)
+    before = torch.get_rng_state()
+    first = pipeline(7, seed=3, sampler=decoder)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert pipeline(7, seed=3, sampler=decoder) == first
+    assert pipeline(3, seed=3, sampler=decoder) == first[:3]
+    assert pipeline(7, seed=3, sampler=decoder, batch_size=2) == first
+    assert [one.text for one in pipeline(7, seed=4, sampler=decoder)] != [one.text for one in first]
+    assert len({one.text for one in first}) > 1
+
+
+def test_lengths(pipeline: MaskedPipeline) -> None:
+    assert {one.length for one in pipeline(40)} == {1, 5, 7}
+    for length in (1, 10):
+        for one in pipeline(4, length=length):
+            assert one.length == length == len(one.text.split())
+    with pytest.raises(UserError, match=r"^length: expected 1 to 10 tokens for this model, got 11"):
+        pipeline(1, length=11)
+
+
+def test_special_tokens_are_never_written(pipeline: MaskedPipeline) -> None:
+    bias = dict(pipeline.model.named_parameters())["network.down.bias"]
+    with torch.no_grad():
+        bias[:4] += 50.0
+        for decoder in DECODERS:
+            texts = pipeline(60, length=10, temperature=3.0, sampler=decoder)
+            assert not any(token in one.text for one in texts for token in SPECIAL_TOKENS)
+        bias[:4] -= 50.0
+
+
+def test_every_step_is_watched(pipeline: MaskedPipeline) -> None:
+    seen: list[tuple[float, list[str]]] = []
+    sampling = SamplingConfig(steps=4, sampler=MaskPredict(), batch_size=3, length=8)
+    generated = list(pipeline.stream(5, sampling, lambda draft, texts: seen.append((draft.t, texts))))
+    assert [t for t, _ in seen] == [1, 0.75, 0.5, 0.25] * 2
+    assert seen[3][1] + seen[7][1] == [one.text for one in generated]
+
+
+def test_samplers_of_other_models_are_refused(pipeline: MaskedPipeline) -> None:
+    with pytest.raises(UserError, match=r"^sampler: 'ddim' moves word vectors; a masked model needs ancestral or mask-predict"):
+        pipeline(1, sampler=DDIM())
+    with pytest.raises(UserError, match=r"^clamp: "):
+        pipeline(1, clamp=True)
+    x = torch.randn(1, 3, 2)
+    with pytest.raises(UserError, match=r"^sampler: 'maskgit' writes with masked models"):
+        next(sample(lambda xt, t: Denoised(xt, xt), GaussianDiffusion(Sqrt()), x, sampler=MaskGIT(), steps=2))
+
+
+def test_train_and_generate_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = merge(tiny_plain(tmp_path), {"objective": "masked", "sampling": {"sampler": "ancestral"}})
+    plain["model"] = {"name": "masked", **TINY["model"]}  # type: ignore[dict-item]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(plain))
+    run = str(tmp_path / "run")
+    assert main(["train", "--config", str(tmp_path / "config.yaml"), "--out", run]) == 0
+    assert (tmp_path / "run" / "samples" / "step-8.txt").read_text().count("\n") == 10
+    capsys.readouterr()
+    flags = ["--steps", "6", "--temperature", "0.8", "--length", "9", "--count", "3", "--seed", "2"]
+    for sampler in ("ancestral", "mask-predict", "maskgit"):
+        assert main(["generate", run, "--sampler", sampler, *flags]) == 0
+        written = capsys.readouterr().out
+        rows = [json.loads(line) for line in written.splitlines()]
+        assert [(row["index"], row["seed"], row["length"]) for row in rows] == [(i, 2, 9) for i in range(3)]
+        assert main(["generate", run, "--sampler", sampler, *flags, "--batch-size", "1", "--watch"]) == 0
+        assert capsys.readouterr().out == written
+    assert main(["generate", run, "--sampler.name", "maskgit", "--sampler.noise", "0", "--count", "1"]) == 0
+    capsys.readouterr()
+    assert main(["generate", run, "--sampler", "ddpm"]) == 2
+    assert "a masked model needs ancestral or mask-predict or maskgit" in capsys.readouterr().err
+
+
+def test_a_wrong_sampler_is_told_before_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = merge(tiny_plain(tmp_path), {"objective": "masked"})
+    plain["model"] = {"name": "masked", **TINY["model"]}  # type: ignore[dict-item]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(plain))
+    assert main(["train", "--config", str(tmp_path / "config.yaml"), "--out", str(tmp_path / "run")]) == 2
+    assert "sampler: 'ddpm' moves word vectors" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "checkpoints").exists()
