@@ -16,12 +16,11 @@ dimension, V words, N words of a text.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -171,10 +170,9 @@ def lowest(scores: Tensor, counts: Tensor) -> Tensor:
     return scores.argsort(dim=1, stable=True).argsort(dim=1) < counts[:, None]
 
 
-def hide(words: Tensor, counts: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Choose ``counts`` (B,) of the positions ``words`` (B, L), every choice equally likely."""
-    drawn = torch.rand(words.shape, generator=generator, device=words.device if generator is None else generator.device)
-    return lowest(drawn.to(words.device).masked_fill(~words, math.inf), counts)
+def hide(words: Tensor, counts: Tensor, uniform: Tensor) -> Tensor:
+    """Choose ``counts`` (B,) of the positions ``words`` (B, L) by ``uniform`` draws (B, L), every choice equally likely."""
+    return lowest(uniform.masked_fill(~words, math.inf), counts)
 
 
 def hidden_losses(model: MaskedLM, ids: Tensor, mask: Tensor, hidden: Tensor) -> Tensor:
@@ -220,52 +218,8 @@ class MaskedObjective(Objective):
         words = word_positions(mask)
         total = words.sum(1)
         counts = (stratified(len(ids), ids.device) * total).ceil().clamp(min=1)
-        losses = hidden_losses(self.model, ids, mask, hide(words, counts)).sum(1)
+        losses = hidden_losses(self.model, ids, mask, hide(words, counts, torch.rand(ids.shape, device=ids.device)))
+        losses = losses.sum(1)
         if self.spec.weighting == "bound":
             return {"bound": (total / counts * losses).sum() / total.sum()}
         return {"cross_entropy": losses.sum() / counts.sum()}
-
-
-@dataclass(frozen=True)
-class MaskedBound:
-    """What a text costs at most, in nats: all of its words (``diffusion``) and its length; ``nats`` is their sum.
-
-    ``deviation`` is the standard error of ``nats``; ``tokens`` are the words and END.
-    """
-
-    diffusion: float
-    length: float
-    deviation: float
-    tokens: int
-
-    @property
-    def nats(self) -> float:
-        """Return the bound on -log p(text)."""
-        return self.diffusion + self.length
-
-
-@torch.no_grad()
-def masked_bound(model: MaskedLM, rows: Sequence[Sequence[int]], *, strata: int = 64, seed: int = 0) -> Iterator[MaskedBound]:
-    """Yield the likelihood bound of each of ``rows`` (token ids with START and END), text by text.
-
-    k is stratified: ``strata`` draws a text, each with a random choice of k hidden words, from the seed and the text's
-    number alone. The model is to be in evaluation mode.
-    """
-    for index, row in enumerate(rows):
-        generator = torch.Generator().manual_seed(int(numpy.random.SeedSequence([seed, index]).generate_state(1)[0]))
-        ids = torch.tensor([row], device=model.device).expand(strata, -1)
-        mask = torch.ones_like(ids, dtype=torch.bool)
-        total = len(row) - 2
-        u = (torch.arange(1, strata + 1) - torch.rand(strata, generator=generator)) / strata
-        counts = (u * total).ceil().clamp(min=1).to(model.device)
-        losses = hidden_losses(model, ids, mask, hide(word_positions(mask), counts, generator)).sum(1)
-        values = (total / counts * losses).double()
-        # Neighbouring strata differ by their noise and little else, which their spread over all of k is not.
-        deviation = float((values.diff() ** 2).mean() / 2 / strata) ** 0.5 if strata > 1 else math.inf
-        yield MaskedBound(float(values.mean()), length_cost(model.config.length_counts, row), deviation, total + 1)
-
-
-def length_cost(length_counts: Sequence[int], row: Sequence[int]) -> float:
-    """Return -log p(length of ``row``) in nats under the training texts' lengths; one that they have not is infinite."""
-    count = length_counts[len(row)] if len(row) < len(length_counts) else 0
-    return -math.log(count / sum(length_counts)) if count else math.inf

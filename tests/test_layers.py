@@ -20,7 +20,7 @@ ROWS = [
     ["spec"],
     ["model"],
     ["objective"],
-    ["masked"],
+    ["masked", "masked_bound"],
     ["optimizer"],
     ["training"],
     ["pipeline"],

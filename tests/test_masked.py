@@ -20,10 +20,10 @@ from diffusionlm.masked import (
     MaskedWords,
     hidden_losses,
     hide,
-    masked_bound,
     stratified,
     word_positions,
 )
+from diffusionlm.masked_bound import masked_bound
 from diffusionlm.model import DiffusionLM, ModelConfig
 from diffusionlm.objective import CrossEntropy
 
@@ -128,13 +128,13 @@ def test_the_bound_of_even_odds_is_their_entropy_whatever_the_length() -> None:
         assert float(loss) == pytest.approx(math.log(6), rel=1e-6)
 
 
-def test_the_bound_of_each_text_is_its_cost_and_its_lengths() -> None:
+def test_the_bound_of_each_text_is_its_cost_and_that_of_its_length() -> None:
     model, texts, chances = _toy()
     model.config.length_counts = [0, 0, 0, 6, 0, 2]
     rows = texts[[0, 13, 26]].tolist()
     found = list(masked_bound(model, rows, strata=300))
     for bound, chance in zip(found, chances[[0, 13, 26]].tolist(), strict=True):
-        assert bound.length == pytest.approx(math.log(4))
+        assert bound.length == pytest.approx(math.log(16 / 3))
         assert bound.diffusion == pytest.approx(-math.log(chance), abs=4 * bound.deviation + 1e-3)
         assert bound.nats == bound.diffusion + bound.length
         assert bound.tokens == 4
@@ -151,11 +151,17 @@ def test_the_standard_error_is_that_of_repetitions() -> None:
     assert mean_error == pytest.approx(spread, rel=0.5)
 
 
-def test_a_length_that_training_has_not_seen_costs_everything() -> None:
-    model, texts, _ = _toy()
-    for counts in ([0, 0, 0, 3], [0, 0, 0, 3, 1, 0]):
-        model.config.length_counts = counts
-        assert next(masked_bound(model, texts[:1].tolist(), strata=2)).nats == math.inf
+def test_what_the_bound_counts_and_refuses() -> None:
+    model = _model()
+    model.config.length_counts = [0, 0, 0, 3]
+    rows = [[START, 5, END], [START, 5, UNKNOWN, 6, END]]
+    seen, new = masked_bound(model, rows, ["ab", "ab ? c"], strata=2)
+    assert (seen.length, new.length) == pytest.approx((-math.log(4 / 11), -math.log(1 / 11)))
+    assert [(b.tokens, b.characters, b.unknown) for b in (seen, new)] == [(2, 2, 0), (4, 6, 1)]
+    with pytest.raises(UserError, match=r"^text 1: expected 10 tokens or fewer, start and end included, got 12"):
+        list(masked_bound(model, [rows[0], [START, *[5] * 10, END]]))
+    with pytest.raises(UserError, match=r"^strata: expected 2 or more, got 1"):
+        next(masked_bound(model, rows, strata=1))
 
 
 # What is hidden
@@ -165,14 +171,14 @@ def test_only_words_are_hidden() -> None:
     mask = torch.arange(7) < torch.tensor([[7], [4], [3]])
     words = word_positions(mask)
     assert words.int().tolist() == [[0, 1, 1, 1, 1, 1, 0], [0, 1, 1, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0, 0]]
-    hidden = hide(words, torch.tensor([3, 2, 1]))
+    hidden = hide(words, torch.tensor([3, 2, 1]), torch.rand(3, 7))
     assert hidden.sum(1).tolist() == [3, 2, 1]
     assert not bool((hidden & ~words).any())
 
 
 def test_every_choice_of_words_is_equally_likely() -> None:
     words = torch.ones(6000, 4, dtype=torch.bool)
-    codes = (hide(words, torch.full((6000,), 2)) * torch.tensor([1, 2, 4, 8])).sum(1)
+    codes = (hide(words, torch.full((6000,), 2), torch.rand(6000, 4)) * torch.tensor([1, 2, 4, 8])).sum(1)
     found = torch.bincount(codes, minlength=16)[[3, 5, 6, 9, 10, 12]] / 6000
     torch.testing.assert_close(found, torch.full((6,), 1 / 6), rtol=0, atol=5 * (1 / 6 / 6000) ** 0.5)
 
