@@ -3,11 +3,11 @@
     q(x_t | x_0): each word is hidden with chance t               MaskedLM(ids, hidden) -> log p(word | shown words)
     -log p(x_0) <= E_t [ 1/t sum over hidden words of -log p(w) ]   = E_k [ N/k sum over k hidden words of -log p(w) ]
 
-The first is the absorbing process of D3PM (Austin et al. 2021) with alpha_t = 1 - t, the second its bound in continuous
-time (MDLM, Sahoo et al. 2024, equation 10; Shi et al. 2024). Drawn t by t, k of the N words are hidden with chance
-t^k (1-t)^(N-k) each way; integrated over t, all k from 1 to N are equally likely, which gives the right side, of less
-variance (Ou et al. 2024, section 3.3; Hoogeboom et al. 2022). The chance of a hidden word given the shown ones does not
-depend on t, so the network is told no time (MDLM, section 3.5; Ou et al., theorem 1).
+The first is the absorbing process of D3PM (Austin et al. 2021, section 3.1) with alpha_t = 1 - t, the second its bound
+in continuous time (MDLM, Sahoo et al. 2024, section 3.4; Shi et al. 2024). A choice of k of the N words is hidden with
+chance t^k (1-t)^(N-k); its integral over t with 1/t is 1/k over the number of choices, so all k from 1 to N are equally
+likely on the right side, which has less variance (Hoogeboom et al. 2022; Ou et al. 2024). How likely a word is given the
+shown ones does not depend on t, so the network is told no time (Ou et al. 2024, theorem 1; MDLM leaves it out as well).
 
 Lengths are drawn first: START and END are given, PAD is never seen. Shape letters: B batch, L positions, D latent
 dimension, V words, N words of a text.

@@ -27,7 +27,6 @@ from diffusionlm.tokenizer import decode_texts
 Predict = Callable[[Tensor, Tensor], Tensor]
 """A masked model: ids (B, L) and hidden (B, L), True where an id is not to be seen, to token logits (B, L, V)."""
 
-
 ROUNDING = 1e-4  # a share of a count that is a whole number is not to fall below it
 
 
@@ -70,7 +69,7 @@ class Unmasking(Sampler):
 class Ancestral(Unmasking, name="ancestral"):
     """The reverse process itself: each hidden position is shown with chance (t - s)/t, and then stays.
 
-    Austin et al. 2021 (section 3.1 and appendix A.3), in the form of MDLM (Sahoo et al. 2024, equation 7).
+    Austin et al. 2021, in the form of MDLM (Sahoo et al. 2024, section 3.2).
     """
 
     def hide(self, draft: Draft, s: float, uniform: Tensor) -> Tensor:
@@ -146,8 +145,8 @@ def unmask(
 def draw_words(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Draw a word of each distribution ``logits`` (B, L, V) at ``temperature``; return ids and log probabilities (B, L).
 
-    The ``uniform`` draws (B, L) pick by the cumulative distribution. In float64: in 32 bits the rare words are never
-    drawn, which passes for a lower temperature (Zheng et al. 2024, section 4). Confidence is that of temperature 1.
+    The ``uniform`` draws (B, L) pick by the cumulative distribution. In float64: in 32 bits the rarest words are
+    never drawn, which passes for a lower temperature (Zheng et al. 2024). Confidence is that of temperature 1.
     """
     cumulative = (logits.double() / temperature).softmax(-1).cumsum(-1)
     drawn = torch.searchsorted(cumulative, (uniform * cumulative[..., -1])[..., None], right=True).squeeze(-1)
