@@ -187,11 +187,11 @@ class MaskedWords(ObjectiveConfig, name="masked"):
     """Predict hidden words; how many are hidden is uniform, from one to all of a text's words.
 
     Args:
-        weighting: ``bound`` gives each hidden word the weight N/k of the likelihood bound; with ``equal`` all hidden words
-            count alike, so that texts with many hidden words count more.
+        weighting: with ``equal`` all hidden words count alike, so that texts with many hidden words count more; ``bound``
+            gives each the weight N/k of the likelihood bound, and trains a little worse, by the bound too.
     """
 
-    weighting: Literal["bound", "equal"] = "bound"
+    weighting: Literal["equal", "bound"] = "equal"
 
     def check(self, model: ModelSpec) -> None:
         """Check that it is a masked model."""

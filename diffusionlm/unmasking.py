@@ -94,11 +94,12 @@ class MaskGIT(Unmasking, name="maskgit"):
     """Show the most confident words, with Gumbel noise that fades, and keep them (Chang et al. 2022, section 3.2).
 
     Args:
-        noise: of the confidences (log probabilities), times s; the authors' code has 4.5. At 0 the likeliest go first.
+        noise: of the confidences (log probabilities), times s. More is more diverse and less fluent: at 0 the likeliest go
+            first, and common words crowd out the others; the authors have 4.5 for images.
         schedule: the share of hidden words over time; ``cosine`` shows few words at first.
     """
 
-    noise: float = 4.5
+    noise: float = 1.0
     schedule: Literal["cosine", "linear"] = "cosine"
 
     def __post_init__(self) -> None:
@@ -133,8 +134,8 @@ def unmask(
     for step, later in itertools.pairwise(range(steps, -1, -1)):
         # Their distribution function makes normal draws uniform: one for the word, one for the order.
         uniform = torch.special.ndtr(noise(torch.zeros(*ids.shape, 2, device=ids.device)).double())
-        drawn, certainty = draw_words(predict(ids, hidden), uniform[..., 0], temperature)
-        ids, confidence = torch.where(hidden, drawn, ids), torch.where(hidden, certainty, confidence)
+        drawn, certainty = draw_words(predict(ids, hidden)[hidden], uniform[..., 0][hidden], temperature)
+        ids, confidence = ids.masked_scatter(hidden, drawn), confidence.masked_scatter(hidden, certainty)
         draft = Draft(step / steps, ids, hidden, confidence, words)
         hidden = decoder.hide(draft, later / steps, uniform[..., 1])
         yield replace(draft, hidden=hidden)
@@ -143,9 +144,9 @@ def unmask(
 
 
 def draw_words(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Draw a word of each distribution ``logits`` (B, L, V) at ``temperature``; return ids and log probabilities (B, L).
+    """Draw a word of each distribution ``logits`` (..., V) at ``temperature``; return ids and log probabilities (...).
 
-    The ``uniform`` draws (B, L) pick by the cumulative distribution. In float64: in 32 bits the rarest words are
+    The ``uniform`` draws (...) pick by the cumulative distribution. In float64: in 32 bits the rarest words are
     never drawn, which passes for a lower temperature (Zheng et al. 2024). Confidence is that of temperature 1.
     """
     cumulative = (logits.double() / temperature).softmax(-1).cumsum(-1)
