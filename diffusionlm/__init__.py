@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from diffusionlm.config import UserError as UserError
     from diffusionlm.diffusion import GaussianDiffusion as GaussianDiffusion
+    from diffusionlm.judge import Judge as Judge
+    from diffusionlm.judge import perplexity as perplexity
     from diffusionlm.model import DiffusionLM as DiffusionLM
     from diffusionlm.model import DiffusionLMConfig as DiffusionLMConfig
     from diffusionlm.model import ModelConfig as ModelConfig
@@ -24,6 +26,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "UserError": "config",
     "GaussianDiffusion": "diffusion",
+    "Judge": "judge",
+    "perplexity": "judge",
     "DiffusionLM": "model",
     "DiffusionLMConfig": "model",
     "ModelConfig": "model",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from diffusionlm.sampling import State
 
 FAMILIES = {  # what ``show`` lists, and where it lives
+    "models": "diffusionlm.spec:ModelSpec",
     "schedules": "diffusionlm.schedule:NoiseSchedule",
     "samplers": "diffusionlm.sampling:Sampler",
     "backbones": "diffusionlm.backbone:Backbone",

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from diffusionlm.causal import CausalPipeline
 from diffusionlm.masked import MaskedLMConfig
 from diffusionlm.model import DiffusionLMConfig
 from diffusionlm.pipeline import Pipeline, Writer, model_folder
@@ -16,6 +17,7 @@ from diffusionlm.unmasking import MaskedPipeline
 PIPELINES: dict[str, type[Writer[Any]]] = {
     DiffusionLMConfig.model_type: Pipeline,
     MaskedLMConfig.model_type: MaskedPipeline,
+    "llama": CausalPipeline,
 }
 
 

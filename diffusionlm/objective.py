@@ -73,7 +73,8 @@ def expect_kind(objective: ObjectiveConfig, model: ModelSpec, kind: type[M]) -> 
     """
     if not isinstance(model, kind):
         wanted, got = plain_name(kind), plain_name(type(model))
-        raise UserError(f"objective: {plain_name(type(objective))!r} trains a {wanted!r} model, and model is {got!r}")
+        name = plain_name(type(objective))
+        raise UserError(f"objective: {name!r} trains a {wanted!r} model, and model is {got!r}: name the objective for it too")
     return model
 
 

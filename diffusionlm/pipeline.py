@@ -25,8 +25,7 @@ from diffusionlm.sampling import DDPM, Denoise, Denoised, RowNoise, Sampler, Sta
 from diffusionlm.tokenizer import decode_texts
 
 M = TypeVar("M", bound=PreTrainedModel)
-Watch = Callable[[Any, list[str]], None]
-"""Called with the moment of a sampling run, whose ``t`` falls from 1 to 0, and the texts as they then read."""
+Watch = Callable[[Any, list[str]], None]  # gets what has the time ``t``, a State for diffusion, and the texts as they read
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ class Writer(Generic[M]):
     ) -> Iterator[Generated]:
         """Yield ``count`` texts in order, each as soon as it is known.
 
-        ``watch`` is called after every step with the state and the texts as they now read.
+        ``watch`` is called after every step with the state (its ``t`` goes from 1 to 0) and the texts as they now read.
 
         Raises:
             UserError: a setting that does not go with the model.
@@ -133,13 +132,7 @@ class Writer(Generic[M]):
         tokenizer = load_tokenizer(folder)
         if len(tokenizer) != model.config.vocab_size:
             raise UserError(f"{folder}: the tokenizer has {len(tokenizer)} words, the model {model.config.vocab_size}")
-        if dtype not in DTYPES:
-            raise UserError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
-        try:
-            torch.nn.Module.to(model, torch.device(device)).train(False)
-            return cls(model, tokenizer, saved_sampling(folder), DTYPES[dtype])
-        except (RuntimeError, AssertionError) as error:
-            raise UserError(f"device: {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
+        return cls(model, tokenizer, saved_sampling(folder), placed(model, device, dtype))
 
     def __call__(self, count: int, **changes: Any) -> list[Generated]:
         """Write ``count`` texts; ``changes`` are fields of ``SamplingConfig``."""
@@ -281,6 +274,21 @@ def draw_lengths(counts: Sequence[int], seeds: Sequence[Sequence[int]], length: 
 
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def placed(model: PreTrainedModel, device: str, dtype: str) -> torch.dtype:
+    """Move a model that is to be used, not trained, to ``device``; return the type that ``dtype`` names.
+
+    Raises:
+        UserError: an unknown device or dtype.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    try:
+        torch.nn.Module.to(model, torch.device(device)).train(False)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device: {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    return DTYPES[dtype]
 
 
 def boundaries(mask: Tensor, special: dict[str, int]) -> tuple[Tensor, Tensor]:

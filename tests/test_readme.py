@@ -38,13 +38,14 @@ def test_the_readmes_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "my_texts.txt").write_text("\n".join(restaurant_texts(120)))
     small = merge(TINY, {"training": {"steps": 2}})
     small["training"].pop("batch_tokens")
+    judge = {"training": small["training"], "model": {"layers": 1, "width": 16}}
     for arguments in found:
         if arguments[0] == "quickstart":
             arguments += ["--steps", "4", "--texts", "3"]
         elif arguments[0] == "train":
             if any("e2e" in word for word in arguments):
                 continue  # its corpus is not in the project; test_configs.py takes a step with each config
-            arguments += tiny_flags(small)
+            arguments += tiny_flags(judge if any("judge" in word for word in arguments) else small)
         assert main(arguments) == 0, (arguments, capsys.readouterr().err)
     assert (tmp_path / "runs" / "quickstart" / "quickstart.json").exists()
 
@@ -52,6 +53,8 @@ def test_the_readmes_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_the_readmes_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["quickstart", "--steps", "3", "--texts", "2"]) == 0
+    judge = ["--config", str(ROOT / "configs" / "restaurants-judge.yaml"), "--out", "runs/judge", "--training.steps", "2"]
+    assert main(["train", *judge, "--training.evaluation_texts", "10"]) == 0
     blocks = [block for language, block in BLOCKS if language == "python"]
     assert blocks
     for block in blocks:
