@@ -9,10 +9,16 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from diffusionlm.causal import CausalPipeline
+from diffusionlm.masked import MaskedLMConfig
 from diffusionlm.model import DiffusionLMConfig
 from diffusionlm.pipeline import Pipeline, Writer, model_folder
+from diffusionlm.unmasking import MaskedPipeline
 
-PIPELINES: dict[str, type[Writer[Any]]] = {DiffusionLMConfig.model_type: Pipeline, "llama": CausalPipeline}
+PIPELINES: dict[str, type[Writer[Any]]] = {
+    DiffusionLMConfig.model_type: Pipeline,
+    MaskedLMConfig.model_type: MaskedPipeline,
+    "llama": CausalPipeline,
+}
 
 
 def pipeline_of(model: PreTrainedModel) -> type[Writer[Any]]:

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -32,6 +32,8 @@ from diffusionlm.embedding import word_vectors_from
 from diffusionlm.sampling import Denoised
 from diffusionlm.schedule import Gumbel, NoiseSchedule
 from diffusionlm.spec import ModelSpec
+
+P = TypeVar("P", bound=PreTrainedModel)
 
 FORMAT_VERSION = 1
 DEFAULT_EVIDENCE = 50.0
@@ -89,14 +91,12 @@ class ModelConfig(ModelSpec, name="diffusion"):
             own_share = 1 - (self.cooccurrence if self.embedding != "free" else 0)
             entropy = -sum(n / total * math.log(n / total) for n in counts.values())
             settings = replace(self, schedule=Gumbel.for_words(self.dimension, len(tokenizer), entropy, own_share))
-        names = {"pad": tokenizer.pad_token_id, "unk": tokenizer.unk_token_id}
-        names |= {"start": tokenizer.bos_token_id, "end": tokenizer.eos_token_id}
         model = DiffusionLM(
             DiffusionLMConfig(
                 settings=to_plain(settings),
                 vocabulary=len(tokenizer),
                 max_tokens=max_length,
-                special_ids={name: i for name, i in names.items() if i is not None},
+                special_ids=special_ids(tokenizer),
             )
         )
         if self.cooccurrence and self.embedding != "free":
@@ -266,31 +266,48 @@ class DiffusionLM(PreTrainedModel):
         Raises:
             UserError: no such folder, not one of this library's, of a newer format, or damaged.
         """
-        path = Path(folder) / "config.json"
-        try:
-            plain = json.loads(path.read_text())
-        except FileNotFoundError:
-            raise UserError(f"{folder}: expected a model folder, but it has no config.json") from None
-        except (ValueError, OSError) as error:
-            raise UserError(f"{path}: the model's config cannot be read: {error}") from None
-        if not isinstance(plain, dict) or plain.get("model_type") != cls.config_class.model_type:
-            found = plain.get("model_type") if isinstance(plain, dict) else plain
-            raise UserError(f"{path}: expected model_type 'diffusionlm', got {found!r}; this is another kind of model")
-        if not isinstance(plain.get("format_version"), int) or plain["format_version"] > FORMAT_VERSION:
-            found = plain.get("format_version")
-            raise UserError(f"{path}: format {found} is newer than this library reads ({FORMAT_VERSION}); update the library")
-        try:
-            loaded: Any = cls.from_pretrained(folder, use_safetensors=True, output_loading_info=True, dtype=torch.float32)
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from None
-        except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
-            raise UserError(f"{folder}: the model is damaged or incomplete: {' '.join(str(error).split())}") from None
-        model: DiffusionLM = loaded[0]
-        report: dict[str, list[str]] = loaded[1]
-        if wrong := sorted(report["missing_keys"]) + sorted(report["unexpected_keys"]):
-            raise UserError(f"{folder}: the weights do not fit the config: {wrong[0]} and {len(wrong) - 1} more differ")
+        model = load_pretrained(cls, folder)
         model.embedding.weight.requires_grad_(model.settings.embedding != "frozen")  # transformers makes all trainable
         return model
+
+
+def special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+    """Return the ids of ``pad``, ``unk``, ``start`` and ``end``, of those that the tokenizer has."""
+    names = {"pad": tokenizer.pad_token_id, "unk": tokenizer.unk_token_id}
+    names |= {"start": tokenizer.bos_token_id, "end": tokenizer.eos_token_id}
+    return {name: i for name, i in names.items() if i is not None}
+
+
+def load_pretrained(kind: type[P], folder: str | Path) -> P:
+    """Read a model folder of one of the library's kinds, safetensors and JSON only.
+
+    Raises:
+        UserError: no such folder, another kind of model, of a newer format, or damaged.
+    """
+    path, wanted = Path(folder) / "config.json", getattr(kind.config_class, "model_type", "")
+    try:
+        plain = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{folder}: expected a model folder, but it has no config.json") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: the model's config cannot be read: {error}") from None
+    if not isinstance(plain, dict) or plain.get("model_type") != wanted:
+        found = plain.get("model_type") if isinstance(plain, dict) else plain
+        raise UserError(f"{path}: expected model_type {wanted!r}, got {found!r}; this is another kind of model")
+    if not isinstance(plain.get("format_version"), int) or plain["format_version"] > FORMAT_VERSION:
+        found = plain.get("format_version")
+        raise UserError(f"{path}: format {found} is newer than this library reads ({FORMAT_VERSION}); update the library")
+    try:
+        loaded: Any = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True, dtype=torch.float32)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
+        raise UserError(f"{folder}: the model is damaged or incomplete: {' '.join(str(error).split())}") from None
+    report: dict[str, list[str]] = loaded[1]
+    if wrong := sorted(report["missing_keys"]) + sorted(report["unexpected_keys"]):
+        raise UserError(f"{folder}: the weights do not fit the config: {wrong[0]} and {len(wrong) - 1} more differ")
+    model: P = loaded[0]
+    return model
 
 
 AutoConfig.register(DiffusionLMConfig.model_type, DiffusionLMConfig)

@@ -166,21 +166,14 @@ class Pipeline(Writer[DiffusionLM]):
         if sampling.length is not None:
             if not settings.explicit_length:
                 raise UserError("length: this model writes its own length (it models PAD); leave it empty")
-            if not 1 <= sampling.length <= longest:
-                raise UserError(f"length: expected 1 to {longest} tokens for this model, got {sampling.length}")
+            check_length(sampling.length, longest)
 
     def lengths(self, seeds: Sequence[Sequence[int]], sampling: SamplingConfig) -> list[int]:
         """Return tokens a text, start and end counted: given, drawn from the training texts', or the model's width."""
         config = self.model.config
         if not self.model.settings.explicit_length:
             return [config.max_tokens] * len(seeds)
-        if sampling.length is not None:
-            return [sampling.length + 2] * len(seeds)
-        if not sum(config.length_counts):
-            raise UserError("length: this model knows no training lengths to draw from; give a length")
-        cumulative = numpy.cumsum(config.length_counts) / sum(config.length_counts)
-        draws = [numpy.random.default_rng([*seed, 1]).random() for seed in seeds]
-        return [int(numpy.searchsorted(cumulative, draw, side="right")) for draw in draws]
+        return draw_lengths(config.length_counts, seeds, sampling.length)
 
     @torch.no_grad()
     def sample_ids(self, seeds: Sequence[Sequence[int]], sampling: SamplingConfig, watch: Watch | None) -> list[list[int]]:
@@ -257,6 +250,27 @@ class Pipeline(Writer[DiffusionLM]):
             return remembering
         known, ids = boundaries(mask, special)
         return given(remembering, known | ~mask, model.embed(ids))
+
+
+def check_length(length: int, longest: int) -> None:
+    """Check a number of tokens, start and end not counted. Raises UserError where it is not from 1 to ``longest``."""
+    if not 1 <= length <= longest:
+        raise UserError(f"length: expected 1 to {longest} tokens for this model, got {length}")
+
+
+def draw_lengths(counts: Sequence[int], seeds: Sequence[Sequence[int]], length: int | None) -> list[int]:
+    """Return tokens a text, start and end counted: ``length`` and these two, or drawn from the training texts' ``counts``.
+
+    Raises:
+        UserError: neither is known.
+    """
+    if length is not None:
+        return [length + 2] * len(seeds)
+    if not sum(counts):
+        raise UserError("length: this model knows no training lengths to draw from; give a length")
+    cumulative = numpy.cumsum(counts) / sum(counts)
+    draws = [numpy.random.default_rng([*seed, 1]).random() for seed in seeds]
+    return [int(numpy.searchsorted(cumulative, draw, side="right")) for draw in draws]
 
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -90,6 +90,7 @@ def train(
     if model is None:
         model = config.model.make(tokenizer, train_rows, config.data.max_length)
     model.config.length_counts = torch.bincount(torch.tensor([len(row) for row in train_rows])).tolist()
+    pipeline_of(model)(model, tokenizer, config.sampling).check(config.sampling)
     objective = config.objective.build(model)
 
     def export(averaged: PreTrainedModel) -> None:

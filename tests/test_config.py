@@ -123,7 +123,7 @@ def test_a_component_is_its_name_or_a_mapping(plain: object) -> None:
             Sampler,
             "zzz",
             "sampler",
-            "sampler: no sampler is called 'zzz'; choose from ddim, ddpm, dpm++2m, renoise",
+            "sampler: no sampler is called 'zzz'; choose from ancestral, ddim, ddpm, dpm++2m, mask-predict, maskgit, renoise",
         ),
         (
             ModelConfig,
