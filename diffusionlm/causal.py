@@ -30,7 +30,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from diffusionlm.config import UserError
 from diffusionlm.objective import Objective, ObjectiveConfig, expect_kind
-from diffusionlm.pipeline import SamplingConfig, Watch, Writer
+from diffusionlm.pipeline import SamplingConfig, Watch, Writer, refuse_vectors
 from diffusionlm.spec import ModelSpec
 from diffusionlm.tokenizer import decode_texts
 
@@ -145,8 +145,7 @@ class CausalPipeline(Writer[PreTrainedModel]):
         """Refuse what only a model of whole texts can do."""
         if sampling.length is not None:
             raise UserError("length: an autoregressive model ends its texts itself; leave it empty")
-        if sampling.clamp:
-            raise UserError("clamp: an autoregressive model has no vectors to clamp; leave it false")
+        refuse_vectors(sampling, "an autoregressive model")
 
     def sample_ids(self, seeds: Sequence[Sequence[int]], sampling: SamplingConfig, watch: Watch | None) -> list[list[int]]:
         """Draw word after word."""

@@ -98,11 +98,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("model", help="a model folder, or a run's")
     command.add_argument("--count", "-n", type=int, default=10, help="texts to write (%(default)s)")
     command.add_argument("--seed", type=int, help="the same seed gives the same texts (0)")
-    command.add_argument(
-        "--steps", type=int, help="network evaluations a text: more is better and slower (the model's default)"
-    )
+    command.add_argument("--steps", type=int, help="from noise to text: more is better and slower (the model's default)")
+    command.add_argument("--passes", type=int, help="network evaluations in each step (the model's default)")
     command.add_argument("--sampler", help="see: diffusionlm show samplers")
     command.add_argument("--temperature", type=float, help="below 1 is more fluent and less diverse (1)")
+    command.add_argument("--step-temperature", type=float, help="of the words each step moves toward (the temperature)")
+    command.add_argument("--corrections", type=int, help="sweeps that ask again for each word of the finished text")
     command.add_argument("--length", type=int, help="tokens a text; otherwise drawn as in the training texts")
     command.add_argument("--candidates", type=int, help="of which the one most like the others is kept (1)")
     command.add_argument("--clamp", action="store_const", const=True, help="move each vector to its nearest word on the way")

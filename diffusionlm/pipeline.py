@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from diffusionlm.config import Settings, UserError, build_untrusted
 from diffusionlm.model import DiffusionLM
-from diffusionlm.sampling import DDPM, Denoise, Denoised, RowNoise, Sampler, State, clamp, given, sample, temper
+from diffusionlm.sampling import DDPM, Denoise, Denoised, RowNoise, Sampler, State, clamp, correct, given, sample, tempered
 from diffusionlm.tokenizer import decode_texts
 
 M = TypeVar("M", bound=PreTrainedModel)
@@ -33,9 +33,16 @@ class SamplingConfig(Settings):
     """How texts are sampled.
 
     Args:
-        steps: evaluations of the network for each text.
+        steps: from noise to text.
+        passes: evaluations of the network in each step, on the same noisy vectors; each is told the estimate of the one
+            before, as in training, so that words which depend on each other can settle before the step is taken.
         sampler: the sampler.
         temperature: of the token posterior; below 1 is more fluent and less diverse. Needs prediction ``logits``.
+        step_temperature: of the posterior whose mean the step moves toward; empty is ``temperature``. Near 0 the step moves
+            toward the likeliest word, while the network goes on being told all that is possible.
+        corrections: sweeps over the finished text in which each word is asked for again, given all the others. Needs
+            prediction ``logits`` and training at mixed noise levels.
+        correction_odds: how much likelier another word must be to take its place.
         clamp: whether each predicted vector is moved to its nearest word (Diffusion-LM's clamping trick).
         length: tokens a text, start and end not counted; empty draws from the training texts' lengths.
         candidates: of which minimum-Bayes-risk decoding keeps one (Kumar and Byrne 2004); 1 is plain sampling.
@@ -44,8 +51,12 @@ class SamplingConfig(Settings):
     """
 
     steps: int = 128
+    passes: int = 1
     sampler: Sampler = field(default_factory=DDPM)
     temperature: float = 1.0
+    step_temperature: float | None = None
+    corrections: int = 0
+    correction_odds: float = 3.0
     clamp: bool = False
     length: int | None = None
     candidates: int = 1
@@ -54,11 +65,16 @@ class SamplingConfig(Settings):
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        for name in ("steps", "candidates", "batch_size"):
+        for name in ("steps", "passes", "candidates", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if self.temperature <= 0:
-            raise UserError(f"temperature: expected a positive number, got {self.temperature}")
+        for name in ("temperature", "step_temperature"):
+            if (temperature := getattr(self, name)) is not None and temperature <= 0:
+                raise UserError(f"{name}: expected a positive number, got {temperature}")
+        if self.corrections < 0:
+            raise UserError(f"corrections: expected 0 or more, got {self.corrections}")
+        if self.correction_odds < 1:
+            raise UserError(f"correction_odds: expected at least 1, got {self.correction_odds}")
         if self.seed < 0:
             raise UserError(f"seed: expected 0 or more, got {self.seed}")
 
@@ -161,8 +177,12 @@ class Pipeline(Writer[DiffusionLM]):
         settings, longest = self.model.settings, self.model.config.max_tokens - 2
         if sampling.steps > settings.schedule.max_steps:
             settings.schedule.sampling_times(sampling.steps)
-        if sampling.temperature != 1 and settings.prediction != "logits":
+        if settings.prediction != "logits" and (sampling.temperature, sampling.step_temperature or 1) != (1, 1):
             raise UserError(f"temperature: this model predicts {settings.prediction}, not logits; leave it at 1")
+        if sampling.corrections and not (settings.prediction == "logits" and settings.explicit_length):
+            raise UserError("corrections: needs a model that predicts logits and is told the length; leave it at 0")
+        if sampling.passes > 1 and not settings.self_conditioning:
+            raise UserError("passes: this model is not told its last estimate (no self-conditioning); leave it at 1")
         if sampling.length is not None:
             if not settings.explicit_length:
                 raise UserError("length: this model writes its own length (it models PAD); leave it empty")
@@ -188,15 +208,36 @@ class Pipeline(Writer[DiffusionLM]):
             self.denoiser(mask.to(device), sampling), self.model.diffusion, x,
             sampler=sampling.sampler, steps=sampling.steps, noise=noise,
         )  # fmt: skip
-        ids: list[list[int]] = []
+
+        def rows(words: Tensor) -> list[list[int]]:
+            return [self._content(row[:n].tolist()) for row, n in zip(words, lengths, strict=True)]
+
         last_time = float(self.model.settings.schedule.sampling_times(sampling.steps)[-2])
         for state in self._in_precision(states):
-            last = state.t == last_time
-            if watch is not None or last:
-                ids = [self._content(row[:n].tolist()) for row, n in zip(self._words(state, last), lengths, strict=True)]
+            if watch is not None or state.t == last_time:
+                words = self._words(state, last=state.t == last_time)
             if watch is not None:
-                watch(state, decode_texts(self.tokenizer, ids))
-        return ids
+                watch(state, decode_texts(self.tokenizer, rows(words)))
+        if sampling.corrections:
+            words = self._corrected(words, mask.to(device), sampling, noise)
+            if watch is not None:
+                watch(state, decode_texts(self.tokenizer, rows(words)))
+        return rows(words)
+
+    def _corrected(self, words: Tensor, mask: Tensor, sampling: SamplingConfig, noise: RowNoise) -> Tensor:
+        """Ask again for each word from pure noise, all the others clean."""
+        known, boundary = boundaries(mask, self.model.config.special_ids)
+        fixed = known | ~mask
+        plain = replace(sampling, temperature=1.0, step_temperature=None, clamp=False)
+
+        def posterior(words: Tensor, hidden: Tensor) -> Tensor:
+            x0 = self.model.embed(words)
+            denoise = given(self.denoiser(mask, plain), ~hidden, x0)
+            with torch.autocast(mask.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                return denoise(noise(x0), torch.ones(len(words), device=mask.device)).logits
+
+        words = torch.where(fixed, boundary, words)
+        return correct(words, ~fixed, posterior, sweeps=sampling.corrections, odds=sampling.correction_odds)
 
     def _in_precision(self, states: Iterator[State]) -> Iterator[State]:
         with torch.autocast(self.model.device.type, self.dtype, enabled=self.dtype != torch.float32):
@@ -229,33 +270,35 @@ class Pipeline(Writer[DiffusionLM]):
         if explicit:
             barred[list(special.values())] = -math.inf
         attend = mask if explicit and not bool(mask.all()) else None
+        predicts_words = model.settings.prediction == "logits"
         previous: list[Tensor | None] = [None]
 
         def denoise(xt: Tensor, t: Tensor) -> Denoised:
-            denoised = model(xt, t, attend, previous[0])
-            return replace(denoised, logits=denoised.logits + barred)
+            for _ in range(sampling.passes):
+                denoised = model(xt, t, attend, previous[0])
+                denoised = replace(denoised, logits=denoised.logits + barred)
+                told = tempered(denoised, E, sampling.temperature) if predicts_words else denoised
+                previous[0] = told.x0
+            return tempered(denoised, E, sampling.step_temperature) if sampling.step_temperature else told
 
-        wrapped: Denoise = denoise
-        if model.settings.prediction == "logits":
-            wrapped = temper(wrapped, E, sampling.temperature)
-        if sampling.clamp:
-            wrapped = clamp(wrapped, E)
-
-        def remembering(xt: Tensor, t: Tensor) -> Denoised:
-            denoised = wrapped(xt, t)
-            previous[0] = denoised.x0
-            return denoised
-
+        wrapped: Denoise = clamp(denoise, E) if sampling.clamp else denoise
         if not explicit:
-            return remembering
+            return wrapped
         known, ids = boundaries(mask, special)
-        return given(remembering, known | ~mask, model.embed(ids))
+        return given(wrapped, known | ~mask, model.embed(ids))
 
 
 def check_length(length: int, longest: int) -> None:
     """Check a number of tokens, start and end not counted. Raises UserError where it is not from 1 to ``longest``."""
     if not 1 <= length <= longest:
         raise UserError(f"length: expected 1 to {longest} tokens for this model, got {length}")
+
+
+def refuse_vectors(sampling: SamplingConfig, kind: str) -> None:
+    """Check that nothing is asked of ``kind`` that only a model of word vectors does. Raises UserError."""
+    for name in ("clamp", "passes", "step_temperature", "corrections"):
+        if getattr(sampling, name) != getattr(SamplingConfig(), name):
+            raise UserError(f"{name}: {kind} has no noisy vectors; leave it out")
 
 
 def draw_lengths(counts: Sequence[int], seeds: Sequence[Sequence[int]], length: int | None) -> list[int]:

@@ -1,6 +1,6 @@
 """From noise to words: the samplers, the one loop that runs them, and wrappers of a denoiser.
 
-A denoiser is a function ``(x_t, t) -> Denoised``. Clamping, temperature, self-conditioning and given words are wrappers
+A denoiser is a function ``(x_t, t) -> Denoised``. Clamping, self-conditioning and given words are wrappers
 of that same type, so no sampler knows they exist. A sampler is one function: the Gaussian of x_s given what was
 denoised so far. All but one are a point on one family (with r = exp(gamma_s - gamma_t), fresh noise xi):
 
@@ -12,6 +12,7 @@ w = 0 is DDIM, w^2 = 1 - r DDPM's ancestral sampling, w = 1 fresh renoising. Sha
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
@@ -222,15 +223,34 @@ def nearest_rows(x: Tensor, embedding: Tensor) -> Tensor:
     return (x @ embedding.T - embedding.square().sum(-1) / 2).argmax(-1)
 
 
-def temper(denoise: Denoise, embedding: Tensor, temperature: float) -> Denoise:
+def tempered(denoised: Denoised, embedding: Tensor, temperature: float) -> Denoised:
     """Sharpen (below 1) or flatten the token posterior, and take x_0 as its mean over ``embedding`` (V, D)."""
+    logits = denoised.logits / temperature
+    return replace(denoised, x0=logits.softmax(-1) @ embedding.to(logits), logits=logits)
 
-    def tempered(xt: Tensor, t: Tensor) -> Denoised:
-        denoised = denoise(xt, t)
-        logits = denoised.logits / temperature
-        return replace(denoised, x0=logits.softmax(-1) @ embedding.to(logits), logits=logits)
 
-    return tempered
+def correct(
+    words: Tensor,
+    free: Tensor,
+    posterior: Callable[[Tensor, Tensor], Tensor],
+    *,
+    sweeps: int,
+    odds: float,
+    apart: int = 11,
+) -> Tensor:
+    """Ask again for the ``free`` words of ``words`` (B, L), a few far ``apart`` at a time, given all the others.
+
+    A word gives way where ``posterior`` (words, hidden (B, L) -> logits (B, L, V)) holds another ``odds`` times likelier: the
+    iterated conditional modes of Besag (1986) with a margin, which leaves free choices as they were drawn.
+    """
+    place = torch.arange(words.shape[1], device=words.device)
+    for first in list(range(apart)) * sweeps:
+        hidden = free & (place % apart == first)
+        logits = posterior(words, hidden)
+        best, likeliest = logits.max(-1)
+        held = logits.gather(-1, words[..., None])[..., 0]
+        words = torch.where(hidden & (best - held > math.log(odds)), likeliest, words)
+    return words
 
 
 def given(denoise: Denoise, known: Tensor, x0: Tensor) -> Denoise:

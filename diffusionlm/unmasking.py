@@ -20,7 +20,7 @@ from torch import Tensor
 from diffusionlm.config import UserError, plain_name
 from diffusionlm.diffusion import Gaussian, GaussianDiffusion
 from diffusionlm.masked import MaskedLM, lowest, word_positions
-from diffusionlm.pipeline import SamplingConfig, Watch, Writer, boundaries, check_length, draw_lengths
+from diffusionlm.pipeline import SamplingConfig, Watch, Writer, boundaries, check_length, draw_lengths, refuse_vectors
 from diffusionlm.sampling import History, RowNoise, Sampler
 from diffusionlm.tokenizer import decode_texts
 
@@ -170,8 +170,7 @@ class MaskedPipeline(Writer[MaskedLM]):
         if not isinstance(sampling.sampler, Unmasking):
             known = [name for name, kind in Sampler.members.items() if issubclass(kind, Unmasking)]
             raise UserError(f"sampler: {sampling.sampler.name!r} moves word vectors; a masked model needs {' or '.join(known)}")
-        if sampling.clamp:
-            raise UserError("clamp: a masked model has no vectors to move to a word; leave it out")
+        refuse_vectors(sampling, "a masked model")
         if sampling.length is not None:
             check_length(sampling.length, self.model.config.max_tokens - 2)
 

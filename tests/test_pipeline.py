@@ -205,6 +205,40 @@ def test_a_low_temperature_changes_the_texts(pipeline: Pipeline) -> None:
     assert _texts(pipeline(8, length=8, temperature=0.1)) != _texts(pipeline(8, length=8))
 
 
+def test_the_last_pass_is_told_what_the_others_believed(pipeline: Pipeline) -> None:
+    mask = torch.ones(2, 6, dtype=torch.bool)
+    xt, t = torch.randn(2, 6, pipeline.model.settings.dimension), torch.full((2,), 0.7)
+    with torch.no_grad():
+        apart = pipeline.denoiser(mask, SamplingConfig(temperature=0.8))
+        separate = [apart(xt, t) for _ in range(3)]
+        together = pipeline.denoiser(mask, SamplingConfig(temperature=0.8, passes=3))(xt, t)
+    assert torch.equal(together.x0, separate[-1].x0)
+    assert not torch.equal(separate[-1].x0, separate[0].x0)
+
+
+def test_the_step_has_a_temperature_of_its_own(pipeline: Pipeline) -> None:
+    mask = torch.ones(2, 6, dtype=torch.bool)
+    xt, t = torch.randn(2, 6, pipeline.model.settings.dimension), torch.full((2,), 0.7)
+    with torch.no_grad():
+        plain = pipeline.denoiser(mask, SamplingConfig(temperature=0.8))
+        sharp = pipeline.denoiser(mask, SamplingConfig(temperature=0.8, step_temperature=1e-6))
+        likeliest = plain(xt, t).logits.argmax(-1)[:, 1:-1]
+        nearest = sharp(xt, t).x0[:, 1:-1]
+        # What is told onward is the same: the second estimates differ in their sharpness alone.
+        torch.testing.assert_close(plain(xt, t).logits[:, 1:-1] * 0.8, sharp(xt, t).logits[:, 1:-1] * 1e-6)
+    torch.testing.assert_close(nearest, pipeline.model.embed(likeliest))
+
+
+def test_corrections_keep_lengths_and_seeds(pipeline: Pipeline) -> None:
+    settings: dict[str, Any] = {"steps": 4, "length": 8, "corrections": 2, "correction_odds": 1.0}
+    corrected = pipeline(6, **settings)
+    assert [row.length for row in corrected] == [8] * 6
+    assert _texts(corrected) != _texts(pipeline(6, steps=4, length=8))
+    assert _texts(pipeline(3, **settings)) == _texts(corrected)[:3]
+    specials = set(pipeline.tokenizer.all_special_tokens)
+    assert not specials & {word for text in _texts(corrected) for word in text.split()}
+
+
 # Watching
 
 
@@ -318,6 +352,13 @@ def test_coarser_arithmetic_writes_too(pipeline: Pipeline) -> None:
         ({}, {"candidates": 0}, "candidates: expected at least 1, got 0"),
         ({}, {"batch_size": 0}, "batch_size: expected at least 1, got 0"),
         ({}, {"temperature": 0.0}, "temperature: expected a positive number, got 0.0"),
+        ({}, {"step_temperature": -1.0}, "step_temperature: expected a positive number, got -1.0"),
+        (PAPER, {"step_temperature": 0.5}, "temperature: this model predicts x0, not logits; leave it at 1"),
+        ({}, {"passes": 0}, "passes: expected at least 1, got 0"),
+        ({}, {"corrections": -1}, "corrections: expected 0 or more, got -1"),
+        ({}, {"correction_odds": 0.5}, "correction_odds: expected at least 1, got 0.5"),
+        (PAPER, {"corrections": 1}, "corrections: needs a model that predicts logits and is told the length; leave it at 0"),
+        (PAPER, {"passes": 2}, "passes: this model is not told its last estimate (no self-conditioning); leave it at 1"),
         ({}, {"seed": -1}, "seed: expected 0 or more, got -1"),
     ],
 )

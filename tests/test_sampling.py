@@ -23,12 +23,13 @@ from diffusionlm.sampling import (
     Sampler,
     State,
     clamp,
+    correct,
     given,
     nearest_rows,
     renoised,
     reverse_step,
     sample,
-    temper,
+    tempered,
 )
 from diffusionlm.schedule import Cosine, Gumbel, Linear, NoiseSchedule, Sqrt
 
@@ -349,21 +350,17 @@ def test_clamping_returns_words_and_changes_them_no_more() -> None:
     assert torch.equal(once(words.expand(2, -1, -1), t).x0, words.expand(2, -1, -1))
 
 
-def _soft(words: Tensor, logits: Tensor) -> Denoise:
-    return lambda xt, t: Denoised(logits.softmax(-1) @ words, logits)
-
-
 def test_temperature() -> None:
-    words, logits, x, t = torch.randn(20, 5), torch.randn(2, 3, 20), torch.randn(2, 3, 5), torch.ones(2)
-    plain = _soft(words, logits)
-    same = temper(plain, words, 1.0)(x, t)
-    torch.testing.assert_close(same.x0, plain(x, t).x0)
+    words, logits = torch.randn(20, 5), torch.randn(2, 3, 20)
+    plain = Denoised(logits.softmax(-1) @ words, logits)
+    same = tempered(plain, words, 1.0)
+    torch.testing.assert_close(same.x0, plain.x0)
     assert torch.equal(same.logits, logits)
-    cold = temper(plain, words, 1e-4)(x, t)
+    cold = tempered(plain, words, 1e-4)
     torch.testing.assert_close(cold.x0, words[logits.argmax(-1)])
-    hot = temper(plain, words, 1e6)(x, t)
-    torch.testing.assert_close(hot.x0, words.mean(0).expand_as(x), rtol=0, atol=1e-4)
-    half = temper(plain, words, 0.5)(x, t)
+    hot = tempered(plain, words, 1e6)
+    torch.testing.assert_close(hot.x0, words.mean(0).expand_as(plain.x0), rtol=0, atol=1e-4)
+    half = tempered(plain, words, 0.5)
     squared = logits.softmax(-1) ** 2
     torch.testing.assert_close(half.x0, squared / squared.sum(-1, keepdim=True) @ words)
 
@@ -419,3 +416,20 @@ def test_row_noise_is_standard_normal() -> None:
     assert float(drawn.var()) == pytest.approx(1, abs=5 * (2 / 100_000) ** 0.5)
     between = drawn.flatten(1) @ drawn.flatten(1).T / 500  # rows' inner products, of deviation 1 / sqrt(500)
     assert float((between - between.diag().diag()).abs().max()) < 6 / 500**0.5
+
+
+def test_corrections_ask_for_what_the_others_make_unlikely() -> None:
+    words = torch.tensor([[5, 1, 1, 2, 1], [5, 3, 4, 4, 4]])
+    free = torch.tensor([[False, True, True, True, True], [False, True, True, True, False]])
+    asked = torch.zeros_like(words)
+
+    def posterior(words: Tensor, hidden: Tensor) -> Tensor:
+        asked.add_(hidden)
+        # Each row wants the word that most of its visible places hold, e times as much for each place.
+        votes = torch.nn.functional.one_hot(words, 6) * ~hidden[..., None]
+        return votes[:, 1:].sum(1, keepdim=True).expand(-1, words.shape[1], -1).float()
+
+    once = correct(words, free, posterior, sweeps=1, odds=2.0, apart=2)
+    assert once.tolist() == [[5, 1, 1, 1, 1], [5, 4, 4, 4, 4]]
+    assert torch.equal(asked, free.long())
+    assert torch.equal(correct(words, free, posterior, sweeps=3, odds=1e9, apart=2), words)
