@@ -36,11 +36,16 @@ class AdamW(OptimizerConfig, name="adamw"):
 
 @dataclass(frozen=True)
 class MuonAdamW(OptimizerConfig, name="muon"):
-    """Muon for the matrices of the network's layers, AdamW for everything else (Jordan et al. 2024)."""
+    """Muon for the matrices of the network's layers, AdamW for everything else (Jordan et al. 2024).
 
-    matrix_learning_rate: float = 0.01
+    Word vectors learn at a rate of their own, a slow one: fast ones run apart, since that makes noisy words easy to tell, and
+    the likeness between words that can replace each other is lost.
+    """
+
+    matrix_learning_rate: float = 8e-3
     momentum: float = 0.95
-    learning_rate: float = 1e-2
+    learning_rate: float = 8e-3
+    word_learning_rate: float = 1.6e-3
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.01
 
@@ -49,10 +54,13 @@ class MuonAdamW(OptimizerConfig, name="muon"):
         in_layers = {id(p) for p in layer_matrices(module)}
         weights = [p for p in module.parameters() if p.requires_grad]
         matrices = [p for p in weights if id(p) in in_layers]
-        others = [p for p in weights if id(p) not in in_layers]
+        words = [p for p in word_vectors(module) if p.requires_grad]
+        apart = in_layers | {id(p) for p in words}
+        groups: list[dict[str, Any]] = [{"params": [p for p in weights if id(p) not in apart]}]
+        groups += [{"params": words, "lr": self.word_learning_rate}] if words else []
         return Joined(
             torch.optim.Muon(matrices, self.matrix_learning_rate, weight_decay=0.0, momentum=self.momentum),
-            torch.optim.AdamW(others, self.learning_rate, self.betas, weight_decay=self.weight_decay),
+            torch.optim.AdamW(groups, self.learning_rate, self.betas, weight_decay=self.weight_decay),
         )
 
 
@@ -61,6 +69,13 @@ def layer_matrices(module: nn.Module) -> Iterator[nn.Parameter]:
     for child in module.modules():
         if isinstance(child, nn.ModuleList):
             yield from (p for p in child.parameters() if p.ndim == 2)
+
+
+def word_vectors(module: nn.Module) -> Iterator[torch.Tensor]:
+    """Yield the weights of the tables called ``embedding``."""
+    for name, child in module.named_modules():
+        if isinstance(child, nn.Embedding) and name.rpartition(".")[2] == "embedding":
+            yield child.weight
 
 
 class Joined(torch.optim.Optimizer):

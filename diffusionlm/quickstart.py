@@ -20,10 +20,13 @@ from diffusionlm.pipeline import Pipeline, SamplingConfig
 from diffusionlm.run import RunConfig, read_config, train
 from diffusionlm.training import disk_errors, has_bf16
 
-TIMED_STEPS = 45
+TIMED_STEPS = 60
+SAMPLING = SamplingConfig(
+    steps=54, passes=3, temperature=0.95, step_temperature=0.2, corrections=2, correction_odds=2.0, batch_size=125
+)
 
 
-def quickstart(folder: str | Path, steps: int | None = None, minutes: float = 3.8, texts: int = 500) -> dict[str, Any]:
+def quickstart(folder: str | Path, steps: int | None = None, minutes: float = 4.1, texts: int = 500) -> dict[str, Any]:
     """Train (or resume, or reuse what is there), write ``texts`` texts and ``quickstart.json``; return its content.
 
     ``steps`` fixes the length of training; otherwise a few steps are timed and as many are taken as fit in ``minutes``.
@@ -68,7 +71,7 @@ def _config(folder: Path, steps: int | None, minutes: float) -> RunConfig:
     if (folder / "config.yaml").exists():
         say(f"Found a run in {folder}: going on with it.")
         return read_config([folder / "config.yaml"])
-    config = RunConfig(sampling=SamplingConfig(steps=160, temperature=0.75))
+    config = RunConfig(sampling=SAMPLING)
     if steps is None:
         steps, threads = _fitting(config, minutes)
         config = replace(config, training=replace(config.training, threads=threads))

@@ -79,7 +79,7 @@ class TrainingConfig(Settings):
     """
 
     steps: int = 3000
-    batch_tokens: int = 1536
+    batch_tokens: int = 768
     accumulation: int = 1
     optimizer: OptimizerConfig = field(default_factory=MuonAdamW)
     warmup: int = 200
