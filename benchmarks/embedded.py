@@ -22,16 +22,22 @@ from diffusionlm.pipeline import Pipeline
 from diffusionlm.run import read_config, train
 
 RESULTS = Path(__file__).parent / "results" / "embedded"
+EMBEDDED = Path(__file__).parent.parent / "configs" / "restaurants.yaml"
 ROWS = {
     "default": {},
     "without neighbours": {"model.backbone.neighbours": "0"},
     "without evidence as input": {"model.evidence_input": "false"},
     "without co-occurrence": {"model.cooccurrence": "0"},
-    "without self-conditioning": {"model.self_conditioning": "false"},
+    "without self-conditioning": {"model.self_conditioning": "false", "sampling.passes": "1"},
     "self-conditioning in half of the texts": {"objective.self_conditioning_share": "0.5"},
     "one noise level a text": {"objective.mixed_share": "0"},
     "AdamW alone": {"training.optimizer": "{name: adamw, learning_rate: 0.004, betas: [0.9, 0.98]}"},
     "dimension 32": {"model.dimension": "32"},
+    "noise drawn from the learned density itself": {"model.schedule.training_shift": "0"},
+    "word vectors as fast as the rest": {"training.optimizer.word_learning_rate": "0.008"},
+    "one pass a step": {"sampling.passes": "1"},
+    "no temperature of the step": {"sampling.step_temperature": "null"},
+    "no corrections": {"sampling.corrections": "0"},
 }
 
 
@@ -43,10 +49,8 @@ def measure(row: str, steps: int, texts: int) -> dict[str, object]:
         "training.evaluate_every": str(steps),
         "training.sample_every": str(steps),
         "training.save_every": str(steps),
-        "sampling.steps": "64",
-        "sampling.temperature": "0.6",
     }
-    config = read_config([], list({**fixed, **ROWS[row]}.items()))
+    config = read_config([EMBEDDED], list({**fixed, **ROWS[row]}.items()))
     splits = config.data.corpus.load()
     with tempfile.TemporaryDirectory() as folder:
         train(config, Path(folder) / "run")

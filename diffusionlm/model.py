@@ -85,12 +85,14 @@ class ModelConfig(ModelSpec, name="diffusion"):
     def make(self, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[int]], max_length: int) -> DiffusionLM:
         """Make the model; its words' vectors and a default ``gumbel`` start from ``rows``."""
         settings = self
-        if self.schedule == Gumbel():
+        schedule = self.schedule
+        if isinstance(schedule, Gumbel) and schedule.fit == Gumbel().fit:
             counts = Counter(i for row in rows for i in row[1:-1])
             total = sum(counts.values())
             own_share = 1 - (self.cooccurrence if self.embedding != "free" else 0)
             entropy = -sum(n / total * math.log(n / total) for n in counts.values())
-            settings = replace(self, schedule=Gumbel.for_words(self.dimension, len(tokenizer), entropy, own_share))
+            start = Gumbel.for_words(self.dimension, len(tokenizer), entropy, own_share)
+            settings = replace(self, schedule=replace(schedule, **start.fit))
         model = DiffusionLM(
             DiffusionLMConfig(
                 settings=to_plain(settings),

@@ -187,6 +187,11 @@ class Gumbel(NoiseSchedule, name="gumbel"):
         return cls(location=math.log(dimension / (2 * math.log(vocabulary))) + 1.1, entropy=entropy, end=end)
 
     @property
+    def fit(self) -> dict[str, float]:
+        """Return what depends on the words: the curve, and where sampling stops."""
+        return {"location": self.location, "scale": self.scale, "entropy": self.entropy, "end": self.end}
+
+    @property
     def max_steps(self) -> int:
         """Return a generous bound: beyond it, steps differ by less than the network can tell."""
         return 4096

@@ -6,6 +6,7 @@ import json
 import math
 import pickle
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from diffusionlm.config import UserError, build, merge, to_plain
+from diffusionlm.data import encode
 from diffusionlm.diffusion import alpha, sigma
 from diffusionlm.model import FORMAT_VERSION, MAX_GAMMA, DiffusionLM, DiffusionLMConfig, ModelConfig
 from diffusionlm.schedule import Gumbel, Linear, Sqrt
+from diffusionlm.tokenizer import Words
 
 VOCABULARY, LONGEST = 11, 8
 SMALL: dict[str, Any] = {
@@ -393,3 +396,16 @@ def test_a_schedule_can_be_replaced(schedule: Sqrt | Linear | Gumbel) -> None:
     model.set_schedule(schedule)
     assert model.settings.schedule == model.diffusion.schedule == schedule
     assert build(ModelConfig, model.config.settings) == model.settings
+
+
+def test_a_schedule_whose_curve_is_left_alone_starts_from_the_words() -> None:
+    texts = ["the soup is warm and the bread is fresh", "the bread is warm"]
+    tokenizer = Words().make(texts, 16)
+    rows = encode(texts, tokenizer, 16, "drop").ids
+    default = ModelConfig(dimension=8).make(tokenizer, rows, 16).settings.schedule
+    unshifted = ModelConfig(dimension=8, schedule=Gumbel(training_shift=0)).make(tokenizer, rows, 16).settings.schedule
+    assert isinstance(default, Gumbel)
+    assert default.fit != Gumbel().fit
+    assert unshifted == replace(default, training_shift=0)
+    chosen = ModelConfig(dimension=8, schedule=LEARNED).make(tokenizer, rows, 16).settings.schedule
+    assert chosen == LEARNED

@@ -93,15 +93,19 @@ def test_adamw_is_pytorchs() -> None:
 
 
 def test_joined_optimizers_step_as_each_alone_would() -> None:
-    config = MuonAdamW(matrix_learning_rate=0.02, momentum=0.9, learning_rate=1e-3, betas=(0.7, 0.8), weight_decay=0.3)
+    config = MuonAdamW(
+        matrix_learning_rate=0.02, momentum=0.9, learning_rate=1e-3, betas=(0.7, 0.8), weight_decay=0.3, word_learning_rate=2e-4
+    )
     ours, theirs = _module(), _module()
     _train(ours, config.build(ours), 3, seed=1)
     matrices = list(layer_matrices(theirs))
     ids = {id(p) for p in matrices}
-    others = [p for p in theirs.parameters() if p.requires_grad and id(p) not in ids]
+    vectors = list(theirs.get_submodule("embedding").parameters())
+    others = [p for p in theirs.parameters() if p.requires_grad and id(p) not in ids | {id(p) for p in vectors}]
     parts: list[torch.optim.Optimizer] = [
         torch.optim.Muon(matrices, 0.02, weight_decay=0.0, momentum=0.9),
         torch.optim.AdamW(others, 1e-3, (0.7, 0.8), weight_decay=0.3),
+        torch.optim.AdamW(vectors, 2e-4, (0.7, 0.8), weight_decay=0.3),
     ]
     network, embedding = theirs.get_submodule("network"), theirs.get_submodule("embedding")
     generator = torch.Generator().manual_seed(1)
@@ -121,7 +125,7 @@ def test_joined_learning_rates_follow_a_scheduler() -> None:
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
     for step in range(3):
         rates = [group["lr"] for group in optimizer.param_groups]
-        assert rates == pytest.approx([0.02 / (1 + step), 4e-3 / (1 + step)])
+        assert rates == pytest.approx([rate / (1 + step) for rate in (0.02, 4e-3, 1.6e-3)])
         assert [group["lr"] for part in optimizer.parts for group in part.param_groups] == rates
         _train(module, optimizer, 1, seed=step)
         scheduler.step()

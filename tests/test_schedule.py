@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -170,7 +171,11 @@ def _truncated_cdf(schedule: Gumbel, gamma: Tensor) -> Tensor:
     return (whole(gamma) - lowest) / (highest - lowest)
 
 
-GUMBELS = [Gumbel(), Gumbel(location=1.0, scale=1.4, entropy=3, end=0.0, uniform_share=0.25), Gumbel(uniform_share=0)]
+GUMBELS = [
+    Gumbel(),
+    Gumbel(location=1.0, scale=1.4, entropy=3, end=0.0, uniform_share=0.25, training_shift=0),
+    Gumbel(uniform_share=0),
+]
 
 
 @pytest.mark.parametrize("schedule", GUMBELS)
@@ -178,7 +183,8 @@ def test_gumbel_training_times_follow_its_density(schedule: Gumbel) -> None:
     learned = 1 - schedule.uniform_share
     quantile = torch.linspace(0, 0.999, 500, dtype=torch.float64)
     gamma = schedule.gamma(schedule.training_times(quantile * learned))
-    torch.testing.assert_close(_truncated_cdf(schedule, gamma), quantile, rtol=0, atol=1e-9)
+    drawn_from = replace(schedule, location=schedule.location - schedule.training_shift)
+    torch.testing.assert_close(_truncated_cdf(drawn_from, gamma), quantile, rtol=0, atol=1e-9)
     assert schedule.end - 1e-9 <= float(gamma.min())
     assert float(gamma.max()) <= schedule.high
 
