@@ -22,11 +22,11 @@ from diffusionlm.training import disk_errors, has_bf16
 
 TIMED_STEPS = 60
 SAMPLING = SamplingConfig(
-    steps=54, passes=3, temperature=0.95, step_temperature=0.2, corrections=2, correction_odds=2.0, batch_size=125
+    steps=80, passes=2, temperature=1.0, step_temperature=0.2, corrections=3, correction_odds=2.0, batch_size=125
 )
 
 
-def quickstart(folder: str | Path, steps: int | None = None, minutes: float = 4.1, texts: int = 500) -> dict[str, Any]:
+def quickstart(folder: str | Path, steps: int | None = None, minutes: float = 4.6, texts: int = 500) -> dict[str, Any]:
     """Train (or resume, or reuse what is there), write ``texts`` texts and ``quickstart.json``; return its content.
 
     ``steps`` fixes the length of training; otherwise a few steps are timed and as many are taken as fit in ``minutes``.

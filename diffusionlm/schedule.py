@@ -165,7 +165,7 @@ class Gumbel(NoiseSchedule, name="gumbel"):
     high: float = 9.0
     end: float = 0.5
     uniform_share: float = 0.1
-    training_shift: float = 0.7
+    training_shift: float = 1.1
 
     def __post_init__(self) -> None:
         """Check the ranges."""
