@@ -28,6 +28,7 @@ import numpy
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
 from diffusionlm.config import UserError
 from diffusionlm.data import collate
@@ -203,9 +204,7 @@ def bound(
         yield Bound(
             **vars(terms),
             length=length_nats(model, len(row)) if explicit else 0.0,
-            tokens=len(row) - 1,
-            characters=0 if texts is None else len(texts[number]),
-            unknown=sum(i == special.get("unk") for i in row[1:-1]),
+            **counted(model, row, None if texts is None else texts[number]),
         )
 
 
@@ -289,9 +288,14 @@ def _steps(schedule: StepSchedule, u: Tensor) -> tuple[Tensor, Tensor]:
     return index + 2, 1 / mass[index]
 
 
-def length_nats(model: DiffusionLM, tokens: int) -> float:
+def length_nats(model: PreTrainedModel, tokens: int) -> float:
     """Return -log p(length) of a row of ``tokens``, START and END counted, with one text added for each length."""
     counts = model.config.length_counts
-    possible = model.config.max_tokens - 2
     seen = counts[tokens] if tokens < len(counts) else 0
-    return -math.log((seen + 1) / (sum(counts) + possible))
+    return -math.log((seen + 1) / (sum(counts) + model.config.max_tokens - 2))
+
+
+def counted(model: PreTrainedModel, row: Sequence[int], text: str | None) -> dict[str, int]:
+    """Return what is counted of a row of token ids with START and END, and of its text: the counts of a ``Bound``."""
+    unknown = sum(i == model.config.special_ids.get("unk") for i in row[1:-1])
+    return {"tokens": len(row) - 1, "characters": len(text or ""), "unknown": unknown}

@@ -9,38 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy
 import torch
 from torch import Tensor
 
 from diffusionlm.config import UserError
+from diffusionlm.likelihood import Bound, counted, length_nats, stratified_variance
 from diffusionlm.masked import MaskedLM, hidden_losses, hide, word_positions
-
-
-@dataclass(frozen=True)
-class MaskedBound:
-    """The bound of one text, in nats, and the Monte Carlo ``deviation`` of its estimate.
-
-    ``diffusion`` is what all words cost, ``length`` how many they are; nothing is lost at either end of the process, so
-    ``prior`` and ``reconstruction`` are 0. ``tokens`` are the words and END, of which ``unknown`` are [UNK];
-    ``characters`` are those of the text, 0 where it was not given.
-    """
-
-    prior: float
-    reconstruction: float
-    diffusion: float
-    length: float
-    deviation: float
-    tokens: int
-    characters: int
-    unknown: int
-
-    @property
-    def nats(self) -> float:
-        """Return the bound of -log p(text)."""
-        return self.prior + self.reconstruction + self.diffusion + self.length
 
 
 @torch.no_grad()
@@ -53,7 +29,7 @@ def masked_bound(
     seed: int = 0,
     batch_size: int = 64,
     dtype: torch.dtype = torch.float32,
-) -> Iterator[MaskedBound]:
+) -> Iterator[Bound]:
     """Yield the likelihood bound of each of ``rows`` of token ids with START and END; ``texts`` are read for characters.
 
     k is stratified: ``strata`` draws a text, each with a random choice of k hidden words, of which ``batch_size`` are
@@ -64,23 +40,18 @@ def masked_bound(
     """
     if strata < 2:
         raise UserError(f"strata: expected 2 or more, got {strata}")
-    counts, longest, unknown = model.config.length_counts, model.config.max_tokens, model.config.special_ids.get("unk")
+    longest = model.config.max_tokens
     for number, row in enumerate(rows):
         if len(row) > longest:
             raise UserError(f"text {number}: expected {longest} tokens or fewer, start and end included, got {len(row)}")
         nats = _text_nats(model, row, numpy.random.default_rng([seed, number]), strata, batch_size, dtype)
-        seen = counts[len(row)] if len(row) < len(counts) else 0
-        yield MaskedBound(
-            prior=0.0,
+        yield Bound(
+            prior=0.0,  # nothing is lost at either end of the process
             reconstruction=0.0,
             diffusion=float(nats.mean()),
-            # One text is added for each length, so that a new one is dear and not impossible.
-            length=-math.log((seen + 1) / (sum(counts) + longest - 2)),
-            # Neighbouring strata differ by little but their noise (Cochran 1977, section 5A.12).
-            deviation=float(nats.diff().square().mean() / 2 / strata) ** 0.5,
-            tokens=len(row) - 1,
-            characters=0 if texts is None else len(texts[number]),
-            unknown=sum(i == unknown for i in row[1:-1]),
+            length=length_nats(model, len(row)),
+            deviation=math.sqrt(stratified_variance(nats)),
+            **counted(model, row, None if texts is None else texts[number]),
         )
 
 
