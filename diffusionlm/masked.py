@@ -27,9 +27,8 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerFast
 
 from diffusionlm.backbone import Backbone, Transformer
-from diffusionlm.config import UserError, build_untrusted, to_plain
-from diffusionlm.embedding import word_vectors_from
-from diffusionlm.model import DiffusionLMConfig, load_pretrained, special_ids
+from diffusionlm.config import build_untrusted, to_plain
+from diffusionlm.model import DiffusionLMConfig, WordVectorModel, check_vectors, special_ids
 from diffusionlm.objective import Objective, ObjectiveConfig, expect_kind
 from diffusionlm.spec import ModelSpec
 
@@ -52,10 +51,7 @@ class MaskedConfig(ModelSpec, name="masked"):
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        if self.dimension < 1:
-            raise UserError(f"dimension: expected at least 1, got {self.dimension}")
-        if not 0 <= self.cooccurrence < 1:
-            raise UserError(f"cooccurrence: expected a share of at least 0 and below 1, got {self.cooccurrence}")
+        check_vectors(self.dimension, self.cooccurrence)
 
     def make(self, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[int]], max_length: int) -> MaskedLM:
         """Make the model; its words' vectors start from ``rows``."""
@@ -67,9 +63,7 @@ class MaskedConfig(ModelSpec, name="masked"):
                 special_ids=special_ids(tokenizer),
             )
         )
-        if self.cooccurrence and self.embedding != "free":
-            vectors = word_vectors_from(rows, len(tokenizer), self.dimension, self.cooccurrence)
-            model.embedding.weight.data.copy_(vectors)
+        model.start_words(rows)
         return model
 
     def load(self, folder: str | Path) -> MaskedLM:
@@ -91,9 +85,10 @@ class MaskedLMConfig(DiffusionLMConfig):
         super().__init__(settings=settings or to_plain(MaskedConfig()), **kwargs)
 
 
-class MaskedLM(PreTrainedModel):
+class MaskedLM(WordVectorModel):
     """A masked diffusion language model."""
 
+    settings: MaskedConfig
     config_class = MaskedLMConfig
     base_model_prefix = "diffusionlm"
     main_input_name = "ids"
@@ -108,24 +103,10 @@ class MaskedLM(PreTrainedModel):
         super().__init__(config)
         self.settings = build_untrusted(MaskedConfig, config.settings, "settings")
         D, V = self.settings.dimension, config.vocabulary
-        self.embedding = nn.Embedding(V, D)
-        self.embedding.weight.requires_grad_(self.settings.embedding != "frozen")
+        self.make_embedding()
         self.mask_vector = nn.Parameter(torch.zeros(D))
         self.network = self.settings.backbone.build(D, V, config.max_tokens)
         self.post_init()  # type: ignore[no-untyped-call]
-
-    def _init_weights(self, module: nn.Module) -> None:
-        """Draw weights as BERT does, except word vectors."""
-        super()._init_weights(module)  # type: ignore[no-untyped-call]
-        if module is self.embedding:
-            nn.init.normal_(module.weight)
-
-    def word_vectors(self) -> Tensor:
-        """Return E (V, D) in fp32."""
-        weight = self.embedding.weight.float()
-        if self.settings.embedding == "free":
-            return weight
-        return F.normalize(weight, dim=-1) * math.sqrt(self.settings.dimension)
 
     def forward(self, ids: Tensor, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return token logits (B, L, V) for ``ids`` (B, L) of which those at ``hidden`` (B, L) are not seen.
@@ -133,22 +114,11 @@ class MaskedLM(PreTrainedModel):
         ``mask`` (B, L) is True at real tokens. START, END and PAD are given, so that their chance is 0.
         """
         with torch.autocast(ids.device.type, enabled=False):
-            vectors = torch.where(hidden[..., None], self.mask_vector.float(), F.embedding(ids, self.word_vectors()))
+            vectors = torch.where(hidden[..., None], self.mask_vector.float(), self.embed(ids))
         still = torch.zeros(len(ids), device=ids.device)
         logits: Tensor = self.network(vectors, still, still, mask).float()
         frame = sorted({id for name, id in self.config.special_ids.items() if name != "unk"})
         return logits.index_fill(-1, torch.tensor(frame, device=ids.device), -math.inf)
-
-    @classmethod
-    def load(cls, folder: str | Path) -> MaskedLM:
-        """Read a model folder, safetensors and JSON only.
-
-        Raises:
-            UserError: no such folder, another kind of model, of a newer format, or damaged.
-        """
-        model = load_pretrained(cls, folder)
-        model.embedding.weight.requires_grad_(model.settings.embedding != "frozen")  # transformers makes all trainable
-        return model
 
 
 AutoConfig.register(MaskedLMConfig.model_type, MaskedLMConfig)

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -75,10 +75,7 @@ class ModelConfig(ModelSpec, name="diffusion"):
 
     def __post_init__(self) -> None:
         """Check what must hold between the settings."""
-        if self.dimension < 1:
-            raise UserError(f"dimension: expected at least 1, got {self.dimension}")
-        if not 0 <= self.cooccurrence < 1:
-            raise UserError(f"cooccurrence: expected a share of at least 0 and below 1, got {self.cooccurrence}")
+        check_vectors(self.dimension, self.cooccurrence)
         if self.learned_variance and self.prediction == "logits":
             raise UserError("learned_variance: expected false with prediction 'logits', whose output is no vector")
 
@@ -101,9 +98,7 @@ class ModelConfig(ModelSpec, name="diffusion"):
                 special_ids=special_ids(tokenizer),
             )
         )
-        if self.cooccurrence and self.embedding != "free":
-            vectors = word_vectors_from(rows, len(tokenizer), self.dimension, self.cooccurrence)
-            model.embedding.weight.data.copy_(vectors)
+        model.start_words(rows)
         return model
 
     def load(self, folder: str | Path) -> DiffusionLM:
@@ -151,9 +146,70 @@ class DiffusionLMConfig(PreTrainedConfig):
         self.format_version = format_version
 
 
-class DiffusionLM(PreTrainedModel):
+def check_vectors(dimension: int, cooccurrence: float) -> None:
+    """Check what every model on word vectors has. Raises UserError."""
+    if dimension < 1:
+        raise UserError(f"dimension: expected at least 1, got {dimension}")
+    if not 0 <= cooccurrence < 1:
+        raise UserError(f"cooccurrence: expected a share of at least 0 and below 1, got {cooccurrence}")
+
+
+class WordVectorModel(PreTrainedModel):
+    """Base of the models on word vectors; its ``settings`` say ``dimension``, ``embedding`` and ``cooccurrence``."""
+
+    settings: Any  # a ModelSpec of the kind
+    embedding: nn.Embedding
+
+    def make_embedding(self) -> None:
+        """Make the table of the vectors, (V, D)."""
+        self.embedding = nn.Embedding(self.config.vocabulary, self.settings.dimension)
+        self.embedding.weight.requires_grad_(self.settings.embedding != "frozen")
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Draw weights as BERT does, except word vectors."""
+        super()._init_weights(module)  # type: ignore[no-untyped-call]
+        if module is self.embedding:
+            nn.init.normal_(module.weight, std=self._vector_deviation)
+
+    @property
+    def _vector_deviation(self) -> float:
+        return 1.0
+
+    def start_words(self, rows: Sequence[Sequence[int]]) -> None:
+        """Start normalised vectors from the words' neighbours in ``rows`` of token ids, where the settings say so."""
+        if self.settings.cooccurrence and self.settings.embedding != "free":
+            share = self.settings.cooccurrence
+            vectors = word_vectors_from(rows, self.config.vocabulary, self.settings.dimension, share)
+            self.embedding.weight.data.copy_(vectors)
+
+    def word_vectors(self) -> Tensor:
+        """Return E (V, D) in fp32: the rows as the process uses them."""
+        weight = self.embedding.weight.float()
+        if self.settings.embedding == "free":
+            return weight
+        return nn.functional.normalize(weight, dim=-1) * math.sqrt(self.settings.dimension)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Look up word vectors: ids (B, L) to x_0 (B, L, D)."""
+        # The backward of indexing, E[ids], is not deterministic with two threads; that of F.embedding is.
+        return nn.functional.embedding(ids, self.word_vectors())
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Read a model folder, safetensors and JSON only.
+
+        Raises:
+            UserError: no such folder, another kind of model, of a newer format, or damaged.
+        """
+        model = load_pretrained(cls, folder)
+        model.embedding.weight.requires_grad_(model.settings.embedding != "frozen")  # transformers makes all trainable
+        return model
+
+
+class DiffusionLM(WordVectorModel):
     """A continuous-embedding diffusion language model."""
 
+    settings: ModelConfig
     config_class = DiffusionLMConfig
     base_model_prefix = "diffusionlm"
     main_input_name = "xt"
@@ -170,20 +226,16 @@ class DiffusionLM(PreTrainedModel):
         self.diffusion = GaussianDiffusion(self.settings.schedule)
         D, V = self.settings.dimension, config.vocabulary
         vectors = self.settings.prediction != "logits"
-        self.embedding = nn.Embedding(V, D)
-        self.embedding.weight.requires_grad_(self.settings.embedding != "frozen")
+        self.make_embedding()
         self.rounding_bias = nn.Parameter(torch.zeros(V)) if vectors else None
         outputs = D * (2 if self.settings.learned_variance else 1) if vectors else V
         inputs = D * (2 if self.settings.self_conditioning else 1) + (V if self._reads_evidence else 0)
         self.network = self.settings.backbone.build(inputs, outputs, config.max_tokens)
         self.post_init()  # type: ignore[no-untyped-call]
 
-    def _init_weights(self, module: nn.Module) -> None:
-        """Draw weights as BERT does, except word vectors."""
-        super()._init_weights(module)  # type: ignore[no-untyped-call]
-        if module is self.embedding:
-            free = self.settings.embedding == "free"
-            nn.init.normal_(module.weight, std=self.settings.initial_deviation if free else 1.0)
+    @property
+    def _vector_deviation(self) -> float:
+        return self.settings.initial_deviation if self.settings.embedding == "free" else 1.0
 
     @property
     def _reads_evidence(self) -> bool:
@@ -194,18 +246,6 @@ class DiffusionLM(PreTrainedModel):
         self.settings = replace(self.settings, schedule=schedule)
         self.diffusion = GaussianDiffusion(schedule)
         self.config.settings = to_plain(self.settings)
-
-    def word_vectors(self) -> Tensor:
-        """Return E (V, D) in fp32: the rows as the process uses them."""
-        weight = self.embedding.weight.float()
-        if self.settings.embedding == "free":
-            return weight
-        return nn.functional.normalize(weight, dim=-1) * math.sqrt(self.settings.dimension)
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """Look up word vectors: ids (B, L) to x_0 (B, L, D)."""
-        # The backward of indexing, E[ids], is not deterministic with two threads; that of F.embedding is.
-        return nn.functional.embedding(ids, self.word_vectors())
 
     def forward(self, xt: Tensor, t: Tensor, mask: Tensor | None = None, x0_previous: Tensor | None = None) -> Denoised:
         """Denoise ``xt`` (B, L, D) at times ``t`` (B,) or (B, L).
@@ -260,17 +300,6 @@ class DiffusionLM(PreTrainedModel):
         """Return the rounding logits x E^T + b (B, L, V) of vectors ``x`` (B, L, D)."""
         logits = x @ self.word_vectors().T
         return logits if self.rounding_bias is None else logits + self.rounding_bias
-
-    @classmethod
-    def load(cls, folder: str | Path) -> DiffusionLM:
-        """Read a model folder, safetensors and JSON only.
-
-        Raises:
-            UserError: no such folder, not one of this library's, of a newer format, or damaged.
-        """
-        model = load_pretrained(cls, folder)
-        model.embedding.weight.requires_grad_(model.settings.embedding != "frozen")  # transformers makes all trainable
-        return model
 
 
 def special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
