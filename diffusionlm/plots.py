@@ -97,7 +97,7 @@ def schedule_fit(
     beside.fill_between(xs, density / max(density.max(), 1e-9), color="C1", alpha=0.15)
     beside.set_ylim(0, 1)
     beside.set_yticks([])
-    axes.set_xlabel("gamma = log(sigma² / alpha²): noisier to the right (shaded: the density of noise levels)")
+    axes.set_xlabel("gamma = log(sigma² / alpha²): noisier to the right (shaded: the density that sampling follows)")
     axes.set_ylabel("cross-entropy (nats a token; no likelihood)")
     axes.legend(fontsize=8, loc="upper left")
     return figure
