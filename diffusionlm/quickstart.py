@@ -22,11 +22,11 @@ from diffusionlm.training import disk_errors, has_bf16
 
 TIMED_STEPS = 60
 SAMPLING = SamplingConfig(
-    steps=80, passes=2, temperature=1.0, step_temperature=0.2, corrections=3, correction_odds=2.0, batch_size=125
+    steps=80, passes=2, temperature=1.0, step_temperature=0.2, corrections=6, correction_odds=2.0, batch_size=125
 )
 
 
-def quickstart(folder: str | Path, steps: int | None = None, minutes: float = 4.6, texts: int = 500) -> dict[str, Any]:
+def quickstart(folder: str | Path, steps: int | None = None, minutes: float = 4.8, texts: int = 500) -> dict[str, Any]:
     """Train (or resume, or reuse what is there), write ``texts`` texts and ``quickstart.json``; return its content.
 
     ``steps`` fixes the length of training; otherwise a few steps are timed and as many are taken as fit in ``minutes``.
@@ -75,7 +75,7 @@ def _config(folder: Path, steps: int | None, minutes: float) -> RunConfig:
     if steps is None:
         steps, threads = _fitting(config, minutes)
         config = replace(config, training=replace(config.training, threads=threads))
-    share = max(1, steps // 6)
+    share = max(1, steps // 4)
     training = replace(config.training, steps=steps, evaluate_every=share, sample_every=share, save_every=share)
     return replace(config, training=training)
 
@@ -85,7 +85,7 @@ def _fitting(config: RunConfig, minutes: float) -> tuple[int, int]:
     say("Timing a few steps on this machine ...")
     speeds = {threads: _tokens_per_second(config, threads) for threads in sorted({1, min(8, torch.get_num_threads())})}
     threads = max(speeds, key=speeds.__getitem__)
-    reserve = 0.93  # evaluations, sample texts and checkpoints
+    reserve = 0.95  # evaluations, sample texts and checkpoints
     return max(20, int(minutes * 60 * reserve * speeds[threads] / config.training.batch_tokens)), threads
 
 

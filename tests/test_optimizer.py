@@ -94,7 +94,13 @@ def test_adamw_is_pytorchs() -> None:
 
 def test_joined_optimizers_step_as_each_alone_would() -> None:
     config = MuonAdamW(
-        matrix_learning_rate=0.02, momentum=0.9, learning_rate=1e-3, betas=(0.7, 0.8), weight_decay=0.3, word_learning_rate=2e-4
+        matrix_learning_rate=0.02,
+        momentum=0.9,
+        newton_schulz_steps=4,
+        learning_rate=1e-3,
+        betas=(0.7, 0.8),
+        weight_decay=0.3,
+        word_learning_rate=2e-4,
     )
     ours, theirs = _module(), _module()
     _train(ours, config.build(ours), 3, seed=1)
@@ -103,7 +109,7 @@ def test_joined_optimizers_step_as_each_alone_would() -> None:
     vectors = list(theirs.get_submodule("embedding").parameters())
     others = [p for p in theirs.parameters() if p.requires_grad and id(p) not in ids | {id(p) for p in vectors}]
     parts: list[torch.optim.Optimizer] = [
-        torch.optim.Muon(matrices, 0.02, weight_decay=0.0, momentum=0.9),
+        torch.optim.Muon(matrices, 0.02, weight_decay=0.0, momentum=0.9, ns_steps=4),
         torch.optim.AdamW(others, 1e-3, (0.7, 0.8), weight_decay=0.3),
         torch.optim.AdamW(vectors, 2e-4, (0.7, 0.8), weight_decay=0.3),
     ]
