@@ -26,7 +26,7 @@ SAMPLING = SamplingConfig(
 )
 
 
-def quickstart(folder: str | Path, steps: int | None = None, minutes: float = 4.8, texts: int = 500) -> dict[str, Any]:
+def quickstart(folder: str | Path, steps: int | None = None, minutes: float = 4.65, texts: int = 500) -> dict[str, Any]:
     """Train (or resume, or reuse what is there), write ``texts`` texts and ``quickstart.json``; return its content.
 
     ``steps`` fixes the length of training; otherwise a few steps are timed and as many are taken as fit in ``minutes``.
