@@ -22,7 +22,7 @@ from diffusionlm.training import disk_errors, has_bf16
 
 TIMED_STEPS = 60
 SAMPLING = SamplingConfig(
-    steps=80, passes=2, temperature=1.0, step_temperature=0.2, corrections=6, correction_odds=2.0, batch_size=125
+    steps=80, passes=2, temperature=1.0, step_temperature=0.2, corrections=6, correction_odds=2.5, batch_size=125
 )
 
 

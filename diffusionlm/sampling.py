@@ -166,11 +166,13 @@ def sample(
     sampler: Sampler,
     steps: int,
     noise: Callable[[Tensor], Tensor] = torch.randn_like,
-    steer: Callable[[Tensor, Tensor], Tensor] | None = None,
+    steer: Callable[[Tensor, Tensor, Gaussian], Tensor] | None = None,
+    select: Callable[[State], Tensor | None] | None = None,
 ) -> Iterator[State]:
     """Run the reverse process from noise ``x`` (B, L, D), one State a step, so that callers can watch, log or stop.
 
-    ``noise`` draws standard normal values like a tensor; ``steer`` may move x_s at time s after each step but the last.
+    ``noise`` draws standard normal values like a tensor; ``steer`` may move x_s at time s, drawn from a Gaussian, after each
+    step but the last; ``select`` may name the rows (B,) that go on in place of all, for particles.
 
     Raises:
         UserError: more steps than the schedule tells apart, or fewer than one.
@@ -184,8 +186,19 @@ def sample(
         x = step.mean
         if s > 0:
             x = x + step.variance.sqrt() * noise(x)
-            x = steer(x, s_rows) if steer else x
-        yield State(x, history[-1][1], float(t))
+            x = steer(x, s_rows, step) if steer else x
+        state = State(x, history[-1][1], float(t))
+        if select and (rows := select(state)) is not None:
+            history = [(time, rows_of(denoised, rows)) for time, denoised in history]
+            x = x[rows]
+            state = replace(state, x=x, denoised=history[-1][1])
+        yield state
+
+
+def rows_of(denoised: Denoised, rows: Tensor) -> Denoised:
+    """Return the beliefs about the texts ``rows`` (B,)."""
+    share = denoised.variance_share
+    return Denoised(denoised.x0[rows], denoised.logits[rows], None if share is None else share[rows])
 
 
 class RowNoise:
@@ -237,11 +250,13 @@ def correct(
     sweeps: int,
     odds: float,
     apart: int = 11,
+    allowed: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Ask again for the ``free`` words of ``words`` (B, L), a few far ``apart`` at a time, given all the others.
 
     A word gives way where ``posterior`` (words, hidden (B, L) -> logits (B, L, V)) holds another ``odds`` times likelier: the
-    iterated conditional modes of Besag (1986) with a margin, which leaves free choices as they were drawn.
+    iterated conditional modes of Besag (1986) with a margin, which leaves free choices as they were drawn. ``allowed`` tells
+    (B,) which texts may be; a text stays as it is where it would not be one.
     """
     place = torch.arange(words.shape[1], device=words.device)
     for first in list(range(apart)) * sweeps:
@@ -249,7 +264,8 @@ def correct(
         logits = posterior(words, hidden)
         best, likeliest = logits.max(-1)
         held = logits.gather(-1, words[..., None])[..., 0]
-        words = torch.where(hidden & (best - held > math.log(odds)), likeliest, words)
+        better = torch.where(hidden & (best - held > math.log(odds)), likeliest, words)
+        words = better if allowed is None else torch.where(allowed(better)[:, None], better, words)
     return words
 
 

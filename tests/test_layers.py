@@ -15,6 +15,7 @@ ROWS = [
     ["schedule"],
     ["diffusion"],
     ["sampling"],
+    ["guidance"],
     ["embedding"],
     ["grammar", "tokenizer", "data"],
     ["backbone"],

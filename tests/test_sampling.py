@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffusionlm.config import UserError
-from diffusionlm.diffusion import GaussianDiffusion, alpha, over_coordinates, sigma
+from diffusionlm.diffusion import Gaussian, GaussianDiffusion, alpha, over_coordinates, sigma
 from diffusionlm.sampling import (
     DDIM,
     DDPM,
@@ -311,7 +311,7 @@ def test_step_counts_that_a_schedule_has_not(schedule: NoiseSchedule, steps: int
 def test_steering_moves_every_step_but_the_last() -> None:
     moved: list[float] = []
 
-    def steer(x: Tensor, s: Tensor) -> Tensor:
+    def steer(x: Tensor, s: Tensor, step: Gaussian) -> Tensor:
         moved.append(float(s[0]))
         return torch.full_like(x, 100.0)
 
