@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Literal, Self
 
 import datasets  # type: ignore[import-untyped]
 import torch
@@ -28,7 +28,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from diffusionlm.backbone import Backbone, Transformer
 from diffusionlm.config import UserError, build_untrusted, to_plain
 from diffusionlm.data import DataConfig, Encoded
-from diffusionlm.labels import NONE, OTHER, Head, Labelled, check_vocabulary, fields_of, label_rows
+from diffusionlm.labels import OTHER, Head, Labelled, check_vocabulary, fields_of, label_rows, values_of
 from diffusionlm.model import FORMAT_VERSION, MAX_GAMMA, DiffusionLM, load_pretrained, model_folder
 from diffusionlm.schedule import NoiseSchedule
 from diffusionlm.spec import ModelSpec
@@ -87,21 +87,18 @@ class ClassifierConfig(ModelSpec, name="classifier"):
 
     def rows(
         self, encoded: Mapping[str, Encoded], splits: Mapping[str, datasets.Dataset], tokenizer: PreTrainedTokenizerFast
-    ) -> dict[str, list[list[int]]]:
+    ) -> Mapping[str, Sequence[list[int]]]:
         """Return the texts with their labels."""
         check_vocabulary(encoded["train"].ids, tokenizer, self.denoiser)
         fields = fields_of(splits["train"], self.labels, self.head)
-        return {
-            split: cast("list[list[int]]", label_rows(splits[split], texts, tokenizer, fields, self.head))
-            for split, texts in encoded.items()
-        }
+        return {split: label_rows(splits[split], texts, tokenizer, fields, self.head) for split, texts in encoded.items()}
 
     def make(self, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[int]], max_length: int) -> Classifier:
         """Make the model; values, and the tags of each word, are counted in ``rows``, which are ``Labelled``."""
         denoiser = DiffusionLM.load(model_folder(self.denoiser))
         labelled = [row for row in rows if isinstance(row, Labelled)]
         names = sorted(labelled[0].labels)
-        values = {name: values_of(_all(row.labels[name] for row in labelled), self) for name in names}
+        values = {name: values_of(labelled, name, self.head, self.min_count) for name in names}
         if single := [name for name in names if len(values[name]) < 2]:
             raise UserError(f"labels: {single[0]!r} has one value only in the training texts: {values[single[0]]}")
         model = Classifier(
@@ -126,24 +123,6 @@ class ClassifierConfig(ModelSpec, name="classifier"):
     def describes(self, model: PreTrainedModel) -> bool:
         """Compare all but where the denoiser lies."""
         return isinstance(model, Classifier) and replace(model.settings, denoiser=self.denoiser) == self
-
-
-def _all(labels: Iterable[Any]) -> Iterable[str]:
-    """Yield single labels: of texts, of tokens, of spans."""
-    for label in labels:
-        if isinstance(label, str):
-            yield label
-        else:
-            yield from (one for one in (label.values() if isinstance(label, Mapping) else label) if one is not None)
-
-
-def values_of(labels: Iterable[str], settings: ClassifierConfig) -> list[str]:
-    """Return the values in index order, frequent ones first; those below ``min_count`` as one; for spans "" before all."""
-    counts: Counter[str] = Counter()
-    for label, count in Counter(labels).items():
-        counts[label if count >= settings.min_count else OTHER] += count
-    values = [value for value, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
-    return [NONE, *values] if settings.head == "span" else values
 
 
 class ClassifierModelConfig(PreTrainedConfig):

@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import datasets  # type: ignore[import-untyped]
 from transformers import PreTrainedTokenizerFast
@@ -122,6 +122,20 @@ def label_rows(
         labelled.append(Labelled(ids, labels))
         offset += len(ids) - 2
     return labelled
+
+
+def values_of(rows: Iterable[Labelled], name: str, head: Head, min_count: int) -> list[str]:
+    """Return a field's values in index order: frequent first, those below ``min_count`` as one; for spans "" before all."""
+    counts: Counter[str] = Counter()
+    for row in rows:
+        label = row.labels[name]
+        counts.update([label] if isinstance(label, str) else label.values() if isinstance(label, dict) else label)
+    del counts[cast("str", None)]  # tokens that are not counted
+    kept: Counter[str] = Counter()
+    for value, count in counts.items():
+        kept[value if count >= min_count else OTHER] += count
+    values = sorted(kept, key=lambda value: (-kept[value], value))
+    return [NONE, *values] if head == "span" else values
 
 
 def check_vocabulary(rows: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerFast, denoiser: str) -> None:

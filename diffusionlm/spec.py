@@ -38,7 +38,7 @@ class ModelSpec(Component, family="model"):
 
     def rows(
         self, encoded: Mapping[str, Encoded], splits: Mapping[str, datasets.Dataset], tokenizer: PreTrainedTokenizerFast
-    ) -> dict[str, list[list[int]]]:
+    ) -> Mapping[str, Sequence[list[int]]]:
         """Return what to train on, by split: token ids; rows that carry more are subclasses of list.
 
         Raises:

@@ -21,7 +21,7 @@ ROWS = [
     ["spec"],
     ["model"],
     ["objective"],
-    ["labels"],
+    ["labels", "accuracy"],
     ["classifier"],
     ["classification"],
     ["masked"],
