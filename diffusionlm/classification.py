@@ -36,18 +36,20 @@ class Classification(ObjectiveConfig, name="classification"):
     """Mean cross-entropy of the labels given latents, in nats a label.
 
     Times follow the denoiser's schedule, as in its own training. A belief is x0-hat as sampling sees it: where the
-    denoiser conditions on itself it denoises twice, the second time told the first. Of spans, the sum over all of a
-    text's is divided by the number of constituents: hardly any span is one.
+    denoiser conditions on itself it denoises twice, the second time told the first.
 
     Args:
         clean_share: of the texts, whose words are given as they are, at t = 0.
         replaced_share: of the words, each replaced by a random one, where the classifier reads clean words: else it would
             be sure of itself on words that say nothing yet.
+        none_weight: of a span that is no constituent, as most are, where a constituent counts 1; what the classifier then says
+            of how likely a constituent is stays calibrated.
         report_texts: the most held-out texts to measure the accuracy on.
     """
 
     clean_share: float = 0.2
     replaced_share: float = 0.15
+    none_weight: float = 0.1
     report_texts: int = 1000
 
     def __post_init__(self) -> None:
@@ -55,6 +57,8 @@ class Classification(ObjectiveConfig, name="classification"):
         for name in ("clean_share", "replaced_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name}: expected a share between 0 and 1, got {getattr(self, name)}")
+        if self.none_weight <= 0:
+            raise UserError(f"none_weight: expected a positive number, got {self.none_weight}")
         if self.report_texts < 1:
             raise UserError(f"report_texts: expected at least 1, got {self.report_texts}")
 
@@ -121,7 +125,7 @@ class ClassificationObjective(Objective):
         return {**batch, "targets": targets}
 
     def forward(self, ids: Tensor, mask: Tensor, targets: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
-        """Return ``cross_entropy``, in nats a label (a constituent, for spans)."""
+        """Return ``cross_entropy``, in nats a label; of spans a weighted mean."""
         B, device = len(ids), ids.device
         u = (torch.randperm(B, device=device) + torch.rand(B, device=device)) / B  # stratified, as the denoiser's
         t = self.model.schedule.training_times(u)
@@ -134,9 +138,12 @@ class ClassificationObjective(Objective):
         found = self.model(self.latents(ids, mask, t), t, self._attend(mask))
         losses = []
         for log_probs, wanted in zip(found.values(), self._by_field(targets), strict=True):
-            counted = (wanted > 0) if self.model.settings.head == "span" else (wanted != IGNORED)
-            total = F.nll_loss(log_probs.flatten(0, -2), wanted.flatten(), ignore_index=IGNORED, reduction="sum")
-            losses.append(total / counted.sum().clamp(min=1))
+            weights = torch.ones(log_probs.shape[-1], device=device)
+            if self.model.settings.head == "span":
+                weights[0] = self.spec.none_weight
+            # Told of the weights, the log-probabilities need not learn them (Menon et al. 2021, logit adjustment).
+            weighted = (log_probs + weights.log()).log_softmax(-1).flatten(0, -2)
+            losses.append(F.nll_loss(weighted, wanted.flatten(), weights, ignore_index=IGNORED))
         return {"cross_entropy": torch.stack(losses).mean()}
 
     def _by_field(self, targets: Tensor) -> Sequence[Tensor]:

@@ -42,7 +42,7 @@ class ClassifierConfig(ModelSpec, name="classifier"):
     Args:
         denoiser: folder of the diffusion model, or of its run, whose tokenizer, word vectors and beliefs it reads.
         labels: columns of the corpus, dotted where one holds mappings (``attributes.food``); such a column alone
-            (``attributes``) stands for all of its keys. Heads ``token`` and ``span`` take one column.
+            (``attributes``) stands for all of its keys that have several values. Heads ``token`` and ``span`` take one column.
         head: of a text's values, of a tag for each word (a column of lists), or of constituents (a column of trees).
         reads: the latents it is trained on.
         min_count: values that fewer training texts (words, constituents) have count as one value, "other".
@@ -99,8 +99,9 @@ class ClassifierConfig(ModelSpec, name="classifier"):
         labelled = [row for row in rows if isinstance(row, Labelled)]
         names = sorted(labelled[0].labels)
         values = {name: values_of(labelled, name, self.head, self.min_count) for name in names}
-        if single := [name for name in names if len(values[name]) < 2]:
-            raise UserError(f"labels: {single[0]!r} has one value only in the training texts: {values[single[0]]}")
+        varied = {name: known for name, known in values.items() if len(known) > 1}
+        if constant := [name for name in names if name not in varied and (name in self.labels or not varied)]:
+            raise UserError(f"labels: {constant[0]!r} has one value only in the training texts: {values[constant[0]]}")
         model = Classifier(
             ClassifierModelConfig(
                 settings=to_plain(self),
@@ -108,7 +109,7 @@ class ClassifierConfig(ModelSpec, name="classifier"):
                 dimension=denoiser.settings.dimension,
                 vocabulary=denoiser.config.vocabulary,
                 max_tokens=denoiser.config.max_tokens,
-                labels=values,
+                labels=varied,
                 words=words_digest(denoiser),
             )
         )

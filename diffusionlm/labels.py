@@ -164,7 +164,7 @@ def _of_tokens(tags: Sequence[str] | None, words: Sequence[int], offset: int, co
 
 def _of_spans(tree: str | None, words: Sequence[int], offset: int, count: int, place: str) -> dict[tuple[int, int], str]:
     """Return the constituents that lie among ``count`` tokens from ``offset`` on, by position."""
-    spans, leaves = _read_tree(tree or "")
+    spans, leaves = _read_tree(tree or "", f"labels: {place}")
     _check_count(leaves, words, place)
     begin = {word: i for i, word in reversed(list(enumerate(words)))}
     end = {word: i for i, word in enumerate(words)}
@@ -191,7 +191,7 @@ def spans_of(tree: str) -> list[tuple[int, int, str]]:
     return sorted(((i, j, label) for (i, j), label in _read_tree(tree)[0].items()), key=lambda span: (span[0], -span[1]))
 
 
-def _read_tree(tree: str) -> tuple[dict[tuple[int, int], str], int]:
+def _read_tree(tree: str, place: str = "tree") -> tuple[dict[tuple[int, int], str], int]:
     """Return the labels of a tree's spans, and its number of words."""
     spans: dict[tuple[int, int], str] = {}
     opened: list[tuple[str, int, list[bool]]] = []  # label, first word, for each child whether it is a word
@@ -203,6 +203,7 @@ def _read_tree(tree: str) -> tuple[dict[tuple[int, int], str], int]:
             roots += not opened
             opened.append((NONE, words, []))
         elif not opened:
+            roots += 1  # something after the end
             break
         elif mark != ")" and before == "(":
             opened[-1] = (mark, words, [])
@@ -217,6 +218,6 @@ def _read_tree(tree: str) -> tuple[dict[tuple[int, int], str], int]:
         before = mark
     if opened or before != ")" or roots != 1:
         raise UserError(
-            f"tree: expected one tree in matching brackets, as (S (NP (PRON It)) (VP (VERB is))), got {tree[:60]!r}"
+            f"{place}: expected one tree in matching brackets, as (S (NP (PRON It)) (VP (VERB is))), got {tree[:60]!r}"
         )
     return spans, words

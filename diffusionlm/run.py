@@ -83,7 +83,6 @@ def train(
     splits = config.data.corpus.load()
     config.model.check_data(splits)
     tokenizer, model = _start_from(config, splits["train"]["text"][:])
-    _claim(config, folder)
     encoded = {
         split: _encode(rows["text"][:], split, tokenizer, config.data) for split, rows in splits.items() if split != "test"
     }
@@ -96,6 +95,7 @@ def train(
         model.config.length_counts = torch.bincount(torch.tensor([len(row) for row in train_rows])).tolist()
         pipeline_of(model)(model, tokenizer, config.sampling).check(config.sampling)
     objective = config.objective.build(model)
+    _claim(config, folder)
 
     def export(averaged: PreTrainedModel) -> None:
         save_model(averaged, tokenizer, config.sampling if writes else None, folder / "model")
