@@ -49,7 +49,7 @@ class Classification(ObjectiveConfig, name="classification"):
 
     clean_share: float = 0.2
     replaced_share: float = 0.15
-    none_weight: float = 0.1
+    none_weight: float = 0.3
     report_texts: int = 1000
 
     def __post_init__(self) -> None:

@@ -1,6 +1,6 @@
 """Classifiers over latents: log p(label | latents, t), differentiable, to steer a diffusion model by its gradient.
 
-    sequence: log p(value of a field | text)      (B, values)         attention pooled over positions, a query a field
+    sequence: log p(value of a field | text)      (B, values)         attention (a query a field) and maximum over positions
     token:    log p(tag of position i)            (B, L, tags)        linear
     span:     log p(label of positions i ... j)   (B, L, L, labels)   a perceptron on the features of both ends
 
@@ -220,11 +220,14 @@ class Classifier(PreTrainedModel):
         if self.settings.head == "span":
             pairs = self.first(features)[:, :, None] + self.last(features)[:, None]
             return {names[0]: self.values(F.gelu(pairs))}
-        scores = self.attend(features).float()
+        scores, largest = self.attend(features).float(), features
         if mask is not None:
             scores = scores.masked_fill(~mask[..., None], -torch.inf)
-        pooled = (scores.softmax(1).transpose(1, 2).to(features) @ features).unbind(1)
-        parts = zip(pooled, self.values.weight.split(self.sizes), self.values.bias.split(self.sizes), strict=True)
+            largest = features.masked_fill(~mask[..., None], -torch.inf)
+        attended = scores.softmax(1).transpose(1, 2).to(features) @ features
+        # One word often settles a value: attention takes long to find it, the largest of each feature does not.
+        pooled = attended + largest.amax(1, keepdim=True)
+        parts = zip(pooled.unbind(1), self.values.weight.split(self.sizes), self.values.bias.split(self.sizes), strict=True)
         return {name: F.linear(*part) for name, part in zip(names, parts, strict=True)}
 
     def index(self, name: str, value: str) -> int:

@@ -35,7 +35,7 @@ TINY_CLASSIFIER = {
     "training": {"evaluate_every": 60, "save_every": 4, "warmup": 10},
 }
 HEADS: dict[str, dict[str, Any]] = {
-    "sequence": {"labels": ["attributes.near", "size"], "min_count": 30},
+    "sequence": {"labels": ["begins", "sentences"], "min_count": 30},
     "token": {"labels": ["tags"], "head": "token", "min_count": 5},
     "span": {"labels": ["tree"], "head": "span", "min_count": 5},
 }
@@ -47,7 +47,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("classifiers")
     (folder / "texts.jsonl").write_text(
         "".join(
-            json.dumps(record | {"size": "long" if len(record["words"]) > 22 else "short"}) + "\n" for record in records(300)
+            json.dumps(record | {"begins": record["words"][0] == "The", "sentences": record["words"].count(".")}) + "\n"
+            for record in records(300)
         )
     )
     changes = {"data": {"corpus": str(folder / "texts.jsonl")}, "training": {"steps": 4}}
@@ -105,7 +106,7 @@ def test_a_few_steps_beat_the_commonest_value(trained: Path) -> None:
     shown = "f1" if found["head"] == "span" else "accuracy"
     assert all(len(scores[shown]) == 7 for scores in found["scores"].values())
     if found["head"] != "span":
-        scores = found["scores"]["size" if found["head"] == "sequence" else "tags"]
+        scores = found["scores"]["begins" if found["head"] == "sequence" else "tags"]
         assert scores["accuracy"][0] > scores["majority"][0] + 0.2, scores
 
 
@@ -217,7 +218,7 @@ def test_the_level_of_noise_is_told_unless_words_are_clean(home: Path) -> None:
     latents, t = torch.randn(1, 5, 8), torch.tensor([0.1])
     for reads in ("belief", "clean"):
         objective, _ = labelled(classifier_config(home, model={"reads": reads}))
-        low, high = (objective.model(latents, time)["size"] for time in (t, t + 0.8))
+        low, high = (objective.model(latents, time)["begins"] for time in (t, t + 0.8))
         assert torch.equal(low, high) == (reads == "clean")
 
 
@@ -302,13 +303,13 @@ def test_accuracy_is_counted_as_by_hand(home: Path, trained: Path) -> None:
     found = objective.accuracy(rows[:40])
     assert torch.equal(torch.get_rng_state(), state)
     assert objective.accuracy(rows[:40]) == found
-    values, right = model.labels["attributes.near"], 0
+    values, right = model.labels["sentences"], 0
     for row in rows[:40]:
         latents = objective.denoiser.embed(torch.tensor([row]))
-        guess: Tensor = model(latents, torch.zeros(1))["attributes.near"].argmax(-1)
-        wanted = row.labels["attributes.near"]
+        guess: Tensor = model(latents, torch.zeros(1))["sentences"].argmax(-1)
+        wanted = row.labels["sentences"]
         right += values[int(guess)] == (wanted if wanted in values else "other")
-    assert found.scores["attributes.near"]["accuracy"][0] == right / 40
+    assert found.scores["sentences"]["accuracy"][0] == right / 40
     table = found.table().splitlines()
     assert len(table) == 2 + 2 + 1
     assert table[-1].split()[0] == "mean"
@@ -369,7 +370,7 @@ def test_what_does_not_go_together_is_refused_before_anything_is_written(home: P
         out,
         r"^data\.corpus: 100% of its words are unknown",
     )
-    refused(classifier_config(home, model={"min_count": 1000}), out, r"^labels: 'attributes\.near' has one value only")
+    refused(classifier_config(home, model={"min_count": 1000}), out, r"^labels: 'begins' has one value only")
 
 
 def test_impossible_settings() -> None:
@@ -414,6 +415,6 @@ def test_finding_a_models_classifiers(home: Path, tmp_path: Path) -> None:
     config = classifier_config(home, steps=2, model={"denoiser": str(run)})
     assert train(config, out, quiet=True)
     assert find_classifier(run, "food") == find_classifier(run / "model", "food") == out
-    assert Classifier.load(find_classifier(run, "food")).labels.keys() == {"attributes.near", "size"}
+    assert Classifier.load(find_classifier(run, "food")).labels.keys() == {"begins", "sentences"}
     with pytest.raises(UserError, match=r"no classifier is called 'fod' \(there are food\)"):
         find_classifier(run, "fod")
