@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from diffusionlm.classifier import Classifier as Classifier
     from diffusionlm.config import UserError as UserError
     from diffusionlm.diffusion import GaussianDiffusion as GaussianDiffusion
     from diffusionlm.judge import Judge as Judge
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Classifier": "classifier",
     "UserError": "config",
     "GaussianDiffusion": "diffusion",
     "Judge": "judge",

@@ -20,8 +20,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from diffusionlm.causal import load_causal, reach, write_ids
 from diffusionlm.config import UserError
 from diffusionlm.data import collate
-from diffusionlm.pipeline import SamplingConfig, load_tokenizer, model_folder, placed
-from diffusionlm.tokenizer import decode_texts
+from diffusionlm.model import model_folder
+from diffusionlm.pipeline import SamplingConfig, placed
+from diffusionlm.tokenizer import decode_texts, load_tokenizer
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
+import diffusionlm.classification  # noqa: F401  a kind of model and its objective, known by name once imported
 from diffusionlm.causal import CausalPipeline
+from diffusionlm.classifier import ClassifierModelConfig
+from diffusionlm.config import UserError
 from diffusionlm.masked import MaskedLMConfig
-from diffusionlm.model import DiffusionLMConfig
-from diffusionlm.pipeline import Pipeline, Writer, model_folder
+from diffusionlm.model import DiffusionLMConfig, model_folder
+from diffusionlm.pipeline import Pipeline, Writer
 from diffusionlm.unmasking import MaskedPipeline
 
 PIPELINES: dict[str, type[Writer[Any]]] = {
@@ -33,9 +37,9 @@ def open_pipeline(folder: str | Path, device: str = "cpu", dtype: str = "fp32") 
         UserError: not a model folder, damaged, of an unknown kind or newer format; an unknown device or dtype.
     """
     folder = model_folder(folder)
-    try:
-        kind = json.loads((folder / "config.json").read_text())["model_type"]
-        found = PIPELINES[kind]
-    except (OSError, ValueError, KeyError, TypeError):
-        found = Pipeline  # which says what is wrong
-    return found.from_pretrained(folder, device, dtype)
+    kind = ""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        kind = str(json.loads((folder / "config.json").read_text())["model_type"])
+    if kind == ClassifierModelConfig.model_type:
+        raise UserError(f"{folder}: this is a classifier, which reads texts and writes none")
+    return PIPELINES.get(kind, Pipeline).from_pretrained(folder, device, dtype)  # Pipeline says what is wrong

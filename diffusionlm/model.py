@@ -309,6 +309,12 @@ def special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
     return {name: i for name, i in names.items() if i is not None}
 
 
+def model_folder(folder: str | Path) -> Path:
+    """Return ``folder``, or the model in it where it is a run's."""
+    inner = Path(folder) / "model"
+    return inner if not (Path(folder) / "config.json").exists() and (inner / "config.json").exists() else Path(folder)
+
+
 def load_pretrained(kind: type[P], folder: str | Path) -> P:
     """Read a model folder of one of the library's kinds, safetensors and JSON only.
 

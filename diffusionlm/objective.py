@@ -1,14 +1,16 @@
 """Training objectives: one module per loss; a batch in, named terms out, their sum is what is minimised.
 
-A batch has ``ids`` (B, L) and ``mask`` (B, L), True at real tokens. An objective is a module that holds the model (and
-whatever else it learns), so that one forward covers every parameter: DDP and ``torch.compile`` need nothing more.
-All draws come from torch's global generator.
+A batch has ``ids`` (B, L) and ``mask`` (B, L), True at real tokens, and what an objective's ``collate`` adds to them. An
+objective is a module that holds the model (and whatever else it learns), so that one forward covers every parameter: DDP
+and ``torch.compile`` need nothing more. All draws come from torch's global generator.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
@@ -17,6 +19,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from diffusionlm.config import Component, UserError, plain_name
+from diffusionlm.data import collate
 from diffusionlm.diffusion import Gaussian, GaussianDiffusion, over_coordinates, sigma
 from diffusionlm.model import DiffusionLM, ModelConfig
 from diffusionlm.sampling import Denoised, reverse_step
@@ -40,6 +43,11 @@ class Objective(nn.Module):
         super().__init__()
         self.model, self.pad_id, self.width = model, pad_id, width
 
+    def collate(self, rows: Sequence[list[int]]) -> dict[str, Tensor]:
+        """Make a batch, the arguments of ``forward``, of rows of token ids."""
+        batch = collate(rows, self.pad_id, self.width)
+        return batch if self.width is None else {**batch, "mask": torch.ones_like(batch["mask"])}
+
     def forward(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Return the scalar terms of the loss for ``ids`` (B, L)."""
         raise NotImplementedError
@@ -47,9 +55,13 @@ class Objective(nn.Module):
     def finish(self) -> None:
         """Write what was learned beside the weights into the model's config."""
 
-    def figures(self) -> dict[str, Figure]:
+    def figures(self, held_out: Sequence[list[int]] = ()) -> dict[str, Figure]:
         """Draw what the log's numbers do not show, by name; called at evaluations, where matplotlib is installed."""
         return {}
+
+    def report(self, held_out: Sequence[list[int]], folder: Path) -> str:
+        """Measure the trained model on ``held_out`` rows, write what was found into the run's ``folder``, tell it in words."""
+        return ""
 
 
 class ObjectiveConfig(Component, family="objective"):
@@ -191,7 +203,7 @@ class CrossEntropyObjective(DiffusionObjective):
         assert isinstance(schedule, Gumbel)
         return schedule.low, schedule.high
 
-    def figures(self) -> dict[str, Figure]:
+    def figures(self, held_out: Sequence[list[int]] = ()) -> dict[str, Figure]:
         """Draw the learned schedule's fit: cross-entropy against gamma, and the curve."""
         if self.curve is None:
             return {}

@@ -17,12 +17,12 @@ import numpy
 import sacrebleu
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from diffusionlm.config import Settings, UserError, build_untrusted
-from diffusionlm.model import DiffusionLM
+from diffusionlm.model import DiffusionLM, model_folder
 from diffusionlm.sampling import DDPM, Denoise, Denoised, RowNoise, Sampler, State, clamp, correct, given, sample, tempered
-from diffusionlm.tokenizer import decode_texts
+from diffusionlm.tokenizer import decode_texts, load_tokenizer
 
 M = TypeVar("M", bound=PreTrainedModel)
 Watch = Callable[[Any, list[str]], None]  # gets what has the time ``t``, a State for diffusion, and the texts as they read
@@ -342,12 +342,6 @@ def boundaries(mask: Tensor, special: dict[str, int]) -> tuple[Tensor, Tensor]:
     return (ids == special["start"]) | (ids == special["end"]), ids
 
 
-def model_folder(folder: str | Path) -> Path:
-    """Return ``folder``, or the model in it where it is a run's."""
-    inner = Path(folder) / "model"
-    return inner if not (Path(folder) / "config.json").exists() and (inner / "config.json").exists() else Path(folder)
-
-
 def saved_sampling(folder: str | Path) -> SamplingConfig:
     """Return the sampling defaults saved with a model, or the library's where there are none.
 
@@ -361,21 +355,6 @@ def saved_sampling(folder: str | Path) -> SamplingConfig:
         return build_untrusted(SamplingConfig, json.loads(path.read_text()), str(path))
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: the sampling defaults cannot be read: {error}") from None
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """Read a tokenizer from a local folder.
-
-    Raises:
-        UserError: it is missing or damaged.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # tokenizers raises bare Exception for damaged files
-        raise UserError(f"{folder}: the tokenizer is missing or damaged: {str(error).splitlines()[0]}") from None
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise UserError(f"{folder}: expected a fast tokenizer, got {type(tokenizer).__name__}")
-    return tokenizer
 
 
 def minimum_bayes_risk(candidates: Sequence[str]) -> int:

@@ -103,6 +103,23 @@ def schedule_fit(
     return figure
 
 
+def by_noise(log_snrs: Sequence[float], lines: Mapping[str, tuple[Sequence[float], float]], label: str) -> Figure:
+    """Draw scores against the log-SNR, clean texts (the first) at the left; beside each line its baseline, dotted."""
+    figure, axes = _new(7.5, 4.5)
+    for number, (name, (scores, baseline)) in enumerate(lines.items()):
+        colour = "black" if name == "mean" else f"C{number % 10}"
+        axes.plot(log_snrs, scores, "-o", color=colour, markersize=4, label=name)
+        axes.plot(log_snrs[-1], baseline, "<", color=colour, markersize=7)
+    axes.set_xticks(log_snrs, ["clean", *(f"{level:g}" for level in log_snrs[1:])])
+    axes.invert_xaxis()
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel("log-SNR: noisier to the right (the triangles: always the commonest value)")
+    axes.set_ylabel(label)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return figure
+
+
 def _new(width: float, height: float) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 

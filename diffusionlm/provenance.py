@@ -15,7 +15,7 @@ import torch
 
 from diffusionlm.config import UserError
 from diffusionlm.data import Corpus
-from diffusionlm.pipeline import model_folder
+from diffusionlm.model import model_folder
 from diffusionlm.run import read_config
 
 

@@ -21,8 +21,9 @@ from diffusionlm.data import DataConfig, Encoded, encode
 from diffusionlm.kinds import pipeline_of
 from diffusionlm.model import ModelConfig
 from diffusionlm.objective import CrossEntropy, ObjectiveConfig
-from diffusionlm.pipeline import SamplingConfig, load_tokenizer
+from diffusionlm.pipeline import SamplingConfig
 from diffusionlm.spec import ModelSpec
+from diffusionlm.tokenizer import load_tokenizer
 from diffusionlm.training import DiffusionTrainer, TrainingConfig, disk_errors
 
 
@@ -75,42 +76,49 @@ def train(
         print(f"{folder} is already trained; choose another --out to train anew", file=sys.stderr)
         return True
     config.objective.check(config.model)
-    _claim(config, folder)
+    _refuse_another(config, folder)
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
     torch.manual_seed(config.training.seed)
     splits = config.data.corpus.load()
-    texts = splits["train"]["text"][:]
-    tokenizer, model = _start_from(config, texts)
+    config.model.check_data(splits)
+    tokenizer, model = _start_from(config, splits["train"]["text"][:])
     encoded = {
         split: _encode(rows["text"][:], split, tokenizer, config.data) for split, rows in splits.items() if split != "test"
     }
-    train_rows = encoded["train"].ids
-    validation_rows = encoded["validation"].ids if "validation" in encoded else []
+    rows = config.model.rows(encoded, splits, tokenizer)
+    train_rows, validation_rows = rows["train"], rows.get("validation", [])
     if model is None:
         model = config.model.make(tokenizer, train_rows, config.data.max_length)
-    model.config.length_counts = torch.bincount(torch.tensor([len(row) for row in train_rows])).tolist()
-    pipeline_of(model)(model, tokenizer, config.sampling).check(config.sampling)
+    writes = config.model.writes
+    if writes:
+        model.config.length_counts = torch.bincount(torch.tensor([len(row) for row in train_rows])).tolist()
+        pipeline_of(model)(model, tokenizer, config.sampling).check(config.sampling)
     objective = config.objective.build(model)
+    _claim(config, folder)
 
     def export(averaged: PreTrainedModel) -> None:
-        save_model(averaged, tokenizer, config.sampling, folder / "model")
+        save_model(averaged, tokenizer, config.sampling if writes else None, folder / "model")
 
     def sampled(averaged: PreTrainedModel) -> list[str]:
         return pipeline_of(averaged)(averaged, tokenizer, config.sampling).preview(10)
 
     trainer = DiffusionTrainer(
         objective, config.training, folder, train_rows, validation_rows,
-        write_samples=sampled if write_samples else None, export=export, show_texts=show_texts, quiet=quiet,
+        write_samples=sampled if write_samples and writes else None, export=export, show_texts=show_texts, quiet=quiet,
     )  # fmt: skip
     done = trainer.run()
     if done and trainer.is_world_process_zero():
+        if (told := trainer.averaged.report(validation_rows, folder)) and not quiet:
+            print(told, file=sys.stderr)
         (folder / "model" / "finished").write_text(f"{trainer.state.global_step} steps\n")
     return done
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, sampling: SamplingConfig, folder: Path) -> None:
-    """Write a model folder with its tokenizer and sampling defaults, file by file, each replaced whole.
+def save_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, sampling: SamplingConfig | None, folder: Path
+) -> None:
+    """Write a model folder with its tokenizer and its sampling defaults if any, file by file, each replaced whole.
 
     Raises:
         UserError: it cannot be written; the files that were there are whole.
@@ -121,7 +129,8 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, sampl
             staged.mkdir(parents=True, exist_ok=True)
             model.save_pretrained(staged)
             tokenizer.save_pretrained(staged)
-            (staged / "sampling.json").write_text(json.dumps(to_plain(sampling), indent=2) + "\n")
+            if sampling is not None:
+                (staged / "sampling.json").write_text(json.dumps(to_plain(sampling), indent=2) + "\n")
             folder.mkdir(exist_ok=True)
             for file in sorted(staged.iterdir()):
                 os.replace(file, folder / file.name)
@@ -132,7 +141,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, sampl
 def _start_from(config: RunConfig, texts: list[str]) -> tuple[PreTrainedTokenizerFast, PreTrainedModel | None]:
     """Return the tokenizer, and the model to fine-tune if there is one."""
     if config.init_from is None:
-        return config.data.tokenizer.make(texts, config.data.max_length), None
+        return config.model.tokenizer(config.data, texts), None
     model, tokenizer = config.model.load(config.init_from), load_tokenizer(Path(config.init_from))
     if config.data.tokenizer != DataConfig().tokenizer:
         wanted = config.data.tokenizer.make(texts, config.data.max_length)
@@ -160,15 +169,21 @@ def _encode(texts: list[str], split: str, tokenizer: PreTrainedTokenizerFast, da
     return encoded
 
 
-def _claim(config: RunConfig, folder: Path) -> None:
-    """Write the run's config into its folder, or find the same one there."""
+def _refuse_another(config: RunConfig, folder: Path) -> None:
+    """Check that the folder is new, empty, or holds a run of the same config."""
     path = folder / "config.yaml"
     if path.exists():
         if not _same_config(config, folder):
             raise UserError(f"{folder}: holds another run ({_difference(config, path)}); choose another --out")
-        return
-    if folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder}: expected an empty or new folder, or a run's, but it holds other files")
+
+
+def _claim(config: RunConfig, folder: Path) -> None:
+    """Write the run's config into its folder, unless it is there."""
+    path = folder / "config.yaml"
+    if path.exists():
+        return
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         staged = path.with_suffix(".new")

@@ -18,7 +18,8 @@ from pathlib import Path
 from diffusionlm.config import Settings, UserError
 from diffusionlm.data import encode
 from diffusionlm.likelihood import Bound, bound
-from diffusionlm.pipeline import Pipeline, model_folder
+from diffusionlm.model import model_folder
+from diffusionlm.pipeline import Pipeline
 from diffusionlm.tokenizer import decode_texts
 
 SCORERS = {  # by the model_type in the folder's config.json

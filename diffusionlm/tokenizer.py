@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
@@ -115,6 +116,21 @@ class Pretrained(TokenizerRecipe, name="pretrained"):
             start=loaded.bos_token or loaded.cls_token or START,
             end=loaded.eos_token or loaded.sep_token or END,
         )
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """Read a tokenizer from a local folder.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # tokenizers raises bare Exception for damaged files
+        raise UserError(f"{folder}: the tokenizer is missing or damaged: {str(error).splitlines()[0]}") from None
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise UserError(f"{folder}: expected a fast tokenizer, got {type(tokenizer).__name__}")
+    return tokenizer
 
 
 def words_of(tokenizer: PreTrainedTokenizerFast, text: str) -> list[str]:

@@ -44,7 +44,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from diffusionlm import plots
 from diffusionlm.config import Settings, UserError
-from diffusionlm.data import TokenBudgetBatches, collate
+from diffusionlm.data import TokenBudgetBatches
 from diffusionlm.objective import Objective
 from diffusionlm.optimizer import MuonAdamW, OptimizerConfig
 
@@ -155,7 +155,7 @@ class DiffusionTrainer(Trainer):
     ) -> None:
         """Set up the run in ``folder``; nothing is written before ``run``."""
         self.config, self.folder, self.write_samples, self.export = config, folder, write_samples, export
-        self.pad_id, self.width = objective.pad_id, objective.width
+        self.collated, self.width = objective.collate, objective.width
         self.validation = list(validation[: config.evaluation_texts])
         self.writer: SummaryWriter | None = None
         self.term_sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
@@ -217,13 +217,9 @@ class DiffusionTrainer(Trainer):
         )
         # A generator of its own: making an iterator must not draw from the one that draws the noise.
         return DataLoader(
-            self.train_dataset, batch_sampler=batches, collate_fn=self._collate, generator=torch.Generator(),
+            self.train_dataset, batch_sampler=batches, collate_fn=self.collated, generator=torch.Generator(),
             pin_memory=torch.cuda.is_available(),
         )  # fmt: skip
-
-    def _collate(self, rows: Sequence[list[int]]) -> dict[str, Tensor]:
-        batch = collate(rows, self.pad_id, self.width)
-        return batch if self.width is None else {**batch, "mask": torch.ones_like(batch["mask"])}
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """Make the optimizer of the config."""
@@ -253,7 +249,7 @@ class DiffusionTrainer(Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Return the EMA's mean terms on held-out text, under noise that is the same at every evaluation."""
         metrics = {f"eval_{name}": value for name, value in evaluate_terms(
-            self.ema.module, self.validation, self._collate, self.config.batch_tokens, self.args.device, self.args.bf16
+            self.ema.module, self.validation, self.collated, self.config.batch_tokens, self.args.device, self.args.bf16
         ).items()}  # fmt: skip
         metrics["eval_loss"] = sum(metrics.values())
         self.log(metrics)
@@ -266,9 +262,7 @@ class DiffusionTrainer(Trainer):
         """Write the objective's figures to ``figures/``, and to TensorBoard with their history."""
         if self.writer is None or not plots.available():
             return
-        objective = self.ema.module
-        assert isinstance(objective, Objective)
-        for name, figure in objective.figures().items():
+        for name, figure in self.averaged.figures(self.validation).items():
             path = self.folder / "figures" / f"{name}.png"
             with disk_errors(path):
                 path.parent.mkdir(exist_ok=True)
@@ -308,10 +302,16 @@ class DiffusionTrainer(Trainer):
         self.ema.load_state_dict(load_file(path / "ema.safetensors"))
         self.tokens_seen = json.loads((path / MARKER).read_text())["tokens"]
 
-    def averaged_model(self) -> PreTrainedModel:
-        """Return the EMA's model, with what was learned beside the weights in its config."""
+    @property
+    def averaged(self) -> Objective:
+        """Return the EMA's objective."""
         objective = self.ema.module
         assert isinstance(objective, Objective)
+        return objective
+
+    def averaged_model(self) -> PreTrainedModel:
+        """Return the EMA's model, with what was learned beside the weights in its config."""
+        objective = self.averaged
         objective.finish()
         objective.model.train(False)
         return objective.model

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from diffusionlm.config import UserError, build, merge, to_plain
-from diffusionlm.model import DiffusionLM, DiffusionLMConfig, ModelConfig
-from diffusionlm.pipeline import Generated, Pipeline, SamplingConfig, minimum_bayes_risk, model_folder
+from diffusionlm.model import DiffusionLM, DiffusionLMConfig, ModelConfig, model_folder
+from diffusionlm.pipeline import Generated, Pipeline, SamplingConfig, minimum_bayes_risk
 from diffusionlm.sampling import DDIM, DDPM, DPMSolver, Renoise, State
 from diffusionlm.tokenizer import SPECIAL_TOKENS, Words
 

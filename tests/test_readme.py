@@ -40,13 +40,15 @@ def test_the_readmes_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     small = merge(TINY, {"training": {"steps": 2}})
     small["training"].pop("batch_tokens")
     judge = {"training": small["training"], "model": {"layers": 1, "width": 16}}
+    classifier = {"training": small["training"], "model": {"features": 8}, "objective": {"report_texts": 5}}
     for arguments in found:
         if arguments[0] == "quickstart":
             arguments += ["--steps", "4", "--texts", "3"]
         elif arguments[0] == "train":
             if any("e2e" in word for word in arguments):
                 continue  # its corpus is not in the project; test_configs.py takes a step with each config
-            arguments += tiny_flags(judge if any("judge" in word for word in arguments) else small)
+            kinds = {"judge": judge, "classifiers": classifier}
+            arguments += tiny_flags(next((kinds[kind] for kind in kinds if any(kind in word for word in arguments)), small))
         elif arguments[0] == "evaluate":
             arguments += ["--count", "3", "--bound-texts", "2", "--temperatures", "0.8", "--steps", "2"]
         elif arguments[0] == "score":
@@ -60,6 +62,8 @@ def test_the_readmes_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert main(["quickstart", "--steps", "3", "--texts", "2"]) == 0
     judge = ["--config", str(ROOT / "configs" / "restaurants-judge.yaml"), "--out", "runs/judge", "--training.steps", "2"]
     assert main(["train", *judge, "--training.evaluation_texts", "10"]) == 0
+    folder, few = "runs/quickstart/model/classifiers/attributes", ["--training.steps", "2", "--objective.report_texts", "5"]
+    assert main(["train", "--config", str(ROOT / "configs/classifiers/attributes.yaml"), "--out", folder, *few]) == 0
     blocks = [block for language, block in BLOCKS if language == "python"]
     assert blocks
     for block in blocks:

@@ -1,0 +1,420 @@
+"""Classifiers: what they learn, what is saved, where gradients go, how their accuracy is counted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import ROOT, TINY
+from safetensors.torch import load_file
+from test_labels import records
+from torch import Tensor
+from transformers import AutoModel
+
+from diffusionlm import Classifier
+from diffusionlm.accuracy import Accuracy, span_scores, value_scores
+from diffusionlm.classification import Classification, ClassificationObjective
+from diffusionlm.classifier import ClassifierConfig, find_classifier
+from diffusionlm.cli import main
+from diffusionlm.config import UserError, build, merge
+from diffusionlm.kinds import open_pipeline
+from diffusionlm.labels import Labelled, spans_of
+from diffusionlm.model import DiffusionLM
+from diffusionlm.objective import CrossEntropy
+from diffusionlm.run import RunConfig, read_config, train
+from diffusionlm.training import newest_checkpoint
+
+TINY_CLASSIFIER = {
+    "model": {"features": 24, "backbone": {"name": "transformer", "layers": 1, "width": 24, "heads": 2}},
+    "training": {"evaluate_every": 60, "save_every": 4, "warmup": 10},
+}
+HEADS: dict[str, dict[str, Any]] = {
+    "sequence": {"labels": ["begins", "sentences"], "min_count": 30},
+    "token": {"labels": ["tags"], "head": "token", "min_count": 5},
+    "span": {"labels": ["tree"], "head": "span", "min_count": 5},
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a corpus of 300 texts and a diffusion model trained on it for a few steps."""
+    folder = tmp_path_factory.mktemp("classifiers")
+    (folder / "texts.jsonl").write_text(
+        "".join(
+            json.dumps(record | {"begins": record["words"][0] == "The", "sentences": record["words"].count(".")}) + "\n"
+            for record in records(300)
+        )
+    )
+    changes = {"data": {"corpus": str(folder / "texts.jsonl")}, "training": {"steps": 4}}
+    assert train(build(RunConfig, merge(TINY, changes)), folder / "denoiser", write_samples=False, quiet=True)
+    return folder
+
+
+def classifier_config(home: Path, head: str = "sequence", steps: int = 8, **changes: Any) -> RunConfig:
+    plain: dict[str, Any] = {
+        "data": {"max_length": 48, "corpus": str(home / "texts.jsonl")},
+        "model": {"name": "classifier", "denoiser": str(home / "denoiser"), **HEADS[head]},
+        "objective": {"name": "classification"},
+        "training": {"steps": steps, "batch_tokens": 512},
+    }
+    plain = merge({"training": TINY["training"]}, plain)
+    return build(RunConfig, merge(merge(plain, TINY_CLASSIFIER), changes))
+
+
+def run_of(home: Path, head: str) -> Path:
+    """Return the run of a small classifier, trained by the first test that needs it."""
+    assert train(classifier_config(home, head, steps=120), home / head, quiet=True)
+    return home / head
+
+
+@pytest.fixture(scope="module", params=list(HEADS))
+def trained(request: pytest.FixtureRequest, home: Path) -> Path:
+    """Return the run of a small classifier of each head."""
+    return run_of(home, request.param)
+
+
+@pytest.fixture(scope="module")
+def untrained(home: Path) -> Path:
+    folder = home / "untrained"
+    assert train(classifier_config(home), folder, quiet=True)
+    return folder
+
+
+def labelled(config: RunConfig) -> tuple[ClassificationObjective, list[Labelled]]:
+    """Return a new classifier's objective, and its training rows."""
+    from diffusionlm.data import encode
+
+    assert isinstance(config.model, ClassifierConfig) and isinstance(config.objective, Classification)
+    splits = {"train": config.data.corpus.load()["train"]}
+    texts = splits["train"]["text"][:]
+    tokenizer = config.model.tokenizer(config.data, texts)
+    rows = config.model.rows({"train": encode(texts, tokenizer, 48)}, splits, tokenizer)["train"]
+    objective = config.objective.build(config.model.make(tokenizer, rows, 48))
+    return objective, [row for row in rows if isinstance(row, Labelled)]
+
+
+# What a run leaves
+
+
+def test_a_few_steps_beat_the_commonest_value(trained: Path) -> None:
+    found = json.loads((trained / "model" / "accuracy.json").read_text())
+    assert found["log_snr"] == [None, 2.0, 0.0, -1.0, -2.0, -3.0, -4.0]
+    assert found["texts"] > 5
+    assert (trained / "figures" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+    shown = "f1" if found["head"] == "span" else "accuracy"
+    assert all(len(scores[shown]) == 7 for scores in found["scores"].values())
+    if found["head"] != "span":
+        scores = found["scores"]["begins" if found["head"] == "sequence" else "tags"]
+        assert scores["accuracy"][0] > scores["majority"][0] + 0.2, scores
+
+
+def test_a_few_steps_tell_constituents_from_other_spans(home: Path) -> None:
+    objective, rows = labelled(classifier_config(home, "span"))
+    model = Classifier.load(run_of(home, "span"))
+    batch = objective.collate(rows[:30])
+    with torch.no_grad():
+        latents = objective.denoiser.embed(batch["ids"])
+        chances = 1 - model(latents, torch.zeros(30), batch["mask"])["tree"][..., 0].exp()
+    true, false = chances[batch["targets"] > 0].mean(), chances[batch["targets"] == 0].mean()
+    share = float((batch["targets"] > 0).sum() / (batch["targets"] >= 0).sum())
+    assert float(true) > 2 * float(false)
+    assert share / 1.5 < float(chances[batch["targets"] >= 0].mean()) < share * 1.5, "calibrated, whatever none_weight"
+
+
+def test_a_run_has_no_texts_and_no_sampling(trained: Path) -> None:
+    assert not (trained / "samples").exists()
+    assert not (trained / "model" / "sampling.json").exists()
+    rows = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
+    losses = [row["eval_cross_entropy"] for row in rows if "eval_loss" in row]
+    assert losses[-1] < losses[0]
+    assert "length_counts" not in json.loads((trained / "model" / "config.json").read_text())
+
+
+def test_the_denoiser_is_not_saved(trained: Path) -> None:
+    checkpoint = newest_checkpoint(trained)
+    assert checkpoint is not None
+    denoiser = DiffusionLM.load(trained.parent / "denoiser" / "model")
+    sizes = {tensor.shape for name, tensor in denoiser.state_dict().items() if "embedding" in name or "down" in name}
+    for file in (trained / "model" / "model.safetensors", checkpoint / "model.safetensors", checkpoint / "ema.safetensors"):
+        saved = load_file(file)
+        assert not [name for name in saved if "embedding" in name or "denoiser" in name or "frozen" in name]
+        assert not sizes & {tensor.shape for tensor in saved.values()}
+
+
+def test_a_saved_classifier_is_the_same(trained: Path, tmp_path: Path) -> None:
+    model = Classifier.load(trained)
+    assert not model.training
+    model.save_pretrained(tmp_path / "saved")
+    again = Classifier.load(tmp_path / "saved")
+    latents, t = torch.randn(2, 9, 8), torch.tensor([0.3, 0.9])
+    mask = torch.arange(9) < torch.tensor([[9], [6]])
+    first, second = model(latents, t, mask), again(latents, t, mask)
+    assert list(first) == list(second) == list(model.labels)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert again.labels == model.labels == json.loads((trained / "model" / "config.json").read_text())["labels"]
+    assert isinstance(AutoModel.from_pretrained(trained / "model"), Classifier)
+    with pytest.raises(UserError, match=r"expected model_type 'diffusionlm-classifier', got 'diffusionlm'"):
+        Classifier.load(trained.parent / "denoiser")
+    newer = json.loads((tmp_path / "saved" / "config.json").read_text()) | {"format_version": 99}
+    (tmp_path / "saved" / "config.json").write_text(json.dumps(newer))
+    with pytest.raises(UserError, match=r"format 99 is newer than this library reads"):
+        Classifier.load(tmp_path / "saved")
+
+
+def test_stopped_and_started_again_it_ends_with_the_same_bits(untrained: Path, home: Path, tmp_path: Path) -> None:
+    shutil.copytree(untrained, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "checkpoint-8")
+    shutil.rmtree(tmp_path / "run" / "model")
+    assert train(classifier_config(home), tmp_path / "run", quiet=True)
+    one, other = (load_file(run / "model" / "model.safetensors") for run in (untrained, tmp_path / "run"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    accuracies = [(run / "model" / "accuracy.json").read_text() for run in (untrained, tmp_path / "run")]
+    assert accuracies[0] == accuracies[1]
+
+
+def test_fine_tuning_a_classifier(untrained: Path, home: Path, tmp_path: Path) -> None:
+    config = classifier_config(home, steps=2, init_from=str(untrained / "model"))
+    assert train(config, tmp_path / "more", quiet=True)
+    other = classifier_config(home, steps=2, init_from=str(untrained / "model"), model={"features": 8})
+    with pytest.raises(UserError, match=r"^model: expected the settings of"):
+        train(other, tmp_path / "other", quiet=True)
+
+
+# The model
+
+
+def test_log_probabilities_gradients_and_shapes(trained: Path) -> None:
+    model = Classifier.load(trained)
+    latents = torch.randn(2, 9, 8, requires_grad=True)
+    mask = torch.arange(9) < torch.tensor([[9], [6]])
+    found = model(latents, torch.tensor([0.2, 0.7]), mask)
+    places = {"sequence": (2,), "token": (2, 9), "span": (2, 9, 9)}[model.settings.head]
+    for name, log_probs in found.items():
+        assert log_probs.shape == (*places, len(model.labels[name]))
+        torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(places))
+    sum(log_probs[0].select(-1, 0).sum() for log_probs in found.values()).backward()
+    assert latents.grad is not None
+    assert bool((latents.grad[0].abs().sum(-1) > 0).all())
+    assert bool((latents.grad[1] == 0).all())
+
+
+def test_padding_is_not_seen(trained: Path) -> None:
+    model = Classifier.load(trained)
+    latents, t = torch.randn(1, 12, 8), torch.tensor([0.4])
+    alone = model(latents[:, :7], t)
+    padded = model(latents, t, torch.arange(12)[None] < 7)
+    for name, log_probs in alone.items():
+        other = padded[name] if model.settings.head == "sequence" else padded[name][:, :7]
+        other = other[:, :, :7] if model.settings.head == "span" else other
+        torch.testing.assert_close(log_probs, other, rtol=1e-4, atol=1e-4)
+
+
+def test_the_level_of_noise_is_told_unless_words_are_clean(home: Path) -> None:
+    latents, t = torch.randn(1, 5, 8), torch.tensor([0.1])
+    for reads in ("belief", "clean"):
+        objective, _ = labelled(classifier_config(home, model={"reads": reads}))
+        low, high = (objective.model(latents, time)["begins"] for time in (t, t + 0.8))
+        assert torch.equal(low, high) == (reads == "clean")
+
+
+def test_the_lexicon_is_what_the_corpus_counts(home: Path) -> None:
+    objective, rows = labelled(classifier_config(home, "token"))
+    model = objective.model
+    counts: Counter[tuple[int, str]] = Counter()
+    for row in rows:
+        counts.update(zip(row[1:-1], row.labels["tags"][1:-1], strict=True))
+    tags = model.labels["tags"]
+    assert int(model.lexicon_counts.sum()) == sum(counts.values())
+    assert all(
+        int(model.lexicon_counts[i, tags.index(tag) if tag in tags else tags.index("other")]) >= n
+        for (i, tag), n in counts.items()
+    )
+    lexicon = model.lexicon()
+    seen = {i for row in rows for i in row[1:-1]}
+    expected = torch.tensor([float(i in seen) for i in range(len(lexicon))])
+    torch.testing.assert_close(lexicon.sum(1), expected)
+    with pytest.raises(UserError, match=r"^lexicon: head 'sequence' classifies no tokens"):
+        labelled(classifier_config(home))[0].model.lexicon()
+
+
+# The objective
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("reads", ["belief", "noisy", "clean"])
+def test_only_the_classifier_learns(home: Path, head: str, reads: str) -> None:
+    objective, rows = labelled(classifier_config(home, head, model={"reads": reads}))
+    copied = deepcopy(objective)
+    assert copied.denoiser is objective.denoiser
+    assert copied.model is not objective.model
+    sum(objective(**objective.collate(rows[:6])).values()).backward()
+    missing = {name for name, weight in objective.named_parameters() if weight.grad is None}
+    assert not missing
+    assert all(weight.grad is None and not weight.requires_grad for weight in objective.denoiser.parameters())
+    objective.train()
+    assert not objective.denoiser.training
+
+
+def test_targets_stand_where_the_labels_are(home: Path) -> None:
+    objective, rows = labelled(classifier_config(home, "span"))
+    batch = objective.collate(rows[:5])
+    values, stored = objective.model.labels["tree"], {record["text"]: record for record in records(300)}
+    texts = build(RunConfig, {"data": {"corpus": str(home / "texts.jsonl")}}).data.corpus.load()["train"]["text"][:5]
+    for text, row, target in zip(texts, rows, batch["targets"], strict=False):
+        words = len(row) - 2
+        assert int((target >= 0).sum()) == words * (words + 1) // 2
+        spans = spans_of(stored[text]["tree"])
+        assert int((target > 0).sum()) == len(spans)
+        for i, j, label in spans:
+            assert values[int(target[i + 1, j + 1])] == (label if label in values else "other")
+
+
+def test_what_is_read_is_the_belief_of_a_second_pass(home: Path) -> None:
+    objective, rows = labelled(classifier_config(home))
+    batch = objective.collate(rows[:4])
+    ids, mask, denoiser = batch["ids"], batch["mask"], objective.denoiser
+    t = torch.tensor([0.0, 0.3, 0.5, 0.8], dtype=torch.float64)
+    torch.manual_seed(3)
+    read = objective.latents(ids, mask, t)
+    x0 = denoiser.embed(ids)
+    assert torch.equal(read[0], x0[0])
+    torch.manual_seed(3)
+    noisy = denoiser.diffusion.noise(x0, t)
+    free = mask & (ids > 3)
+    xt, levels = torch.where(free[..., None], noisy, x0), torch.where(free, t[:, None], 0)
+    with torch.no_grad():
+        second = denoiser(xt, levels, mask, denoiser(xt, levels, mask).x0).x0
+    expected = torch.where(free[..., None], second, x0)
+    torch.testing.assert_close(read[1:][mask[1:]], expected[1:][mask[1:]], rtol=1e-4, atol=1e-4)
+
+
+def test_accuracy_is_counted_as_by_hand(home: Path) -> None:
+    model = Classifier.load(run_of(home, "sequence"))
+    objective = Classification().build(model)
+    _, rows = labelled(classifier_config(home))
+    state = torch.get_rng_state()
+    found = objective.accuracy(rows[:40])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert objective.accuracy(rows[:40]) == found
+    values, right = model.labels["sentences"], 0
+    for row in rows[:40]:
+        latents = objective.denoiser.embed(torch.tensor([row]))
+        guess: Tensor = model(latents, torch.zeros(1))["sentences"].argmax(-1)
+        wanted = row.labels["sentences"]
+        right += values[int(guess)] == (wanted if wanted in values else "other")
+    assert found.scores["sentences"]["accuracy"][0] == right / 40
+    table = found.table().splitlines()
+    assert len(table) == 2 + 2 + 1
+    assert table[-1].split()[0] == "mean"
+
+
+def test_scores_of_a_confusion_matrix() -> None:
+    counts = torch.tensor([[6, 2, 0], [1, 1, 0], [0, 0, 0]])
+    assert value_scores(counts) == pytest.approx({"accuracy": 0.7, "balanced": (6 / 8 + 1 / 2) / 2, "majority": 0.8})
+    spans = torch.tensor([[90, 2, 0], [1, 5, 1], [2, 0, 3]])
+    assert span_scores(spans) == pytest.approx({"f1": 16 / 23, "precision": 8 / 11, "recall": 8 / 12, "majority": 0.0})
+    several = Accuracy("token", "noisy", 3, {"a": value_scores_of(0.5), "b": value_scores_of(1.0)})
+    assert several.shown()["mean"]["accuracy"] == [0.75] * 7
+
+
+def value_scores_of(share: float) -> dict[str, list[float]]:
+    return {"accuracy": [share] * 7, "majority": [0.1] * 7}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "classifiers").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_takes_a_step(path: Path, home: Path) -> None:
+    corpus, denoiser = str(home / "texts.jsonl"), str(home / "denoiser")
+    config = read_config([path], [("model.denoiser", denoiser), ("data.corpus", corpus), ("data.max_length", "48")])
+    objective, rows = labelled(config)
+    first = objective(**objective.collate(rows[:4]))["cross_entropy"]
+    first.backward()
+    config.training.optimizer.build(objective).step()
+    with torch.no_grad():
+        assert all(bool(weight.isfinite().all()) for weight in objective.parameters())
+
+
+# Sentences
+
+
+def refused(config: RunConfig, folder: Path, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        train(config, folder, quiet=True)
+    assert not folder.exists()
+
+
+def test_what_does_not_go_together_is_refused_before_anything_is_written(home: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    refused(
+        classifier_config(home, model={"labels": ["tag"]}),
+        out,
+        r"^labels: the corpus has no column 'tag'; did you mean 'tags'\?",
+    )
+    other = classifier_config(home, data={"tokenizer": {"name": "words", "min_count": 3}})
+    refused(other, out, r"^data\.tokenizer: a classifier has the vocabulary of .*denoiser; leave the tokenizer out")
+    refused(classifier_config(home, data={"max_length": 64}), out, r"^data\.max_length: .* reads up to 48 tokens, got 64")
+    refused(
+        classifier_config(home, model={"denoiser": str(tmp_path)}), out, r"expected a model folder, but it has no config\.json"
+    )
+    refused(classifier_config(home, objective="cross-entropy"), out, r"^objective: 'cross-entropy' trains a 'diffusion' model")
+    (tmp_path / "other.jsonl").write_text(json.dumps({"text": "Il cibo è buono", "attributes": {"type": "pub"}}) + "\n")
+    changes = {"corpus": {"name": "files", "train": str(tmp_path / "other.jsonl"), "validation_share": 0}}
+    refused(
+        classifier_config(home, data=changes, model={"labels": ["attributes.type"]}),
+        out,
+        r"^data\.corpus: 100% of its words are unknown",
+    )
+    refused(classifier_config(home, model={"min_count": 1000}), out, r"^labels: 'begins' has one value only")
+
+
+def test_impossible_settings() -> None:
+    with pytest.raises(UserError, match=r"^labels: expected a column"):
+        ClassifierConfig("x", ())
+    with pytest.raises(UserError, match=r"^labels: head 'token' takes one column, got a, b"):
+        ClassifierConfig("x", ("a", "b"), "token")
+    with pytest.raises(UserError, match=r"^min_count: expected at least 1, got 0"):
+        ClassifierConfig("x", ("a",), min_count=0)
+    with pytest.raises(UserError, match=r"^clean_share: expected a share between 0 and 1, got 2"):
+        Classification(clean_share=2)
+    with pytest.raises(UserError, match=r"^objective: 'cross-entropy' trains a 'diffusion' model, and model is 'classifier'"):
+        CrossEntropy().check(ClassifierConfig("x", ("a",)))
+
+
+def test_a_classifier_of_other_word_vectors_is_refused(untrained: Path, home: Path) -> None:
+    model, denoiser = Classifier.load(untrained), DiffusionLM.load(home / "denoiser" / "model")
+    model.check_fits(denoiser)
+    model.check_fits(torch.nn.Module.to(denoiser, torch.bfloat16))
+    with torch.no_grad():
+        denoiser.embedding.weight[5] += 1
+    with pytest.raises(UserError, match=r"^classifier: it was trained on other word vectors"):
+        model.check_fits(denoiser)
+
+
+def test_a_classifier_writes_no_texts(untrained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match=r"this is a classifier, which reads texts and writes none"):
+        open_pipeline(untrained)
+    assert main(["generate", str(untrained)]) == 2
+    out, err = capsys.readouterr()
+    assert (out, len(err.strip().splitlines())) == ("", 1)
+
+
+def test_finding_a_models_classifiers(home: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(home / "denoiser", run)
+    with pytest.raises(
+        UserError, match=r"no classifier is called 'food' \(there is none yet\); train it: diffusionlm train --config"
+    ):
+        find_classifier(run, "food")
+    out = run / "model" / "classifiers" / "food"
+    config = classifier_config(home, steps=2, model={"denoiser": str(run)})
+    assert train(config, out, quiet=True)
+    assert find_classifier(run, "food") == find_classifier(run / "model", "food") == out
+    assert Classifier.load(find_classifier(run, "food")).labels.keys() == {"begins", "sentences"}
+    with pytest.raises(UserError, match=r"no classifier is called 'fod' \(there are food\)"):
+        find_classifier(run, "fod")
