@@ -15,6 +15,8 @@ ROWS = [
     ["schedule"],
     ["diffusion"],
     ["sampling"],
+    ["automaton"],
+    ["language"],
     ["embedding"],
     ["grammar", "tokenizer", "data"],
     ["backbone"],
