@@ -15,6 +15,8 @@ ROWS = [
     ["schedule"],
     ["diffusion"],
     ["sampling"],
+    ["automaton"],
+    ["language"],
     ["guidance"],
     ["embedding"],
     ["grammar", "tokenizer", "data"],

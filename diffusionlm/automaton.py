@@ -1,0 +1,311 @@
+"""Sets of texts as finite automata over the vocabulary: lengths, given words, templates, patterns.
+
+Such sets are the regular languages, and so is all that ``&``, ``|`` and ``~`` make of them. Automata are kept minimal and
+numbered in one way, so equal languages have equal tables (Hopcroft, Motwani and Ullman 2006, chapters 2 to 4).
+
+Shapes: V vocabulary, S states, C classes of tokens that no state tells apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from diffusionlm.config import UserError
+
+Array = NDArray[Any]
+
+LARGEST = 20_000  # states of an automaton
+
+
+@dataclass(frozen=True, eq=False)
+class Language:
+    """A set of texts: a complete deterministic automaton that starts in state 0.
+
+    Args:
+        classes: class of each token, (V,); no class is without one.
+        step: next state, (S, C).
+        accepting: whether a text that ends in a state is in the set, (S,) bool.
+    """
+
+    classes: Tensor
+    step: Tensor
+    accepting: Tensor
+
+    def __and__(self, other: Language) -> Language:
+        """Texts in both. Raises UserError where the automaton grows too large, as do ``|`` and all builders."""
+        return _product(self, other, numpy.logical_and)
+
+    def __or__(self, other: Language) -> Language:
+        """Texts in either."""
+        return _product(self, other, numpy.logical_or)
+
+    def __invert__(self) -> Language:
+        """All other texts."""
+        return Language(self.classes, self.step, ~self.accepting)
+
+    def __eq__(self, other: object) -> bool:
+        """Tell whether two languages have the same texts: their minimal automata are then the same."""
+        if not isinstance(other, Language) or len(self.classes) != len(other.classes):
+            return NotImplemented
+        one, two = self.minimal(), other.minimal()
+        same = one.step.shape == two.step.shape and torch.equal(one.classes, two.classes)
+        return same and torch.equal(one.step, two.step) and torch.equal(one.accepting, two.accepting)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def minimal(self) -> Language:
+        """Return the same set with the fewest states and classes, numbered in the order of first use."""
+        return _minimal(self.classes.numpy(), self.step.numpy(), self.accepting.numpy())
+
+    def contains(self, ids: Sequence[int]) -> bool:
+        """Tell whether the text of tokens ``ids`` is in the set."""
+        step, state = self.step.numpy(), 0
+        for symbol in self.classes.numpy()[list(ids)].tolist() if len(ids) else ():
+            state = step[state, symbol]
+        return bool(self.accepting[state])
+
+    def lengths(self, longest: int) -> list[int]:
+        """Return all numbers of tokens, 0 to ``longest``, that some text of the set has."""
+        return (self.reached(longest) & self.accepting).any(1).nonzero().flatten().tolist()
+
+    def reached(self, longest: int) -> Tensor:
+        """Tell which states some text of n tokens ends in, (longest + 1, S), by n."""
+        reached = torch.zeros(longest + 1, len(self.step), dtype=torch.bool)
+        reached[0, 0] = True
+        for n in range(longest):
+            reached[n + 1, self.step[reached[n]].flatten()] = True
+        return reached
+
+    @cached_property
+    def membership(self) -> Tensor:
+        """1 where a token is in a class, (V, C)."""
+        return torch.nn.functional.one_hot(self.classes, self.step.shape[1]).float()
+
+    @cached_property
+    def edges(self) -> tuple[Tensor, Tensor, Tensor]:
+        """From each state to each next one that can still accept, all classes that lead there at once.
+
+        Targets (S, N) and labels (S, N), N for next; label K fills up rows. What is in a label, (C, K), 1 or 0.
+        """
+        step = self.step.numpy()
+        source, symbol = numpy.nonzero(_live(step, self.accepting.numpy())[step])
+        pairs, edge = numpy.unique(source * len(step) + step[source, symbol], return_inverse=True)
+        sets = numpy.zeros((len(pairs), step.shape[1]), dtype=numpy.float32)
+        sets[edge.reshape(-1), symbol] = 1
+        labels, label = numpy.unique(sets, axis=0, return_inverse=True)
+        labels = labels if len(labels) else numpy.ones((1, step.shape[1]), dtype=numpy.float32)  # of no edge
+        source, target = numpy.divmod(pairs, len(step))
+        place = numpy.arange(len(pairs)) - numpy.searchsorted(source, source)
+        shape = len(step), int(place.max(initial=0)) + 1
+        targets, table = numpy.zeros(shape, dtype=numpy.int64), numpy.full(shape, len(labels))
+        targets[source, place], table[source, place] = target, label.reshape(-1)
+        return torch.from_numpy(targets), torch.from_numpy(table), torch.from_numpy(labels.T.copy())
+
+
+# Builders
+
+
+def one_of(tokens: Tensor | Iterable[int], size: int) -> Language:
+    """Return the texts of one token: of a mask (V,) or of ids, in a vocabulary of ``size``."""
+    chosen = numpy.zeros(size, dtype=numpy.int64)
+    masked = isinstance(tokens, Tensor) and tokens.dtype == torch.bool
+    chosen[numpy.asarray(tokens) if masked else [int(i) for i in tokens]] = 1
+    return _minimal(chosen, numpy.array([[2, 1], [2, 2], [2, 2]]), numpy.array([False, True, False]))
+
+
+def everything(size: int) -> Language:
+    """Return all texts over a vocabulary of ``size``."""
+    return _minimal(numpy.zeros(size, dtype=numpy.int64), numpy.array([[0]]), numpy.array([True]))
+
+
+def empty(size: int) -> Language:
+    """Return the set of only the text that has no token."""
+    return _minimal(numpy.zeros(size, dtype=numpy.int64), numpy.array([[1], [1]]), numpy.array([True, False]))
+
+
+def sequence(*parts: Language) -> Language:
+    """Return the texts that are a text of each of ``parts``, one after the other."""
+    return _chain(parts, again=False)
+
+
+def any_number(part: Language) -> Language:
+    """Return the texts made of any number of texts of ``part``, none included."""
+    return _chain([part], again=True)
+
+
+def repeat(part: Language, low: int, high: int | None = None) -> Language:
+    """Return the texts made of ``low`` to ``high`` texts of ``part``; without ``high`` of ``low`` or more."""
+    if low < 0 or (high is not None and high < low):
+        raise UserError(f"repeat: expected 0 or more and no less at the end, got {low} to {high}")
+    if high is None:
+        return sequence(*[part] * low, any_number(part))
+    optional = union(part, empty(len(part.classes)))
+    return sequence(empty(len(part.classes)), *[part] * low, *[optional] * (high - low))
+
+
+def union(*parts: Language) -> Language:
+    """Return the texts in any of ``parts``."""
+    classes, symbols = _refined(parts)
+    rows: list[list[int]] = []
+    start = accepting = 0
+    for part, symbol in zip(parts, symbols, strict=True):
+        start |= 1 << len(rows)
+        accepting |= _bits(part.accepting.numpy()) << len(rows)
+        arrive = [bit << len(rows) for bit in _live_bits(part)]
+        rows += [[arrive[t] for t in row] for row in part.step.numpy()[:, symbol].tolist()]
+    return _determinise(classes, rows, start, accepting)
+
+
+def erase(language: Language, token: int) -> Language:
+    """Return the texts of ``language`` with every ``token`` left out of them."""
+    step, arrive = language.step.numpy(), _live_bits(language)
+    silent = step[:, int(language.classes[token])].tolist()
+    closure = [0] * len(step)
+    for state in range(len(step)):
+        at = state
+        while arrive[at] and not closure[state] & arrive[at]:
+            closure[state] |= arrive[at]
+            at = silent[at]
+    classes = language.classes.numpy().copy()
+    classes[token] = step.shape[1]
+    rows = [[*(closure[t] for t in row), 0] for row in step.tolist()]
+    return _determinise(classes, rows, closure[0], _bits(language.accepting.numpy()))
+
+
+def from_table(table: Tensor, accepting: Tensor) -> Language:
+    """Return the language of an automaton whose next state ``table`` (S, V) is given for each token."""
+    return _minimal(numpy.arange(table.shape[1]), table.numpy(), accepting.numpy())
+
+
+# Automata. Sets of states of a non-deterministic one are whole numbers, a bit for each state.
+
+
+def _bits(states: Array) -> int:
+    return sum(1 << state for state in numpy.flatnonzero(states).tolist())
+
+
+def _live(step: Array, accepting: Array) -> Array:
+    """Tell which states (S,) an accepting one can be reached from."""
+    live = accepting.copy()
+    while (more := live | live[step].any(1)).sum() > live.sum():
+        live = more
+    return live
+
+
+def _live_bits(language: Language) -> list[int]:
+    live = _live(language.step.numpy(), language.accepting.numpy())
+    return [1 << state if alive else 0 for state, alive in enumerate(live.tolist())]
+
+
+def _refined(parts: Sequence[Language]) -> tuple[Array, Array]:
+    """Return the coarsest classes (V,) that refine those of all ``parts``, and (parts, C) what each is in each part."""
+    if len({len(part.classes) for part in parts}) != 1:
+        raise UserError(
+            f"language: expected languages over one vocabulary, got {sorted({len(p.classes) for p in parts})} tokens"
+        )
+    symbols, classes = numpy.unique(numpy.stack([p.classes.numpy() for p in parts]), axis=1, return_inverse=True)
+    return classes.reshape(-1), symbols
+
+
+def _product(one: Language, other: Language, accept: Callable[[Array, Array], Array]) -> Language:
+    classes, (a, b) = _refined([one, other])
+    step_a, step_b, width = one.step.numpy()[:, a], other.step.numpy()[:, b], len(other.step)
+
+    def after(pairs: Array) -> Array:
+        return step_a[pairs // width] * width + step_b[pairs % width]
+
+    known, fresh = {0}, [0]
+    while fresh:
+        fresh = [pair for pair in numpy.unique(after(numpy.array(fresh))).tolist() if pair not in known]
+        known.update(fresh)
+        _check_size(len(known))
+    pairs = numpy.array(sorted(known))
+    accepting = accept(one.accepting.numpy()[pairs // width], other.accepting.numpy()[pairs % width])
+    return _minimal(classes, numpy.searchsorted(pairs, after(pairs)), accepting)
+
+
+def _chain(parts: Sequence[Language], again: bool) -> Language:
+    """Join accepting states to the start of the next part, or of the only part ``again``."""
+    classes, symbols = _refined(parts)
+    offsets = numpy.cumsum([0, *(len(part.step) for part in parts)]).tolist()
+    rows: list[list[int]] = []
+    entry = 1 if again else 0
+    for part, symbol, offset in reversed(list(zip(parts, symbols, offsets[:-1], strict=True))):
+        ends = part.accepting.tolist()
+        arrive = [bit << offset | (entry if end and bit else 0) for bit, end in zip(_live_bits(part), ends, strict=True)]
+        rows = [[arrive[t] for t in row] for row in part.step.numpy()[:, symbol].tolist()] + rows
+        entry = 1 << offset | (entry if ends[0] else 0)
+    accepting = _bits(parts[-1].accepting.numpy()) << offsets[-2]
+    if again:  # A state of its own accepts the text that has no token.
+        rows.append([0] * symbols.shape[1])
+        entry, accepting = entry | 1 << offsets[-1], accepting | 1 << offsets[-1]
+    return _determinise(classes, rows, entry, accepting)
+
+
+def _determinise(classes: Array, rows: list[list[int]], start: int, accepting: int) -> Language:
+    """Make a set of states one state (Rabin and Scott 1959); ``rows`` has the set after each state, by class."""
+    known, order, step = {start: 0}, [start], []
+    for states in order:
+        after = [0] * len(rows[0])
+        while states:
+            lowest = states & -states
+            after = [a | b for a, b in zip(after, rows[lowest.bit_length() - 1], strict=True)]
+            states ^= lowest
+        for found in dict.fromkeys(after):
+            if found not in known:
+                known[found] = len(order)
+                order.append(found)
+                _check_size(len(order))
+        step.append([known[found] for found in after])
+    return _minimal(classes, numpy.array(step), numpy.array([bool(states & accepting) for states in order]))
+
+
+def _check_size(states: int) -> None:
+    if states > LARGEST:
+        raise UserError(f"language: what is asked needs an automaton of more than {LARGEST:,} states; ask for less at once")
+
+
+def _minimal(classes: Array, step: Array, accepting: Array) -> Language:
+    """Merge states that no text tells apart (Moore 1956) and classes that no state does; number both by first use."""
+    classes, step = _merge_classes(classes, step)
+    step, accepting = _number_states(step, accepting)
+    block = numpy.unique(accepting, return_inverse=True)[1].reshape(-1)
+    while True:
+        finer = numpy.unique(numpy.column_stack([block, block[step]]), axis=0, return_inverse=True)[1].reshape(-1)
+        if finer.max() == block.max():
+            break
+        block = finer
+    start, member = block[0], numpy.unique(block, return_index=True)[1]
+    classes, step = _merge_classes(classes, block[step[member]])
+    step, accepting = _number_states(step, accepting[member], start)
+    return Language(*(torch.from_numpy(a) for a in (classes, step, accepting)))
+
+
+def _merge_classes(classes: Array, step: Array) -> tuple[Array, Array]:
+    """Merge equal columns, drop unused ones, number them by their first token."""
+    used, classes = numpy.unique(classes, return_inverse=True)
+    step, column = numpy.unique(step[:, used], axis=1, return_inverse=True)
+    _, first, classes = numpy.unique(column.reshape(-1)[classes], return_index=True, return_inverse=True)
+    order = numpy.argsort(first)
+    return numpy.argsort(order)[classes.reshape(-1)], step[:, order]
+
+
+def _number_states(step: Array, accepting: Array, start: int = 0) -> tuple[Array, Array]:
+    """Number states in the order in which they are reached, and drop the others."""
+    reached = {int(start): 0}
+    queue = list(reached)
+    for state in queue:
+        fresh = [t for t in dict.fromkeys(step[state].tolist()) if t not in reached]
+        reached.update(zip(fresh, range(len(queue), len(queue) + len(fresh)), strict=True))
+        queue += fresh
+    number = numpy.zeros(len(step), dtype=numpy.int64)
+    number[queue] = range(len(queue))
+    return number[step[queue]], accepting[queue]
