@@ -234,7 +234,7 @@ def _likelihood_lines(report: Report) -> list[str]:
         return []
     lines = ["", "Likelihood of real text (a token: every word and the end; a bound is from above)"]
     for found in report.likelihoods:
-        terms = ", ".join(f"{name} {value:.3f}" for name, value in found.terms.items())
+        terms = ", ".join(f"{name} {value:.3f}" for name, value in found.terms.items() if value)
         difference = found.nats_per_token - found.judge_nats_per_token
         lines += [
             f"  {found.system}: {'exactly' if found.exact else 'at most'} {found.nats_per_token:.3f} ± {found.error:.3f} nats"
