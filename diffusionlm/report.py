@@ -252,6 +252,8 @@ def _system_lines(report: Report) -> list[str]:
         parts = [about["family"], f"{about['parameters']:,} parameters" if "parameters" in about else ""]
         if "training_tokens" in about:
             parts.append(f"trained on {about['training_tokens']:,} tokens in {about['training_seconds']:,.0f} seconds")
+        if "training_processor_seconds" in about:
+            parts.append(f"{about['training_processor_seconds']:,.0f} of the processor")
         lines.append(f"  {name} ({about['folder']}): {', '.join(filter(None, parts))}")
     return lines
 
