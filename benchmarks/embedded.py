@@ -10,19 +10,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import tempfile
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import torch
+from measure import RESULTS, ROOT, file_name, kept
 
 from diffusionlm.evaluation import grammar_report
 from diffusionlm.pipeline import Pipeline
 from diffusionlm.run import read_config, train
 
-RESULTS = Path(__file__).parent / "results" / "embedded"
-EMBEDDED = Path(__file__).parent.parent / "configs" / "restaurants.yaml"
+EMBEDDED = ROOT / "configs" / "restaurants.yaml"
 ROWS = {
     "default": {},
     "without neighbours": {"model.backbone.neighbours": "0"},
@@ -41,8 +41,8 @@ ROWS = {
 }
 
 
-def measure(row: str, steps: int, texts: int) -> dict[str, object]:
-    """Train and sample one row; return its figures with the machine's description."""
+def measure(row: str, steps: int, texts: int) -> dict[str, Any]:
+    """Train and sample one row; return its figures."""
     fixed = {
         "training.steps": str(steps),
         "training.threads": "1",
@@ -59,8 +59,7 @@ def measure(row: str, steps: int, texts: int) -> dict[str, object]:
         log = [json.loads(line) for line in (Path(folder) / "run" / "log.jsonl").read_text().splitlines()]
     report = asdict(grammar_report(written, splits["train"]["text"][:], splits["validation"]["text"][:]))
     seconds = [line["seconds"] for line in log if "seconds" in line][-1]
-    machine = f"{platform.machine()}, {platform.system()}, torch {torch.__version__}, one thread"
-    return {"row": row, "steps": steps, **report, "seconds": seconds, "seed": config.training.seed, "machine": machine}
+    return {"row": row, "steps": steps, **report, "seconds": seconds, "seed": config.training.seed}
 
 
 def main() -> None:
@@ -70,13 +69,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--texts", type=int, default=300)
     options = parser.parse_args()
-    RESULTS.mkdir(parents=True, exist_ok=True)
     print(f"{'':40} accepted  distinct  entropy (real)   seconds")
     for row in options.rows or ROWS:
-        path = RESULTS / f"{row.replace(' ', '-')}-{options.steps}.json"
-        if not path.exists():
-            path.write_text(json.dumps(measure(row, options.steps, options.texts), indent=2) + "\n")
-        found = json.loads(path.read_text())
+        path = RESULTS / "embedded" / f"{file_name(row)}-{options.steps}.json"
+        found = kept(path, partial(measure, row, options.steps, options.texts))
         entropy = f"{found['entropy']:.3f} ({found['entropy_real']:.3f})"
         print(
             f"{row:40} {found['accepted']:8.1%}  {found['distinct']:8.1%}  {entropy:14}  {found['seconds']:7.0f}",

@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--watch", action="store_true", help="show noise become words in the terminal, on stderr")
 
     command = verb(
-        "score", _score, "Say how likely a model finds texts (an upper bound): JSON lines on stdout, a summary on stderr.",
+        "score", _score, "Say how likely a model finds texts (a bound, or exactly): JSON lines on stdout, a summary on stderr.",
         epilog="Tokens are the words and one end a text. A text longer than the model reads is refused with its line; a word\n"
         "that the model does not know costs what [UNK] costs, and is counted.",
     )  # fmt: skip
@@ -241,9 +241,9 @@ def _score(options: argparse.Namespace) -> int:
     from diffusionlm.scoring import ScoringConfig, score, summary
 
     settings = ScoringConfig(**{f.name: getattr(options, f.name) for f in fields(ScoringConfig)})
-    texts = read_texts(options.file, options.column)
+    places, texts = zip(*read_texts(options.file, options.column), strict=True)
     bounds = []
-    scored = score(options.model, texts, settings)
+    scored = score(options.model, texts, settings, places=places)
     for index, (text, bound) in enumerate(tqdm(scored, total=len(texts), desc="scoring", unit="text", disable=None)):
         figures = {"length_nats" if name == "length" else name: value for name, value in asdict(bound).items()}
         print(json.dumps({"text": text, "index": index, "nats": bound.nats, **figures}, ensure_ascii=False), flush=True)

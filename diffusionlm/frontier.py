@@ -26,11 +26,11 @@ from diffusionlm.data import Corpus, Files, Restaurants, encode
 from diffusionlm.evaluation import SELF_BLEU_TEXTS, TrainingTexts, diversity, grammar_report, mean_error, word_counts
 from diffusionlm.judge import Judge, perplexity
 from diffusionlm.kinds import open_pipeline
-from diffusionlm.likelihood import bound
 from diffusionlm.model import DiffusionLM
 from diffusionlm.pipeline import SamplingConfig, Writer
 from diffusionlm.provenance import corpus_of, fingerprint, training_of
 from diffusionlm.report import JUDGE, REAL, Likelihood, Report, Row, draw, table, write
+from diffusionlm.scoring import TERMS, ScoringConfig, score
 
 
 @dataclass(frozen=True)
@@ -266,35 +266,28 @@ class Judging:
         return self.out
 
     def likelihood(self, system: str, writer: Writer[Any]) -> None:
-        """Bound the likelihood of real texts under a diffusion model; an autoregressive one says it exactly."""
+        """Score real texts: diffusion and masked models bound their likelihood, autoregressive ones say it exactly."""
         described, exact = self.report.systems[system], writer.model.can_generate()
         settings = {
             "texts": self.config.bound_texts,
             "strata": None if exact else self.config.strata,
             "dtype": str(writer.dtype),
         }
-        known = any((r.system, r.settings) == (system, settings) for r in self.report.likelihoods)
-        if known or not self.bounded or not (exact or isinstance(writer.model, DiffusionLM)):
+        if not self.bounded or any((r.system, r.settings) == (system, settings) for r in self.report.likelihoods):
             return
         encoded = encode(self.bounded, writer.tokenizer, writer.model.config.max_position_embeddings, "drop")
         texts = [self.bounded[i] for i in encoded.texts]
-        if exact:
-            scored = Judge.load(described["folder"], str(writer.model.device), "fp32").score(texts)
-            own, terms, estimate_error = [one.nats for one in scored], {}, 0.0
-        else:
-            found = bound(
-                writer.model, encoded.ids, texts, strata=self.config.strata, seed=self.config.seed, dtype=writer.dtype
-            )
-            bounds = list(tqdm(found, f"{system}, likelihood", len(texts), unit="text", disable=self.quiet))
-            own, total = [one.nats for one in bounds], sum(one.tokens for one in bounds)
-            names = ("prior", "reconstruction", "diffusion", "length")
-            terms = {name: sum(getattr(one, name) for one in bounds) / total for name in names}
-            estimate_error = math.hypot(*(one.deviation for one in bounds)) / total
+        found = score(writer, texts, ScoringConfig(strata=self.config.strata, seed=self.config.seed))
+        bar = tqdm(found, f"{system}, likelihood", len(texts), unit="text", disable=self.quiet)
+        bounds = [one for _, one in bar]
+        own, tokens = [one.nats for one in bounds], [one.tokens for one in bounds]
+        terms = {name: sum(getattr(one, name) for one in bounds) / sum(tokens) for name in TERMS}
+        estimate_error = math.hypot(*(one.deviation for one in bounds)) / sum(tokens)
         judged = [one.nats for one in self.judge.score(texts)]
-        tokens, characters = [len(row) - 1 for row in encoded.ids], sum(map(len, texts)) * math.log(2)
+        characters = sum(map(len, texts)) * math.log(2)
         self.report.add(Likelihood(
             system, described["fingerprint"], settings, exact, len(texts), sum(tokens),
-            sum(own) / sum(tokens), mean_error(own, tokens), estimate_error, sum(own) / characters, terms,
+            sum(own) / sum(tokens), mean_error(own, tokens), estimate_error, sum(own) / characters, {} if exact else terms,
             sum(judged) / sum(tokens), sum(judged) / characters,
             mean_error([mine - other for mine, other in zip(own, judged, strict=True)], tokens),
         ), self.out)  # fmt: skip

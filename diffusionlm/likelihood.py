@@ -48,7 +48,7 @@ class Bound:
     """The bound of one text: four terms in nats, and the Monte Carlo ``deviation`` of their sum.
 
     ``tokens`` are its words and END, of which ``unknown`` are [UNK] (that a word is unknown is paid for, not which one
-    it is); ``characters`` are those of the text, 0 where it was not given.
+    it is); ``characters`` are those of the text, 0 where it was not given. ``exact``: the likelihood itself, no bound.
     """
 
     prior: float
@@ -59,10 +59,11 @@ class Bound:
     tokens: int
     characters: int
     unknown: int
+    exact: bool = False
 
     @property
     def nats(self) -> float:
-        """Return the bound of -log p(text)."""
+        """Return the bound of -log p(text), or its value."""
         return self.prior + self.reconstruction + self.diffusion + self.length
 
 
@@ -295,7 +296,7 @@ def length_nats(model: PreTrainedModel, tokens: int) -> float:
     return -math.log((seen + 1) / (sum(counts) + model.config.max_tokens - 2))
 
 
-def counted(model: PreTrainedModel, row: Sequence[int], text: str | None) -> dict[str, int]:
+def counted(model: PreTrainedModel, row: Sequence[int], text: str | None) -> dict[str, Any]:
     """Return what is counted of a row of token ids with START and END, and of its text: the counts of a ``Bound``."""
     unknown = sum(i == model.config.special_ids.get("unk") for i in row[1:-1])
     return {"tokens": len(row) - 1, "characters": len(text or ""), "unknown": unknown}

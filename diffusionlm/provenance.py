@@ -8,6 +8,7 @@ import itertools
 import json
 import platform
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,21 @@ def machine() -> dict[str, Any]:
     """Describe the machine and the versions."""
     return {
         "system": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
+        "processor": _processor(),
         "threads": torch.get_num_threads(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "diffusion-lm": _version(),
     }
+
+
+def _processor() -> str:
+    """Return what the processor is called, where the system says so."""
+    with suppress(OSError):
+        names = [line.partition(": ")[2] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+        return f"{names[0]}, {len(names)} cores" if names else platform.machine()
+    return platform.processor() or platform.machine()
 
 
 def _version() -> str | None:
@@ -68,7 +77,10 @@ def corpus_of(folders: Sequence[str | Path]) -> Corpus:
 
 
 def training_of(folder: str | Path) -> dict[str, Any]:
-    """Return what a run's log says of its training: steps, tokens seen, seconds (of all its sittings); {} without one."""
+    """Return what a run's log says of its training: steps, tokens seen, seconds (of all its sittings); {} without one.
+
+    Seconds are the clock's, processor seconds those of all its threads together.
+    """
     config = config_of([folder])
     try:
         lines = [] if config is None else config.with_name("log.jsonl").read_text().splitlines()
@@ -77,10 +89,9 @@ def training_of(folder: str | Path) -> dict[str, Any]:
         return {}
     if not logged:
         return {}
-    clock = itertools.pairwise([0.0, *(row["seconds"] for row in logged)])
-    seconds = sum(now - before if now > before else now for before, now in clock)
-    return {
-        "training_steps": logged[-1]["step"],
-        "training_tokens": logged[-1]["tokens"],
-        "training_seconds": round(seconds, 1),
-    }
+    found = {"training_steps": logged[-1]["step"], "training_tokens": logged[-1]["tokens"]}
+    for name in ("seconds", "processor_seconds"):
+        if all(name in row for row in logged):
+            clock = itertools.pairwise([0.0, *(row[name] for row in logged)])
+            found[f"training_{name}"] = round(sum(now - before if now > before else now for before, now in clock), 1)
+    return found

@@ -234,7 +234,7 @@ def _likelihood_lines(report: Report) -> list[str]:
         return []
     lines = ["", "Likelihood of real text (a token: every word and the end; a bound is from above)"]
     for found in report.likelihoods:
-        terms = ", ".join(f"{name} {value:.3f}" for name, value in found.terms.items())
+        terms = ", ".join(f"{name} {value:.3f}" for name, value in found.terms.items() if value)
         difference = found.nats_per_token - found.judge_nats_per_token
         lines += [
             f"  {found.system}: {'exactly' if found.exact else 'at most'} {found.nats_per_token:.3f} ± {found.error:.3f} nats"
@@ -252,6 +252,8 @@ def _system_lines(report: Report) -> list[str]:
         parts = [about["family"], f"{about['parameters']:,} parameters" if "parameters" in about else ""]
         if "training_tokens" in about:
             parts.append(f"trained on {about['training_tokens']:,} tokens in {about['training_seconds']:,.0f} seconds")
+        if "training_processor_seconds" in about:
+            parts.append(f"{about['training_processor_seconds']:,.0f} of the processor")
         lines.append(f"  {name} ({about['folder']}): {', '.join(filter(None, parts))}")
     return lines
 

@@ -1,30 +1,29 @@
-"""Texts in, likelihoods out: reads a model's folder, whatever kind of model it holds, and scores texts with it.
+"""Texts in, likelihoods out: scores texts with a model's folder, whatever kind of model it holds.
 
-Each kind of model has a scorer, a function ``(folder, texts, options)`` that yields every text with a dataclass of its
-figures: ``nats`` and ``tokens``, and whatever else that kind knows. A new kind is one line in ``SCORERS``.
+Each kind of model has a scorer, a function ``(writer, texts, options)`` of its pipeline that yields a ``Bound`` for each
+text, in order: diffusion and masked models a bound from above by Monte Carlo, autoregressive ones the likelihood itself.
+A new kind is one line in ``SCORERS``.
 """
 
 from __future__ import annotations
 
-import importlib
-import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from diffusionlm.config import Settings, UserError
 from diffusionlm.data import encode
+from diffusionlm.judge import Judge
+from diffusionlm.kinds import open_pipeline
 from diffusionlm.likelihood import Bound, bound
-from diffusionlm.model import model_folder
-from diffusionlm.pipeline import Pipeline
+from diffusionlm.masked_bound import masked_bound
+from diffusionlm.pipeline import Writer
 from diffusionlm.tokenizer import decode_texts
 
-SCORERS = {  # by the model_type in the folder's config.json
-    "diffusionlm": "diffusionlm.scoring:score_diffusion",
-}
+TERMS = ("prior", "reconstruction", "diffusion", "length")
 
 
 @dataclass(frozen=True)
@@ -52,49 +51,78 @@ class ScoringConfig(Settings):
                 raise UserError(f"{name}: expected {least} or more, got {getattr(self, name)}")
 
 
-Scorer = Callable[[Path, Sequence[tuple[str, str]], ScoringConfig], Iterator[tuple[str, Bound]]]
+Scorer = Callable[[Writer[Any], Sequence[str], ScoringConfig], Iterator[Bound]]
 
 
 def score(
-    folder: str | Path, texts: Sequence[tuple[str, str]], options: ScoringConfig | None = None
+    model: str | Path | Writer[Any],
+    texts: Sequence[str],
+    options: ScoringConfig | None = None,
+    *,
+    places: Sequence[str] | None = None,
 ) -> Iterator[tuple[str, Bound]]:
-    """Yield each text with its likelihood under the model in ``folder``; ``texts`` are pairs (place, text).
+    """Yield each of ``texts`` with its likelihood under ``model``; empty texts are skipped.
+
+    Args:
+        model: a model folder or a run's, or a pipeline that is open, where device and dtype are settled.
+        texts: what is scored.
+        options: how; by default the library's.
+        places: what an error calls each text, such as "reviews.csv, line 7".
 
     Raises:
-        UserError: before the first text: not a model folder, or a text that is longer than the model reads, since a mean
-            over the shorter texts would be another figure.
+        UserError: at once, not at the first text: not a model folder, or a text that is longer than the model reads, since
+            a mean over the shorter texts would be another figure.
     """
-    folder = model_folder(folder)
-    kind = None
-    with suppress(OSError, ValueError, AttributeError):  # the model's own loading says better what is wrong
-        kind = json.loads((folder / "config.json").read_text()).get("model_type")
-    module, _, name = SCORERS.get(str(kind), SCORERS["diffusionlm"]).partition(":")
-    scorer: Scorer = getattr(importlib.import_module(module), name)
-    return scorer(folder, texts, ScoringConfig() if options is None else options)
-
-
-def score_diffusion(folder: Path, texts: Sequence[tuple[str, str]], options: ScoringConfig) -> Iterator[tuple[str, Bound]]:
-    """Yield each text with its bound under a diffusion model."""
-    pipeline = Pipeline.from_pretrained(folder, options.device, options.dtype)
-    longest = pipeline.model.config.max_tokens
-    encoded = encode([text for _, text in texts], pipeline.tokenizer, sys.maxsize)
+    options = ScoringConfig() if options is None else options
+    writer = model if isinstance(model, Writer) else open_pipeline(model, options.device, options.dtype)
+    longest = sys.maxsize if writer.model.can_generate() else writer.model.config.max_position_embeddings
+    encoded = encode(texts, writer.tokenizer, sys.maxsize)
     for number, row in zip(encoded.texts, encoded.ids, strict=True):
         if len(row) > longest:
+            place = f"text {number}" if places is None else places[number]
             got = f"{len(row) - 2} tokens, more than the {longest - 2} that this model reads"
-            raise UserError(f"{texts[number][0]}: {got}; shorten the text or leave it out")
-    bounds = bound(
-        pipeline.model, encoded.ids, decode_texts(pipeline.tokenizer, encoded.ids), strata=options.strata,
-        seed=options.seed, batch_size=options.batch_size, dtype=pipeline.dtype,
-    )  # fmt: skip
-    for number, result in zip(encoded.texts, bounds, strict=True):
-        yield texts[number][1], result
+            raise UserError(f"{place}: {got}; shorten the text or leave it out")
+    kept = [texts[number] for number in encoded.texts]
+    return zip(kept, SCORERS[writer.model.config.model_type](writer, kept, options), strict=True)
+
+
+def by_bound(function: Callable[..., Iterator[Bound]]) -> Scorer:
+    """Return the scorer of a ``bound(model, rows, texts, *, strata, seed, batch_size, dtype)``."""
+
+    def scorer(writer: Writer[Any], texts: Sequence[str], options: ScoringConfig) -> Iterator[Bound]:
+        rows = encode(texts, writer.tokenizer, sys.maxsize).ids
+        return function(
+            writer.model, rows, decode_texts(writer.tokenizer, rows), strata=options.strata, seed=options.seed,
+            batch_size=options.batch_size, dtype=writer.dtype,
+        )  # fmt: skip
+
+    return scorer
+
+
+def exactly(writer: Writer[Any], texts: Sequence[str], options: ScoringConfig) -> Iterator[Bound]:
+    """Yield the exact likelihood under an autoregressive model: all of it is reconstruction, there being no noise."""
+    judge = Judge(writer.model, writer.tokenizer, writer.dtype)
+    for first in range(0, len(texts), options.batch_size):
+        for one in judge.score(texts[first : first + options.batch_size]):
+            yield Bound(
+                prior=0.0, reconstruction=one.nats, diffusion=0.0, length=0.0, deviation=0.0, tokens=one.tokens,
+                characters=one.characters, unknown=one.unknown, exact=True,
+            )  # fmt: skip
+
+
+SCORERS: dict[str, Scorer] = {  # by the model_type in the model's config, as the pipelines are in kinds.py
+    "diffusionlm": by_bound(bound),
+    "diffusionlm-masked": by_bound(masked_bound),
+    "llama": exactly,
+}
 
 
 @dataclass(frozen=True)
 class Summary:
     """The bound of a set of texts, in nats a token (END counted), its four terms, and bits a character.
 
-    ``standard_error`` is that of the Monte Carlo estimate for these very texts; it says nothing of other texts.
+    ``standard_error`` is that of the Monte Carlo estimate for these very texts; it says nothing of other texts, and is 0
+    where the likelihood is ``exact``.
     """
 
     nats_per_token: float
@@ -108,16 +136,17 @@ class Summary:
     tokens: int
     characters: int
     unknown: int
+    exact: bool
 
     def __str__(self) -> str:
         """Return two lines for a reader."""
-        terms = ", ".join(f"{name} {getattr(self, name):.4f}" for name in ("prior", "reconstruction", "diffusion", "length"))
+        terms = ", ".join(f"{name} {value:.4f}" for name in TERMS if (value := getattr(self, name)))
+        nats = f"exactly {self.nats_per_token:.4f} nats a token"
+        if not self.exact:
+            nats = f"at most {self.nats_per_token:.4f} +- {self.standard_error:.4f} nats a token ({terms})"
         characters = f"; {self.bits_per_character:.3f} bits a character" if self.characters else ""
         unknown = f", {self.unknown} of them unknown words" if self.unknown else ""
-        return (
-            f"at most {self.nats_per_token:.4f} +- {self.standard_error:.4f} nats a token ({terms}){characters}\n"
-            f"{self.texts} texts, {self.tokens} tokens: words and one end a text{unknown}"
-        )
+        return f"{nats}{characters}\n{self.texts} texts, {self.tokens} tokens: words and one end a text{unknown}"
 
 
 def summary(bounds: Sequence[Bound]) -> Summary:
@@ -130,10 +159,11 @@ def summary(bounds: Sequence[Bound]) -> Summary:
     return Summary(
         nats_per_token=mean("nats"),
         standard_error=math.sqrt(math.fsum(b.deviation**2 for b in bounds)) / tokens,
-        **{name: mean(name) for name in ("prior", "reconstruction", "diffusion", "length")},
+        **{name: mean(name) for name in TERMS},
         bits_per_character=math.fsum(b.nats for b in bounds) / math.log(2) / characters if characters else math.nan,
         texts=len(bounds),
         tokens=tokens,
         characters=characters,
         unknown=sum(b.unknown for b in bounds),
+        exact=all(b.exact for b in bounds),
     )

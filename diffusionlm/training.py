@@ -402,6 +402,7 @@ class Progress(TrainerCallback):
             self.bar = tqdm(total=self.steps, initial=state.global_step, desc="training", unit="step", disable=self.quiet)
             self.file = self.path.open("a")
             self.begun = self.clock = time.perf_counter()
+            self.processor_begun = time.process_time()
             self.tokens: int | None = None
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -420,6 +421,7 @@ class Progress(TrainerCallback):
                 self.bar.set_postfix_str(f"loss {logs['loss']:.3f}, {logs['tokens_per_second']:,} tokens/s")
             self.clock, self.tokens = now, logs["tokens"]
             logs["seconds"] = round(now - self.begun, 3)
+            logs["processor_seconds"] = round(time.process_time() - self.processor_begun, 3)  # of all threads together
         with disk_errors(self.path):
             self.file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
             self.file.flush()

@@ -26,7 +26,7 @@ from diffusionlm.run import RunConfig, train
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a diffusion run, one that predicts vectors, and a judge's run, all of the same texts."""
+    """A folder with a diffusion run, one that predicts vectors, a masked and a judge's run, all of the same texts."""
     folder = tmp_path_factory.mktemp("frontier")
     with redirect_stderr(io.StringIO()):
         train(tiny_config(folder), folder / "run", quiet=True)
@@ -39,6 +39,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vectors = {"prediction": "x0", "schedule": "sqrt", "self_conditioning": False}
         paper = tiny_config(folder, model=vectors, objective={"name": "regression"}, training={"steps": 2})
         train(paper, folder / "paper", write_samples=False, quiet=True)
+        plain = tiny_plain(folder, training={"steps": 2}, objective="masked")
+        masked = {
+            **plain,
+            "model": {"name": "masked", "backbone": {"name": "transformer", "layers": 1, "width": 16, "heads": 2}},
+        }
+        masked["sampling"] = {"sampler": "maskgit", "steps": 4}
+        train(build(RunConfig, masked), folder / "masked", write_samples=False, quiet=True)
     return folder
 
 
@@ -94,11 +101,16 @@ def test_every_row_is_what_its_texts_say(folder: Path, tmp_path: Path, capsys: p
 
 def test_the_likelihood_stands_beside_the_judges_on_the_same_texts(folder: Path, tmp_path: Path) -> None:
     config = EvaluationConfig(count=2, temperatures=(1.0,), bound_texts=4, strata=16)
-    models = [folder / "run", folder / "judge"]
+    models = [folder / "run", folder / "masked", folder / "judge"]
     report = evaluate(folder / "judge", models, config=config, out=tmp_path / "out", quiet=True)
-    bounded, exact = report.likelihoods
-    assert sum(bounded.terms.values()) == pytest.approx(bounded.nats_per_token)
-    assert set(bounded.terms) == {"prior", "reconstruction", "diffusion", "length"}
+    bounded, masked, exact = report.likelihoods
+    for one in (bounded, masked):
+        assert sum(one.terms.values()) == pytest.approx(one.nats_per_token)
+        assert set(one.terms) == {"prior", "reconstruction", "diffusion", "length"}
+    assert not masked.exact and masked.estimate_error > 0 and masked.tokens == bounded.tokens
+    said = table(report)
+    assert f"  masked: at most {masked.nats_per_token:.3f} ± " in said
+    assert f"    diffusion {masked.terms['diffusion']:.3f}, length {masked.terms['length']:.3f}; the draws' own error" in said
     assert (bounded.exact, exact.exact, exact.terms, exact.estimate_error) == (False, True, {}, 0)
     # The judge as a model among others is as likely as itself, to the last digit, and by the same count.
     assert exact.nats_per_token == exact.judge_nats_per_token == pytest.approx(bounded.judge_nats_per_token)

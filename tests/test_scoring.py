@@ -5,21 +5,33 @@ from __future__ import annotations
 import io
 import json
 import math
+import random
 from contextlib import redirect_stderr
 from pathlib import Path
+from typing import Any
 
 import pytest
-from runs import restaurant_texts, tiny_config
+import torch
+from runs import restaurant_texts, tiny_config, tiny_plain
 
+from diffusionlm.backbone import Transformer
+from diffusionlm.causal import CausalConfig
 from diffusionlm.cli import main
-from diffusionlm.config import UserError
+from diffusionlm.config import UserError, build
 from diffusionlm.data import read_texts
+from diffusionlm.judge import Judge, perplexity
+from diffusionlm.kinds import PIPELINES
 from diffusionlm.likelihood import Bound, bound
-from diffusionlm.pipeline import Pipeline
-from diffusionlm.run import train
-from diffusionlm.scoring import ScoringConfig, score, summary
+from diffusionlm.masked import MaskedConfig
+from diffusionlm.model import ModelConfig
+from diffusionlm.pipeline import Pipeline, SamplingConfig
+from diffusionlm.run import RunConfig, save_model, train
+from diffusionlm.scoring import SCORERS, ScoringConfig, score, summary
+from diffusionlm.spec import ModelSpec
+from diffusionlm.tokenizer import Words
 
 FAST = ["--strata", "4"]
+SMALL = Transformer(layers=1, width=16, heads=2)
 
 
 @pytest.fixture(scope="module")
@@ -110,12 +122,58 @@ def test_what_is_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_from_python(trained: Path) -> None:
     texts = restaurant_texts(3)
-    found = list(score(trained, [("", text) for text in texts], ScoringConfig(strata=4)))
+    found = list(score(trained, texts, ScoringConfig(strata=4)))
     pipeline = Pipeline.from_pretrained(trained)
     rows = [pipeline.tokenizer(text)["input_ids"] for text in texts]
     assert found == list(zip(texts, bound(pipeline.model, rows, texts, strata=4), strict=True))
+    assert list(score(pipeline, ["", *texts], ScoringConfig(strata=4))) == found  # an open pipeline; an empty text
     with pytest.raises(UserError, match="line 9: 47 tokens"):
-        next(score(trained, [("line 9", "good " * 47)]))
+        score(trained, ["good", "good " * 47], places=["line 8", "line 9"])
+
+
+@pytest.mark.parametrize("model", [ModelConfig(dimension=16, backbone=SMALL), MaskedConfig(backbone=SMALL), CausalConfig()])
+def test_every_kind_reaches_the_truth_of_a_silent_network(model: ModelSpec, tmp_path: Path) -> None:
+    """All words cost the same then: a diffusion model bars START, END and PAD, an autoregressive one nothing."""
+    random.seed(0)
+    texts = [" ".join(random.choices("abcdefghij", k=random.randint(1, 8))) for _ in range(30)]
+    tokenizer = Words().make(["a b c d e f g h i j"])
+    V = len(tokenizer)
+    made: Any = model.make(tokenizer, [[2, 4, 5, 6, 3]], 12)
+    last = made.lm_head if made.can_generate() else made.network.down
+    for weight in last.parameters():
+        torch.nn.init.zeros_(weight)
+    made.config.length_counts = [0, 0, 0, 3, 1]
+    save_model(made, tokenizer, SamplingConfig(), tmp_path / "model")
+    found = [one for _, one in score(tmp_path, texts, ScoringConfig(strata=1024, batch_size=256))]
+    words = [len(text.split()) for text in texts]
+    assert [one.tokens for one in found] == [n + 1 for n in words]
+    assert SCORERS.keys() == PIPELINES.keys()
+    if made.can_generate():
+        assert [one.nats for one in found] == pytest.approx([(n + 1) * math.log(V) for n in words], rel=1e-6)
+        assert all(one.exact and one.deviation == 0 and one.nats == one.reconstruction for one in found)
+        assert str(summary(found)).startswith(f"exactly {math.log(V):.4f} nats a token; ")
+        return
+    lengths = [-math.log(([0, 3, 1] + 10 * [0])[n] + 1) + math.log(14) for n in words]
+    assert [one.length for one in found] == pytest.approx(lengths)
+    truth = sum(words) * math.log(V - 3) + sum(lengths)
+    error = math.hypot(*(one.deviation for one in found))
+    assert sum(one.nats for one in found) == pytest.approx(truth, abs=4 * error + 0.02 * len(texts))
+    assert error < 0.02 * truth and not any(one.exact for one in found)
+
+
+def test_an_autoregressive_run_is_scored_by_its_own_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A text longer than the model reads is no mistake there: it is scored in windows."""
+    model = {"name": "causal", "layers": 1, "width": 16, "heads": 2}
+    config = build(RunConfig, {**tiny_plain(tmp_path, training={"steps": 2}), "model": model, "objective": "causal"})
+    train(config, tmp_path / "run", write_samples=False, quiet=True)
+    texts = [*restaurant_texts(2), "very " * 60 + "good"]
+    (tmp_path / "three.txt").write_text("\n".join(texts))
+    capsys.readouterr()
+    rows, said = scored([str(tmp_path / "run"), str(tmp_path / "three.txt")], capsys)
+    judge = Judge.load(tmp_path / "run")
+    assert [row["nats"] for row in rows] == pytest.approx([one.nats for one in judge.score(texts)], rel=1e-5)
+    assert [row["exact"] for row in rows] == [True] * 3
+    assert f"exactly {math.log(perplexity(judge.score(texts))):.4f} nats a token" in said
 
 
 def test_the_summary_is_a_mean_over_tokens() -> None:

@@ -1,0 +1,196 @@
+"""What each piece of the recipe is worth on E2E: short runs of equal processor time, one piece changed in each.
+
+    python benchmarks/ablations.py --folder E2E --judge runs/e2e-judge [--minutes 10] [--jobs 2] [ROW ...]
+
+Every row is configs/e2e-small.yaml with one change, trained on one thread for as many minutes of processor time, and
+asked for texts at three temperatures, because a single perplexity is no figure: rows are compared where their texts are
+as diverse as the default's. Rows in ``benchmarks/results/ablations`` are known and not measured again; delete a file to
+measure its row anew. The table goes to stdout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from measure import ROOT, TEMPERATURES, arguments, asked, check, every, exit_status, file_name, kept, trained
+
+from diffusionlm.evaluation import at_entropy
+from diffusionlm.frontier import EvaluationConfig, Judging
+from diffusionlm.kinds import open_pipeline
+from diffusionlm.report import Report
+from diffusionlm.run import RunConfig, read_config
+
+BASE = ROOT / "configs" / "e2e-small.yaml"
+PADDED = {"model.explicit_length": "false", "sampling.corrections": "0"}
+VECTORS = {  # what regression needs: steps of time, padded texts (it gives no position clean), no logits in sampling
+    **PADDED,
+    "model.prediction": "x0",
+    "model.schedule": "sqrt",
+    "objective": "regression",
+    "model.self_conditioning": "false",
+    "sampling.passes": "1",
+    "sampling.temperature": "1",
+    "sampling.step_temperature": "null",
+}
+ROWS: dict[str, dict[str, str]] = {
+    "default": {},
+    "without evidence": {"model.evidence": "0", "model.evidence_input": "false"},
+    "without evidence in the logits": {"model.evidence": "0"},
+    "without evidence as input": {"model.evidence_input": "false"},
+    "without co-occurrence": {"model.cooccurrence": "0"},
+    "without neighbours": {"model.backbone.neighbours": "0"},
+    "without self-conditioning": {"model.self_conditioning": "false", "sampling.passes": "1"},
+    "noise drawn from the learned density itself": {"model.schedule.training_shift": "0"},
+    "word vectors as fast as the rest": {"training.optimizer.word_learning_rate": "0.008"},
+    "padded, no explicit length": PADDED,
+    "AdamW alone": {"training.optimizer": "{name: adamw, learning_rate: 0.004, betas: [0.9, 0.98], weight_decay: 0.01}"},
+    "dimension 16": {"model.dimension": "16"},
+    "dimension 32": {"model.dimension": "32"},
+    "random frozen word vectors": {"model.cooccurrence": "0", "model.embedding": "frozen"},
+    "sqrt schedule": {"model.schedule": "sqrt"},
+    "sqrt schedule, padded, no self-conditioning": {  # to compare the next two with
+        **PADDED,
+        "model.schedule": "sqrt",
+        "model.self_conditioning": "false",
+        "sampling.passes": "1",
+    },
+    "x0 regression, padded": VECTORS,
+    "x0 regression, padded, free word vectors": {**VECTORS, "model.embedding": "free"},  # the paper's objective
+    "one noise level a text": {"objective.mixed_share": "0"},
+    "noise levels by position in 50 % of the texts": {"objective.mixed_share": "0.5"},
+    "noise levels by position in 90 % of the texts": {"objective.mixed_share": "0.9"},
+}
+
+
+def config_of(row: str, folder: str) -> RunConfig:
+    """Return a row's run on E2E in ``folder``, its steps not settled yet."""
+    return read_config([BASE], [("data.corpus.folder", json.dumps(folder)), *ROWS[row].items()])
+
+
+def measured(row: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Train and judge one row; return its figures."""
+    config = config_of(row, options.folder)
+    run = Path(options.runs) / "ablations" / options.length / file_name(row)
+    trained(config, run, options)
+    report = judged(run, config, options)
+    (system,) = (name for name, about in report.systems.items() if about["folder"] == str(run))
+    about = report.systems[system]
+    real, *points = report.rows
+    likelihood = report.likelihoods[0] if report.likelihoods else None
+    return {
+        "row": row,
+        "changes": ROWS[row],
+        "asked": options.length,
+        "seed": config.training.seed,
+        **{name: value for name, value in about.items() if name.startswith("training_") or name == "parameters"},
+        "texts": options.texts,
+        "judge": report.about["judge_fingerprint"],
+        "real": {"judge_perplexity": real.judge_perplexity, "entropy": real.diversity.entropy},
+        "points": [
+            {
+                "temperature": point.temperature,
+                "steps": point.steps,
+                "judge_perplexity": point.judge_perplexity,
+                "judge_error": point.judge_error,
+                "seconds": point.seconds,
+                **{name: getattr(point.diversity, name) for name in ("entropy", "unique", "copied", "self_bleu")},
+            }
+            for point in points
+        ],
+        "likelihood": None if likelihood is None else {
+            name: getattr(likelihood, name)
+            for name in ("nats_per_token", "error", "estimate_error", "terms", "texts", "judge_nats_per_token")
+        },
+    }  # fmt: skip
+
+
+def judged(run: Path, config: RunConfig, options: argparse.Namespace) -> Report:
+    """Judge a run's texts at each temperature beside real text, and bound its likelihood; resumed in its folder."""
+    asking = EvaluationConfig(temperatures=TEMPERATURES, count=options.texts, bound_texts=options.bound_texts)
+    judging = Judging.prepare(options.judge, config.data.corpus, asking, run / "evaluation", "cpu", quiet=False)
+    writer = open_pipeline(run)
+    system = judging.enter(run, (), writer)
+    real = next(judging.reference_cells())  # the judge's own samples would be the same in every row
+    judging.fill([real, *judging.model_cells(system, writer, (), "fp32")])
+    judging.likelihood(system, writer)
+    return judging.report
+
+
+def table(found: Sequence[dict[str, Any]]) -> str:
+    """Return the rows as a table in Markdown, compared at the default's entropy."""
+    middle = TEMPERATURES[len(TEMPERATURES) // 2]
+    default = next((row for row in found if row["row"] == "default"), None)
+    anchor = None if default is None else at(default, middle)["entropy"]
+    real = found[0]["real"]
+    columns = ["", "steps", "tokens", "CPU s", *(f"t {t:g}" for t in TEMPERATURES)]
+    columns += ["at equal entropy", "unique", "copied", "nats a token"]
+    lines = [
+        "Judge perplexity (entropy of the words, nats) of "
+        f"{found[0]['texts']} texts at each temperature t; real text: {real['judge_perplexity']:.2f} ({real['entropy']:.3f}).",
+        ""
+        if anchor is None
+        else f"At equal entropy: {anchor:.3f} nats, the default's at t {middle:g}; log-linear between the"
+        " row's temperatures, - beyond them.",
+        f"Unique texts and copies of training texts: at t {middle:g}, or the only one. Nats a token: an upper bound.",
+        "",
+        "| " + " | ".join(columns) + " |",
+        "|---" + "|---:" * (len(columns) - 1) + "|",
+    ]
+    return "\n".join([*lines, *("| " + " | ".join(cells(row, middle, anchor)) + " |" for row in found)])
+
+
+def at(row: dict[str, Any], temperature: float) -> dict[str, Any]:
+    """Return a row's figures at the temperature nearest to ``temperature``."""
+    nearest: dict[str, Any] = min(row["points"], key=lambda point: abs(point["temperature"] - temperature))
+    return nearest
+
+
+def cells(row: dict[str, Any], middle: float, anchor: float | None) -> list[str]:
+    """Return a row's cells."""
+    known = {p["temperature"]: f"{p['judge_perplexity']:.2f} ({p['entropy']:.3f})" for p in row["points"]}
+    line = [(p["entropy"], p["judge_perplexity"]) for p in row["points"]]
+    equal = None if anchor is None else at_entropy(line, anchor)
+    bound = row["likelihood"]
+    return [
+        row["row"],
+        f"{row['training_steps']:,}",
+        f"{row['training_tokens'] / 1e6:.2f} M",
+        f"{row['training_processor_seconds']:.0f}",
+        *(known.get(t, "-") for t in TEMPERATURES),
+        "-" if equal is None else f"{equal:.2f}",
+        f"{at(row, middle)['unique']:.1%}",
+        f"{at(row, middle)['copied']:.1%}",
+        "-" if bound is None else f"{bound['nats_per_token']:.3f} ± {bound['error']:.3f}",
+    ]
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Measure the rows that are missing, and print the table of all that are known."""
+    options = asked(arguments(__doc__, list(ROWS), minutes=10), list(ROWS), words)
+    results = Path(options.results) / "ablations"
+    paths = {row: results / f"{file_name(row)}-{options.length}.json" for row in options.rows}
+    logs = Path(options.runs) / "ablations" / options.length
+
+    def measure_missing() -> list[str]:
+        if not options.alone:
+            check(config_of("default", options.folder).data.corpus, options)
+        missing = [row for row, path in paths.items() if not path.exists()]
+        if known := len(paths) - len(missing):
+            print(f"{known} of {len(paths)} rows are known already, in {results}", file=sys.stderr)
+        return every(missing, __file__, options, lambda row: kept(paths[row], lambda: measured(row, options)), logs)
+
+    def show() -> None:
+        found = [json.loads(path.read_text()) for path in paths.values() if path.exists()]
+        if found and not options.alone:
+            print(table(found), flush=True)
+
+    return exit_status(measure_missing, show)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""The benchmarks: their rows are what they say, a row is measured once, and what is stopped keeps what is finished."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+from pathlib import Path
+
+import ablations
+import e2e
+import embedded
+import measure
+import pytest
+from runs import restaurant_texts, tiny_config, tiny_plain
+
+from diffusionlm.config import build, to_plain
+from diffusionlm.data import encode
+from diffusionlm.kinds import pipeline_of
+from diffusionlm.run import RunConfig, read_config, train
+from diffusionlm.tokenizer import Words
+
+CONFIGS = {
+    **{f"ablations, {row}": ablations.config_of(row, "folder") for row in ablations.ROWS},
+    **{f"e2e, {row}": e2e.config_of(row, "folder") for row in e2e.ROWS},
+    **{f"embedded, {row}": read_config([embedded.EMBEDDED], list(embedded.ROWS[row].items())) for row in embedded.ROWS},
+}
+
+
+@pytest.mark.parametrize("row", CONFIGS)
+def test_every_row_is_a_run_whose_texts_can_be_asked_for(row: str) -> None:
+    config = CONFIGS[row]
+    texts = restaurant_texts(20)
+    tokenizer = Words().make(texts)
+    model = config.model.make(tokenizer, encode(texts, tokenizer).ids, config.data.max_length)
+    config.objective.build(model)
+    pipeline_of(model)(model, tokenizer, config.sampling).check(config.sampling)
+
+
+@pytest.mark.parametrize("rows", [ablations.ROWS, e2e.ROWS, embedded.ROWS], ids=["ablations", "e2e", "embedded"])
+def test_no_row_is_like_another(rows: dict[str, object]) -> None:
+    name = next(name for name, module in sys.modules.items() if getattr(module, "ROWS", None) is rows)
+    plain = [json.dumps(to_plain(config)) for row, config in CONFIGS.items() if row.startswith(f"{name}, ")]
+    assert len(set(plain)) == len(plain) == len(rows)
+    assert len({measure.file_name(row) for row in rows}) == len(rows)
+
+
+def test_the_recipes_that_are_compared_share_network_and_data() -> None:
+    ours, masked, paper = (to_plain(e2e.config_of(row, "folder")) for row in e2e.ROWS)
+    assert ours["model"]["backbone"] == masked["model"]["backbone"] == paper["model"]["backbone"]
+    assert ours["data"] == masked["data"] == paper["data"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a corpus in the form of E2E's, and a judge's run on it."""
+    folder = tmp_path_factory.mktemp("e2e")
+    texts = restaurant_texts(240, "train")
+    for name, part in (("trainset", texts[:200]), ("devset", texts[200:230]), ("testset_w_refs", texts[230:])):
+        with (folder / f"{name}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([("mr", "ref"), *(("name[X], food[Y]", text) for text in part)])
+    judge = {
+        **tiny_plain(folder, training={"steps": 2}),
+        "data": {"corpus": {"name": "e2e", "folder": str(folder)}, "tokenizer": {"name": "words", "min_count": 11}},
+        "model": {"name": "causal", "layers": 1, "width": 16, "heads": 2},
+        "objective": "causal",
+    }
+    train(build(RunConfig, judge), folder / "judge", write_samples=False, quiet=True)
+    return folder
+
+
+def words(folder: Path, tmp_path: Path, *rows: str) -> list[str]:
+    asked = ["--steps", "2", "--texts", "3", "--bound-texts", "2", "--jobs", "0"]
+    asked += ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    return ["--folder", str(folder), "--judge", str(folder / "judge"), *asked, *rows]
+
+
+def test_a_row_is_measured_once_and_shown_beside_others(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ablations.main(words(folder, tmp_path, "default")) == 0
+    path = tmp_path / "results" / "ablations" / "default-2-steps.json"
+    before, found = path.stat().st_mtime_ns, json.loads(path.read_text())
+    assert (found["row"], found["changes"], found["training_steps"], found["seed"]) == ("default", {}, 2, 0)
+    assert [point["temperature"] for point in found["points"]] == [0.8, 0.9, 1.0]
+    assert all(point["steps"] == 128 and point["judge_perplexity"] > 1 for point in found["points"])
+    assert found["training_tokens"] > 1000 and found["training_processor_seconds"] > 0
+    assert found["likelihood"]["texts"] == 2 and found["machine"]["threads"] == 1
+    assert "| default | 2 | 0.00 M |" in capsys.readouterr().out
+    other = {**found, "row": "dimension 16", "points": [{**p, "entropy": p["entropy"] + 9} for p in found["points"]]}
+    (path.parent / "dimension-16-2-steps.json").write_text(json.dumps({**other, "likelihood": None}))
+    assert ablations.main(words(folder, tmp_path, "default", "dimension 16")) == 0
+    said = capsys.readouterr()
+    assert "2 of 2 rows are known already" in said.err and path.stat().st_mtime_ns == before
+    *_, first, second = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.out.splitlines()]
+    point = found["points"][1]
+    assert first[0] == "default" and first[7] == f"{point['judge_perplexity']:.2f}"  # at its own entropy
+    assert first[5] == f"{point['judge_perplexity']:.2f} ({point['entropy']:.3f})"
+    assert second[0] == "dimension 16" and (second[7], second[10]) == ("-", "-")
+
+
+def test_the_recipes_are_trained_and_judged_together(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(e2e, "EVALUATIONS", (2, 3))
+    monkeypatch.setattr(e2e, "TEMPERATURES", (1.0,))
+    assert e2e.main(words(folder, tmp_path, "ours", "masked")) == 0
+    table = capsys.readouterr().out
+    out = tmp_path / "results" / "e2e-2-steps"
+    assert table == (out / "table.txt").read_text()
+    report = json.loads((out / "evaluation.json").read_text())
+    asked = {(row["system"], row["steps"]) for row in report["rows"] if row["kind"] == "model"}
+    assert asked == {("ours", 128), ("masked", 32), ("ours", 2), ("ours", 3)}
+    assert [one["system"] for one in report["likelihoods"]] == ["ours", "masked"]
+    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in report["rows"]]
+    assert e2e.main(words(folder, tmp_path, "ours", "masked")) == 0
+    again = json.loads((out / "evaluation.json").read_text())["rows"]
+    assert [{k: v for k, v in row.items() if k != "seconds"} for row in again] == rows
+    assert capsys.readouterr().out == table
+
+
+def test_mistakes_are_found_before_training(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = words(folder, tmp_path, "default")
+    wrong[wrong.index("--judge") + 1] = str(tmp_path / "none")
+    assert ablations.main(wrong) == 2
+    assert "expected a model folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        ablations.main([*words(folder, tmp_path), "no such row"])
+    assert "no row is called 'no such row'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_steps_are_settled_by_the_runs_own_time(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    assert measure.of_minutes(config, 1e-9).training.steps == 1
+    fixed = measure.of_steps(config, 1234).training
+    assert (fixed.steps, fixed.log_every, fixed.save_every, fixed.threads) == (1200, 50, 300, 1)
+    assert measure.of_steps(config, 7).training.log_every == 7
+
+
+def test_processes_that_fail_are_named(tmp_path: Path) -> None:
+    programs = {"good, row": "import os; print(os.environ['OMP_NUM_THREADS'])", "bad": "raise SystemExit('wrong')"}
+    commands = {name: [sys.executable, "-c", program] for name, program in programs.items()}
+    assert measure.in_processes(commands, 2, tmp_path / "logs") == ["bad"]
+    said = {path.name: path.read_text() for path in (tmp_path / "logs").iterdir()}
+    assert said == {"good-row.log": "1\n", "bad.log": "wrong\n"}
+
+
+def test_an_interrupt_waits_for_what_runs_and_starts_nothing_more(tmp_path: Path) -> None:
+    """The first program interrupts its parent, as Ctrl-C does, and still ends what it was doing."""
+    program = f"import os, signal, pathlib; os.kill({os.getpid()}, signal.SIGINT); pathlib.Path('{{}}').write_text('whole')"
+    paths = [tmp_path / f"{number}.txt" for number in range(9)]
+    commands = {path.stem: [sys.executable, "-c", program.format(path)] for path in paths}
+    with pytest.raises(KeyboardInterrupt):
+        measure.in_processes(commands, 1, tmp_path / "logs")
+    assert paths[0].read_text() == "whole" and not paths[-1].exists()
