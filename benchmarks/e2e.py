@@ -18,9 +18,9 @@ from pathlib import Path
 from measure import ROOT, TEMPERATURES, arguments, asked, check, every, exit_status, trained
 
 from diffusionlm.frontier import EvaluationConfig, evaluate
-from diffusionlm.pipeline import saved_sampling
 from diffusionlm.report import table
 from diffusionlm.run import RunConfig, read_config
+from diffusionlm.writer import saved_sampling
 
 ROWS: dict[str, tuple[str, dict[str, str]]] = {
     "ours": ("e2e-small", {}),

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from diffusionlm.model import DiffusionLMConfig as DiffusionLMConfig
     from diffusionlm.model import ModelConfig as ModelConfig
     from diffusionlm.pipeline import Pipeline as Pipeline
-    from diffusionlm.pipeline import SamplingConfig as SamplingConfig
     from diffusionlm.run import RunConfig as RunConfig
     from diffusionlm.run import read_config as read_config
     from diffusionlm.run import train as train
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from diffusionlm.scoring import ScoringConfig as ScoringConfig
     from diffusionlm.scoring import score as score
     from diffusionlm.unmasking import MaskedPipeline as MaskedPipeline
+    from diffusionlm.writer import SamplingConfig as SamplingConfig
 
 __version__ = "0.1.0"
 
@@ -53,7 +53,7 @@ _HOMES = {
     "DiffusionLMConfig": "model",
     "ModelConfig": "model",
     "Pipeline": "pipeline",
-    "SamplingConfig": "pipeline",
+    "SamplingConfig": "writer",
     "RunConfig": "run",
     "read_config": "run",
     "train": "run",

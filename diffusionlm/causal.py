@@ -30,9 +30,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from diffusionlm.config import UserError
 from diffusionlm.objective import Objective, ObjectiveConfig, expect_kind
-from diffusionlm.pipeline import SamplingConfig, Watch, Writer, refuse_vectors
 from diffusionlm.spec import ModelSpec
 from diffusionlm.tokenizer import decode_texts
+from diffusionlm.writer import SamplingConfig, Watch, Writer, refuse_vectors
 
 
 @dataclass(frozen=True)

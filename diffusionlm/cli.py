@@ -25,6 +25,8 @@ FAMILIES = {  # what ``show`` lists, and where it lives
     "backbones": "diffusionlm.backbone:Backbone",
     "objectives": "diffusionlm.objective:ObjectiveConfig",
     "optimizers": "diffusionlm.optimizer:OptimizerConfig",
+    "controls": "diffusionlm.controls:Control",
+    "guidance": "diffusionlm.guidance:Guidance",
     "corpora": "diffusionlm.data:Corpus",
     "tokenizers": "diffusionlm.tokenizer:TokenizerRecipe",
 }
@@ -106,6 +108,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--corrections", type=int, help="sweeps that ask again for each word of the finished text")
     command.add_argument("--length", type=int, help="tokens a text; otherwise drawn as in the training texts")
     command.add_argument("--candidates", type=int, help="of which the one most like the others is kept (1)")
+    command.add_argument("--control", action="append", default=[], metavar="EXPRESSION", dest="controls",
+                         help="what is asked: food=Japanese, 'Length(20) & ~Words(\"cheap\")'; may be repeated")  # fmt: skip
+    command.add_argument("--targets", metavar="FILE",
+                         help=".jsonl or .yaml of texts to ask for, each with its controls; --count of each")  # fmt: skip
+    command.add_argument("--strength", type=float, help="of controls that steer by gradients; 0 does not steer (1)")
+    command.add_argument("--particles", type=int, help="copies of a text that compete where a control can only score")
+    command.add_argument("--ensure", type=int, default=1, metavar="TRIES",
+                         help="write up to so many texts for each until one passes every check (%(default)s)")  # fmt: skip
     command.add_argument("--clamp", action="store_const", const=True, help="move each vector to its nearest word on the way")
     command.add_argument("--batch-size", type=int, help="texts at a time (128)")
     command.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps ... (%(default)s)")
@@ -218,19 +228,26 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _generate(options: argparse.Namespace) -> int:
+    from diffusionlm.controls import read_controls, read_targets
     from diffusionlm.kinds import open_pipeline
-    from diffusionlm.pipeline import SamplingConfig, saved_sampling
+    from diffusionlm.writer import SamplingConfig, saved_sampling
 
     if options.count < 1:
         raise UserError(f"--count: expected at least 1, got {options.count}")
+    if options.ensure < 1:
+        raise UserError(f"--ensure: expected at least 1 try a text, got {options.ensure}")
     plain = to_plain(saved_sampling(options.model))
-    flags = [f.name for f in fields(SamplingConfig) if getattr(options, f.name, None) is not None]
-    plain = override(plain, [(name, str(getattr(options, name))) for name in flags])
-    sampling = build(SamplingConfig, override(plain, options.overrides), "sampling")
+    flags = {f.name: f.name for f in fields(SamplingConfig)}
+    flags |= {"strength": "guidance.strength", "particles": "particles.count"}
+    given = [(name, str(value)) for flag, name in flags.items() if (value := getattr(options, flag, None)) is not None]
+    sampling = build(SamplingConfig, override(override(plain, given), options.overrides), "sampling")
     pipeline = open_pipeline(options.model, options.device, options.dtype)
     watch = _watcher() if options.watch else None
-    for row in pipeline.stream(options.count, sampling, watch):
-        print(json.dumps(asdict(row), ensure_ascii=False), flush=True)
+    targets = read_targets(options.targets) if options.targets else [()]
+    for target in targets:
+        asked = read_controls([*options.controls, *target])
+        for row in pipeline.stream(options.count, sampling, watch, asked, options.ensure):
+            print(json.dumps(asdict(row), ensure_ascii=False), flush=True)
     return 0
 
 

@@ -27,10 +27,10 @@ from diffusionlm.evaluation import SELF_BLEU_TEXTS, TrainingTexts, diversity, gr
 from diffusionlm.judge import Judge, perplexity
 from diffusionlm.kinds import open_pipeline
 from diffusionlm.model import DiffusionLM
-from diffusionlm.pipeline import SamplingConfig, Writer
 from diffusionlm.provenance import corpus_of, fingerprint, training_of
 from diffusionlm.report import JUDGE, REAL, Likelihood, Report, Row, draw, table, write
 from diffusionlm.scoring import TERMS, ScoringConfig, score
+from diffusionlm.writer import SamplingConfig, Writer
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -42,6 +42,7 @@ class Belief:
     def __init__(self, xt: Tensor, t: Tensor, mask: Tensor, denoise: Callable[[], Denoised]) -> None:
         """Hold what is known; ``denoise`` is called where an energy asks for ``x0`` or ``logits``, once."""
         self.xt, self.t, self.mask, self._denoise = xt, t, mask, denoise
+        self.readings: dict[int, Any] = {}  # what classifiers have said of it, so that each is asked once
 
     @cached_property
     def _denoised(self) -> Denoised:
@@ -97,6 +98,9 @@ class Guidance(Component, family="guidance"):
     strength: float = 1.0
     backward: bool = False  # whether ``shift`` needs the denoiser's graph
 
+    def check(self, prediction: str) -> None:
+        """Check that a model of this ``prediction`` can be steered so. Raises UserError."""
+
     def tilt(self, energy: Energy, denoised: Denoised, xt: Tensor, t: Tensor, mask: Tensor, embedding: Tensor) -> Tensor:
         """Return logits (B, L, V) that know what is asked; ``embedding`` is E (V, D)."""
         return denoised.logits
@@ -129,7 +133,7 @@ class Gradient(Guidance, name="gradient"):
     """
 
     strength: float = 1.0
-    tilting: float = 3.0
+    tilting: float = 4.0
     through: float = 0.0
     inner_steps: int = 1
     largest: float = 20.0
@@ -139,6 +143,14 @@ class Gradient(Guidance, name="gradient"):
         check_strength(self.strength)
         if self.inner_steps < 1:
             raise UserError(f"inner_steps: expected at least 1, got {self.inner_steps}")
+
+    def check(self, prediction: str) -> None:
+        """Check that there are logits to tilt."""
+        if self.tilting and prediction != "logits":
+            raise UserError(
+                f"guidance.tilting: this model predicts {prediction}, not logits to tilt; set it to 0 and through to 1, "
+                "or name adagrad"
+            )
 
     @property
     def backward(self) -> bool:  # type: ignore[override]
@@ -228,7 +240,7 @@ class Particles:
         every: steps from one scoring to the next.
     """
 
-    count: int = 1
+    count: int = 8
     strength: float = 5.0
     every: int = 4
 

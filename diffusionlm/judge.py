@@ -21,8 +21,8 @@ from diffusionlm.causal import load_causal, reach, write_ids
 from diffusionlm.config import UserError
 from diffusionlm.data import collate
 from diffusionlm.model import model_folder
-from diffusionlm.pipeline import SamplingConfig, placed
 from diffusionlm.tokenizer import decode_texts, load_tokenizer
+from diffusionlm.writer import SamplingConfig, placed
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from diffusionlm.classifier import ClassifierModelConfig
 from diffusionlm.config import UserError
 from diffusionlm.masked import MaskedLMConfig
 from diffusionlm.model import DiffusionLMConfig, model_folder
-from diffusionlm.pipeline import Pipeline, Writer
+from diffusionlm.pipeline import Pipeline
 from diffusionlm.unmasking import MaskedPipeline
+from diffusionlm.writer import Writer
 
 PIPELINES: dict[str, type[Writer[Any]]] = {
     DiffusionLMConfig.model_type: Pipeline,

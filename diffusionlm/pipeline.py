@@ -1,162 +1,36 @@
-"""Model, tokenizer and sampling in one call: noise in, texts out.
-
-Each text draws its noise, and its length where none is given, from the seed and its own index, so the first n texts
-depend neither on how many are asked for nor, beyond rounding, on the batch size.
-"""
+"""Model, tokenizer and sampling in one call: noise in, texts out, as asked."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Self, TypeVar
+from typing import Any
 
 import numpy
-import sacrebleu
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from diffusionlm.config import Settings, UserError, build_untrusted
-from diffusionlm.model import DiffusionLM, model_folder
-from diffusionlm.sampling import DDPM, Denoise, Denoised, RowNoise, Sampler, State, clamp, correct, given, sample, tempered
-from diffusionlm.tokenizer import decode_texts, load_tokenizer
-
-M = TypeVar("M", bound=PreTrainedModel)
-Watch = Callable[[Any, list[str]], None]  # gets what has the time ``t``, a State for diffusion, and the texts as they read
-
-
-@dataclass(frozen=True)
-class SamplingConfig(Settings):
-    """How texts are sampled.
-
-    Args:
-        steps: from noise to text.
-        passes: evaluations of the network in each step, on the same noisy vectors; each is told the estimate of the one
-            before, as in training, so that words which depend on each other can settle before the step is taken.
-        sampler: the sampler.
-        temperature: of the token posterior; below 1 is more fluent and less diverse. Needs prediction ``logits``.
-        step_temperature: of the posterior whose mean the step moves toward; empty is ``temperature``. Near 0 the step moves
-            toward the likeliest word, while the network goes on being told all that is possible.
-        corrections: sweeps over the finished text in which each word is asked for again, given all the others. Needs
-            prediction ``logits`` and training at mixed noise levels.
-        correction_odds: how much likelier another word must be to take its place.
-        clamp: whether each predicted vector is moved to its nearest word (Diffusion-LM's clamping trick).
-        length: tokens a text, start and end not counted; empty draws from the training texts' lengths.
-        candidates: of which minimum-Bayes-risk decoding keeps one (Kumar and Byrne 2004); 1 is plain sampling.
-        batch_size: texts sampled together.
-        seed: of the noise and the lengths.
-    """
-
-    steps: int = 128
-    passes: int = 1
-    sampler: Sampler = field(default_factory=DDPM)
-    temperature: float = 1.0
-    step_temperature: float | None = None
-    corrections: int = 0
-    correction_odds: float = 3.0
-    clamp: bool = False
-    length: int | None = None
-    candidates: int = 1
-    batch_size: int = 128
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        for name in ("steps", "passes", "candidates", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        for name in ("temperature", "step_temperature"):
-            if (temperature := getattr(self, name)) is not None and temperature <= 0:
-                raise UserError(f"{name}: expected a positive number, got {temperature}")
-        if self.corrections < 0:
-            raise UserError(f"corrections: expected 0 or more, got {self.corrections}")
-        if self.correction_odds < 1:
-            raise UserError(f"correction_odds: expected at least 1, got {self.correction_odds}")
-        if self.seed < 0:
-            raise UserError(f"seed: expected 0 or more, got {self.seed}")
-
-
-@dataclass(frozen=True)
-class Generated:
-    """A text: its number in the run, the seed, its length in tokens (start and end not counted)."""
-
-    text: str
-    index: int
-    seed: int
-    length: int
-
-
-@dataclass
-class Writer(Generic[M]):
-    """Base of the pipelines, one for each kind of model: a model, its tokenizer, and defaults for the sampling."""
-
-    model: M
-    tokenizer: PreTrainedTokenizerFast
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    dtype: torch.dtype = torch.float32
-
-    @staticmethod
-    def load_model(folder: Path) -> M:
-        """Read the model of a model folder. Raises UserError where it is not of this kind, or damaged."""
-        raise NotImplementedError
-
-    def check(self, sampling: SamplingConfig) -> None:
-        """Check a sampling request. Raises UserError where a setting does not go with the model."""
-
-    def sample_ids(self, seeds: Sequence[Sequence[int]], sampling: SamplingConfig, watch: Watch | None) -> list[list[int]]:
-        """Sample a text for each seed; return their token ids without start, end and padding."""
-        raise NotImplementedError
-
-    def stream(
-        self,
-        count: int,
-        sampling: SamplingConfig | None = None,
-        watch: Watch | None = None,
-    ) -> Iterator[Generated]:
-        """Yield ``count`` texts in order, each as soon as it is known.
-
-        ``watch`` is called after every step with the state (its ``t`` goes from 1 to 0) and the texts as they now read.
-
-        Raises:
-            UserError: a setting that does not go with the model.
-        """
-        sampling = self.sampling if sampling is None else sampling
-        self.check(sampling)
-        per_batch = max(1, sampling.batch_size // sampling.candidates)
-        for first in range(0, count, per_batch):
-            indices = range(first, min(first + per_batch, count))
-            seeds = [(sampling.seed, index, c) for index in indices for c in range(sampling.candidates)]
-            ids = self.sample_ids(seeds, sampling, watch)
-            texts = decode_texts(self.tokenizer, ids)
-            for position, index in enumerate(indices):
-                group = slice(position * sampling.candidates, (position + 1) * sampling.candidates)
-                best = group.start + minimum_bayes_risk(texts[group])
-                yield Generated(texts[best], index, sampling.seed, len(ids[best]))
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str = "cpu", dtype: str = "fp32") -> Self:
-        """Read a model folder; ``dtype`` is that of the network's arithmetic, fp32 or bf16.
-
-        Raises:
-            UserError: not a model folder, damaged, of a newer format; an unknown device or dtype.
-        """
-        folder = model_folder(folder)
-        model = cls.load_model(folder)
-        tokenizer = load_tokenizer(folder)
-        if len(tokenizer) != model.config.vocab_size:
-            raise UserError(f"{folder}: the tokenizer has {len(tokenizer)} words, the model {model.config.vocab_size}")
-        return cls(model, tokenizer, saved_sampling(folder), placed(model, device, dtype))
-
-    def __call__(self, count: int, **changes: Any) -> list[Generated]:
-        """Write ``count`` texts; ``changes`` are fields of ``SamplingConfig``."""
-        return list(self.stream(count, replace(self.sampling, **changes)))
-
-    def preview(self, count: int) -> list[str]:
-        """Write ``count`` texts quickly, for a look during training."""
-        return [row.text for row in self.stream(count, replace(self.sampling, candidates=1))]
+from diffusionlm.config import UserError
+from diffusionlm.controls import Binding, Control, outcomes, read_controls
+from diffusionlm.denoiser import WordDenoiser, boundaries
+from diffusionlm.guidance import Swarm
+from diffusionlm.model import DiffusionLM
+from diffusionlm.sampling import RowNoise, State, correct, given, sample
+from diffusionlm.steering import Steering, pinned
+from diffusionlm.tokenizer import decode_texts
+from diffusionlm.writer import (
+    Controlled,
+    Generated,
+    SamplingConfig,
+    Watch,
+    Writer,
+    check_length,
+    draw_lengths,
+    minimum_bayes_risk,
+)
 
 
 class Pipeline(Writer[DiffusionLM]):
@@ -188,66 +62,161 @@ class Pipeline(Writer[DiffusionLM]):
                 raise UserError("length: this model writes its own length (it models PAD); leave it empty")
             check_length(sampling.length, longest)
 
-    def lengths(self, seeds: Sequence[Sequence[int]], sampling: SamplingConfig) -> list[int]:
+    def lengths(self, seeds: Sequence[Sequence[int]], sampling: SamplingConfig, steering: Steering | None = None) -> list[int]:
         """Return tokens a text, start and end counted: given, drawn from the training texts', or the model's width."""
         config = self.model.config
         if not self.model.settings.explicit_length:
             return [config.max_tokens] * len(seeds)
-        return draw_lengths(config.length_counts, seeds, sampling.length)
+        counts = config.length_counts
+        if steering is not None:
+            counts = steering.length_counts([*counts, *[0] * (config.max_tokens + 1 - len(counts))])
+        return draw_lengths(counts, seeds, sampling.length)
+
+    def stream(
+        self,
+        count: int,
+        sampling: SamplingConfig | None = None,
+        watch: Watch | None = None,
+        controls: Sequence[str | Control] = (),
+        tries: int = 1,
+    ) -> Iterator[Generated]:
+        """Yield ``count`` texts in order, each as soon as it is known, which are what ``controls`` ask.
+
+        ``tries`` is the most texts that are written for each until one passes every check; the last is kept if none does.
+
+        Raises:
+            UserError: a setting that does not go with the model; a control that is impossible, before any work is done.
+        """
+        sampling = self.sampling if sampling is None else sampling
+        if not controls:
+            yield from super().stream(count, sampling, watch)
+            return
+        self.check(sampling)
+        steering = self.steering(read_controls(controls), sampling)
+        for first in range(0, count, sampling.batch_size):
+            rows: dict[int, Controlled] = {}
+            pending = list(range(first, min(first + sampling.batch_size, count)))
+            for tried in range(tries):
+                for row in self._controlled(pending, tried, sampling, steering, watch):
+                    rows[row.index] = row
+                pending = [i for i in pending if not all(outcome.passed for outcome in rows[i].controls)]
+                if not pending:
+                    break
+            yield from (rows[index] for index in sorted(rows))
+
+    def steering(self, controls: Sequence[Control], sampling: SamplingConfig) -> Steering:
+        """Bind ``controls`` to the model. Raises UserError where what they ask is impossible."""
+        binding = Binding(self.model, self.tokenizer, self.folder)
+        return Steering.of(controls, binding, sampling.guidance, sampling.particles, sampling.length)
+
+    def _controlled(
+        self, indices: Sequence[int], tried: int, sampling: SamplingConfig, steering: Steering, watch: Watch | None
+    ) -> list[Controlled]:
+        """Write a text for each index, the ``tried``-th time; of several candidates those that pass have precedence."""
+        again = (tried,) if tried else ()
+        seeds = [(sampling.seed, index, c, *again) for index in indices for c in range(sampling.candidates)]
+        # Particles are texts too: as many are worked on together as the batch allows.
+        room = max(1, sampling.batch_size // steering.copies)
+        parts = [self.sample_ids(seeds[i : i + room], sampling, watch, steering) for i in range(0, len(seeds), room)]
+        ids = [row for part in parts for row in part]
+        texts = decode_texts(self.tokenizer, ids)
+        found = outcomes(steering.controls, texts, steering.binding)
+        chosen = []
+        for position, index in enumerate(indices):
+            group = range(position * sampling.candidates, (position + 1) * sampling.candidates)
+            passing = [row for row in group if all(outcome.passed for outcome in found[row])] or list(group)
+            row = passing[minimum_bayes_risk([texts[i] for i in passing])]
+            chosen.append(Controlled(texts[row], index, sampling.seed, len(ids[row]), found[row], tried + 1))
+        return chosen
+
+    def __call__(
+        self, count: int, controls: Sequence[str | Control] | str | Control = (), tries: int = 1, **changes: Any
+    ) -> list[Generated]:
+        """Write ``count`` texts that are what ``controls`` ask; ``changes`` are fields of ``SamplingConfig``."""
+        return list(self.stream(count, replace(self.sampling, **changes), None, read_controls(controls), tries))
 
     @torch.no_grad()
-    def sample_ids(self, seeds: Sequence[Sequence[int]], sampling: SamplingConfig, watch: Watch | None) -> list[list[int]]:
+    def sample_ids(
+        self,
+        seeds: Sequence[Sequence[int]],
+        sampling: SamplingConfig,
+        watch: Watch | None,
+        steering: Steering | None = None,
+    ) -> list[list[int]]:
         """Run the sampler from noise, and round."""
-        lengths = self.lengths(seeds, sampling)
+        lengths = self.lengths(seeds, sampling, steering)
+        copies = steering.copies if steering else 1
+        lengths = [n for n in lengths for _ in range(copies)]
         device = self.model.device
-        width = max(lengths)
-        mask = torch.arange(width) < torch.tensor(lengths)[:, None]
-        noise = RowNoise([[*seed, 0] for seed in seeds], lengths)
-        x = noise(torch.zeros(len(seeds), width, self.model.settings.dimension, device=device))
-        states = sample(
-            self.denoiser(mask.to(device), sampling), self.model.diffusion, x,
-            sampler=sampling.sampler, steps=sampling.steps, noise=noise,
-        )  # fmt: skip
+        mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).to(device)
+        noise = RowNoise([[*seed, 0, *([p] if p else [])] for seed in seeds for p in range(copies)], lengths)
+        x = noise(torch.zeros(*mask.shape, self.model.settings.dimension, device=device))
+        denoise = WordDenoiser(self.model, mask, sampling, steering)
+        swarm = Swarm(sampling.particles, [_generator([*seed, 2]) for seed in seeds]) if copies > 1 else None
+        last_time = float(self.model.settings.schedule.sampling_times(sampling.steps)[-2])
 
         def rows(words: Tensor) -> list[list[int]]:
             return [self._content(row[:n].tolist()) for row, n in zip(words, lengths, strict=True)]
 
-        last_time = float(self.model.settings.schedule.sampling_times(sampling.steps)[-2])
+        def select(state: State) -> Tensor | None:
+            assert swarm is not None and steering is not None
+            step = round((1 - state.t) * sampling.steps)
+            if state.t != last_time and (step + 1) % sampling.particles.every:
+                return None
+            swarm.weigh(steering.rewards(decode_texts(self.tokenizer, rows(self._words(state, mask, False, steering)))))
+            kept = None if state.t == last_time else swarm.resample()
+            return None if kept is None else denoise.select(kept)
+
+        states = sample(
+            denoise.wrapped(), self.model.diffusion, x,
+            sampler=sampling.sampler, steps=sampling.steps, noise=noise,
+            steer=denoise.move if steering and steering.energy else None, select=select if swarm else None,
+        )  # fmt: skip
         for state in self._in_precision(states):
             if watch is not None or state.t == last_time:
-                words = self._words(state, last=state.t == last_time)
+                words = self._words(state, mask, state.t == last_time, steering)
             if watch is not None:
                 watch(state, decode_texts(self.tokenizer, rows(words)))
         if sampling.corrections:
-            words = self._corrected(words, mask.to(device), sampling, noise)
+            words = self._corrected(words, mask, sampling, noise, steering)
             if watch is not None:
                 watch(state, decode_texts(self.tokenizer, rows(words)))
-        return rows(words)
+        written = rows(words)
+        return written if swarm is None else [written[row] for row in swarm.chosen()]
 
-    def _corrected(self, words: Tensor, mask: Tensor, sampling: SamplingConfig, noise: RowNoise) -> Tensor:
+    def _corrected(
+        self, words: Tensor, mask: Tensor, sampling: SamplingConfig, noise: RowNoise, steering: Steering | None
+    ) -> Tensor:
         """Ask again for each word from pure noise, all the others clean."""
         known, boundary = boundaries(mask, self.model.config.special_ids)
-        fixed = known | ~mask
         plain = replace(sampling, temperature=1.0, step_temperature=None, clamp=False)
+        words = torch.where(known | ~mask, boundary, words)
+        fixed = known | ~mask | (steering.given_words(mask) >= 0) if steering else known | ~mask
+        clean = torch.zeros(len(words), device=mask.device)
 
         def posterior(words: Tensor, hidden: Tensor) -> Tensor:
             x0 = self.model.embed(words)
-            denoise = given(self.denoiser(mask, plain), ~hidden, x0)
+            denoise = given(WordDenoiser(self.model, mask, plain).wrapped(), ~hidden, x0)
             with torch.autocast(mask.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                return denoise(noise(x0), torch.ones(len(words), device=mask.device)).logits
+                denoised = denoise(noise(x0), torch.ones_like(clean))
+                if steering is None:
+                    return denoised.logits
+                sure = replace(denoised, logits=pinned(denoised.logits, ~hidden, words))
+                return steering.believe(sure, x0, clean, mask, self.model.word_vectors()).logits
 
-        words = torch.where(fixed, boundary, words)
-        return correct(words, ~fixed, posterior, sweeps=sampling.corrections, odds=sampling.correction_odds)
+        allowed = partial(steering.allowed, mask=mask) if steering and steering.language else None
+        return correct(words, ~fixed, posterior, sweeps=sampling.corrections, odds=sampling.correction_odds, allowed=allowed)
 
     def _in_precision(self, states: Iterator[State]) -> Iterator[State]:
         with torch.autocast(self.model.device.type, self.dtype, enabled=self.dtype != torch.float32):
             yield from states
 
-    def _words(self, state: State, last: bool) -> Tensor:
+    def _words(self, state: State, mask: Tensor, last: bool, steering: Steering | None) -> Tensor:
         """Round: the logits where the model gives them, else the final vectors (Diffusion-LM rounds x_0 itself)."""
         predicted = self.model.settings.prediction == "logits" or not last
         if predicted:
-            return state.denoised.logits.argmax(-1)
+            logits = state.denoised.logits
+            return logits.argmax(-1) if steering is None else steering.words(logits, mask)
         logits = self.model.round(state.x)
         if self.model.settings.explicit_length:
             logits[..., list(self.model.config.special_ids.values())] = -math.inf
@@ -261,111 +230,7 @@ class Pipeline(Writer[DiffusionLM]):
         ids = ids[: ids.index(special["end"])] if special["end"] in ids else ids
         return [i for i in ids if i not in (special["start"], special["pad"])]
 
-    def denoiser(self, mask: Tensor, sampling: SamplingConfig) -> Denoise:
-        """Wrap the model for texts of ``mask`` (B, L): self-conditioned, special tokens barred, boundaries given."""
-        model, special = self.model, self.model.config.special_ids
-        E = model.word_vectors()
-        explicit = model.settings.explicit_length
-        barred = torch.zeros(len(E), device=mask.device)
-        if explicit:
-            barred[list(special.values())] = -math.inf
-        attend = mask if explicit and not bool(mask.all()) else None
-        predicts_words = model.settings.prediction == "logits"
-        previous: list[Tensor | None] = [None]
 
-        def denoise(xt: Tensor, t: Tensor) -> Denoised:
-            for _ in range(sampling.passes):
-                denoised = model(xt, t, attend, previous[0])
-                denoised = replace(denoised, logits=denoised.logits + barred)
-                told = tempered(denoised, E, sampling.temperature) if predicts_words else denoised
-                previous[0] = told.x0
-            return tempered(denoised, E, sampling.step_temperature) if sampling.step_temperature else told
-
-        wrapped: Denoise = clamp(denoise, E) if sampling.clamp else denoise
-        if not explicit:
-            return wrapped
-        known, ids = boundaries(mask, special)
-        return given(wrapped, known | ~mask, model.embed(ids))
-
-
-def check_length(length: int, longest: int) -> None:
-    """Check a number of tokens, start and end not counted. Raises UserError where it is not from 1 to ``longest``."""
-    if not 1 <= length <= longest:
-        raise UserError(f"length: expected 1 to {longest} tokens for this model, got {length}")
-
-
-def refuse_vectors(sampling: SamplingConfig, kind: str) -> None:
-    """Check that nothing is asked of ``kind`` that only a model of word vectors does. Raises UserError."""
-    for name in ("clamp", "passes", "step_temperature", "corrections"):
-        if getattr(sampling, name) != getattr(SamplingConfig(), name):
-            raise UserError(f"{name}: {kind} has no noisy vectors; leave it out")
-
-
-def draw_lengths(counts: Sequence[int], seeds: Sequence[Sequence[int]], length: int | None) -> list[int]:
-    """Return tokens a text, start and end counted: ``length`` and these two, or drawn from the training texts' ``counts``.
-
-    Raises:
-        UserError: neither is known.
-    """
-    if length is not None:
-        return [length + 2] * len(seeds)
-    if not sum(counts):
-        raise UserError("length: this model knows no training lengths to draw from; give a length")
-    cumulative = numpy.cumsum(counts) / sum(counts)
-    draws = [numpy.random.default_rng([*seed, 1]).random() for seed in seeds]
-    return [int(numpy.searchsorted(cumulative, draw, side="right")) for draw in draws]
-
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-def placed(model: PreTrainedModel, device: str, dtype: str) -> torch.dtype:
-    """Move a model that is to be used, not trained, to ``device``; return the type that ``dtype`` names.
-
-    Raises:
-        UserError: an unknown device or dtype.
-    """
-    if dtype not in DTYPES:
-        raise UserError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
-    try:
-        torch.nn.Module.to(model, torch.device(device)).train(False)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device: {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
-    return DTYPES[dtype]
-
-
-def boundaries(mask: Tensor, special: dict[str, int]) -> tuple[Tensor, Tensor]:
-    """Return where start and end are in texts of ``mask`` (B, L), and ids (B, L) that hold them there, PAD elsewhere."""
-    ids = torch.full(mask.shape, special["pad"], device=mask.device)
-    ids[:, 0] = special["start"]
-    ids.scatter_(1, mask.sum(1, keepdim=True) - 1, special["end"])
-    return (ids == special["start"]) | (ids == special["end"]), ids
-
-
-def saved_sampling(folder: str | Path) -> SamplingConfig:
-    """Return the sampling defaults saved with a model, or the library's where there are none.
-
-    Raises:
-        UserError: they cannot be read.
-    """
-    path = model_folder(folder) / "sampling.json"
-    if not path.exists():
-        return SamplingConfig()
-    try:
-        return build_untrusted(SamplingConfig, json.loads(path.read_text()), str(path))
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: the sampling defaults cannot be read: {error}") from None
-
-
-def minimum_bayes_risk(candidates: Sequence[str]) -> int:
-    """Return the number of the candidate with the highest mean BLEU against the others; the first among equals.
-
-    Kumar and Byrne 2004; Diffusion-LM, section 4.4.
-    """
-    if len(candidates) < 3:
-        return 0
-    gains = [
-        sum(sacrebleu.sentence_bleu(text, [other]).score for j, other in enumerate(candidates) if j != i)
-        for i, text in enumerate(candidates)
-    ]
-    return max(range(len(gains)), key=gains.__getitem__)
+def _generator(seed: Sequence[int]) -> torch.Generator:
+    state = numpy.random.SeedSequence(list(seed)).generate_state(1, numpy.uint64)[0]
+    return torch.Generator().manual_seed(int(state))

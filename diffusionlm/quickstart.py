@@ -14,20 +14,33 @@ from typing import Any
 
 import torch
 
+from diffusionlm.classification import Classification
+from diffusionlm.classifier import ClassifierConfig
 from diffusionlm.config import UserError
 from diffusionlm.evaluation import grammar_report, trigram_texts
-from diffusionlm.pipeline import Pipeline, SamplingConfig
+from diffusionlm.pipeline import Pipeline
 from diffusionlm.run import RunConfig, read_config, train
-from diffusionlm.training import disk_errors, has_bf16
+from diffusionlm.training import TrainingConfig, disk_errors, has_bf16
+from diffusionlm.writer import Controlled, SamplingConfig
 
 TIMED_STEPS = 60
+CLASSIFIER_STEPS = 500
+ASKED = (  # what the closing lines show of control
+    "food=Japanese",
+    'Attribute("price", "low") & Attribute("family", "yes") & Length(16, 24)',
+    'Words("pub", "castle") & ~Words("food")',
+    'Infill("The Golden Lion is {} because {} .")',
+)
+TEXTS_ASKED = 3
 SAMPLING = SamplingConfig(
     steps=80, passes=2, temperature=1.0, step_temperature=0.2, corrections=6, correction_odds=2.5, batch_size=125
 )
 
 
 def quickstart(folder: str | Path, steps: int | None = None, minutes: float = 4.65, texts: int = 500) -> dict[str, Any]:
-    """Train (or resume, or reuse what is there), write ``texts`` texts and ``quickstart.json``; return its content.
+    """Train (or resume, or reuse what is there), write texts, free and asked for, and ``quickstart.json``; return its content.
+
+    ``texts`` are written freely.
 
     ``steps`` fixes the length of training; otherwise a few steps are timed and as many are taken as fit in ``minutes``.
 
@@ -53,12 +66,39 @@ def quickstart(folder: str | Path, steps: int | None = None, minutes: float = 4.
     report = asdict(grammar_report(written, training, real))
     trigrams = trigram_texts(training, texts, seed=0)
     report["trigram_accepted"] = grammar_report(trigrams, training, real).accepted
+    say("Training a classifier of what the texts state, to steer by, and asking for texts ...")
+    _classify(folder, config.training)
+    controlled = _controlled(folder, config.sampling)
+    report["controlled"] = sum(row.controls[0].passed for row in controlled) / len(controlled)
     report["seconds_training"] = round(seconds_training, 1)
     report["seconds_total"] = round(time.perf_counter() - started + was_there, 1)
     with disk_errors(folder / "quickstart.json"):
         (folder / "quickstart.json").write_text(json.dumps(report, indent=2) + "\n")
-    _close(folder, written, report)
+    _close(folder, written, report, controlled)
     return report
+
+
+def _classify(folder: Path, training: TrainingConfig) -> None:
+    """Train the classifier of attributes on the model's beliefs, unless it is there."""
+    steps = min(CLASSIFIER_STEPS, training.steps)
+    own = TrainingConfig(
+        steps=steps, warmup=min(50, steps), threads=training.threads, evaluate_every=steps, evaluation_texts=100,
+        save_every=steps,
+    )  # fmt: skip
+    model = ClassifierConfig(str(folder), ("attributes",), min_count=100)
+    config = RunConfig(model=model, objective=Classification(report_texts=200), training=own)
+    if not train(config, folder / "model" / "classifiers" / "attributes"):
+        raise UserError(f"{folder}: stopped before the end; the same command goes on from there")
+
+
+def _controlled(folder: Path, sampling: SamplingConfig) -> list[Controlled]:
+    """Write texts for each of the examples of what can be asked."""
+    pipeline = Pipeline.from_pretrained(folder, dtype="bf16" if has_bf16() else "fp32")
+    sampling = replace(sampling, steps=min(20, sampling.steps), corrections=2)
+    rows: list[Controlled] = []
+    for asked in ASKED:
+        rows += [row for row in pipeline.stream(TEXTS_ASKED, sampling, None, [asked]) if isinstance(row, Controlled)]
+    return rows
 
 
 def say(text: str) -> None:
@@ -110,9 +150,13 @@ def _report(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def _close(folder: Path, texts: Sequence[str], report: dict[str, Any]) -> None:
+def _close(folder: Path, texts: Sequence[str], report: dict[str, Any], controlled: Sequence[Controlled]) -> None:
     """Show texts and figures, and say where everything is and what to try next."""
     print("\n".join(texts[:10]), flush=True)
+    for place, row in enumerate(controlled):
+        if place % TEXTS_ASKED == 0:
+            say(f"\nAsked for {row.controls[0].control}")
+        say(f"  {'✓' if row.controls[0].passed else '✗'} {row.text}")
     say(f"""
 Of {report["texts"]} consecutive, unfiltered texts of one seed
   {report["accepted"]:6.1%}  belong to the corpus's grammar as a whole (a word-trigram model: {report["trigram_accepted"]:.1%})
@@ -127,6 +171,6 @@ Where things are
   {folder}/config.yaml     every setting of the run; log.jsonl and tensorboard/ hold its curves
 Try next
   diffusionlm generate {folder} --count 5 --watch      see noise become words
-  diffusionlm generate {folder} --count 5 --length 12 --temperature 0.8
+  diffusionlm generate {folder} --count 5 --control food=Japanese --control 'Length(14, 18) & ~Words("cheap")'
   diffusionlm train --out runs/mine --data.corpus my_texts.txt     your own texts, one a line
   diffusionlm show config                              every setting there is""")

@@ -20,8 +20,8 @@ from diffusionlm.judge import Judge
 from diffusionlm.kinds import open_pipeline
 from diffusionlm.likelihood import Bound, bound
 from diffusionlm.masked_bound import masked_bound
-from diffusionlm.pipeline import Writer
 from diffusionlm.tokenizer import decode_texts
+from diffusionlm.writer import Writer
 
 TERMS = ("prior", "reconstruction", "diffusion", "length")
 

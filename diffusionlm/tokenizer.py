@@ -135,7 +135,15 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 def words_of(tokenizer: PreTrainedTokenizerFast, text: str) -> list[str]:
     """Return the words of ``text`` as ``tokenizer`` tells them apart, without the marks of blanks."""
-    backend = tokenizer.backend_tokenizer
+    return _cut(tokenizer.backend_tokenizer, text)
+
+
+def split_words(text: str) -> list[str]:
+    """Return the words of ``text`` as our own recipes tell them apart."""
+    return _cut(_OURS, text)
+
+
+def _cut(backend: Tokenizer, text: str) -> list[str]:
     if backend.normalizer is not None:
         text = backend.normalizer.normalize_str(text)
     if backend.pre_tokenizer is None:
@@ -204,3 +212,6 @@ def _finish(
         special_tokens=[(start, tokenizer.bos_token_id), (end, tokenizer.eos_token_id)],
     )
     return tokenizer
+
+
+_OURS = _untrained(models.WordLevel(unk_token=UNKNOWN))

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from diffusionlm.config import UserError, plain_name
+from diffusionlm.denoiser import boundaries
 from diffusionlm.diffusion import Gaussian, GaussianDiffusion
 from diffusionlm.masked import MaskedLM, lowest, word_positions
-from diffusionlm.pipeline import SamplingConfig, Watch, Writer, boundaries, check_length, draw_lengths, refuse_vectors
 from diffusionlm.sampling import History, RowNoise, Sampler
 from diffusionlm.tokenizer import decode_texts
+from diffusionlm.writer import SamplingConfig, Watch, Writer, check_length, draw_lengths, refuse_vectors
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 """A masked model: ids (B, L) and hidden (B, L), True where an id is not to be seen, to token logits (B, L, V)."""

@@ -29,9 +29,9 @@ from diffusionlm.data import Corpus
 from diffusionlm.model import ModelConfig
 from diffusionlm.objective import ObjectiveConfig
 from diffusionlm.optimizer import AdamW, MuonAdamW, OptimizerConfig
-from diffusionlm.pipeline import SamplingConfig
 from diffusionlm.sampling import DDIM, DDPM, Sampler
 from diffusionlm.schedule import Cosine, Gumbel, Linear, NoiseSchedule, Sqrt
+from diffusionlm.writer import SamplingConfig
 
 for _module in pkgutil.iter_modules(diffusionlm.__path__):
     if _module.name != "__main__":

@@ -17,7 +17,6 @@ ROWS = [
     ["sampling"],
     ["automaton"],
     ["language"],
-    ["guidance"],
     ["embedding"],
     ["grammar", "tokenizer", "data"],
     ["backbone"],
@@ -30,6 +29,27 @@ ROWS = [
     ["masked"],
     ["optimizer"],
     ["training"],
+    ["guidance"],
+    ["annotation"],
+    ["controls/binding", "controls/control", "controls/expression"],
+    ["controls/spelling", "controls/phrase"],
+    [
+        "controls/attribute",
+        "controls/classifier",
+        "controls/infill",
+        "controls/length",
+        "controls/parts_of_speech",
+        "controls/pattern",
+        "controls/prefix",
+        "controls/reward",
+        "controls/span",
+        "controls/tree",
+        "controls/words",
+    ],
+    ["controls/__init__"],
+    ["steering"],
+    ["writer"],
+    ["denoiser"],
     ["pipeline"],
     ["unmasking"],
     ["causal"],
@@ -64,7 +84,10 @@ def imported(source: str) -> set[str]:
         for name in names:
             package, _, module = name.partition(".")
             if package == "diffusionlm":
-                found.add(module.split(".")[0] if module.split(".")[0] in ORDER else "__init__")
+                path = module.replace(".", "/")
+                # Of a package in the library, what is no module of its own comes by way of its __init__.
+                places = [path, path.rpartition("/")[0], f"{path}/__init__", f"{path.split('/')[0]}/__init__", "__init__"]
+                found.add(next(place for place in places if place in ORDER))
     return found
 
 
@@ -77,6 +100,8 @@ def imported(source: str) -> set[str]:
         ("from diffusionlm import sampling", {"sampling"}),
         ("from diffusionlm import train", {"__init__"}),
         ("import diffusionlm", {"__init__"}),
+        ("from diffusionlm.controls import Control", {"controls/__init__"}),
+        ("from diffusionlm.controls.control import Control", {"controls/control"}),
         ("from .schedule import Sqrt", {"schedule"}),
         ("from . import schedule", {"schedule"}),
         ("def f() -> None:\n    from diffusionlm.run import train", {"run"}),

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from diffusionlm.config import UserError, build, merge, to_plain
+from diffusionlm.denoiser import WordDenoiser
 from diffusionlm.model import DiffusionLM, DiffusionLMConfig, ModelConfig, model_folder
-from diffusionlm.pipeline import Generated, Pipeline, SamplingConfig, minimum_bayes_risk
+from diffusionlm.pipeline import Pipeline
 from diffusionlm.sampling import DDIM, DDPM, DPMSolver, Renoise, State
 from diffusionlm.tokenizer import SPECIAL_TOKENS, Words
+from diffusionlm.writer import Generated, SamplingConfig, minimum_bayes_risk
 
 SENTENCES = [
     "the small blue house stands by the long green river",
@@ -170,7 +172,7 @@ def test_special_tokens_are_never_written(settings: dict[str, Any], changes: dic
 
 def test_boundaries_are_given_to_the_model_and_padding_is_hidden(pipeline: Pipeline) -> None:
     model, mask = pipeline.model, torch.arange(6) < torch.tensor([[6], [4]])
-    denoise = pipeline.denoiser(mask, SamplingConfig())
+    denoise = WordDenoiser(pipeline.model, mask, SamplingConfig()).wrapped()
     xt = torch.randn(2, 6, 8)
     with torch.no_grad():
         believed = denoise(xt, torch.full((2,), 0.7)).x0
@@ -180,20 +182,20 @@ def test_boundaries_are_given_to_the_model_and_padding_is_hidden(pipeline: Pipel
         assert torch.equal(believed[row, last], E[special["end"]])
     other = torch.where(mask[..., None], xt, 50.0)
     with torch.no_grad():
-        again = pipeline.denoiser(mask, SamplingConfig())(other, torch.full((2,), 0.7)).x0
+        again = WordDenoiser(pipeline.model, mask, SamplingConfig()).wrapped()(other, torch.full((2,), 0.7)).x0
     torch.testing.assert_close(again[mask], believed[mask])
 
 
 def test_self_conditioning_carries_the_last_estimate(pipeline: Pipeline) -> None:
     mask, t = torch.ones(1, 6, dtype=torch.bool), torch.full((1,), 0.7)
     xt = torch.randn(1, 6, 8)
-    denoise = pipeline.denoiser(mask, SamplingConfig())
+    denoise = WordDenoiser(pipeline.model, mask, SamplingConfig()).wrapped()
     with torch.no_grad():
         first = denoise(xt, t)
         second = denoise(xt, t)
         held = torch.where(torch.tensor([True, *[False] * 4, True])[:, None], first.x0, xt)
         levels = torch.tensor([[0, *[0.7] * 4, 0]])
-        assert torch.equal(pipeline.denoiser(mask, SamplingConfig())(xt, t).x0, first.x0)
+        assert torch.equal(WordDenoiser(pipeline.model, mask, SamplingConfig()).wrapped()(xt, t).x0, first.x0)
         unconditioned = pipeline.model(held, levels)
     inside = slice(1, 5)
     words = [i for i in range(len(pipeline.tokenizer)) if i not in pipeline.model.config.special_ids.values()]
@@ -209,9 +211,9 @@ def test_the_last_pass_is_told_what_the_others_believed(pipeline: Pipeline) -> N
     mask = torch.ones(2, 6, dtype=torch.bool)
     xt, t = torch.randn(2, 6, pipeline.model.settings.dimension), torch.full((2,), 0.7)
     with torch.no_grad():
-        apart = pipeline.denoiser(mask, SamplingConfig(temperature=0.8))
+        apart = WordDenoiser(pipeline.model, mask, SamplingConfig(temperature=0.8)).wrapped()
         separate = [apart(xt, t) for _ in range(3)]
-        together = pipeline.denoiser(mask, SamplingConfig(temperature=0.8, passes=3))(xt, t)
+        together = WordDenoiser(pipeline.model, mask, SamplingConfig(temperature=0.8, passes=3)).wrapped()(xt, t)
     assert torch.equal(together.x0, separate[-1].x0)
     assert not torch.equal(separate[-1].x0, separate[0].x0)
 
@@ -220,8 +222,8 @@ def test_the_step_has_a_temperature_of_its_own(pipeline: Pipeline) -> None:
     mask = torch.ones(2, 6, dtype=torch.bool)
     xt, t = torch.randn(2, 6, pipeline.model.settings.dimension), torch.full((2,), 0.7)
     with torch.no_grad():
-        plain = pipeline.denoiser(mask, SamplingConfig(temperature=0.8))
-        sharp = pipeline.denoiser(mask, SamplingConfig(temperature=0.8, step_temperature=1e-6))
+        plain = WordDenoiser(pipeline.model, mask, SamplingConfig(temperature=0.8)).wrapped()
+        sharp = WordDenoiser(pipeline.model, mask, SamplingConfig(temperature=0.8, step_temperature=1e-6)).wrapped()
         likeliest = plain(xt, t).logits.argmax(-1)[:, 1:-1]
         nearest = sharp(xt, t).x0[:, 1:-1]
         # What is told onward is the same: the second estimates differ in their sharpness alone.

@@ -15,11 +15,13 @@ def test_quickstart_writes_its_figures_and_reuses_the_run(tmp_path: Path, capsys
     report = quickstart(folder, steps=6, texts=5)
     assert json.loads((folder / "quickstart.json").read_text()) == report
     assert set(report) == {
-        "accepted", "new", "distinct", "entropy", "entropy_real", "texts", "trigram_accepted", "seconds_training", "seconds_total",
+        "accepted", "new", "distinct", "entropy", "entropy_real", "texts", "trigram_accepted", "controlled",
+        "seconds_training", "seconds_total",
     }  # fmt: skip
     assert report["texts"] == 5 == len((folder / "texts.jsonl").read_text().splitlines())
     said = capsys.readouterr()
     assert "after 6 steps" in said.err and "Try next" in said.err
+    assert said.err.count("Asked for") == 4 and said.err.count("  ✓ ") + said.err.count("  ✗ ") == 12
     weights = (folder / "model" / "model.safetensors").stat().st_mtime_ns
     again = quickstart(folder, texts=5)
     assert (folder / "model" / "model.safetensors").stat().st_mtime_ns == weights

@@ -1,12 +1,15 @@
+import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 from runs import ROOT, TINY, restaurant_texts
+from transformers import BertConfig, BertForSequenceClassification
 
 from diffusionlm.cli import main
 from diffusionlm.config import merge
+from diffusionlm.tokenizer import BytePairs
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
@@ -21,6 +24,17 @@ def commands() -> list[list[str]]:
         for p in pieces
         if shlex.split(p, comments=True)[:1] in (["diffusionlm"], [".venv/bin/diffusionlm"])
     ]
+
+
+def sentiment_model(folder: Path) -> None:
+    """Write a sequence classifier with random weights and a tokenizer of its own."""
+    tokenizer = BytePairs(120).make(restaurant_texts(50))
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+        max_position_embeddings=256, label2id={"negative": 0, "positive": 1}, id2label={0: "negative", 1: "positive"},
+    )  # fmt: skip
+    BertForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def tiny_flags(plain: dict[str, object], prefix: str = "") -> list[str]:
@@ -51,6 +65,10 @@ def test_the_readmes_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             arguments += tiny_flags(next((kinds[kind] for kind in kinds if any(kind in word for word in arguments)), small))
         elif arguments[0] == "evaluate":
             arguments += ["--count", "3", "--bound-texts", "2", "--temperatures", "0.8", "--steps", "2"]
+        elif arguments[0] == "generate":
+            arguments += ["--count", "2"]
+            if "runs/quickstart" in arguments:
+                arguments += [*([] if "--steps" in arguments else ["--steps", "4"]), "--corrections", "1"]
         elif arguments[0] == "score":
             del arguments[3:]  # a shell's redirection
         assert main(arguments) == 0, (arguments, capsys.readouterr().err)
@@ -62,8 +80,9 @@ def test_the_readmes_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert main(["quickstart", "--steps", "3", "--texts", "2"]) == 0
     judge = ["--config", str(ROOT / "configs" / "restaurants-judge.yaml"), "--out", "runs/judge", "--training.steps", "2"]
     assert main(["train", *judge, "--training.evaluation_texts", "10"]) == 0
-    folder, few = "runs/quickstart/model/classifiers/attributes", ["--training.steps", "2", "--objective.report_texts", "5"]
-    assert main(["train", "--config", str(ROOT / "configs/classifiers/attributes.yaml"), "--out", folder, *few]) == 0
+    sentiment_model(tmp_path / "my-sentiment-model")
+    sampling = tmp_path / "runs" / "quickstart" / "model" / "sampling.json"
+    sampling.write_text(json.dumps({**json.loads(sampling.read_text()), "steps": 4, "corrections": 0}))
     blocks = [block for language, block in BLOCKS if language == "python"]
     assert blocks
     for block in blocks:

@@ -24,11 +24,12 @@ from diffusionlm.kinds import PIPELINES
 from diffusionlm.likelihood import Bound, bound
 from diffusionlm.masked import MaskedConfig
 from diffusionlm.model import ModelConfig
-from diffusionlm.pipeline import Pipeline, SamplingConfig
+from diffusionlm.pipeline import Pipeline
 from diffusionlm.run import RunConfig, save_model, train
 from diffusionlm.scoring import SCORERS, ScoringConfig, score, summary
 from diffusionlm.spec import ModelSpec
 from diffusionlm.tokenizer import Words
+from diffusionlm.writer import SamplingConfig
 
 FAST = ["--strata", "4"]
 SMALL = Transformer(layers=1, width=16, heads=2)

@@ -17,7 +17,6 @@ from diffusionlm.cli import main
 from diffusionlm.config import UserError, build, merge
 from diffusionlm.diffusion import GaussianDiffusion
 from diffusionlm.masked import MaskedConfig, lowest
-from diffusionlm.pipeline import SamplingConfig
 from diffusionlm.sampling import DDIM, Denoised, RowNoise, sample
 from diffusionlm.schedule import Sqrt
 from diffusionlm.tokenizer import SPECIAL_TOKENS, Words
@@ -32,6 +31,7 @@ from diffusionlm.unmasking import (
     draw_words,
     unmask,
 )
+from diffusionlm.writer import SamplingConfig
 
 DECODERS: list[Unmasking] = [Ancestral(), MaskPredict(), MaskGIT(), MaskGIT(noise=0), MaskGIT(schedule="linear")]
 

@@ -1,0 +1,135 @@
+"""What a finished text says of itself: its attributes, part-of-speech tags and tree, so that controls can be checked.
+
+An annotator reads text as text, with no part of the model that wrote it. The embedded corpus's grammar is exact; for other
+texts there are a tagger and a parser that the user names, and for attributes the paper's rule: the value stands in the text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from diffusionlm import grammar
+from diffusionlm.config import Component, UserError
+from diffusionlm.labels import spans_of
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """A text's words, with what is known of them; what an annotator does not tell is None."""
+
+    words: tuple[str, ...]
+    tags: tuple[str, ...] | None = None
+    tree: str | None = None
+    attributes: dict[str, str] | None = None
+
+
+class Annotator(Component, family="annotator"):
+    """Base of the annotators."""
+
+    def annotate(self, text: str) -> Annotation | None:
+        """Return what is known of ``text``; None where it is no text of the annotator's language."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Grammar(Annotator, name="grammar"):
+    """The recogniser of the embedded corpus: gold tags, trees and attributes, and None for what it does not accept."""
+
+    def annotate(self, text: str) -> Annotation | None:
+        """Parse the text."""
+        found = _parsed(text)
+        return Annotation(found.words, found.tags, found.tree, found.attributes) if found else None
+
+
+@lru_cache(maxsize=4096)
+def _parsed(text: str) -> grammar.Description | None:
+    return grammar.parse(text)
+
+
+@dataclass(frozen=True)
+class Tagger(Annotator, name="tagger"):
+    """A part-of-speech tagger: NLTK's averaged perceptron from a folder of its JSON files, such as one trained on Brown."""
+
+    folder: str
+
+    def annotate(self, text: str) -> Annotation | None:
+        """Tag the text's words."""
+        words = tuple(grammar.tokenize(text))
+        return Annotation(words, tuple(tag for _, tag in _tagger(self.folder).tag(words)))
+
+
+@lru_cache(maxsize=2)
+def _tagger(folder: str) -> Any:
+    from nltk.tag import PerceptronTagger  # type: ignore[import-untyped]
+
+    tagger = PerceptronTagger(load=False)
+    try:
+        weights = json.loads((Path(folder) / "weights.json").read_text())
+        known = json.loads((Path(folder) / "tagdict.json").read_text())
+        classes = json.loads((Path(folder) / "classes.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"annotator.folder: expected a tagger's weights.json, tagdict.json, classes.json in {folder}: {error}"
+        ) from None
+    tagger.model.weights, tagger.tagdict, tagger.classes = weights, known, set(classes)
+    tagger.model.classes = tagger.classes
+    return tagger
+
+
+@dataclass(frozen=True)
+class Stanza(Annotator, name="stanza"):
+    """The neural pipeline of Stanza (Qi et al. 2020), tags and constituency trees, with its models in a local ``folder``."""
+
+    folder: str
+    language: str = "en"
+
+    def annotate(self, text: str) -> Annotation | None:
+        """Tag and parse the text, as one sentence per tree under one ROOT."""
+        document = _stanza(self.folder, self.language)(text)
+        words = [word for sentence in document.sentences for word in sentence.words]
+        inner = [re.sub(r"^\(ROOT |\)$", "", str(sentence.constituency)) for sentence in document.sentences]
+        return Annotation(tuple(w.text for w in words), tuple(w.upos for w in words), f"(ROOT {' '.join(inner)})")
+
+
+@lru_cache(maxsize=2)
+def _stanza(folder: str, language: str) -> Any:
+    try:
+        import stanza  # type: ignore[import-not-found]
+    except ImportError:
+        raise UserError("annotator: 'stanza' is not installed; pip install stanza, and download its models") from None
+    try:
+        return stanza.Pipeline(
+            language, dir=folder, processors="tokenize,pos,constituency", download_method=None, verbose=False
+        )
+    except Exception as error:  # stanza raises its own kinds, and those of what it loads
+        raise UserError(f"annotator.folder: no Stanza models for {language!r} in {folder}: {error}") from None
+
+
+Bracket = tuple[int, int, str]  # the first and last word of a constituent, counted from 0, and its label
+
+
+def brackets(tree: str) -> list[Bracket]:
+    """Return the constituents of a bracketed tree, without its root and those over a single word's tag.
+
+    Raises:
+        UserError: the brackets do not match, or it is no tree.
+    """
+    return [(first, last, label) for first, last, chain in spans_of(tree) for label in chain.split("::")]
+
+
+def tags_of(tree: str) -> list[str]:
+    """Return the tags of a bracketed tree's words, from left to right."""
+    return re.findall(r"\(\s*([^\s()]+)\s+[^\s()]+\s*\)", tree)
+
+
+def bracket_f1(gold: Sequence[Bracket], found: Sequence[Bracket]) -> float:
+    """Return the labelled F1 (0 to 1) of two trees' constituents, as EVALB counts them."""
+    a, b = Counter(gold), Counter(found)
+    return 2 * (a & b).total() / max(a.total() + b.total(), 1)

@@ -1,0 +1,22 @@
+"""What can be asked of texts: one file a control, one expression everywhere."""
+
+from diffusionlm.controls.attribute import Attribute
+from diffusionlm.controls.binding import Binding
+from diffusionlm.controls.classifier import Classifier
+from diffusionlm.controls.control import All, AnyOf, Control, Demand, Not, Outcome, Weighted, outcomes
+from diffusionlm.controls.expression import read_control, read_controls, read_targets
+from diffusionlm.controls.infill import Infill
+from diffusionlm.controls.length import Length
+from diffusionlm.controls.parts_of_speech import PartsOfSpeech
+from diffusionlm.controls.pattern import Pattern
+from diffusionlm.controls.prefix import Prefix
+from diffusionlm.controls.reward import Reward
+from diffusionlm.controls.span import Span
+from diffusionlm.controls.tree import Tree
+from diffusionlm.controls.words import Words
+
+__all__ = [
+    "All", "AnyOf", "Attribute", "Binding", "Classifier", "Control", "Demand", "Infill", "Length", "Not", "Outcome",
+    "PartsOfSpeech", "Pattern", "Prefix", "Reward", "Span", "Tree", "Weighted", "Words", "outcomes", "read_control",
+    "read_controls", "read_targets",
+]  # fmt: skip

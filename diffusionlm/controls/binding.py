@@ -1,0 +1,161 @@
+"""What controls are bound to: a model and its tokenizer, and the classifiers that were trained for it or come from outside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
+
+from diffusionlm.annotation import Annotator, Grammar
+from diffusionlm.classifier import Classifier, find_classifier
+from diffusionlm.config import UserError, nearest
+from diffusionlm.guidance import SMALLEST, Belief, Energy
+from diffusionlm.model import DiffusionLM, model_folder
+from diffusionlm.tokenizer import BLANK, load_tokenizer
+
+
+@dataclass(frozen=True)
+class Binding:
+    """A model, its tokenizer, the folder it came from, and who annotates finished texts."""
+
+    model: DiffusionLM
+    tokenizer: PreTrainedTokenizerFast
+    folder: Path | None = None
+    annotator: Annotator = field(default_factory=Grammar)
+    _loaded: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def classifier(self, name: str) -> Classifier:
+        """Return the model's classifier ``name``, or the one in the folder ``name``.
+
+        Raises:
+            UserError: there is none, or it was trained on another model's word vectors.
+        """
+        return self._once(name, self._open)
+
+    def _open(self, name: str) -> Classifier:
+        if not Path(name).is_dir() and self.folder is None:
+            raise UserError(f"classifier: the model came from no folder, so {name!r} must be a classifier's folder")
+        folder = Path(name) if Path(name).is_dir() else find_classifier(self.folder or "", name)
+        classifier = Classifier.load(folder)
+        classifier.check_fits(self.model)
+        torch.nn.Module.to(classifier, self.model.device)
+        return classifier
+
+    def foreign(self, name: str) -> SequenceClassifier | None:
+        """Return the ``transformers`` classifier in the folder ``name``; None where it is none (but perhaps one of ours)."""
+        try:
+            plain = json.loads((model_folder(name) / "config.json").read_text())
+        except (OSError, ValueError):
+            return None
+        if any(str(kind).endswith("ForSequenceClassification") for kind in plain.get("architectures") or []):
+            return self._once(name, lambda path: SequenceClassifier(path, self.tokenizer, self.model.device))
+        return None
+
+    def _once(self, name: str, open_: Callable[[str], Any]) -> Any:
+        if name not in self._loaded:
+            self._loaded[name] = open_(name)
+        return self._loaded[name]
+
+    @torch.no_grad()
+    def clean_log_probabilities(self, classifier: Classifier, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Return what a classifier says of finished texts, field by field: (B, values) and alike."""
+        longest = self.model.config.max_tokens
+        rows = [self.tokenizer(text)["input_ids"][:longest] for text in texts]
+        mask = torch.arange(max(map(len, rows))) < torch.tensor([len(row) for row in rows])[:, None]
+        ids = torch.full(mask.shape, self.model.config.special_ids["pad"])
+        ids[mask] = torch.tensor([i for row in rows for i in row])
+        latents = self.model.embed(ids.to(self.model.device))
+        found: dict[str, Tensor] = classifier(latents, torch.zeros(len(rows), device=latents.device), mask.to(latents.device))
+        return {name: value.cpu() for name, value in found.items()}
+
+
+def label_energy(classifier: Classifier, name: str, value: str) -> Energy:
+    """Return -log p of ``value`` in the field ``name`` of a text."""
+    index = classifier.labels[name].index(value)
+    return lambda belief: -read(classifier, belief)[name][:, index]
+
+
+def read(classifier: Classifier, belief: Belief) -> dict[str, Tensor]:
+    """Return a classifier's log-probabilities, of the latents that it was trained on; once for each belief."""
+    if id(classifier) not in belief.readings:
+        latents = belief.xt if classifier.settings.reads == "noisy" else belief.x0
+        belief.readings[id(classifier)] = classifier(latents, belief.t, belief.mask)
+    found: dict[str, Tensor] = belief.readings[id(classifier)]
+    return found
+
+
+class SequenceClassifier:
+    """Any ``transformers`` sequence classifier, with a tokenizer of its own.
+
+    It reads decoded text; where every word of our vocabulary is one of its tokens, also beliefs, as mixtures of its own
+    token vectors, with a gradient.
+    """
+
+    def __init__(self, folder: str, tokenizer: PreTrainedTokenizerFast, device: torch.device) -> None:
+        """Load it from a local folder, safetensors only. Raises UserError where that fails."""
+        path = model_folder(folder)
+        self.folder, self.ours = folder, tokenizer
+        self.tokenizer = load_tokenizer(path)
+        try:
+            self.model: Any = AutoModelForSequenceClassification.from_pretrained(
+                path, use_safetensors=True, local_files_only=True, trust_remote_code=False, dtype=torch.float32
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(f"{folder}: cannot load a sequence classifier from here: {str(error).splitlines()[0]}") from None
+        self.model.to(device).train(False).requires_grad_(False)
+
+    def index(self, label: str, where: str) -> int:
+        """Return the index of a label. Raises UserError where there is none of that name."""
+        known = {str(name): int(i) for name, i in self.model.config.label2id.items()}
+        if label not in known:
+            raise UserError(f"{where}: {self.folder} has no label {label!r}{nearest(label, known)}")
+        return known[label]
+
+    @torch.no_grad()
+    def log_probabilities(self, texts: Sequence[str]) -> Tensor:
+        """Return the log-probability (B, labels) of each label of each text."""
+        batch = self.tokenizer(list(texts), return_tensors="pt", padding=True, truncation=True).to(self.model.device)
+        batch.pop("token_type_ids", None)
+        logits: Tensor = self.model(**batch).logits
+        return logits.float().log_softmax(-1).cpu()
+
+    @cached_property
+    def aligned(self) -> Tensor | None:
+        """Its token id (V,) for each of our tokens, or None where one has none: texts then have to be decoded."""
+        vocabulary, unknown = self.tokenizer.get_vocab(), self.tokenizer.unk_token_id
+        special = {
+            self.ours.pad_token_id: self.tokenizer.pad_token_id,
+            self.ours.unk_token_id: unknown,
+            self.ours.bos_token_id: self.tokenizer.cls_token_id or self.tokenizer.bos_token_id,
+            self.ours.eos_token_id: self.tokenizer.sep_token_id or self.tokenizer.eos_token_id,
+        }
+        ids = []
+        for token, index in sorted(self.ours.get_vocab().items(), key=lambda item: item[1]):
+            if index in special:
+                ids.append(special[index])
+                continue
+            same = vocabulary.get(token)
+            spelled = (
+                [same] if same is not None else self.tokenizer(token.replace(BLANK, " "), add_special_tokens=False)["input_ids"]
+            )
+            ids.append(spelled[0] if len(spelled) == 1 and spelled[0] != unknown else None)
+        return None if None in ids else torch.tensor(ids, device=self.model.device)
+
+    def energy(self, index: int) -> Energy:
+        """Return -log p of a label as a function of beliefs; needs ``aligned``."""
+        assert self.aligned is not None
+        vectors = self.model.get_input_embeddings().weight[self.aligned]
+
+        def energy(belief: Belief) -> Tensor:
+            p = (belief.logits + SMALLEST).softmax(-1)
+            logits: Tensor = self.model(inputs_embeds=p @ vectors.to(p), attention_mask=belief.mask.long()).logits
+            return -logits.float().log_softmax(-1)[:, index]
+
+        return energy

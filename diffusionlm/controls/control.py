@@ -1,0 +1,239 @@
+"""What a control is: something asked of a text, that acts while it is written and is checked when it is finished.
+
+A control is a component whose fields say what is asked. Bound to a model it becomes a demand, made of up to three kinds of
+parts: *languages*, sets of texts that hold by construction; *energies*, whose gradients steer; *rewards*, scores of finished
+drafts, for particles. ``&``, ``|``, ``~`` and ``2 *`` combine controls.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import partial, reduce
+
+import torch
+from torch import Tensor
+
+from diffusionlm.config import Component, UserError
+from diffusionlm.controls.binding import Binding
+from diffusionlm.guidance import Belief, Energy, any_of, none_of, scaled
+from diffusionlm.language import Language, log_mass
+
+Reward = Callable[[Sequence[str]], Tensor]  # texts to log-probabilities or scores (B,), higher is better
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What sampling is asked for: texts in every language, of low energy and high reward."""
+
+    languages: tuple[Language, ...] = ()
+    energies: tuple[Energy, ...] = ()
+    rewards: tuple[Reward, ...] = ()
+
+    def __and__(self, other: Demand) -> Demand:
+        """Both."""
+        return Demand(self.languages + other.languages, self.energies + other.energies, self.rewards + other.rewards)
+
+    @property
+    def language(self) -> Language | None:
+        """The one language of all."""
+        return reduce(lambda one, other: one & other, self.languages) if self.languages else None
+
+
+class Control(Component, family="control"):
+    """Base of the controls."""
+
+    def bind(self, binding: Binding) -> Demand:
+        """Return what sampling must do.
+
+        Raises:
+            UserError: the model cannot be asked this, with the reason.
+        """
+        raise NotImplementedError
+
+    def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
+        """Return how far each finished text is what was asked, exactly where that can be: 0 to 1, and 1 passes."""
+        raise NotImplementedError
+
+    def __and__(self, other: Control) -> Control:
+        """Both."""
+        return All((*_parts(self, All), *_parts(other, All)))
+
+    def __or__(self, other: Control) -> Control:
+        """At least one."""
+        return AnyOf((*_parts(self, AnyOf), *_parts(other, AnyOf)))
+
+    def __invert__(self) -> Control:
+        """Not this."""
+        return self.control if isinstance(self, Not) else Not(self)
+
+    def __mul__(self, weight: float) -> Control:
+        """The same, ``weight`` times as strong."""
+        return Weighted(self, float(weight))
+
+    __rmul__ = __mul__
+
+    def __str__(self) -> str:
+        """Return the expression that makes this control."""
+        given = [f for f in fields(self) if getattr(self, f.name) != f.default]  # type: ignore[arg-type]
+        positional = [f.name for f in fields(self)[: len(given)]] == [f.name for f in given]  # type: ignore[arg-type]
+        words = [("" if positional else f"{f.name}=") + written(getattr(self, f.name)) for f in given]
+        kind = type(self)
+        called = kind.__name__ if kind.name else f"{kind.__module__}:{kind.__name__}"
+        return f"{called}({', '.join(words)})"
+
+
+def written(value: object) -> str:
+    """Return a plain value (or a control) as an expression has it, strings in double quotes."""
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(written, value))}]"
+    return str(value)
+
+
+def _parts(control: Control, kind: type[All] | type[AnyOf]) -> tuple[Control, ...]:
+    return control.controls if isinstance(control, kind) else (control,)
+
+
+@dataclass(frozen=True)
+class All(Control, name="all"):
+    """Every one of ``controls``."""
+
+    controls: tuple[Control, ...]
+
+    def bind(self, binding: Binding) -> Demand:
+        """Join the demands."""
+        return reduce(lambda one, other: one & other, [control.bind(binding) for control in self.controls], Demand())
+
+    def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
+        """Return the lowest score of the parts."""
+        return [min(scores) for scores in zip(*(c.score(texts, binding) for c in self.controls), strict=True)]
+
+    def __str__(self) -> str:
+        """Return the expression."""
+        return " & ".join(_bracketed(control, AnyOf) for control in self.controls)
+
+
+@dataclass(frozen=True)
+class AnyOf(Control, name="any"):
+    """At least one of ``controls``."""
+
+    controls: tuple[Control, ...]
+
+    def bind(self, binding: Binding) -> Demand:
+        """Unite the languages; where a part is no language, all become energies."""
+        demands = [control.bind(binding) for control in self.controls]
+        if any(demand.rewards for demand in demands):
+            rewards = [_reward(demand, str(self)) for demand in demands]
+            return Demand(rewards=(lambda texts: torch.stack([reward(texts) for reward in rewards]).amax(0),))
+        if any(demand.energies for demand in demands):
+            return Demand(energies=(any_of([_as_energy(demand) for demand in demands]),))
+        languages = [demand.language for demand in demands if demand.language is not None]
+        return Demand(languages=(reduce(lambda one, other: one | other, languages),))
+
+    def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
+        """Return the highest score of the parts."""
+        return [max(scores) for scores in zip(*(c.score(texts, binding) for c in self.controls), strict=True)]
+
+    def __str__(self) -> str:
+        """Return the expression."""
+        return " | ".join(str(control) for control in self.controls)
+
+
+@dataclass(frozen=True)
+class Not(Control, name="not"):
+    """The opposite of ``control``; it passes where ``control`` does not, however near that came."""
+
+    control: Control
+
+    def bind(self, binding: Binding) -> Demand:
+        """Take the complement of a language, and 1 - p of an energy."""
+        demand = self.control.bind(binding)
+        if demand.rewards:
+            return Demand(rewards=(partial(_weighted, _reward(demand, str(self)), -1.0),))
+        if demand.energies:
+            return Demand(energies=(none_of(_as_energy(demand)),))
+        assert demand.language is not None
+        return Demand(languages=(~demand.language,))
+
+    def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
+        """Return 1 where the control is missed, else 0."""
+        return [float(score < 1) for score in self.control.score(texts, binding)]
+
+    def __str__(self) -> str:
+        """Return the expression."""
+        return "~" + _bracketed(self.control, All, AnyOf)
+
+
+@dataclass(frozen=True)
+class Weighted(Control, name="weighted"):
+    """``control``, ``weight`` times as strong; what holds by construction stays as it is."""
+
+    control: Control
+    weight: float
+
+    def __post_init__(self) -> None:
+        """Check the weight."""
+        if self.weight < 0:
+            raise UserError(f"{self}: expected a weight of 0 or more; for the opposite write ~ before the control")
+
+    def bind(self, binding: Binding) -> Demand:
+        """Scale energies and rewards."""
+        demand = self.control.bind(binding)
+        rewards = [partial(_weighted, reward, self.weight) for reward in demand.rewards]
+        return Demand(demand.languages, tuple(scaled(e, self.weight) for e in demand.energies), tuple(rewards))
+
+    def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
+        """Return the control's own score."""
+        return self.control.score(texts, binding)
+
+    def __str__(self) -> str:
+        """Return the expression."""
+        return f"{self.weight:g} * {_bracketed(self.control, All, AnyOf)}"
+
+
+def _weighted(reward: Reward, weight: float, texts: Sequence[str]) -> Tensor:
+    return weight * reward(texts)
+
+
+def _bracketed(control: Control, *kinds: type[Control]) -> str:
+    return f"({control})" if isinstance(control, kinds) else str(control)
+
+
+def _as_energy(demand: Demand) -> Energy:
+    """Turn a demand into one energy: of a language, -log of the chance that a draw of the posterior is in it."""
+    language, energies = demand.language, demand.energies
+
+    def energy(belief: Belief) -> Tensor:
+        parts = [energy(belief) for energy in energies]
+        if language is not None:
+            parts.append(-log_mass(language, belief.logits[:, 1:], belief.mask.sum(1) - 2))
+        return torch.stack(parts).sum(0)
+
+    return energy
+
+
+def _reward(demand: Demand, where: str) -> Reward:
+    """Return the sum of a demand's rewards. Raises UserError where it has other parts."""
+    if demand.languages or demand.energies:
+        raise UserError(f"{where}: a reward of finished texts can only be combined so with other rewards")
+    return lambda texts: torch.stack([reward(texts) for reward in demand.rewards]).sum(0)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a text fared with a control: its expression, whether it passed, its score from 0 to 1."""
+
+    control: str
+    passed: bool
+    score: float
+
+
+def outcomes(controls: Sequence[Control], texts: Sequence[str], binding: Binding) -> list[tuple[Outcome, ...]]:
+    """Check ``texts``; return a tuple of each text's outcomes, one for every control."""
+    columns = [
+        [Outcome(str(control), score >= 1, float(score)) for score in control.score(texts, binding)] for control in controls
+    ]
+    return [tuple(row) for row in zip(*columns, strict=True)] if columns else [() for _ in texts]

@@ -1,0 +1,45 @@
+"""How long a text is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from diffusionlm.config import UserError
+from diffusionlm.controls.binding import Binding
+from diffusionlm.controls.control import Control, Demand
+from diffusionlm.controls.spelling import spelling
+from diffusionlm.language import one_of, repeat
+
+
+@dataclass(frozen=True)
+class Length(Control, name="length"):
+    """Has ``low`` tokens, or ``low`` to ``high``, start and end not counted: ``Length(20)``, ``Length(10, 15)``."""
+
+    low: int
+    high: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        for number in (self.low, self.longest):
+            if not isinstance(number, int) or isinstance(number, bool):
+                raise UserError(f"length: expected a whole number of tokens, got {number!r}")
+        if not 1 <= self.low <= self.longest:
+            raise UserError(f"length: expected one token or more, the lower number first, got {self.low} to {self.longest}")
+
+    @property
+    def longest(self) -> int:
+        """The largest number of tokens."""
+        return self.low if self.high is None else self.high
+
+    def bind(self, binding: Binding) -> Demand:
+        """Return the texts of this length; where tokens are words, those whose words stay apart."""
+        speller, size = spelling(binding.tokenizer), len(binding.tokenizer)
+        if speller.whole_words:
+            return Demand(languages=(speller.over_tokens(repeat(speller.any_word, self.low, self.longest)),))
+        return Demand(languages=(repeat(one_of(range(size), size), self.low, self.longest),))
+
+    def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
+        """Return 1 where the tokenizer makes of the text as many tokens as asked, else 0."""
+        counts = (len(binding.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
+        return [float(self.low <= count <= self.longest) for count in counts]

@@ -1,0 +1,87 @@
+"""The part of speech of every word."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from diffusionlm.config import UserError, nearest
+from diffusionlm.controls.binding import Binding
+from diffusionlm.controls.control import Control, Demand
+from diffusionlm.language import Language, any_number, everything, one_of, sequence
+
+ONE, MANY = "*", "..."
+
+
+@dataclass(frozen=True)
+class PartsOfSpeech(Control, name="parts-of-speech"):
+    """The words' tags, one after the other: ``DET NOUN AUX ADJ PUNCT``; ``*`` is any one word, ``...`` any number of them.
+
+    By construction: a word can stand where the training texts gave it the tag at least in a share ``least`` of its
+    places, as the classifier ``tags`` has counted them. Checked by tagging the text; the score is the share of the tags
+    that are right (matches over gold length, as in Li et al. 2022, section 6.1), and 0 for what the annotator rejects.
+    """
+
+    tags: str
+    least: float = 0.3
+    classifier: str = "tags"
+
+    def __post_init__(self) -> None:
+        """Check that there are tags."""
+        if not self.tags.split():
+            raise UserError("tags: expected tags such as 'DET NOUN AUX ADJ PUNCT'")
+
+    def bind(self, binding: Binding) -> Demand:
+        """Return the texts whose words can have these tags. Raises UserError for an unknown tag."""
+        return Demand(languages=(tag_language(self.tags.split(), binding, self.classifier, self.least, str(self)),))
+
+    def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
+        """Return the share of right tags; of a pattern with ``...``, 1 where the whole text matches."""
+        return [
+            tag_accuracy(self.tags.split(), annotation.tags) if annotation else 0.0
+            for annotation in map(binding.annotator.annotate, texts)
+        ]
+
+
+def tag_language(tags: Sequence[str], binding: Binding, classifier: str, least: float, where: str) -> Language:
+    """Return the texts whose words can have ``tags``. Raises UserError for an unknown tag."""
+    trained = binding.classifier(classifier)
+    (field,) = trained.labels
+    known, lexicon = trained.indices[field], trained.lexicon().cpu()
+    size = len(lexicon)
+
+    def words(tag: str) -> Language:
+        if tag == MANY:
+            return any_number(one_of(lexicon.sum(1) > 0, size))
+        if tag == ONE:
+            return one_of(lexicon.sum(1) > 0, size)
+        if tag not in known:
+            raise UserError(f"{where}: no tag is called {tag!r}{nearest(tag, known)}")
+        return one_of(_holding(lexicon, known[tag], least), size)
+
+    parts = {tag: words(tag) for tag in dict.fromkeys(tags)}
+    return sequence(*(parts[tag] for tag in tags)) if tags else everything(size)
+
+
+def _holding(lexicon: Tensor, tag: int, least: float) -> Tensor:
+    """Tell which tokens (V,) have a tag often enough; the likeliest of all where none has."""
+    held = lexicon[:, tag] >= least
+    return held if bool(held.any()) else lexicon[:, tag] == lexicon[:, tag].max()
+
+
+def tag_accuracy(wanted: Sequence[str], found: Sequence[str] | None) -> float:
+    """Return the share of the ``wanted`` tags that stand in their place; longer texts lose nothing, shorter ones do.
+
+    With ``...``, 1 where all of ``found`` matches.
+    """
+    if found is None:
+        return 0.0
+    if MANY in wanted:
+        part = {MANY: r"(?:\S+ )*", ONE: r"\S+ "}
+        pattern = "".join(part.get(tag, re.escape(tag) + " ") for tag in wanted)
+        return float(re.fullmatch(pattern, "".join(f"{tag} " for tag in found)) is not None)
+    right = sum(tag in (ONE, other) for tag, other in zip(wanted, found, strict=False))
+    return right / len(wanted) if len(found) == len(wanted) else min(right / len(wanted), 1 - 1 / (len(wanted) + 1))

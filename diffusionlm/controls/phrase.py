@@ -1,0 +1,132 @@
+"""Expressions over words, and the controls that are such: read as a language to write in, and word by word as a check."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+from diffusionlm.controls.binding import Binding
+from diffusionlm.controls.control import Control, Demand
+from diffusionlm.controls.spelling import Spelling, spelling
+from diffusionlm.language import Language, repeat, sequence, union
+from diffusionlm.tokenizer import split_words
+
+
+class Phrase:
+    """A set of sequences of words."""
+
+    def language(self, spelling: Spelling, where: str) -> Language:
+        """Return it over the characters of marked words. Raises UserError where a word cannot be written."""
+        raise NotImplementedError
+
+    def ends(self, words: Sequence[str], starts: set[int]) -> set[int]:
+        """Return where in ``words`` it can end that starts at one of ``starts``: the check, by words alone."""
+        raise NotImplementedError
+
+    def matches(self, words: Sequence[str]) -> bool:
+        """Tell whether ``words``, all of them, are in the set."""
+        return len(words) in self.ends(words, {0})
+
+
+@dataclass(frozen=True)
+class OneOf(Phrase):
+    """One of ``options``; any word where there are none."""
+
+    options: tuple[str, ...] = ()
+    cased: bool = False
+
+    def language(self, spelling: Spelling, where: str) -> Language:
+        """Spell the options."""
+        for word in self.options:
+            spelling.check(word, self.cased, where)
+        return union(*(spelling.word(word, self.cased) for word in self.options)) if self.options else spelling.any_word
+
+    def ends(self, words: Sequence[str], starts: set[int]) -> set[int]:
+        """Compare one word."""
+        return {start + 1 for start in starts if start < len(words) and self._has(words[start])}
+
+    def _has(self, word: str) -> bool:
+        return not self.options or any(
+            word == each or (not self.cased and word.lower() == each.lower()) for each in self.options
+        )
+
+
+@dataclass(frozen=True)
+class Chain(Phrase):
+    """All ``parts``, one after the other."""
+
+    parts: tuple[Phrase, ...]
+
+    def language(self, spelling: Spelling, where: str) -> Language:
+        """Chain them."""
+        return sequence(repeat(spelling.any_word, 0, 0), *(part.language(spelling, where) for part in self.parts))
+
+    def ends(self, words: Sequence[str], starts: set[int]) -> set[int]:
+        """Go from part to part."""
+        return reduce(lambda places, part: part.ends(words, places), self.parts, starts)
+
+
+@dataclass(frozen=True)
+class Either(Phrase):
+    """One of ``parts``."""
+
+    parts: tuple[Phrase, ...]
+
+    def language(self, spelling: Spelling, where: str) -> Language:
+        """Unite them."""
+        return union(*(part.language(spelling, where) for part in self.parts))
+
+    def ends(self, words: Sequence[str], starts: set[int]) -> set[int]:
+        """Take all ends."""
+        return set().union(*(part.ends(words, starts) for part in self.parts))
+
+
+@dataclass(frozen=True)
+class Repeat(Phrase):
+    """``part``, ``low`` to ``high`` times, or ``low`` and more."""
+
+    part: Phrase
+    low: int = 0
+    high: int | None = None
+
+    def language(self, spelling: Spelling, where: str) -> Language:
+        """Repeat it."""
+        return repeat(self.part.language(spelling, where), self.low, self.high)
+
+    def ends(self, words: Sequence[str], starts: set[int]) -> set[int]:
+        """Repeat until nothing new is found."""
+        places, found, count = starts, set(starts) if self.low == 0 else set(), 0
+        while places and (self.high is None or count < self.high):
+            places, count = self.part.ends(words, places), count + 1
+            if count >= self.low:
+                places = places - found if count > self.low else places
+                found |= places
+        return found
+
+
+ANYTHING = Repeat(OneOf())
+
+
+def phrase(text: str, cased: bool = False) -> Chain:
+    """Return the words of ``text``, one after the other."""
+    return Chain(tuple(OneOf((word,), cased) for word in split_words(text)))
+
+
+class PhraseControl(Control):
+    """Base of the controls that say which words a text has: it must match each of ``phrases``."""
+
+    def phrases(self) -> list[Phrase]:
+        """Return what the words of a text must match."""
+        raise NotImplementedError
+
+    def bind(self, binding: Binding) -> Demand:
+        """Return the texts whose words match. Raises UserError for a word that the vocabulary has not."""
+        speller, where = spelling(binding.tokenizer), str(self)
+        spelled = [phrase.language(speller, where) for phrase in self.phrases()]
+        return Demand(languages=(speller.over_tokens(reduce(lambda one, other: one & other, spelled)),))
+
+    def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
+        """Return the share of the phrases that a text's words match."""
+        wanted, cut = self.phrases(), [split_words(text) for text in texts]
+        return [sum(phrase.matches(words) for phrase in wanted) / len(wanted) for words in cut]

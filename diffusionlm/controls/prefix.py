@@ -1,0 +1,25 @@
+"""How a text begins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from diffusionlm.config import UserError
+from diffusionlm.controls.phrase import ANYTHING, Chain, Phrase, PhraseControl, phrase
+from diffusionlm.tokenizer import split_words
+
+
+@dataclass(frozen=True)
+class Prefix(PhraseControl, name="prefix"):
+    """Begins with the words of ``text``, in the case they are given in: ``Prefix("The Golden Lion is")``."""
+
+    text: str
+
+    def __post_init__(self) -> None:
+        """Check that there are words."""
+        if not isinstance(self.text, str) or not split_words(self.text):
+            raise UserError(f"text: expected the words that texts begin with, got {self.text!r}")
+
+    def phrases(self) -> list[Phrase]:
+        """Return the words and what may follow."""
+        return [Chain((phrase(self.text, cased=True), ANYTHING))]

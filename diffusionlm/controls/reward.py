@@ -1,0 +1,63 @@
+"""Anything that can be computed from a text."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusionlm.config import UserError
+from diffusionlm.controls.binding import Binding
+from diffusionlm.controls.control import Control, Demand
+
+
+@dataclass(frozen=True)
+class Reward(Control, name="reward"):
+    """A callable ``texts -> scores`` (higher is better, finite), followed by particles: it need not have a gradient.
+
+    Args:
+        function: the callable, or its import path ``module:name``.
+        passes: the least score of a text that passes the check.
+    """
+
+    function: Callable[[Sequence[str]], Any] | str
+    passes: float = 0.5
+
+    def _scores(self, texts: Sequence[str]) -> Tensor:
+        scores = torch.as_tensor(self._callable()(list(texts)), dtype=torch.float64).flatten()
+        if len(scores) != len(texts) or not bool(scores.isfinite().all()):
+            raise UserError(f"{self}: expected a finite score for each of {len(texts)} texts, got {scores.tolist()[:5]}")
+        return scores
+
+    def _callable(self) -> Callable[[Sequence[str]], Any]:
+        if not isinstance(self.function, str):
+            return self.function
+        module, _, name = self.function.partition(":")
+        try:
+            found = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise UserError(f"{self}: cannot import {self.function!r}, expected module:function: {error}") from None
+        if not callable(found):
+            raise UserError(f"{self}: {self.function!r} cannot be called")
+        return found
+
+    def bind(self, binding: Binding) -> Demand:
+        """Score drafts with it."""
+        self._callable()
+        return Demand(rewards=(self._scores,))
+
+    def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
+        """Return 1 from ``passes`` on, below it how near the score comes, at least 0."""
+        scores = self._scores(texts)
+        if self.passes <= 0:
+            return [float(score >= self.passes) for score in scores]
+        return (scores / self.passes).clamp(0, 1).tolist()
+
+    def __str__(self) -> str:
+        """Return the expression."""
+        name = self.function if isinstance(self.function, str) else getattr(self.function, "__name__", "a callable")
+        return f'Reward("{name}")' if self.passes == 0.5 else f'Reward("{name}", {self.passes:g})'

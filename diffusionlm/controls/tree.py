@@ -1,0 +1,55 @@
+"""A whole parse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffusionlm.annotation import bracket_f1, brackets, tags_of
+from diffusionlm.controls.binding import Binding
+from diffusionlm.controls.control import Control, Demand
+from diffusionlm.controls.parts_of_speech import tag_language
+from diffusionlm.controls.span import span_energy
+from diffusionlm.guidance import Belief
+from diffusionlm.labels import spans_of
+
+
+@dataclass(frozen=True)
+class Tree(Control, name="tree"):
+    """The text's tree is ``tree``, in brackets: ``(S (NP (PRON It)) (VP (AUX is) (ADJP (ADJ cheap))))``; its words are ignored.
+
+    The words' tags hold by construction, the constituents by the gradient of the classifier ``spans``. The score is the
+    labelled F1 of the constituents in the annotator's parse, and 0 for what it rejects.
+    """
+
+    tree: str
+    classifier: str = "spans"
+    tags: str = "tags"
+    least: float = 0.3
+
+    def __post_init__(self) -> None:
+        """Check the brackets."""
+        brackets(self.tree)
+
+    def bind(self, binding: Binding) -> Demand:
+        """Return the texts with these tags, and -log p of all constituents. Raises UserError for an unknown tag or label."""
+        language = tag_language(tags_of(self.tree), binding, self.tags, self.least, "Tree")
+        energies = [
+            span_energy(binding, self.classifier, first, last, chain, "Tree") for first, last, chain in spans_of(self.tree)
+        ]
+
+        def energy(belief: Belief) -> Tensor:
+            return torch.stack([each(belief) for each in energies]).mean(0)
+
+        return Demand(languages=(language,), energies=(energy,) if energies else ())
+
+    def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
+        """Return the F1 of each text's constituents."""
+        gold = brackets(self.tree)
+        return [
+            bracket_f1(gold, brackets(found.tree)) if found and found.tree else 0.0
+            for found in map(binding.annotator.annotate, texts)
+        ]

@@ -1,0 +1,49 @@
+"""Words that a text must contain, or must not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from diffusionlm.config import UserError
+from diffusionlm.controls.control import written
+from diffusionlm.controls.phrase import ANYTHING, Chain, Phrase, PhraseControl, phrase
+from diffusionlm.tokenizer import split_words
+
+
+@dataclass(frozen=True, init=False)
+class Words(PhraseControl, name="words"):
+    """Contains all of ``words``: ``Words("cheap", "near the river")``; ``~Words("cheap")`` is a text without the word.
+
+    Several words in one string stand side by side. Case is ignored, and only whole words count: "pub" is not in "public".
+
+    Args:
+        words: what is in the text.
+        in_order: whether they come in this order, without overlap; else in any, and one may be inside another.
+    """
+
+    words: tuple[str, ...]
+    in_order: bool = False
+
+    def __init__(self, *words: str, in_order: bool = False) -> None:
+        """Take words, one argument each."""
+        object.__setattr__(self, "words", words)
+        object.__setattr__(self, "in_order", in_order)
+        self.__post_init__()
+
+    def __post_init__(self) -> None:
+        """Check that there are words."""
+        if not self.words or not all(isinstance(word, str) and split_words(word) for word in self.words):
+            raise UserError(
+                f'words: expected words such as "cheap", "pub", got {", ".join(map(written, self.words)) or "none"}'
+            )
+
+    def phrases(self) -> list[Phrase]:
+        """Return one phrase for each of the words, or one for all in order."""
+        wanted = [phrase(word) for word in self.words]
+        if not self.in_order:
+            return [Chain((ANYTHING, each, ANYTHING)) for each in wanted]
+        return [Chain((ANYTHING, *(part for each in wanted for part in (each, ANYTHING))))]
+
+    def __str__(self) -> str:
+        """Return the expression."""
+        return f"Words({', '.join([*map(written, self.words), *(['in_order=True'] if self.in_order else [])])})"

@@ -1,0 +1,110 @@
+"""A diffusion model as a denoiser of texts: self-conditioned, special tokens barred, ends and what is asked built in."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from diffusionlm.diffusion import Gaussian, alpha, over_coordinates, sigma
+from diffusionlm.guidance import Belief
+from diffusionlm.model import DiffusionLM
+from diffusionlm.sampling import Denoise, Denoised, clamp, given, tempered
+from diffusionlm.steering import Steering, pinned
+from diffusionlm.writer import SamplingConfig
+
+
+class WordDenoiser:
+    """The model as a denoiser of texts of ``mask`` (B, L): self-conditioned, special tokens barred, boundaries and what is
+    asked built in.
+    """
+
+    def __init__(self, model: DiffusionLM, mask: Tensor, sampling: SamplingConfig, steering: Steering | None = None) -> None:
+        """Start with no estimate."""
+        self.model, self.mask, self.sampling, self.steering = model, mask, sampling, steering
+        self.E = model.word_vectors()
+        self.previous: Tensor | None = None
+        self.explicit = model.settings.explicit_length
+        self.barred = torch.zeros(len(self.E), device=mask.device)
+        if self.explicit:
+            self.barred[list(model.config.special_ids.values())] = -math.inf
+        self.attend = mask if self.explicit and not bool(mask.all()) else None
+        if self.explicit:
+            self.known, self.ids = boundaries(mask, model.config.special_ids)
+            if steering is not None:
+                words = steering.given_words(mask)
+                self.known, self.ids = self.known | (words >= 0), torch.where(words >= 0, words, self.ids)
+
+    def wrapped(self) -> Denoise:
+        """Return it with clamping, and the words that are known held clean."""
+        denoise: Denoise = clamp(self, self.E) if self.sampling.clamp else self
+        return given(denoise, self.known | ~self.mask, self.model.embed(self.ids)) if self.explicit else denoise
+
+    def __call__(self, xt: Tensor, t: Tensor) -> Denoised:
+        """Denoise ``passes`` times, each told the estimate before it."""
+        steering, temperature, told_apart = self.steering, self.sampling.temperature, self.sampling.step_temperature
+        shifted = steering is not None and steering.energy is not None and steering.guidance.backward
+        words = self.model.settings.prediction == "logits"
+        for turn in range(self.sampling.passes):
+            if shifted and turn == self.sampling.passes - 1:
+                denoised, shift = self._shifted(xt, t)
+            else:
+                denoised, shift = self._believed(xt, t), None
+            if steering is not None and words:
+                denoised = steering.believe(denoised, xt, text_times(t), self.mask, self.E)
+            told = tempered(denoised, self.E, temperature) if words else denoised
+            told = told if shift is None else replace(told, x0=told.x0 + shift)
+            self.previous = told.x0
+        if not told_apart:
+            return told
+        step = tempered(denoised, self.E, told_apart)
+        return step if shift is None else replace(step, x0=step.x0 + shift)
+
+    def _believed(self, xt: Tensor, t: Tensor) -> Denoised:
+        denoised = self.model(xt, t, self.attend, self.previous)
+        logits = denoised.logits + self.barred
+        if self.steering is not None and self.explicit:
+            logits = pinned(logits, self.known, self.ids)
+        return replace(denoised, logits=logits)
+
+    def _shifted(self, xt: Tensor, t: Tensor) -> tuple[Denoised, Tensor]:
+        """Denoise with a graph, and return also how far the gradient through it moves the clean vectors."""
+        assert self.steering is not None and self.steering.energy is not None
+        with torch.enable_grad():
+            xt = xt.detach().requires_grad_()
+            denoised = self._believed(xt, t)
+            clean = denoised.logits.softmax(-1) @ self.E if self.model.settings.prediction == "logits" else denoised.x0
+            belief = Belief(xt, text_times(t), self.mask, lambda: replace(denoised, x0=clean))
+            gamma = self.model.diffusion.schedule.gamma(t)
+            tweedie = over_coordinates(sigma(gamma) ** 2 / alpha(gamma).clamp(min=1e-3), xt)
+            shift = self.steering.guidance.shift(self.steering.energy, belief, tweedie)
+        return replace(denoised, x0=denoised.x0.detach(), logits=denoised.logits.detach()), shift.detach()
+
+    def move(self, x: Tensor, s: Tensor, step: Gaussian) -> Tensor:
+        """Let the guidance move x_s."""
+        assert self.steering is not None and self.steering.energy is not None
+
+        def believe(moved: Tensor) -> Belief:
+            return Belief(moved, s, self.mask, lambda: self.model(moved, s, self.attend, self.previous))
+
+        return self.steering.guidance.move(self.steering.energy, x, s, step, believe)
+
+    def select(self, rows: Tensor) -> Tensor:
+        """Go on with the texts ``rows`` (B,) in place of all; return them."""
+        self.previous = None if self.previous is None else self.previous[rows]
+        return rows
+
+
+def text_times(t: Tensor) -> Tensor:
+    """Return the time (B,) of texts whose words have times ``t`` (B,) or (B, L): that of the noisiest."""
+    return t if t.dim() == 1 else t.amax(-1)
+
+
+def boundaries(mask: Tensor, special: dict[str, int]) -> tuple[Tensor, Tensor]:
+    """Return where start and end are in texts of ``mask`` (B, L), and ids (B, L) that hold them there, PAD elsewhere."""
+    ids = torch.full(mask.shape, special["pad"], device=mask.device)
+    ids[:, 0] = special["start"]
+    ids.scatter_(1, mask.sum(1, keepdim=True) - 1, special["end"])
+    return (ids == special["start"]) | (ids == special["end"]), ids

@@ -1,0 +1,161 @@
+"""Controls at work: what a demand does to a sampling run's lengths, beliefs and words."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from diffusionlm.config import UserError
+from diffusionlm.controls import Binding, Control, Demand
+from diffusionlm.controls.spelling import proper_texts
+from diffusionlm.guidance import Energy, Guidance, Particles, total
+from diffusionlm.language import Language, condition, forced, likeliest
+from diffusionlm.sampling import Denoised
+
+
+@dataclass(frozen=True)
+class Steering:
+    """The ``controls`` of a run, bound to a model."""
+
+    controls: tuple[Control, ...]
+    binding: Binding
+    demand: Demand
+    guidance: Guidance
+    particles: Particles
+
+    @classmethod
+    def of(
+        cls, controls: Sequence[Control], binding: Binding, guidance: Guidance, particles: Particles, length: int | None = None
+    ) -> Steering:
+        """Bind ``controls``; ``length`` (tokens) is that of the texts where it is given.
+
+        Raises:
+            UserError: the model cannot be asked this, or no text can be all of it, with the reason.
+        """
+        demands = [control.bind(binding) for control in controls]
+        check_possible(controls, demands, binding, length)
+        demand = Demand()
+        for each in demands:
+            demand &= each
+        settings = binding.model.settings
+        if demand.languages and not (settings.explicit_length and settings.prediction == "logits"):
+            raise UserError("control: what holds by construction needs a model that predicts logits and is told the length")
+        if demand.energies and guidance.strength:
+            guidance.check(settings.prediction)
+        if demand.languages:
+            demand &= Demand(languages=(proper_texts(binding.tokenizer),))
+        return cls(tuple(controls), binding, demand, guidance, particles)
+
+    @cached_property
+    def language(self) -> Language | None:
+        """What every text must be in."""
+        return self.demand.language
+
+    @cached_property
+    def energy(self) -> Energy | None:
+        """What gradients follow; nothing at strength 0."""
+        return total(self.demand.energies) if self.demand.energies and self.guidance.strength else None
+
+    @property
+    def copies(self) -> int:
+        """How many particles each text has."""
+        return self.particles.count if self.demand.rewards else 1
+
+    def rewards(self, texts: Sequence[str]) -> Tensor:
+        """Return the sum of all rewards (B,)."""
+        return torch.stack([reward(texts) for reward in self.demand.rewards]).double().sum(0)
+
+    def length_counts(self, counts: Sequence[int]) -> list[int]:
+        """Return the training texts' length ``counts`` (start and end counted), of possible lengths only.
+
+        Lengths that no training text has are taken, all alike, where no other is possible.
+        """
+        if self.language is None:
+            return list(counts)
+        possible = {n + 2 for n in self.language.lengths(len(counts) - 3)}
+        kept = [count if n in possible else 0 for n, count in enumerate(counts)]
+        return kept if sum(kept) else [int(n in possible) for n in range(len(counts))]
+
+    def given_words(self, mask: Tensor) -> Tensor:
+        """Return ids (B, L) of the words that leave no choice in texts of ``mask`` (B, L), -1 elsewhere."""
+        ids = torch.full(mask.shape, -1, device=mask.device)
+        if self.language is not None:
+            ids[:, 1:] = forced(self.language, mask.sum(1) - 2, mask.shape[1] - 1)
+        return ids
+
+    def believe(self, denoised: Denoised, xt: Tensor, t: Tensor, mask: Tensor, embedding: Tensor) -> Denoised:
+        """Tilt a belief by the energy and condition it on the language; logits at START and END must be certain."""
+        logits = denoised.logits
+        if self.energy is not None:
+            logits = self.guidance.tilt(self.energy, denoised, xt, t, mask, embedding)
+        if self.language is not None:
+            inside = condition(self.language, logits[:, 1:], mask.sum(1) - 2)
+            logits = torch.cat([logits[:, :1], inside], 1)
+        return replace(denoised, logits=logits)
+
+    def words(self, logits: Tensor, mask: Tensor) -> Tensor:
+        """Return the likeliest words (B, L) that are in the language."""
+        words = logits.argmax(-1)
+        if self.language is not None:
+            words[:, 1:] = likeliest(self.language, logits[:, 1:], mask.sum(1) - 2)
+        return words
+
+    def allowed(self, words: Tensor, mask: Tensor) -> Tensor:
+        """Tell (B,) which rows of ``words`` (B, L) are in the language."""
+        language = self.language
+        if language is None:
+            return torch.ones(len(words), dtype=torch.bool, device=words.device)
+        lengths = mask.sum(1).tolist()
+        inside = [language.contains(row[1 : n - 1]) for row, n in zip(words.tolist(), lengths, strict=True)]
+        return torch.tensor(inside, device=words.device)
+
+
+def pinned(logits: Tensor, known: Tensor, ids: Tensor) -> Tensor:
+    """Return ``logits`` (B, L, V) that are certain of ``ids`` (B, L) where these are ``known`` (B, L)."""
+    certain = torch.full_like(logits, -math.inf).scatter(-1, ids[..., None], 0.0)
+    return torch.where(known[..., None], certain, logits)
+
+
+def check_possible(controls: Sequence[Control], demands: Sequence[Demand], binding: Binding, length: int | None) -> None:
+    """Check that some text is all that is asked.
+
+    Raises:
+        UserError: none is; the sentence names the control, or the two, that make it so where there are such.
+    """
+    longest = binding.model.config.max_tokens - 2
+    asked = [(str(control), demand.language) for control, demand in zip(controls, demands, strict=True)]
+    known = [(name, language, language.lengths(longest)) for name, language in asked if language is not None]
+    for name, _, lengths in known:
+        if not lengths:
+            raise UserError(f"control: no text of up to {longest} tokens, which is what this model writes, is {name}")
+        if length is not None and length not in lengths:
+            raise UserError(f"control: {name} needs {_told(lengths)}, and length is {length}")
+    for (one, a, lengths_a), (other, b, lengths_b) in itertools.combinations(known, 2):
+        if not set(lengths_a) & set(lengths_b):
+            raise UserError(f"control: {one} needs {_told(lengths_a)}, and {other} {_told(lengths_b)}")
+        if not (a & b).lengths(longest):
+            raise UserError(f"control: no text of up to {longest} tokens is both {one} and {other}")
+    if len(known) > 2:
+        language = known[0][1]
+        for _, more, _ in known[1:]:
+            language &= more
+        lengths = language.lengths(longest)
+        if not lengths or (length is not None and length not in lengths):
+            size = f"{length}" if length is not None else f"up to {longest}"
+            raise UserError(f"control: no text of {size} tokens is all of {', '.join(name for name, _, _ in known)}")
+
+
+def _told(lengths: Sequence[int]) -> str:
+    if len(lengths) == 1:
+        return f"{lengths[0]} tokens"
+    return (
+        f"{lengths[0]} to {lengths[-1]} tokens"
+        if lengths[-1] - lengths[0] == len(lengths) - 1
+        else f"{lengths[0]} tokens or more"
+    )

@@ -1,0 +1,299 @@
+"""Controls at work in sampling runs of a small model with random weights: what is asked comes out, whatever the sampler."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pytest
+import torch
+from test_pipeline import LENGTH_COUNTS, PAPER, _pipeline
+from torch import Tensor
+
+from diffusionlm.config import UserError
+from diffusionlm.controls import Binding, Control, Demand, Reward
+from diffusionlm.guidance import Adagrad, Belief, Gradient, Particles
+from diffusionlm.language import Language, any_number, one_of, repeat, sequence
+from diffusionlm.pipeline import Pipeline
+from diffusionlm.sampling import DDIM, DDPM, DPMSolver, Renoise
+from diffusionlm.writer import Controlled, Generated
+
+
+@dataclass(frozen=True)
+class Only(Control, name="only-for-test"):
+    """Texts of some words alone, ``least`` or more of them, by construction."""
+
+    words: tuple[str, ...]
+    least: int = 1
+    most: int | None = None
+
+    def bind(self, binding: Binding) -> Demand:
+        return Demand(languages=(repeat(one_of(_ids(binding, self.words), len(binding.tokenizer)), self.least, self.most),))
+
+    def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
+        return [float(set(text.split()) <= set(self.words) and len(text.split()) >= self.least) for text in texts]
+
+
+@dataclass(frozen=True)
+class Often(Control, name="often-for-test"):
+    """A word at as many places as can be, by the gradient of its chance."""
+
+    word: str
+    noisy: bool = False
+
+    def bind(self, binding: Binding) -> Demand:
+        (token,) = _ids(binding, [self.word])
+        vector = binding.model.word_vectors()[token].detach()
+
+        def energy(belief: Belief) -> Tensor:
+            near = (belief.xt if self.noisy else belief.x0) @ vector
+            return -(near * belief.mask).sum(1)
+
+        return Demand(energies=(energy,))
+
+    def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
+        return [text.split().count(self.word) / max(len(text.split()), 1) for text in texts]
+
+
+def _ids(binding: Binding, words: Sequence[str]) -> list[int]:
+    return [i for word in words for i in binding.tokenizer(word, add_special_tokens=False)["input_ids"]]
+
+
+def _share(texts: Sequence[Generated], word: str) -> float:
+    words = [w for one in texts for w in one.text.split()]
+    return words.count(word) / len(words)
+
+
+def _texts(generated: Sequence[Generated]) -> list[str]:
+    return [one.text for one in generated]
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    return _pipeline()
+
+
+SAMPLERS = [DDPM(), DDPM("upper"), DDIM(), DDIM(0.5), Renoise(), DPMSolver()]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("steps", [1, 2, 9])
+def test_what_holds_by_construction_always_holds(pipeline: Pipeline, sampler: Any, steps: int) -> None:
+    only = Only(("tea", "rain", "cold"), least=3)
+    rows = pipeline(12, only, steps=steps, sampler=sampler)
+    assert all(isinstance(row, Controlled) and row.controls[0].passed for row in rows)
+    assert all(row.length >= 3 for row in rows)
+    assert len(set(_texts(rows))) > 1
+
+
+def test_corrections_stay_within_what_is_asked(pipeline: Pipeline) -> None:
+    only = Only(("tea", "rain"), least=3)
+    corrected = pipeline(12, only, corrections=3, correction_odds=1.0)
+    assert all(isinstance(row, Controlled) and row.controls[0].passed for row in corrected)
+    assert _texts(corrected) != _texts(pipeline(12, only))
+
+
+def test_lengths_are_drawn_from_the_possible_ones(pipeline: Pipeline) -> None:
+    assert {n - 2 for n, count in enumerate(LENGTH_COUNTS) if count} == {1, 2, 8}
+    assert {row.length for row in pipeline(20, Only(("tea",), 2))} == {2, 8}
+    assert {row.length for row in pipeline(20, Only(("tea",), 3, 5))} == {3, 4, 5}, "none of these is in training"
+    assert {row.length for row in pipeline(3, Only(("tea",)), length=4)} == {4}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(
+    "guidance", [Gradient(tilting=3.0), Gradient(tilting=0.0, through=3.0), Gradient(tilting=2.0, through=2.0, inner_steps=3)]
+)
+def test_gradients_lead_there(pipeline: Pipeline, sampler: Any, guidance: Gradient) -> None:
+    before = _share(pipeline(16, length=6, sampler=sampler), "rain")
+    after = _share(pipeline(16, Often("rain"), length=6, sampler=sampler, guidance=guidance), "rain")
+    assert after > before + 0.2
+
+
+def test_noisy_vectors_are_moved_as_in_the_paper(pipeline: Pipeline) -> None:
+    steered = pipeline(16, Often("rain", noisy=True), steps=10, guidance=Adagrad(learning_rate=0.5))
+    assert _share(steered, "rain") > _share(pipeline(16, steps=10), "rain") + 0.2
+
+
+def test_the_papers_model_is_steered_too() -> None:
+    paper, asked = _pipeline(**PAPER), Often("rain", noisy=True)
+    unguided = _texts(paper(8))
+    assert _texts(paper(8, asked, guidance=Adagrad(learning_rate=0.5))) != unguided
+    assert _texts(paper(8, asked, guidance=Gradient(tilting=0.0, through=5.0))) != unguided
+    assert _texts(paper(8, asked, guidance=Adagrad(strength=0.0))) == unguided
+    with pytest.raises(UserError, match="this model predicts x0, not logits to tilt"):
+        paper(8, asked)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("guidance", [Gradient(strength=0.0, through=1.0), Adagrad(strength=0.0)])
+def test_strength_0_writes_the_unguided_text(pipeline: Pipeline, sampler: Any, guidance: Any) -> None:
+    rows = pipeline(8, Often("rain"), sampler=sampler, guidance=guidance, corrections=1, passes=2)
+    assert _texts(rows) == _texts(pipeline(8, sampler=sampler, corrections=1, passes=2))
+
+
+def test_more_strength_more_of_it(pipeline: Pipeline) -> None:
+    shares = [_share(pipeline(24, Often("rain"), length=6, guidance=Gradient(s, tilting=0.5)), "rain") for s in (0, 0.5, 1, 4)]
+    assert shares == sorted(shares) and shares[0] < shares[-1]
+
+
+def test_controls_act_together(pipeline: Pipeline) -> None:
+    controls = [Often("tea"), Only(("tea", "rain", "cold"))]
+    rows = pipeline(16, controls, length=6)
+    assert all(row.controls[1].passed for row in rows if isinstance(row, Controlled))
+    assert _share(rows, "tea") > _share(pipeline(16, controls[1], length=6), "tea")
+    opposite = pipeline(16, [1 * Often("tea"), ~Only(("tea",))], length=6)
+    assert not any(set(text.split()) == {"tea"} for text in _texts(opposite))
+
+
+# Particles
+
+
+def _rain(texts: Sequence[str]) -> list[float]:
+    return [text.split().count("rain") / max(len(text.split()), 1) for text in texts]
+
+
+@pytest.mark.parametrize("sampler", [DDPM(), Renoise(), DDIM(1.0)])
+def test_particles_follow_any_callable(pipeline: Pipeline, sampler: Any) -> None:
+    def mean(count: int) -> float:
+        particles = Particles(count=count, strength=30.0, every=1)
+        rows = pipeline(12, Reward(_rain), length=6, steps=12, sampler=sampler, particles=particles)
+        return sum(_rain(_texts(rows))) / 12
+
+    assert mean(16) > mean(1) + 0.05
+
+
+def test_particles_draw_from_generators_of_their_own(pipeline: Pipeline) -> None:
+    """Indifferent particles: the text is one of those that the same noise writes without a reward."""
+
+    def indifferent(texts: Sequence[str]) -> list[float]:
+        return [0.5] * len(texts)
+
+    one = pipeline(4, Reward(indifferent), particles=Particles(count=1))
+    assert _texts(one) == _texts(pipeline(4))
+    many = pipeline(4, Reward(indifferent), particles=Particles(count=3))
+    assert many == pipeline(4, Reward(indifferent), particles=Particles(count=3))
+    torch.manual_seed(7)
+    state = torch.random.get_rng_state()
+    pipeline(2, Reward(indifferent), particles=Particles(count=3))
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_steered_texts_do_not_depend_on_how_many_are_asked_for(pipeline: Pipeline) -> None:
+    for asked in ([Often("rain"), Only(("tea", "rain"))], [Reward(_rain)]):
+        settings: dict[str, Any] = {"particles": Particles(count=2)}
+        first = pipeline(3, asked, **settings)
+        assert first == pipeline(7, asked, **settings)[:3]
+        assert first == pipeline(3, asked, batch_size=2, **settings)
+
+
+# Trying again
+
+
+def test_texts_are_tried_until_they_pass(pipeline: Pipeline) -> None:
+    reward = Reward(lambda texts: [float("rain" in text) for text in texts])
+    alone = Particles(count=1)
+    once = pipeline(12, reward, length=6, particles=alone)
+    tried = pipeline(12, reward, tries=20, length=6, particles=alone)
+    assert isinstance(tried[0], Controlled)
+    for first, last in zip(once, tried, strict=True):
+        assert isinstance(first, Controlled) and isinstance(last, Controlled)
+        assert last.controls[0].passed == (last.tried < 20) or last.controls[0].passed
+        if first.controls[0].passed:
+            assert last == first and last.tried == 1
+        else:
+            assert last.tried > 1
+    passed = [row.controls[0].passed for row in tried if isinstance(row, Controlled)]
+    assert sum(passed) > sum(row.controls[0].passed for row in once if isinstance(row, Controlled))
+
+
+def test_of_several_candidates_one_that_passes_is_kept(pipeline: Pipeline) -> None:
+    reward = Reward(lambda texts: [float("rain" in text) for text in texts])
+
+    def passing(candidates: int) -> int:
+        rows = pipeline(12, reward, length=6, candidates=candidates, particles=Particles(count=1))
+        return sum(row.controls[0].passed for row in rows if isinstance(row, Controlled))
+
+    assert passing(6) > passing(1)
+
+
+def test_rows_are_plain_json(pipeline: Pipeline) -> None:
+    row = pipeline(1, Only(("tea",)), length=2)[0]
+    assert json.loads(json.dumps(asdict(row))) == {
+        "text": "tea tea",
+        "index": 0,
+        "seed": 0,
+        "length": 2,
+        "controls": [{"control": 'Only(["tea"])', "passed": True, "score": 1.0}],
+        "tried": 1,
+    }
+
+
+# What cannot be
+
+
+@dataclass(frozen=True)
+class Exactly(Control, name="exactly-for-test"):
+    """So many words."""
+
+    count: int
+
+    def bind(self, binding: Binding) -> Demand:
+        size = len(binding.tokenizer)
+        return Demand(languages=(repeat(one_of(range(size), size), self.count, self.count),))
+
+    def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
+        return [float(len(text.split()) == self.count) for text in texts]
+
+
+@pytest.mark.parametrize(
+    ("controls", "changes", "message"),
+    [
+        ([Exactly(30)], {}, r"no text of up to 10 tokens, which is what this model writes, is Exactly\(30\)"),
+        ([Exactly(3), Exactly(4)], {}, r"Exactly\(3\) needs 3 tokens, and Exactly\(4\) 4 tokens"),
+        ([Exactly(3), Only(("tea",), 5)], {}, r"Exactly\(3\) needs 3 tokens, and Only\(.*\) 5 to 10 tokens"),
+        ([Only(("tea",)), Only(("rain",))], {}, "no text of up to 10 tokens is both Only"),
+        ([Exactly(3)], {"length": 4}, r"Exactly\(3\) needs 3 tokens, and length is 4"),
+        ([Exactly(3) & Exactly(4)], {}, "no text of up to 10 tokens"),
+        ([Reward(_rain) | Exactly(3)], {}, "can only be combined so with other rewards"),
+    ],
+)
+def test_the_impossible_is_refused_before_any_work(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, controls: Any, changes: dict[str, Any], message: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("sampling began")
+
+    monkeypatch.setattr(Pipeline, "sample_ids", fail)
+    with pytest.raises(UserError, match=message):
+        pipeline(2, controls, **changes)
+
+
+def test_three_that_only_together_are_impossible(pipeline: Pipeline) -> None:
+    def ends(word: str, other: str) -> Control:
+        return Ends(word) | Ends(other)
+
+    with pytest.raises(UserError, match="tokens is all of"):
+        pipeline(1, [ends("tea", "rain"), ends("rain", "cold"), ends("cold", "tea")])
+
+
+@dataclass(frozen=True)
+class Ends(Control, name="ends-for-test"):
+    """The last word."""
+
+    word: str
+
+    def bind(self, binding: Binding) -> Demand:
+        size = len(binding.tokenizer)
+        language: Language = sequence(any_number(one_of(range(size), size)), one_of(_ids(binding, [self.word]), size))
+        return Demand(languages=(language,))
+
+    def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
+        return [float(text.split()[-1:] == [self.word]) for text in texts]
+
+
+def test_a_model_of_other_output_holds_nothing_by_construction() -> None:
+    with pytest.raises(UserError, match="needs a model that predicts logits and is told the length"):
+        _pipeline(**PAPER)(1, Only(("tea",)))
