@@ -54,6 +54,15 @@ def _parsed(text: str) -> grammar.Description | None:
 
 
 @dataclass(frozen=True)
+class Plain(Annotator, name="words"):
+    """Tells nothing but the words, of any text."""
+
+    def annotate(self, text: str) -> Annotation:
+        """Split the text."""
+        return Annotation(tuple(grammar.tokenize(text)))
+
+
+@dataclass(frozen=True)
 class Tagger(Annotator, name="tagger"):
     """A part-of-speech tagger: NLTK's averaged perceptron from a folder of its JSON files, such as one trained on Brown."""
 

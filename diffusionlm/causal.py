@@ -161,8 +161,11 @@ def write_ids(
     max_tokens: int | None,
     dtype: torch.dtype,
     watch: Watch | None = None,
+    begun: Sequence[int] = (),
 ) -> list[list[int]]:
     """Draw a text for each seed, word after word, until it ends or has ``max_tokens``; return ids without start and end.
+
+    All texts begin with the ids ``begun``, which are returned with them.
 
     A text depends on its own seed alone, and beyond rounding not on the batch. Special tokens other than the end are
     never drawn, [UNK] included.
@@ -177,11 +180,12 @@ def write_ids(
     longest = room if max_tokens is None else min(max_tokens, room)
     barred = sorted({*tokenizer.all_special_ids} - {end} | {*range(len(tokenizer), model.config.vocab_size)})
     draws = [numpy.random.default_rng(list(seed)) for seed in seeds]
-    ids, ended = torch.full((len(seeds), 1), start, device=model.device), torch.zeros(len(seeds), dtype=torch.bool)
+    ids = torch.tensor([[start, *begun]] * len(seeds), device=model.device)
+    ended = torch.zeros(len(seeds), dtype=torch.bool)
     cache: Any = None
     while ids.shape[1] <= longest and not bool(ended.all()):
         with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
-            output = model(input_ids=ids[:, -1:], past_key_values=cache, use_cache=True)
+            output = model(input_ids=ids if cache is None else ids[:, -1:], past_key_values=cache, use_cache=True)
         cache, logits = output.past_key_values, output.logits[:, -1].double().cpu() / temperature
         logits[:, barred] = -torch.inf
         cumulative = logits.softmax(-1).cumsum(-1)

@@ -27,6 +27,8 @@ FAMILIES = {  # what ``show`` lists, and where it lives
     "optimizers": "diffusionlm.optimizer:OptimizerConfig",
     "controls": "diffusionlm.controls:Control",
     "guidance": "diffusionlm.guidance:Guidance",
+    "annotators": "diffusionlm.annotation:Annotator",
+    "tasks": "diffusionlm.tasks:Task",
     "corpora": "diffusionlm.data:Corpus",
     "tokenizers": "diffusionlm.tokenizer:TokenizerRecipe",
 }
@@ -151,6 +153,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--steps", type=int, nargs="+", metavar="N", help="of a diffusion model (its default)")
     command.add_argument("--count", "-n", type=int, help="texts a row, and real texts beside them (500)")
     command.add_argument("--seed", type=int, help="of the texts, and of the choice of real ones (0)")
+    command.add_argument("--controls", action="append", default=[], metavar="FILE",
+                         help="measure control: a task of configs/control, or .jsonl of targets; may be repeated")  # fmt: skip
+    command.add_argument("--targets-count", type=int, metavar="M", help="of each task, the first M targets (the task's)")
+    command.add_argument("--samples", type=int, metavar="N", help="texts a target (the task's; 10 for .jsonl)")
+    command.add_argument("--strengths", type=float, nargs="+", metavar="W", help="of the guidance: a row for each")
     command.add_argument("--split", help="the real texts' split of the corpus (validation)")
     command.add_argument("--bound-texts", type=int, metavar="N", help="real texts whose likelihood is bounded (200)")
     command.add_argument("--no-bound", dest="bound_texts", action="store_const", const=0, help="leave the likelihood out")
@@ -271,36 +278,63 @@ def _score(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from diffusionlm.frontier import EvaluationConfig, evaluate
-    from diffusionlm.provenance import config_of
     from diffusionlm.report import table
-    from diffusionlm.run import read_config
 
+    if options.controls:
+        return _evaluate_control(options)
     if not (options.models or options.texts):
         raise UserError("evaluate: expected a model's folder, or --texts FILE")
+    for name in ("targets_count", "samples", "strengths"):
+        if getattr(options, name) is not None:
+            raise UserError(f"--{name.replace('_', '-')}: this is of control; say also --controls FILE")
     given = {f.name: value for f in fields(EvaluationConfig) if (value := getattr(options, f.name, None)) is not None}
-    config = build(EvaluationConfig, given)
+    report = evaluate(options.judge, options.models, options.texts, build(EvaluationConfig, given), **_evaluated(options))
+    print(json.dumps(report.plain(), indent=2, ensure_ascii=False) if options.json else table(report), end="\n" * options.json)
+    return 0
+
+
+def _evaluate_control(options: argparse.Namespace) -> int:
+    from diffusionlm.control_evaluation import ControlConfig, evaluate_control
+    from diffusionlm.control_report import control_table
+    from diffusionlm.tasks import read_tasks
+
+    if not options.models:
+        raise UserError("evaluate: expected the folder of a model to be asked")
+    for name in ("texts", "temperatures", "steps", "count", "split", "bound_texts"):
+        if getattr(options, name):
+            raise UserError(
+                f"--{name.replace('_', '-')}: does not go with --controls; see --samples, --sampling.steps and alike"
+            )
+    given = {f.name: value for f in fields(ControlConfig) if (value := getattr(options, f.name)) is not None}
+    tasks = [task for path in options.controls for task in read_tasks(path)]
+    report = evaluate_control(options.judge, options.models, tasks, build(ControlConfig, given), **_evaluated(options))
+    shown = json.dumps(report.plain(), indent=2, ensure_ascii=False) if options.json else control_table(report)
+    print(shown, end="\n" * options.json)
+    return 0
+
+
+def _evaluated(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what both kinds of evaluation are given: corpus, folder, settings of the sampling, device."""
+    from diffusionlm.provenance import config_of
+    from diffusionlm.run import read_config
+
     sampling = [(key.removeprefix("sampling."), value) for key, value in options.overrides if key.startswith("sampling.")]
     rest = [(key, value) for key, value in options.overrides if not key.startswith("sampling.")]
     corpus = None
     if options.config or rest:
         paths = options.config or list(filter(None, [config_of([*options.models, options.judge])]))
         corpus = read_config(paths, rest).data.corpus
-    report = evaluate(
-        options.judge, options.models, options.texts, config,
-        corpus=corpus, out=options.out or _evaluation_folder(options.models), sampling=sampling,
-        device=options.device, dtype=options.dtype,
-    )  # fmt: skip
-    print(json.dumps(report.plain(), indent=2, ensure_ascii=False) if options.json else table(report), end="\n" * options.json)
-    return 0
+    out = options.out or _evaluation_folder(options.models, "control" if options.controls else "evaluation")
+    return {"corpus": corpus, "out": out, "sampling": sampling, "device": options.device, "dtype": options.dtype}
 
 
-def _evaluation_folder(models: Sequence[str]) -> str | None:
+def _evaluation_folder(models: Sequence[str], name: str) -> str | None:
     """Return where an evaluation goes without --out: into the run's folder; other systems' texts need none."""
     if not models:
         return None
     if len(models) > 1 or not os.path.isfile(os.path.join(models[0], "config.yaml")):
         raise UserError("--out: expected a folder for what is found (it has a default for a single run's folder only)")
-    return os.path.join(models[0], "evaluation")
+    return os.path.join(models[0], name)
 
 
 def _watcher() -> Callable[[State, list[str]], None]:

@@ -12,7 +12,7 @@ import math
 import random
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -178,13 +178,7 @@ class Judging:
 
     def enter(self, folder: str | Path, sampling: Sequence[tuple[str, str]], writer: Writer[Any]) -> str:
         """Describe a model in the report, and return what it is called there."""
-        path = Path(folder).resolve()
-        name = path.parent.name if path.name == "model" else path.name
-        changed = ", ".join(f"{key} {value}" for key, value in sampling)
-        label = f"{name} ({changed})" if changed else name
-        known = self.report.systems.get(label)
-        if label in (REAL, JUDGE) or (known and known["folder"] != str(folder)):
-            label = str(folder)
+        label = system_name(folder, sampling, self.report.systems)
         self.report.enter(label, described(folder, writer.model))
         return label
 
@@ -302,6 +296,16 @@ class Judging:
             draw(self.report, dict(self.training.lengths), self.out)
         else:
             print("no figures: matplotlib is not installed (pip install matplotlib)", file=sys.stderr)
+
+
+def system_name(folder: str | Path, sampling: Sequence[tuple[str, str]], known: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return what a model is called in a report: its run's name with what was changed; its folder where that is taken."""
+    path = Path(folder).resolve()
+    name = path.parent.name if path.name == "model" else path.name
+    changed = ", ".join(f"{key} {value}" for key, value in sampling)
+    label = f"{name} ({changed})" if changed else name
+    taken = label in (REAL, JUDGE) or (label in known and known[label]["folder"] != str(folder))
+    return str(folder) if taken else label
 
 
 def described(folder: str | Path, model: PreTrainedModel) -> dict[str, Any]:

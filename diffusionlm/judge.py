@@ -109,6 +109,18 @@ class Judge:
             texts += decode_texts(self.tokenizer, ids)
         return texts
 
+    def complete(self, begun: str, count: int, seed: int = 0, max_tokens: int | None = None) -> list[str]:
+        """Write ``count`` texts that begin with ``begun``, which tells them nothing of what is to come after.
+
+        Raises:
+            UserError: the tokenizer has no start token.
+        """
+        ids = self.tokenizer(begun, add_special_tokens=False, verbose=False)["input_ids"]
+        seeds = [(seed, index, 0) for index in range(count)]
+        longest = None if max_tokens is None else len(ids) + max_tokens
+        rows = write_ids(self.model, self.tokenizer, seeds, 1.0, longest, self.dtype, begun=ids)
+        return decode_texts(self.tokenizer, rows)
+
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         start, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,11 @@ class Pipeline(Writer[DiffusionLM]):
     def load_model(folder: Path) -> DiffusionLM:
         """Read a diffusion model."""
         return DiffusionLM.load(folder)
+
+    @cached_property
+    def binding(self) -> Binding:
+        """What controls are bound to: it keeps classifiers that were read, and says who annotates finished texts."""
+        return Binding(self.model, self.tokenizer, self.folder)
 
     def preview(self, count: int) -> list[str]:
         """Write ``count`` texts in 32 steps at most."""
@@ -106,8 +111,7 @@ class Pipeline(Writer[DiffusionLM]):
 
     def steering(self, controls: Sequence[Control], sampling: SamplingConfig) -> Steering:
         """Bind ``controls`` to the model. Raises UserError where what they ask is impossible."""
-        binding = Binding(self.model, self.tokenizer, self.folder)
-        return Steering.of(controls, binding, sampling.guidance, sampling.particles, sampling.length)
+        return Steering.of(controls, self.binding, sampling.guidance, sampling.particles, sampling.length)
 
     def _controlled(
         self, indices: Sequence[int], tried: int, sampling: SamplingConfig, steering: Steering, watch: Watch | None

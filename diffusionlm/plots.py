@@ -32,20 +32,25 @@ def save(figure: Figure, path: Path) -> None:
 
 @dataclass(frozen=True)
 class Line:
-    """A frontier: points (entropy, perplexity), what is written beside each (its temperature), and their standard errors."""
+    """A frontier: points (entropy or success, perplexity), what is written beside each, and standard errors of perplexities."""
 
     label: str
     points: Sequence[tuple[float, float]]
     marks: Sequence[str]
     errors: Sequence[float]
     peer: bool = False
+    ordered: bool = False  # the points are joined in the order given, not from left to right
 
 
-def frontier(lines: Sequence[Line], title: str) -> Figure:
-    """Draw judge perplexity (log scale) against unigram entropy; with its standard error; a ``peer`` is dashed."""
+ENTROPY = "entropy of the words (nats): more diverse to the right"
+
+
+def frontier(lines: Sequence[Line], title: str, across: str = ENTROPY) -> Figure:
+    """Draw judge perplexity (log scale), with its standard error, against what ``across`` names; a ``peer`` is dashed."""
     figure, axes = _new(8.0, 5.5)
     for line in lines:
-        order = sorted(range(len(line.points)), key=lambda i: line.points[i])
+        order = list(range(len(line.points)))
+        order = order if line.ordered else sorted(order, key=lambda i: line.points[i])
         xs, ys = zip(*(line.points[i] for i in order), strict=True)
         number = [other for other in lines if not other.peer].index(line) if not line.peer else 0
         colour = "black" if line.peer else f"C{number % 10}"
@@ -61,7 +66,7 @@ def frontier(lines: Sequence[Line], title: str) -> Figure:
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")
     axes.tick_params(axis="y", which="minor", labelsize=7)
-    axes.set_xlabel("entropy of the words (nats): more diverse to the right")
+    axes.set_xlabel(across)
     axes.set_ylabel("perplexity under the judge: more fluent below")
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3, which="both")

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from diffusionlm import plots
 from diffusionlm.config import UserError, build, to_plain
@@ -72,29 +72,29 @@ class Likelihood:
 
 
 @dataclass
-class Report:
-    """``evaluation.json``: ``about`` is what all rows share (judge, corpus, seed, count), ``systems`` describes each."""
+class Findings:
+    """What a file holds that later calls add to: ``about`` is what all of it shares, ``systems`` describes each."""
+
+    FILE: ClassVar[str]
 
     about: dict[str, Any]
     systems: dict[str, dict[str, Any]] = field(default_factory=dict)
-    rows: list[Row] = field(default_factory=list)
-    likelihoods: list[Likelihood] = field(default_factory=list)
 
     @classmethod
-    def open(cls, folder: Path | None, about: dict[str, Any]) -> Report:
+    def open(cls, folder: Path | None, about: dict[str, Any]) -> Self:
         """Go on with what is in ``folder``, or begin.
 
         Raises:
-            UserError: the folder holds other files, or an evaluation under another judge, corpus, seed or count.
+            UserError: the folder holds other files, a damaged report, or one about another judge, corpus, seed or count.
         """
-        path = None if folder is None else folder / "evaluation.json"
+        path = None if folder is None else folder / cls.FILE
         if path is None or not path.exists():
             if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
                 raise UserError(f"{folder}: expected an empty or new folder, or an evaluation's, but it holds other files")
             return cls(about)
         try:
             plain = json.loads(path.read_text())
-            known = {name: plain[name] for name in ("about", "systems", "rows", "likelihoods")}
+            known = {field.name: plain[field.name] for field in fields(cls)}
         except (OSError, ValueError, KeyError, TypeError):
             raise UserError(f"{path}: this evaluation is damaged; choose another --out") from None
         report = build(cls, known, str(path))
@@ -103,6 +103,25 @@ class Report:
                 what = f"its {key} is {report.about.get(key)}, not {about.get(key)}"
                 raise UserError(f"{folder}: holds another evaluation ({what}); choose another --out")
         return report
+
+    def save(self, folder: Path | None) -> None:
+        """Write the file, replaced whole."""
+        if folder is not None:
+            write(folder / self.FILE, json.dumps(self.plain(), indent=2, ensure_ascii=False) + "\n")
+
+    def plain(self) -> dict[str, Any]:
+        """Return everything as JSON has it, and the machine."""
+        return {**to_plain(self), "machine": machine()}
+
+
+@dataclass
+class Report(Findings):
+    """``evaluation.json``: models, texts of other systems, and real text under one judge."""
+
+    FILE: ClassVar[str] = "evaluation.json"
+
+    rows: list[Row] = field(default_factory=list)
+    likelihoods: list[Likelihood] = field(default_factory=list)
 
     def enter(self, system: str, description: dict[str, Any]) -> None:
         """Describe a system, and forget what a system of that name wrote before it changed."""
@@ -119,16 +138,11 @@ class Report:
             self.likelihoods = [known for known in self.likelihoods if known.system != row.system] + [row]
         self.save(folder)
 
-    def save(self, folder: Path | None) -> None:
-        """Write ``evaluation.json``, replaced whole."""
-        if folder is not None:
-            write(folder / "evaluation.json", json.dumps(self.plain(), indent=2, ensure_ascii=False) + "\n")
-
     def plain(self) -> dict[str, Any]:
         """Return everything as JSON has it, with what follows from the rows."""
         real = next((row for row in self.rows if row.kind == "real"), None)
         return {
-            **{name: to_plain(getattr(self, name)) for name in ("about", "systems", "rows", "likelihoods")},
+            **super().plain(),
             "at_real_entropy": {
                 frontier_name(key): real and at_entropy(points(rows), real.diversity.entropy)
                 for key, rows in self.frontiers().items()
@@ -136,7 +150,6 @@ class Report:
             "comparisons": [
                 {"one": one, "other": other, **asdict(comparison)} for one, other, comparison in self.comparisons()
             ],
-            "machine": machine(),
         }  # fmt: skip
 
     def frontiers(self) -> dict[tuple[str, int | None], list[Row]]:

@@ -62,6 +62,7 @@ ROWS = [
     ["provenance"],
     ["report"],
     ["frontier"],
+    ["tasks", "control_metrics", "control_report", "control_texts", "control_evaluation"],
     ["quickstart"],
     ["cli"],
     ["__init__"],

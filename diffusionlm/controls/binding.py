@@ -48,6 +48,16 @@ class Binding:
         torch.nn.Module.to(classifier, self.model.device)
         return classifier
 
+    @property
+    def folders(self) -> dict[str, Path]:
+        """The folders of the classifiers that were read so far, by name."""
+        return {name: Path(name) if Path(name).is_dir() else find_classifier(self.folder or "", name) for name in self._loaded}
+
+    @property
+    def networks(self) -> list[torch.nn.Module]:
+        """The classifiers that were read so far."""
+        return [getattr(loaded, "model", loaded) for loaded in self._loaded.values()]
+
     def foreign(self, name: str) -> SequenceClassifier | None:
         """Return the ``transformers`` classifier in the folder ``name``; None where it is none (but perhaps one of ours)."""
         try:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -66,25 +67,43 @@ def read_targets(path: str | Path) -> list[tuple[Control, ...]]:
     Raises:
         UserError: it cannot be read, or a row has no ``controls``; the sentence says where.
     """
-    try:
-        text = Path(path).read_text()
-        rows = (
-            [json.loads(line) for line in text.splitlines() if line.strip()]
-            if str(path).endswith(".jsonl")
-            else yaml.safe_load(text)
-        )
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot read these targets: {' '.join(str(error).split())}") from None
-    targets = []
-    for number, row in enumerate(rows if isinstance(rows, list) else [rows], 1):
+    return [controls for _, _, controls in target_rows(path)]
+
+
+def target_rows(path: str | Path) -> list[tuple[str, dict[str, Any], tuple[Control, ...]]]:
+    """Read a file of targets; return each with its place, such as "targets.jsonl, line 3", its row and its controls.
+
+    Raises:
+        UserError: as ``read_targets``.
+    """
+    found = []
+    for place, row in _file_rows(path):
         asked = row.get("controls") if isinstance(row, Mapping) else None
         if not asked or not isinstance(asked, str | list):
-            raise UserError(f"{path}, target {number}: expected an object with 'controls', a list of expressions, got {row!r}")
+            raise UserError(f"{place}: expected an object with 'controls', a list of expressions, got {row!r}")
         try:
-            targets.append(read_controls(asked))
+            found.append((place, dict(row), read_controls(asked)))
         except UserError as error:
-            raise UserError(f"{path}, target {number}: {error}") from None
-    return targets
+            raise UserError(f"{place}: {error}") from None
+    if not found:
+        raise UserError(f"{path}: there is no target in it")
+    return found
+
+
+def _file_rows(path: str | Path) -> Iterator[tuple[str, Any]]:
+    place = str(path)
+    try:
+        text = Path(path).read_text()
+        if not str(path).endswith(".jsonl"):
+            rows = yaml.safe_load(text)
+            yield from ((f"{path}, target {n}", row) for n, row in enumerate(rows if isinstance(rows, list) else [rows], 1))
+            return
+        for number, line in enumerate(text.splitlines(), 1):
+            place = f"{path}, line {number}"
+            if line.strip():
+                yield place, json.loads(line)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{place}: cannot read these targets: {' '.join(str(error).split())}") from None
 
 
 def _short(name: str, value: str) -> Control:
