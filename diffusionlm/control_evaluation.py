@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from diffusionlm import plots
 from diffusionlm.config import Settings, UserError, to_plain
-from diffusionlm.control_metrics import Estimate, over_targets, perplexity_over_targets, target_metrics
+from diffusionlm.control_metrics import Estimate, metric_order, over_targets, perplexity_over_targets, target_metrics
 from diffusionlm.control_report import (
     ACCEPTED,
     LEFT_ONLY,
@@ -232,7 +232,7 @@ class Evaluation:
         embedded = isinstance(asked.task.corpus, Restaurants)
         for source, written in sources.items():
             found = [target_metrics(target, each, asked.binding) for target, each in zip(asked.targets, written, strict=True)]
-            for name in dict.fromkeys(name for scores in found for name, values in scores.items() if values):
+            for name in metric_order(name for scores in found for name, values in scores.items() if values):
                 metrics.setdefault(name, {})[source] = over_targets([scores[name] for scores in found if name in scores])
             if embedded:
                 accepted = [[float(accepts(text)) for text in each] for each in written if each]

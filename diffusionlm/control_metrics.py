@@ -56,6 +56,14 @@ def target_metrics(target: Target, texts: Sequence[str], binding: Binding) -> Sc
     return {ALL: passed, **found}
 
 
+def metric_order(names: Iterable[str]) -> list[str]:
+    """Return the names, each once, those of one kind ("tree, F1", "tree, the whole text") together."""
+    kinds: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        kinds.setdefault(name.partition(",")[0], []).append(name)
+    return [name for kind in kinds.values() for name in kind]
+
+
 def _parts(controls: Iterable[Control]) -> Iterator[Control]:
     for control in controls:
         if isinstance(control, All):
@@ -74,7 +82,7 @@ def control_metrics(control: Control, texts: Sequence[str], scores: list[float],
                 "attribute, value in the text (paper)": [float(value.lower() in text.lower()) for text in texts],
                 "attribute, by the grammar where it accepts": passed,
                 **({} if None in stated else {"attribute, in an accepted text": [float(s or 0) for s in stated]}),
-                f"attribute {field}": passed,
+                f"attribute, {field}": passed,
             }
         case PartsOfSpeech(tags=tags):
             wanted = tags.split()

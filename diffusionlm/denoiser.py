@@ -65,7 +65,7 @@ class WordDenoiser:
     def _believed(self, xt: Tensor, t: Tensor) -> Denoised:
         denoised = self.model(xt, t, self.attend, self.previous)
         logits = denoised.logits + self.barred
-        if self.steering is not None and self.explicit:
+        if self.steering is not None and self.steering.tilts and self.explicit:
             logits = pinned(logits, self.known, self.ids)
         return replace(denoised, logits=logits)
 

@@ -63,6 +63,11 @@ class Steering:
         return total(self.demand.energies) if self.demand.energies and self.guidance.strength else None
 
     @property
+    def tilts(self) -> bool:
+        """Whether beliefs are changed; if not, texts are those that are written without controls, to the bit."""
+        return self.language is not None or self.energy is not None
+
+    @property
     def copies(self) -> int:
         """How many particles each text has."""
         return self.particles.count if self.demand.rewards else 1
