@@ -306,7 +306,9 @@ def _evaluate_control(options: argparse.Namespace) -> int:
                 f"--{name.replace('_', '-')}: does not go with --controls; see --samples, --sampling.steps and alike"
             )
     given = {f.name: value for f in fields(ControlConfig) if (value := getattr(options, f.name)) is not None}
-    tasks = [task for path in options.controls for task in read_tasks(path)]
+    changes = [(key, value) for key, value in options.overrides if key.startswith(("annotator.", "task."))]
+    options.overrides = [change for change in options.overrides if change not in changes]
+    tasks = [task for path in options.controls for task in read_tasks(path, changes)]
     report = evaluate_control(options.judge, options.models, tasks, build(ControlConfig, given), **_evaluated(options))
     shown = json.dumps(report.plain(), indent=2, ensure_ascii=False) if options.json else control_table(report)
     print(shown, end="\n" * options.json)

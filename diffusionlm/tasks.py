@@ -17,7 +17,7 @@ import yaml
 from transformers import PreTrainedTokenizerFast
 
 from diffusionlm.annotation import Annotator, brackets
-from diffusionlm.config import Component, Settings, UserError, build, read_yaml
+from diffusionlm.config import Component, Settings, UserError, build, override, read_yaml
 from diffusionlm.controls import Attribute, Control, Infill, Length, PartsOfSpeech, Span, Tree, target_rows
 from diffusionlm.data import Corpus
 
@@ -273,8 +273,10 @@ class TaskConfig(Settings):
                 raise UserError(f"{name}: expected at least {least}, got {getattr(self, name)}")
 
 
-def read_tasks(path: str | Path) -> list[TaskConfig]:
+def read_tasks(path: str | Path, changes: Sequence[tuple[str, str]] = ()) -> list[TaskConfig]:
     """Read a task's YAML file, or a file of targets, which gives a row for each ``task`` that it names.
+
+    ``changes`` are settings of tasks to change, dotted, such as ("annotator.folder", "tagger").
 
     Raises:
         UserError: it cannot be read, or says something impossible.
@@ -286,9 +288,11 @@ def read_tasks(path: str | Path) -> list[TaskConfig]:
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise UserError(f"{path}: cannot read this task: {' '.join(str(error).split())}") from None
         if isinstance(plain, dict) and "controls" not in plain:
-            config = build(TaskConfig, read_yaml(text, str(path)), str(path))
+            config = build(TaskConfig, override(read_yaml(text, str(path)), changes), str(path))
             return [config if config.title else replace(config, title=Path(path).stem)]
     names = [name for name, _ in read_rows(str(path))]
-    return [
-        TaskConfig(FileTargets(str(path), name), name, targets=names.count(name), samples=10) for name in dict.fromkeys(names)
+    plain = [
+        {"task": {"name": "file", "path": str(path), "task": name}, "title": name, "targets": names.count(name), "samples": 10}
+        for name in dict.fromkeys(names)
     ]
+    return [build(TaskConfig, override(each, changes), str(path)) for each in plain]
