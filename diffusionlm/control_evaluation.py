@@ -209,7 +209,10 @@ class Evaluation:
             **{name: to_plain(getattr(task, name)) for name in ("task", "corpus", "split", "seed")},
         }  # fmt: skip
         texts = [list(line.texts) for line in steered]
-        free = [gap_filled(target, line.texts) for target, line in zip(targets, unguided, strict=True)]
+        # Unguided texts are compared over the same targets: of those that cannot be asked, neither side has texts.
+        free = [
+            gap_filled(target, line.texts) if each else [] for target, line, each in zip(targets, unguided, texts, strict=True)
+        ]
         digest = hashlib.sha256(json.dumps([texts, free, settings], sort_keys=True).encode()).hexdigest()[:16]
         known = next((row for row in self.report.rows if row.key == (asked.system, task.title, strength)), None)
         if known is not None and known.digest == digest:

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import datasets  # type: ignore[import-untyped]
 import numpy
 import torch
 
@@ -21,7 +22,7 @@ from diffusionlm.data import Corpus, Restaurants
 from diffusionlm.pipeline import Pipeline
 from diffusionlm.provenance import fingerprint
 from diffusionlm.report import write
-from diffusionlm.tasks import Reader, Target, TaskConfig
+from diffusionlm.tasks import FileTargets, Reader, Target, TaskConfig
 from diffusionlm.training import disk_errors
 from diffusionlm.writer import SamplingConfig
 
@@ -125,12 +126,8 @@ class Asked:
         pipeline.check(sampling)
         annotator = task.annotator or (Grammar() if isinstance(task.corpus, Restaurants) else Plain())
         binding = Binding(pipeline.model, pipeline.tokenizer, pipeline.folder, annotator)
-        assert task.corpus is not None
-        splits = corpus_splits(task.corpus)
-        if task.split not in splits:
-            raise UserError(f"split: this corpus has no split {task.split!r}{nearest(task.split, splits)}")
-        reader = Reader(pipeline.tokenizer, annotator)
-        targets = task.task.targets(splits[task.split], reader, task.seed, task.targets)
+        rows = None if isinstance(task.task, FileTargets) else held_out(task)
+        targets = task.task.targets(rows, Reader(pipeline.tokenizer, annotator), task.seed, task.targets)
         pipeline.binding = binding
         refused: list[str | None] = []
         steered = False
@@ -164,7 +161,16 @@ class Asked:
         return {"fingerprint": about["fingerprint"], "classifiers": classifiers, **settings}
 
 
+def held_out(task: TaskConfig) -> datasets.Dataset:
+    """Return the texts that the targets come from. Raises UserError where the corpus has no such split."""
+    assert task.corpus is not None
+    splits = corpus_splits(task.corpus)
+    if task.split not in splits:
+        raise UserError(f"split: this corpus has no split {task.split!r}{nearest(task.split, splits)}")
+    return splits[task.split]
+
+
 @cache
-def corpus_splits(corpus: Corpus) -> dict[str, Any]:
+def corpus_splits(corpus: Corpus) -> dict[str, datasets.Dataset]:
     """Return a corpus's splits, read once."""
     return corpus.load()

@@ -38,11 +38,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         causal = {"model": {"name": "causal", "layers": 1, "width": 16, "heads": 2}, "objective": "causal", **rest}
         train(build(RunConfig, causal), folder / "judge", quiet=True)
         classifier = {
-            "model": {"name": "classifier", "denoiser": str(folder / "run"), "labels": ["attributes"]},
+            "model": {"name": "classifier", "denoiser": str(folder / "run"), "labels": ["attributes.type", "attributes.price"], "min_count": 5},
             "objective": "classification", **rest,
         }  # fmt: skip
         train(build(RunConfig, classifier), folder / "run/model/classifiers/attributes", quiet=True)
-    common = {"split": "validation", "targets": 3, "samples": 4, "sampling": {"steps": 3, "corrections": 0}}
+    common = {"split": "train", "targets": 3, "samples": 4, "sampling": {"steps": 3, "corrections": 0}}
     for name, task in [
         ("length", "length"), ("infill", "infill"), ("food", {"name": "attributes", "fields": ["type", "price"]}),
     ]:  # fmt: skip
@@ -194,7 +194,7 @@ def test_a_target_that_cannot_be_asked_counts_as_missed(folder: Path, tmp_path: 
         (["--task.fields=[fod]"], "targets: expected at most 0"),
         (["--controls", "FOLDER/food.yaml"], "two tasks are called 'food'"),
         (["--controls", "FOLDER/none.yaml"], "cannot read this task"),
-        (["--controls", "FOLDER/wrong.jsonl"], 'wrong.jsonl, line 2: control: Attribute("fod", "Thai"): no field of'),
+        (["--controls", "FOLDER/wrong.jsonl"], 'wrong.jsonl, line 2: Attribute("fod", "Thai"): no field of'),
     ],
 )
 def test_a_bad_request_is_one_sentence_and_writes_nothing(

@@ -141,7 +141,8 @@ def test_bleu_and_rouge_by_hand() -> None:
 
 def test_the_standard_error_is_over_targets() -> None:
     scores = [[1.0, 0.0], [1.0, 1.0, 1.0], []]  # means 1/2, 1 and, of a target that could not be asked, 0
-    assert over_targets(scores) == Estimate(pytest.approx(0.5), pytest.approx(0.5 / math.sqrt(3)))
+    found = over_targets(scores)
+    assert (found.mean, found.error) == pytest.approx((0.5, 0.5 / math.sqrt(3)))
     # Ten copies of each text tell no more than one.
     assert over_targets([[1.0] * 10, [0.0] * 10]) == over_targets([[1.0], [0.0]])
     assert over_targets([[1.0, 0.0]]) == Estimate(0.5, None)

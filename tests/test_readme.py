@@ -63,6 +63,8 @@ def test_the_readmes_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
                 continue  # its corpus is not in the project; test_configs.py takes a step with each config
             kinds = {"judge": judge, "classifiers": classifier}
             arguments += tiny_flags(next((kinds[kind] for kind in kinds if any(kind in word for word in arguments)), small))
+        elif "--controls" in arguments:
+            arguments += ["--targets-count", "2", "--samples", "2", "--sampling.steps", "2"]
         elif arguments[0] == "evaluate":
             arguments += ["--count", "3", "--bound-texts", "2", "--temperatures", "0.8", "--steps", "2"]
         elif arguments[0] == "generate":

@@ -27,7 +27,7 @@ def rows() -> Any:
 
 
 def drawn(plain: object, rows: Any, count: int = 12, seed: int = 0, reader: Reader = READER) -> list[Target]:
-    return build(Task, plain).targets(rows, reader, seed, count)  # type: ignore[type-abstract]
+    return build(Task, plain).targets(rows, reader, seed, count)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_the_text_that_a_target_comes_from_meets_it(plain: object, kind: type, r
     for target in targets:
         (control,) = target.controls
         assert type(control) is kind and target.reference in texts
-        assert control.score([target.reference], binding) == [1.0]
+        assert control.score([target.reference or ""], binding) == [1.0]
     assert len({target.reference for target in targets}) == len(targets)
     assert drawn(plain, rows) == targets == drawn(plain, rows, 20)[:12]
     assert drawn(plain, rows, seed=1) != targets
