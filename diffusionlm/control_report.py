@@ -126,7 +126,8 @@ def control_table(report: ControlReport) -> str:
 
 EXPLAINED = [
     "asked: targets, and texts for each. score: of the controls, 0 to 100; all passed: texts that pass every control.",
-    "judge-ppl: perplexity under the judge of the steered texts, of unguided ones of the same seeds, of the targets' real texts.",
+    "judge-ppl: perplexity under the judge of the steered texts, of unguided ones of the same seeds, of the targets' real",
+    "texts.",
     "distinct: of one target's texts; entropy (nats), copied (training texts): of all of the row's texts together.",
     "accepted: by the grammar. A text took so many calls of the denoiser, of which a gradient went back through so many,",
     "passes of classifiers, and seconds.",
