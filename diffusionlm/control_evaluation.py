@@ -221,7 +221,7 @@ class Evaluation:
         assert task.corpus is not None
         return ControlRow(
             asked.system, task.title, strength, len(targets),
-            tuple(f"{' & '.join(line.controls)}: {line.refused}" for line in steered if line.refused), task.samples,
+            tuple(line.refused for line in steered if line.refused), task.samples,
             self.metrics(asked, sources),
             {source: perplexity_over_targets(self.judge, written) for source, written in sources.items()},
             over_targets([[len(set(each)) / len(each)] for each in texts if each]).mean,

@@ -115,7 +115,7 @@ def control_table(report: ControlReport) -> str:
     names = [name for name in names if name != "accepted" or any(ACCEPTED in row.metrics for row in rows)]
     cells = [names, *([cell(row, name) for name in names] for row in rows)]
     lines = [f"judge {report.about['judge']}; mean ± standard error over targets", "", *aligned(cells), ""]
-    lines += EXPLAINED
+    lines += [*EXPLAINED, *([PEER] if any(LEFT_ONLY in row.perplexity for row in rows) else [])]
     for row in rows:
         lines += ["", *_detail_lines(row, len(systems) > 1)]
     lines += ["", "Who was asked"]
@@ -126,12 +126,14 @@ def control_table(report: ControlReport) -> str:
 
 EXPLAINED = [
     "asked: targets, and texts for each. score: of the controls, 0 to 100; all passed: texts that pass every control.",
-    "judge-ppl: perplexity under the judge of the steered texts, of unguided ones of the same seeds, of the targets' real",
-    "texts.",
+    "judge-ppl: the judge's perplexity of the steered texts, of unguided ones of the same seeds, of the targets' real texts.",
     "distinct: of one target's texts; entropy (nats), copied (training texts): of all of the row's texts together.",
     "accepted: by the grammar. A text took so many calls of the denoiser, of which a gradient went back through so many,",
     "passes of classifiers, and seconds.",
 ]
+PEER = (
+    "judge, left only: it fills gaps knowing the left side and how many words were hidden; unguided: its words in that place."
+)
 
 
 def cell(row: ControlRow, column: str) -> str:
@@ -198,7 +200,10 @@ def _detail_lines(row: ControlRow, named: bool) -> list[str]:
         *([f"  {name}", *(percent(by.get(source)) for source in sources)] for name, by in row.metrics.items()),
         ["  perplexity under the judge", *(figure(row.perplexity[source]) for source in sources)],
     ]
-    refused = [f"  {len(row.refused)} targets cannot be asked of this model and count as 0: {each}" for each in row.refused[:1]]
+    refused = [
+        f"  Count as 0, as this model cannot be asked them: {len(row.refused)} of {row.targets} targets, such as {each}"
+        for each in row.refused[:1]
+    ]
     return [*aligned(lines), *refused]
 
 
