@@ -45,6 +45,20 @@ MEMBERS = [
 ]  # fmt: skip
 
 
+VALUES: dict[str, object] = {  # of settings that have no default and are no words
+    "control": {"name": "prefix", "text": "a"},
+    "controls": [{"name": "prefix", "text": "a"}, {"name": "length", "low": 3}],
+    "first": 0,
+    "labels": ["somewhere"],
+    "last": 2,
+    "low": 3,
+    "tasks": ["length", "tree"],
+    "tree": "(S (NP (PRON it)) (VP (VERB is)))",
+    "weight": 2.0,
+    "words": ["a", "b"],
+}
+
+
 def test_the_families_are_known() -> None:
     assert {NoiseSchedule, Sampler, Backbone, ObjectiveConfig, OptimizerConfig, Corpus} <= set(FAMILIES)
     assert {"sqrt", "cosine", "linear", "gumbel"} <= set(NoiseSchedule.members)
@@ -59,7 +73,7 @@ def test_every_component_survives_the_round_trip(family: type[Component], name: 
         field.name for field in dataclasses.fields(kind)
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     ]  # fmt: skip
-    component = build(family, {"name": name, **dict.fromkeys(needed, "somewhere")})
+    component = build(family, {"name": name, **{field: VALUES.get(field, "somewhere") for field in needed}})
     assert type(component) is kind
     plain = to_plain(component)
     assert plain["name"] == name

@@ -216,9 +216,9 @@ def test_targets_are_read_from_json_lines_and_yaml(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("t.jsonl", '{"controls": ["food=Thai"]}\n{"control": 1}', "t.jsonl, target 2: expected an object with 'controls'"),
-        ("t.jsonl", '{"controls": ["Foo(1)"]}', "t.jsonl, target 1: control: no control is called 'Foo'"),
-        ("t.jsonl", "{", "t.jsonl: cannot read these targets"),
+        ("t.jsonl", '{"controls": ["food=Thai"]}\n{"control": 1}', "t.jsonl, line 2: expected an object with 'controls'"),
+        ("t.jsonl", '{"controls": ["Foo(1)"]}', "t.jsonl, line 1: control: no control is called 'Foo'"),
+        ("t.jsonl", "{", "t.jsonl, line 1: cannot read these targets"),
         ("t.yaml", "- [", "t.yaml: cannot read these targets"),
         ("none.yaml", None, "none.yaml: cannot read these targets"),
     ],
