@@ -24,10 +24,10 @@ from diffusionlm.training import TrainingConfig, disk_errors, has_bf16
 from diffusionlm.writer import Controlled, SamplingConfig
 
 TIMED_STEPS = 60
-CLASSIFIER_STEPS = 500
+CLASSIFIER_STEPS = 700
 ASKED = (  # what the closing lines show of control
     "food=Japanese",
-    'Attribute("price", "low") & Attribute("family", "yes") & Length(16, 24)',
+    'Attribute("type", "pub") & Length(14, 20)',
     'Words("pub", "castle") & ~Words("food")',
     'Infill("The Golden Lion is {} because {} .")',
 )
