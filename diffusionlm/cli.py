@@ -40,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # is first imported, which is why nothing above imports it.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # A user's own components are found in the folder the command is given in, as python -m would find them.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     try:
         words, overrides = _split(sys.argv[1:] if arguments is None else arguments)
         options, unknown = _parser().parse_known_args(words)

@@ -277,3 +277,19 @@ def test_the_command_is_installed() -> None:
     assert os.access(ROOT / "diffusionlm" / "cli.py", os.R_OK)
     done = subprocess.run([*COMMAND, "--help"], env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0 and "quickstart" in done.stdout
+
+
+def test_a_users_own_component_is_found_where_the_command_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sampler_of_mine.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from diffusionlm.sampling import Sampler\n"
+        "@dataclass(frozen=True)\n"
+        "class Mine(Sampler):\n"
+        "    pace: float = 0.5\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert main(["show", "config", "--sampling.sampler", "{name: 'sampler_of_mine:Mine', pace: 0.25}"]) == 0
+    assert "sampler_of_mine:Mine\n    pace: 0.25" in capsys.readouterr().out
