@@ -76,7 +76,7 @@ class Tagger(Annotator, name="tagger"):
 
 @lru_cache(maxsize=2)
 def _tagger(folder: str) -> Any:
-    from nltk.tag import PerceptronTagger  # type: ignore[import-untyped]
+    from nltk.tag import PerceptronTagger
 
     tagger = PerceptronTagger(load=False)
     try:
@@ -110,7 +110,7 @@ class Stanza(Annotator, name="stanza"):
 @lru_cache(maxsize=2)
 def _stanza(folder: str, language: str) -> Any:
     try:
-        import stanza  # type: ignore[import-not-found]
+        import stanza
     except ImportError:
         raise UserError("annotator: 'stanza' is not installed; pip install stanza, and download its models") from None
     try:

@@ -193,7 +193,7 @@ class Pipeline(Writer[DiffusionLM]):
     ) -> Tensor:
         """Ask again for each word from pure noise, all the others clean."""
         known, boundary = boundaries(mask, self.model.config.special_ids)
-        plain = replace(sampling, temperature=1.0, step_temperature=None, clamp=False)
+        plain = replace(sampling, passes=1, temperature=1.0, step_temperature=None, clamp=False)
         words = torch.where(known | ~mask, boundary, words)
         fixed = known | ~mask | (steering.given_words(mask) >= 0) if steering else known | ~mask
         clean = torch.zeros(len(words), device=mask.device)
