@@ -37,7 +37,7 @@ SAMPLING = SamplingConfig(
 )
 
 
-def quickstart(folder: str | Path, steps: int | None = None, minutes: float = 4.65, texts: int = 500) -> dict[str, Any]:
+def quickstart(folder: str | Path, steps: int | None = None, minutes: float = 4.55, texts: int = 500) -> dict[str, Any]:
     """Train (or resume, or reuse what is there), write texts, free and asked for, and ``quickstart.json``; return its content.
 
     ``texts`` are written freely.
