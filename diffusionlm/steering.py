@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from diffusionlm.config import UserError
-from diffusionlm.controls import Binding, Control, Demand
+from diffusionlm.controls import All, Binding, Control, Demand
 from diffusionlm.controls.spelling import proper_texts
 from diffusionlm.guidance import Energy, Guidance, Particles, total
 from diffusionlm.language import Language, condition, forced, likeliest
@@ -38,19 +38,19 @@ class Steering:
         Raises:
             UserError: the model cannot be asked this, or no text can be all of it, with the reason.
         """
-        demands = [control.bind(binding) for control in controls]
-        check_possible(controls, demands, binding, length)
-        demand = Demand()
-        for each in demands:
-            demand &= each
-        settings = binding.model.settings
-        if demand.languages and not (settings.explicit_length and settings.prediction == "logits"):
-            raise UserError("control: what holds by construction needs a model that predicts logits and is told the length")
+        demand, settings = All(tuple(controls)).bind(binding), binding.model.settings
+        if demand.languages:
+            if not (settings.explicit_length and settings.prediction == "logits"):
+                raise UserError("control: what holds by construction needs a model that predicts logits and is told the length")
+            demand &= Demand(languages=(proper_texts(binding.tokenizer),))
         if demand.energies and guidance.strength:
             guidance.check(settings.prediction)
-        if demand.languages:
-            demand &= Demand(languages=(proper_texts(binding.tokenizer),))
-        return cls(tuple(controls), binding, demand, guidance, particles)
+        steering = cls(tuple(controls), binding, demand, guidance, particles)
+        if steering.language is not None:
+            possible = steering.language.lengths(binding.model.config.max_tokens - 2)
+            if not possible or (length is not None and length not in possible):
+                raise UserError(why_impossible(controls, binding, length))
+        return steering
 
     @cached_property
     def language(self) -> Language | None:
@@ -127,33 +127,23 @@ def pinned(logits: Tensor, known: Tensor, ids: Tensor) -> Tensor:
     return torch.where(known[..., None], certain, logits)
 
 
-def check_possible(controls: Sequence[Control], demands: Sequence[Demand], binding: Binding, length: int | None) -> None:
-    """Check that some text is all that is asked.
-
-    Raises:
-        UserError: none is; the sentence names the control, or the two, that make it so where there are such.
-    """
+def why_impossible(controls: Sequence[Control], binding: Binding, length: int | None) -> str:
+    """Return why no text is all that is asked: the control, or the two, that make it so, where there are such."""
     longest = binding.model.config.max_tokens - 2
-    asked = [(str(control), demand.language) for control, demand in zip(controls, demands, strict=True)]
+    asked = [(str(control), control.bind(binding).language) for control in controls]
     known = [(name, language, language.lengths(longest)) for name, language in asked if language is not None]
     for name, _, lengths in known:
         if not lengths:
-            raise UserError(f"control: no text of up to {longest} tokens, which is what this model writes, is {name}")
+            return f"control: no text of up to {longest} tokens, which is what this model writes, is {name}"
         if length is not None and length not in lengths:
-            raise UserError(f"control: {name} needs {_told(lengths)}, and length is {length}")
+            return f"control: {name} needs {_told(lengths)}, and length is {length}"
     for (one, a, lengths_a), (other, b, lengths_b) in itertools.combinations(known, 2):
         if not set(lengths_a) & set(lengths_b):
-            raise UserError(f"control: {one} needs {_told(lengths_a)}, and {other} {_told(lengths_b)}")
+            return f"control: {one} needs {_told(lengths_a)}, and {other} {_told(lengths_b)}"
         if not (a & b).lengths(longest):
-            raise UserError(f"control: no text of up to {longest} tokens is both {one} and {other}")
-    if len(known) > 2:
-        language = known[0][1]
-        for _, more, _ in known[1:]:
-            language &= more
-        lengths = language.lengths(longest)
-        if not lengths or (length is not None and length not in lengths):
-            size = f"{length}" if length is not None else f"up to {longest}"
-            raise UserError(f"control: no text of {size} tokens is all of {', '.join(name for name, _, _ in known)}")
+            return f"control: no text of up to {longest} tokens is both {one} and {other}"
+    size = f"{length}" if length is not None else f"up to {longest}"
+    return f"control: no text of {size} tokens is all of {', '.join(name for name, _, _ in known)}"
 
 
 def _told(lengths: Sequence[int]) -> str:
