@@ -96,7 +96,11 @@ class Guidance(Component, family="guidance"):
     """Base of the mechanisms; ``strength`` multiplies every energy, and 0 leaves the sampling exactly as it is without."""
 
     strength: float = 1.0
-    backward: bool = False  # whether ``shift`` needs the denoiser's graph
+
+    @property
+    def backward(self) -> bool:
+        """Whether ``shift`` acts, and needs the denoiser's graph."""
+        return False
 
     def check(self, prediction: str) -> None:
         """Check that a model of this ``prediction`` can be steered so. Raises UserError."""
@@ -153,7 +157,7 @@ class Gradient(Guidance, name="gradient"):
             )
 
     @property
-    def backward(self) -> bool:  # type: ignore[override]
+    def backward(self) -> bool:
         """Whether the denoiser's graph is needed."""
         return self.through > 0 and self.strength > 0
 

@@ -9,7 +9,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
 from torch import Tensor
 
@@ -18,7 +17,7 @@ from diffusionlm.controls import Binding, Control, outcomes, read_controls
 from diffusionlm.denoiser import WordDenoiser, boundaries
 from diffusionlm.guidance import Swarm
 from diffusionlm.model import DiffusionLM
-from diffusionlm.sampling import RowNoise, State, correct, given, sample
+from diffusionlm.sampling import RowNoise, State, correct, generator_of, given, sample
 from diffusionlm.steering import Steering, pinned
 from diffusionlm.tokenizer import decode_texts
 from diffusionlm.writer import (
@@ -156,7 +155,7 @@ class Pipeline(Writer[DiffusionLM]):
         noise = RowNoise([[*seed, 0, *([p] if p else [])] for seed in seeds for p in range(copies)], lengths)
         x = noise(torch.zeros(*mask.shape, self.model.settings.dimension, device=device))
         denoise = WordDenoiser(self.model, mask, sampling, steering)
-        swarm = Swarm(sampling.particles, [_generator([*seed, 2]) for seed in seeds]) if copies > 1 else None
+        swarm = Swarm(sampling.particles, [generator_of([*seed, 2]) for seed in seeds]) if copies > 1 else None
         last_time = float(self.model.settings.schedule.sampling_times(sampling.steps)[-2])
 
         def rows(words: Tensor) -> list[list[int]]:
@@ -194,19 +193,23 @@ class Pipeline(Writer[DiffusionLM]):
         """Ask again for each word from pure noise, all the others clean."""
         known, boundary = boundaries(mask, self.model.config.special_ids)
         plain = replace(sampling, passes=1, temperature=1.0, step_temperature=None, clamp=False)
-        words = torch.where(known | ~mask, boundary, words)
-        fixed = known | ~mask | (steering.given_words(mask) >= 0) if steering else known | ~mask
+        fixed = known | ~mask
+        words = torch.where(fixed, boundary, words)
+        if steering is not None:
+            fixed = fixed | (steering.given_words(mask) >= 0)
         clean = torch.zeros(len(words), device=mask.device)
+        denoiser = WordDenoiser(self.model, mask, plain)
 
         def posterior(words: Tensor, hidden: Tensor) -> Tensor:
             x0 = self.model.embed(words)
-            denoise = given(WordDenoiser(self.model, mask, plain).wrapped(), ~hidden, x0)
+            denoiser.previous = None  # each group of words is asked for anew
+            denoise = given(denoiser.wrapped(), ~hidden, x0)
             with torch.autocast(mask.device.type, self.dtype, enabled=self.dtype != torch.float32):
                 denoised = denoise(noise(x0), torch.ones_like(clean))
                 if steering is None:
                     return denoised.logits
                 sure = replace(denoised, logits=pinned(denoised.logits, ~hidden, words))
-                return steering.believe(sure, x0, clean, mask, self.model.word_vectors()).logits
+                return steering.believe(sure, x0, clean, mask, denoiser.E).logits
 
         allowed = partial(steering.allowed, mask=mask) if steering and steering.language else None
         return correct(words, ~fixed, posterior, sweeps=sampling.corrections, odds=sampling.correction_odds, allowed=allowed)
@@ -233,8 +236,3 @@ class Pipeline(Writer[DiffusionLM]):
         special = self.model.config.special_ids
         ids = ids[: ids.index(special["end"])] if special["end"] in ids else ids
         return [i for i in ids if i not in (special["start"], special["pad"])]
-
-
-def _generator(seed: Sequence[int]) -> torch.Generator:
-    state = numpy.random.SeedSequence(list(seed)).generate_state(1, numpy.uint64)[0]
-    return torch.Generator().manual_seed(int(state))

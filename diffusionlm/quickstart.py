@@ -68,7 +68,7 @@ def quickstart(folder: str | Path, steps: int | None = None, minutes: float = 4.
     report["trigram_accepted"] = grammar_report(trigrams, training, real).accepted
     say("Training a classifier of what the texts state, to steer by, and asking for texts ...")
     _classify(folder, config.training)
-    controlled = _controlled(folder, config.sampling)
+    controlled = _controlled(pipeline, config.sampling)
     report["controlled"] = sum(row.controls[0].passed for row in controlled) / len(controlled)
     report["seconds_training"] = round(seconds_training, 1)
     report["seconds_total"] = round(time.perf_counter() - started + was_there, 1)
@@ -91,9 +91,8 @@ def _classify(folder: Path, training: TrainingConfig) -> None:
         raise UserError(f"{folder}: stopped before the end; the same command goes on from there")
 
 
-def _controlled(folder: Path, sampling: SamplingConfig) -> list[Controlled]:
+def _controlled(pipeline: Pipeline, sampling: SamplingConfig) -> list[Controlled]:
     """Write texts for each of the examples of what can be asked."""
-    pipeline = Pipeline.from_pretrained(folder, dtype="bf16" if has_bf16() else "fp32")
     sampling = replace(sampling, steps=min(20, sampling.steps), corrections=2)
     rows: list[Controlled] = []
     for asked in ASKED:

@@ -201,6 +201,12 @@ def rows_of(denoised: Denoised, rows: Tensor) -> Denoised:
     return Denoised(denoised.x0[rows], denoised.logits[rows], None if share is None else share[rows])
 
 
+def generator_of(seed: Sequence[int]) -> torch.Generator:
+    """Return a generator on the CPU whose stream is that of a sequence of whole numbers, such as (seed, index)."""
+    state = numpy.random.SeedSequence(list(seed)).generate_state(1, numpy.uint64)[0]
+    return torch.Generator().manual_seed(int(state))
+
+
 class RowNoise:
     """Standard normal noise in which every row depends on its own seed and length alone, not on the batch around it.
 
@@ -209,8 +215,7 @@ class RowNoise:
 
     def __init__(self, seeds: Sequence[Sequence[int]], lengths: Sequence[int]) -> None:
         """Start a stream per row; a seed is a sequence of whole numbers such as (seed, index)."""
-        states = [int(numpy.random.SeedSequence(list(seed)).generate_state(1, numpy.uint64)[0]) for seed in seeds]
-        self.generators = [torch.Generator().manual_seed(state) for state in states]
+        self.generators = [generator_of(seed) for seed in seeds]
         self.lengths = list(lengths)
 
     def __call__(self, like: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from diffusionlm.annotation import Annotator, Grammar
 from diffusionlm.classifier import Classifier, find_classifier
 from diffusionlm.config import UserError, nearest
+from diffusionlm.data import collate
 from diffusionlm.guidance import SMALLEST, Belief, Energy
 from diffusionlm.model import DiffusionLM, model_folder
 from diffusionlm.tokenizer import BLANK, load_tokenizer
@@ -78,11 +79,9 @@ class Binding:
         """Return what a classifier says of finished texts, field by field: (B, values) and alike."""
         longest = self.model.config.max_tokens
         rows = [self.tokenizer(text)["input_ids"][:longest] for text in texts]
-        mask = torch.arange(max(map(len, rows))) < torch.tensor([len(row) for row in rows])[:, None]
-        ids = torch.full(mask.shape, self.model.config.special_ids["pad"])
-        ids[mask] = torch.tensor([i for row in rows for i in row])
-        latents = self.model.embed(ids.to(self.model.device))
-        found: dict[str, Tensor] = classifier(latents, torch.zeros(len(rows), device=latents.device), mask.to(latents.device))
+        batch = {k: v.to(self.model.device) for k, v in collate(rows, self.model.config.special_ids["pad"]).items()}
+        latents = self.model.embed(batch["ids"])
+        found: dict[str, Tensor] = classifier(latents, torch.zeros(len(rows), device=latents.device), batch["mask"])
         return {name: value.cpu() for name, value in found.items()}
 
 
