@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from diffusionlm.config import Component
 
@@ -61,7 +63,7 @@ class MuonAdamW(OptimizerConfig, name="muon"):
         groups: list[dict[str, Any]] = [{"params": [p for p in weights if id(p) not in apart]}]
         groups += [{"params": words, "lr": self.word_learning_rate}] if words else []
         return Joined(
-            torch.optim.Muon(
+            Muon(
                 matrices,
                 self.matrix_learning_rate,
                 weight_decay=0.0,
@@ -84,6 +86,60 @@ def word_vectors(module: nn.Module) -> Iterator[torch.Tensor]:
     for name, child in module.named_modules():
         if isinstance(child, nn.Embedding) and name.rpartition(".")[2] == "embedding":
             yield child.weight
+
+
+class Muon(torch.optim.Muon):
+    """PyTorch's Muon, but matrices of one shape are made orthogonal together, and in fp32 where bf16 would be slow.
+
+    PyTorch's own always computes in bf16, which on a processor without bf16 instructions takes two fifths of a training step.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Step every matrix that has a gradient."""
+        loss = None if closure is None else closure()
+        for group in self.param_groups:
+            same_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
+            for matrix in group["params"]:
+                if matrix.grad is not None:
+                    same_shape[matrix.shape].append(matrix)
+            for (rows, columns), matrices in same_shape.items():
+                directions = orthogonal(torch.stack([self._momentum(m, group) for m in matrices]), group["ns_steps"])
+                torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_(matrices, directions.unbind(), alpha=-group["lr"] * math.sqrt(max(1, rows / columns)))
+        return loss
+
+    def _momentum(self, matrix: Tensor, group: dict[str, Any]) -> Tensor:
+        """Bring a matrix's momentum up to date; return Nesterov's look ahead."""
+        assert matrix.grad is not None
+        state = self.state[matrix]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(matrix.grad)
+        buffer: Tensor = state["momentum_buffer"].lerp_(matrix.grad, 1 - group["momentum"])
+        return matrix.grad.lerp(buffer, group["momentum"])
+
+
+def orthogonal(matrices: Tensor, steps: int) -> Tensor:
+    """Return nearly orthogonal matrices ``(N, rows, columns)`` with the singular vectors of those given.
+
+    Args:
+        matrices: the matrices ``(N, rows, columns)``.
+        steps: of the quintic Newton-Schulz iteration (Jordan et al. 2024, Muon), with its coefficients.
+    """
+    tall = matrices.size(1) > matrices.size(2)
+    found = (matrices.mT if tall else matrices).to(torch.bfloat16 if has_bf16() else torch.float32)
+    found = found / found.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(steps):
+        gram = found @ found.mT
+        found = torch.baddbmm(found, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), found, beta=3.4445)
+    return (found.mT if tall else found).to(matrices.dtype)
+
+
+def has_bf16() -> bool:
+    """Tell whether bf16 is fast on the machine's accelerator, or else on its processor."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    return bool(torch.cpu._is_avx512_bf16_supported())
 
 
 class Joined(torch.optim.Optimizer):

@@ -18,9 +18,10 @@ from diffusionlm.classification import Classification
 from diffusionlm.classifier import ClassifierConfig
 from diffusionlm.config import UserError
 from diffusionlm.evaluation import grammar_report, trigram_texts
+from diffusionlm.optimizer import has_bf16
 from diffusionlm.pipeline import Pipeline
 from diffusionlm.run import RunConfig, read_config, train
-from diffusionlm.training import TrainingConfig, disk_errors, has_bf16
+from diffusionlm.training import TrainingConfig, disk_errors
 from diffusionlm.writer import Controlled, SamplingConfig
 
 TIMED_STEPS = 60

@@ -46,7 +46,7 @@ from diffusionlm import plots
 from diffusionlm.config import Settings, UserError
 from diffusionlm.data import TokenBudgetBatches
 from diffusionlm.objective import Objective
-from diffusionlm.optimizer import MuonAdamW, OptimizerConfig
+from diffusionlm.optimizer import MuonAdamW, OptimizerConfig, has_bf16
 
 MARKER = "complete.json"
 
@@ -109,13 +109,6 @@ class TrainingConfig(Settings):
             raise UserError(f"ema: expected a decay of at least 0 and below 1, got {self.ema}")
         if self.threads is not None and self.threads < 1:
             raise UserError(f"threads: expected at least 1, got {self.threads}")
-
-
-def has_bf16() -> bool:
-    """Tell whether bf16 is fast on the machine's accelerator, or else on its processor."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-    return bool(torch.cpu._is_avx512_bf16_supported())
 
 
 class TextRows(Dataset[list[int]]):

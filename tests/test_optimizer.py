@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusionlm.backbone import Bert, Transformer
-from diffusionlm.optimizer import AdamW, Joined, MuonAdamW, OptimizerConfig, layer_matrices
+from diffusionlm.optimizer import AdamW, Joined, Muon, MuonAdamW, OptimizerConfig, layer_matrices, orthogonal
 
 CONFIGS: list[OptimizerConfig] = [AdamW(learning_rate=1e-2, weight_decay=0.1), MuonAdamW()]
 
@@ -109,7 +109,7 @@ def test_joined_optimizers_step_as_each_alone_would() -> None:
     vectors = list(theirs.get_submodule("embedding").parameters())
     others = [p for p in theirs.parameters() if p.requires_grad and id(p) not in ids | {id(p) for p in vectors}]
     parts: list[torch.optim.Optimizer] = [
-        torch.optim.Muon(matrices, 0.02, weight_decay=0.0, momentum=0.9, ns_steps=4),
+        Muon(matrices, 0.02, weight_decay=0.0, momentum=0.9, ns_steps=4),
         torch.optim.AdamW(others, 1e-3, (0.7, 0.8), weight_decay=0.3),
         torch.optim.AdamW(vectors, 2e-4, (0.7, 0.8), weight_decay=0.3),
     ]
@@ -200,3 +200,31 @@ def test_resumption_is_exact(config: OptimizerConfig) -> None:
     _train(module, optimizer, 1, seed=3)
     _train(resumed, again, 1, seed=3)
     assert all(torch.equal(weight, _weights(module)[name]) for name, weight in _weights(resumed).items())
+
+
+def test_muon_steps_as_pytorchs_does_to_the_precision_of_its_bf16() -> None:
+    torch.manual_seed(0)
+    shapes = [(8, 8), (8, 8), (24, 8), (8, 24)]
+    start = [torch.randn(shape) for shape in shapes]
+    ours, theirs = [nn.Parameter(w.clone()) for w in start], [nn.Parameter(w.clone()) for w in start]
+    settings: dict[str, Any] = {"lr": 0.1, "weight_decay": 0.3, "momentum": 0.9, "ns_steps": 4}
+    optimizers = Muon(ours, **settings), torch.optim.Muon(theirs, **settings)
+    for _ in range(3):
+        for one, other in zip(ours, theirs, strict=True):
+            one.grad = torch.randn(one.shape)
+            other.grad = one.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for one, other, first in zip(ours, theirs, start, strict=True):
+        assert (one - other).norm() < 0.03 * (one - first).norm()
+
+
+def test_newton_schulz_moves_singular_values_near_1_and_keeps_the_vectors() -> None:
+    torch.manual_seed(0)
+    u, _, v = torch.linalg.svd(torch.randn(2, 6, 10), full_matrices=False)
+    values = torch.tensor([0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
+    found = orthogonal(u * values @ v, steps=5)
+    seen = u.mT @ found @ v.mT
+    assert (seen.diagonal(dim1=1, dim2=2) - 1).abs().max() < 0.35
+    assert (seen - torch.diag_embed(seen.diagonal(dim1=1, dim2=2))).abs().max() < 0.02
+    torch.testing.assert_close(orthogonal((u * values @ v).mT, steps=5), found.mT)
