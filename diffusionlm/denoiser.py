@@ -10,9 +10,9 @@ from torch import Tensor
 
 from diffusionlm.diffusion import Gaussian, alpha, over_coordinates, sigma
 from diffusionlm.guidance import Belief
-from diffusionlm.model import DiffusionLM
-from diffusionlm.sampling import Denoise, Denoised, clamp, given, tempered
-from diffusionlm.steering import Steering, pinned
+from diffusionlm.model import DiffusionLM, boundaries
+from diffusionlm.sampling import Denoise, Denoised, clamp, given, pinned, tempered
+from diffusionlm.steering import Steering
 from diffusionlm.writer import SamplingConfig
 
 
@@ -100,11 +100,3 @@ class WordDenoiser:
 def text_times(t: Tensor) -> Tensor:
     """Return the time (B,) of texts whose words have times ``t`` (B,) or (B, L): that of the noisiest."""
     return t if t.dim() == 1 else t.amax(-1)
-
-
-def boundaries(mask: Tensor, special: dict[str, int]) -> tuple[Tensor, Tensor]:
-    """Return where start and end are in texts of ``mask`` (B, L), and ids (B, L) that hold them there, PAD elsewhere."""
-    ids = torch.full(mask.shape, special["pad"], device=mask.device)
-    ids[:, 0] = special["start"]
-    ids.scatter_(1, mask.sum(1, keepdim=True) - 1, special["end"])
-    return (ids == special["start"]) | (ids == special["end"]), ids

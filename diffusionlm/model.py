@@ -349,3 +349,11 @@ def load_pretrained(kind: type[P], folder: str | Path) -> P:
 
 AutoConfig.register(DiffusionLMConfig.model_type, DiffusionLMConfig)
 AutoModel.register(DiffusionLMConfig, DiffusionLM)
+
+
+def boundaries(mask: Tensor, special: dict[str, int]) -> tuple[Tensor, Tensor]:
+    """Return where start and end are in texts of ``mask`` (B, L), and ids (B, L) that hold them there, PAD elsewhere."""
+    ids = torch.full(mask.shape, special["pad"], device=mask.device)
+    ids[:, 0] = special["start"]
+    ids.scatter_(1, mask.sum(1, keepdim=True) - 1, special["end"])
+    return (ids == special["start"]) | (ids == special["end"]), ids

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from diffusionlm.config import UserError
 from diffusionlm.controls import Binding, Control, outcomes, read_controls
-from diffusionlm.denoiser import WordDenoiser, boundaries
+from diffusionlm.denoiser import WordDenoiser
 from diffusionlm.guidance import Swarm
-from diffusionlm.model import DiffusionLM
-from diffusionlm.sampling import RowNoise, State, correct, generator_of, given, sample
-from diffusionlm.steering import Steering, pinned
+from diffusionlm.lengths import draw_lengths
+from diffusionlm.model import DiffusionLM, boundaries
+from diffusionlm.sampling import RowNoise, State, correct, generator_of, given, pinned, sample
+from diffusionlm.steering import Steering
 from diffusionlm.tokenizer import decode_texts
 from diffusionlm.writer import (
     Controlled,
@@ -27,7 +28,6 @@ from diffusionlm.writer import (
     Watch,
     Writer,
     check_length,
-    draw_lengths,
     minimum_bayes_risk,
 )
 
@@ -71,10 +71,9 @@ class Pipeline(Writer[DiffusionLM]):
         config = self.model.config
         if not self.model.settings.explicit_length:
             return [config.max_tokens] * len(seeds)
-        counts = config.length_counts
-        if steering is not None:
-            counts = steering.length_counts([*counts, *[0] * (config.max_tokens + 1 - len(counts))])
-        return draw_lengths(counts, seeds, sampling.length)
+        if steering is None or sampling.length is not None:
+            return draw_lengths(config.length_counts, seeds, sampling.length)
+        return draw_lengths(steering.length_weights, seeds, None)
 
     def stream(
         self,

@@ -283,3 +283,9 @@ def given(denoise: Denoise, known: Tensor, x0: Tensor) -> Denoise:
         return replace(denoised, x0=torch.where(known[..., None], x0, denoised.x0))
 
     return holding
+
+
+def pinned(logits: Tensor, known: Tensor, ids: Tensor) -> Tensor:
+    """Return ``logits`` (B, L, V) that are certain of ``ids`` (B, L) where these are ``known`` (B, L)."""
+    certain = torch.full_like(logits, -math.inf).scatter(-1, ids[..., None], 0.0)
+    return torch.where(known[..., None], certain, logits)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,6 +15,7 @@ from diffusionlm.controls import All, Binding, Control, Demand
 from diffusionlm.controls.spelling import proper_texts
 from diffusionlm.guidance import Energy, Guidance, Particles, total
 from diffusionlm.language import Language, condition, forced, likeliest
+from diffusionlm.lengths import length_weights
 from diffusionlm.sampling import Denoised
 
 
@@ -76,16 +76,10 @@ class Steering:
         """Return the sum of all rewards (B,)."""
         return torch.stack([reward(texts) for reward in self.demand.rewards]).double().sum(0)
 
-    def length_counts(self, counts: Sequence[int]) -> list[int]:
-        """Return the training texts' length ``counts`` (start and end counted), of possible lengths only.
-
-        Lengths that no training text has are taken, all alike, where no other is possible.
-        """
-        if self.language is None:
-            return list(counts)
-        possible = {n + 2 for n in self.language.lengths(len(counts) - 3)}
-        kept = [count if n in possible else 0 for n, count in enumerate(counts)]
-        return kept if sum(kept) else [int(n in possible) for n in range(len(counts))]
+    @cached_property
+    def length_weights(self) -> list[float]:
+        """How likely each length is (start and end counted), to the training texts and as far as it can be what is asked."""
+        return length_weights(self.binding.model, self.language)
 
     def given_words(self, mask: Tensor) -> Tensor:
         """Return ids (B, L) of the words that leave no choice in texts of ``mask`` (B, L), -1 elsewhere."""
@@ -119,12 +113,6 @@ class Steering:
         lengths = mask.sum(1).tolist()
         inside = [language.contains(row[1 : n - 1]) for row, n in zip(words.tolist(), lengths, strict=True)]
         return torch.tensor(inside, device=words.device)
-
-
-def pinned(logits: Tensor, known: Tensor, ids: Tensor) -> Tensor:
-    """Return ``logits`` (B, L, V) that are certain of ``ids`` (B, L) where these are ``known`` (B, L)."""
-    certain = torch.full_like(logits, -math.inf).scatter(-1, ids[..., None], 0.0)
-    return torch.where(known[..., None], certain, logits)
 
 
 def why_impossible(controls: Sequence[Control], binding: Binding, length: int | None) -> str:

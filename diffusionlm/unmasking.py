@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from diffusionlm.config import UserError, plain_name
-from diffusionlm.denoiser import boundaries
 from diffusionlm.diffusion import Gaussian, GaussianDiffusion
+from diffusionlm.lengths import draw_lengths
 from diffusionlm.masked import MaskedLM, lowest, word_positions
+from diffusionlm.model import boundaries
 from diffusionlm.sampling import History, RowNoise, Sampler
 from diffusionlm.tokenizer import decode_texts
-from diffusionlm.writer import SamplingConfig, Watch, Writer, check_length, draw_lengths, refuse_vectors
+from diffusionlm.writer import SamplingConfig, Watch, Writer, check_length, refuse_vectors
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 """A masked model: ids (B, L) and hidden (B, L), True where an id is not to be seen, to token logits (B, L, V)."""

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
 
-import numpy
 import sacrebleu
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -187,21 +186,6 @@ def refuse_vectors(sampling: SamplingConfig, kind: str) -> None:
     for name in ("clamp", "passes", "step_temperature", "corrections"):
         if getattr(sampling, name) != getattr(SamplingConfig(), name):
             raise UserError(f"{name}: {kind} has no noisy vectors; leave it out")
-
-
-def draw_lengths(counts: Sequence[int], seeds: Sequence[Sequence[int]], length: int | None) -> list[int]:
-    """Return tokens a text, start and end counted: ``length`` and these two, or drawn from the training texts' ``counts``.
-
-    Raises:
-        UserError: neither is known.
-    """
-    if length is not None:
-        return [length + 2] * len(seeds)
-    if not sum(counts):
-        raise UserError("length: this model knows no training lengths to draw from; give a length")
-    cumulative = numpy.cumsum(counts) / sum(counts)
-    draws = [numpy.random.default_rng([*seed, 1]).random() for seed in seeds]
-    return [int(numpy.searchsorted(cumulative, draw, side="right")) for draw in draws]
 
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -47,6 +47,7 @@ ROWS = [
         "controls/words",
     ],
     ["controls/__init__"],
+    ["lengths"],
     ["steering"],
     ["writer"],
     ["denoiser"],
