@@ -15,9 +15,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import datasets  # type: ignore[import-untyped]
+from tqdm import tqdm
+
 from diffusionlm import grammar
 from diffusionlm.config import Component, UserError
 from diffusionlm.labels import spans_of
+from diffusionlm.tokenizer import split_words
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class Plain(Annotator, name="words"):
 
     def annotate(self, text: str) -> Annotation:
         """Split the text."""
-        return Annotation(tuple(grammar.tokenize(text)))
+        return Annotation(tuple(split_words(text)))
 
 
 @dataclass(frozen=True)
@@ -70,25 +74,24 @@ class Tagger(Annotator, name="tagger"):
 
     def annotate(self, text: str) -> Annotation | None:
         """Tag the text's words."""
-        words = tuple(grammar.tokenize(text))
+        words = tuple(split_words(text))
         return Annotation(words, tuple(tag for _, tag in _tagger(self.folder).tag(words)))
 
 
 @lru_cache(maxsize=2)
 def _tagger(folder: str) -> Any:
-    from nltk.tag import PerceptronTagger
-
+    try:
+        from nltk.tag import PerceptronTagger
+    except ImportError:
+        raise UserError("annotator: 'tagger' needs nltk; pip install nltk") from None
     tagger = PerceptronTagger(load=False)
     try:
-        weights = json.loads((Path(folder) / "weights.json").read_text())
-        known = json.loads((Path(folder) / "tagdict.json").read_text())
-        classes = json.loads((Path(folder) / "classes.json").read_text())
-    except (OSError, ValueError) as error:
+        files = [next(Path(folder).glob(f"*{part}.json")) for part in ("weights", "tagdict", "classes")]
+        tagger.decode_json_params(json.loads(file.read_text()) for file in files)
+    except (OSError, ValueError, StopIteration) as error:
         raise UserError(
-            f"annotator.folder: expected a tagger's weights.json, tagdict.json, classes.json in {folder}: {error}"
+            f"annotator.folder: expected a tagger's weights.json, tagdict.json and classes.json in {folder} {error}".rstrip()
         ) from None
-    tagger.model.weights, tagger.tagdict, tagger.classes = weights, known, set(classes)
-    tagger.model.classes = tagger.classes
     return tagger
 
 
@@ -100,8 +103,8 @@ class Stanza(Annotator, name="stanza"):
     language: str = "en"
 
     def annotate(self, text: str) -> Annotation | None:
-        """Tag and parse the text, as one sentence per tree under one ROOT."""
-        document = _stanza(self.folder, self.language)(text)
+        """Tag and parse the text, its words told apart as our tokenizers do, as one sentence per tree under one ROOT."""
+        document = _stanza(self.folder, self.language)(sentences(split_words(text)))
         words = [word for sentence in document.sentences for word in sentence.words]
         inner = [re.sub(r"^\(ROOT |\)$", "", str(sentence.constituency)) for sentence in document.sentences]
         return Annotation(tuple(w.text for w in words), tuple(w.upos for w in words), f"(ROOT {' '.join(inner)})")
@@ -115,10 +118,40 @@ def _stanza(folder: str, language: str) -> Any:
         raise UserError("annotator: 'stanza' is not installed; pip install stanza, and download its models") from None
     try:
         return stanza.Pipeline(
-            language, dir=folder, processors="tokenize,pos,constituency", download_method=None, verbose=False
-        )
+            language, dir=folder, processors="tokenize,pos,constituency", tokenize_pretokenized=True, download_method=None,
+            verbose=False,
+        )  # fmt: skip
     except Exception as error:  # stanza raises its own kinds, and those of what it loads
         raise UserError(f"annotator.folder: no Stanza models for {language!r} in {folder}: {error}") from None
+
+
+def sentences(words: Sequence[str]) -> list[list[str]]:
+    """Cut a text's words after each full stop, question mark and exclamation mark."""
+    found: list[list[str]] = [[]]
+    for word in words:
+        found[-1].append(word)
+        if word in (".", "?", "!"):
+            found.append([])
+    return [sentence for sentence in found if sentence]
+
+
+def annotated(rows: datasets.Dataset, annotator: Annotator, columns: Sequence[str]) -> datasets.Dataset:
+    """Return a corpus with what an annotator tells of its texts in those of ``columns`` that it has not itself.
+
+    Raises:
+        UserError: the annotator tells nothing of the kind, or does not understand a text.
+    """
+    missing = [column for column in columns if column not in rows.column_names]
+    told: dict[str, list[Any]] = {column: [] for column in missing}
+    for text in tqdm(rows["text"][:] if missing else [], desc="annotating", unit="text"):
+        annotation = annotator.annotate(text)
+        for column in missing:
+            if getattr(annotation, column, None) is None:
+                raise UserError(f"annotator: {annotator.name!r} tells no {column} of {text[:60]!r}")
+            told[column].append(getattr(annotation, column))
+    for column, values in told.items():
+        rows = rows.add_column(column, values)
+    return rows
 
 
 Bracket = tuple[int, int, str]  # the first and last word of a constituent, counted from 0, and its label

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+from diffusionlm.annotation import Annotator, annotated
 from diffusionlm.backbone import Backbone, Transformer
 from diffusionlm.config import UserError, build_untrusted, to_plain
 from diffusionlm.data import DataConfig, Encoded
@@ -48,6 +49,7 @@ class ClassifierConfig(ModelSpec, name="classifier"):
         min_count: values that fewer training texts (words, constituents) have count as one value, "other".
         features: W, coordinates that the network gives each position.
         backbone: the network.
+        annotator: of the texts of a corpus that has no such columns.
     """
 
     denoiser: str
@@ -57,6 +59,7 @@ class ClassifierConfig(ModelSpec, name="classifier"):
     min_count: int = 20
     features: int = 96
     backbone: Backbone = field(default_factory=lambda: Transformer(layers=2, width=96, heads=4))
+    annotator: Annotator | None = None
 
     writes: ClassVar[bool] = False
 
@@ -82,14 +85,19 @@ class ClassifierConfig(ModelSpec, name="classifier"):
         return tokenizer
 
     def check_data(self, splits: Mapping[str, datasets.Dataset]) -> None:
-        """Check that the corpus has the columns."""
-        fields_of(splits["train"], self.labels, self.head)
+        """Check that the corpus has the columns, or that the annotator tells them of its first text."""
+        rows = splits["train"] if self.annotator is None else splits["train"].select(range(1))
+        fields_of(self._labelled(rows), self.labels, self.head)
+
+    def _labelled(self, rows: datasets.Dataset) -> datasets.Dataset:
+        return rows if self.annotator is None else annotated(rows, self.annotator, self.labels)
 
     def rows(
         self, encoded: Mapping[str, Encoded], splits: Mapping[str, datasets.Dataset], tokenizer: PreTrainedTokenizerFast
     ) -> Mapping[str, Sequence[list[int]]]:
         """Return the texts with their labels."""
         check_vocabulary(encoded["train"].ids, tokenizer, self.denoiser)
+        splits = {split: self._labelled(rows) for split, rows in splits.items() if split in encoded}
         fields = fields_of(splits["train"], self.labels, self.head)
         return {split: label_rows(splits[split], texts, tokenizer, fields, self.head) for split, texts in encoded.items()}
 

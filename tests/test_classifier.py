@@ -224,6 +224,15 @@ def test_the_level_of_noise_is_told_unless_words_are_clean(home: Path) -> None:
         assert torch.equal(low, high) == (reads == "clean")
 
 
+def test_an_annotator_labels_a_corpus_that_has_no_labels(home: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (home / "texts.jsonl").read_text().splitlines()]
+    (tmp_path / "bare.jsonl").write_text("".join(json.dumps({"text": row["text"]}) + "\n" for row in rows))
+    bare: dict[str, Any] = {"data": {"corpus": str(tmp_path / "bare.jsonl")}, "model": {"annotator": "grammar"}}
+    for head in ("token", "span"):
+        (_, found), (_, known) = labelled(classifier_config(home, head, **bare)), labelled(classifier_config(home, head))
+        assert [(list(row), row.labels) for row in found] == [(list(row), row.labels) for row in known]
+
+
 def test_the_lexicon_is_what_the_corpus_counts(home: Path) -> None:
     objective, rows = labelled(classifier_config(home, "token"))
     model = objective.model
