@@ -88,10 +88,12 @@ class Steering:
             ids[:, 1:] = forced(self.language, mask.sum(1) - 2, mask.shape[1] - 1)
         return ids
 
-    def believe(self, denoised: Denoised, xt: Tensor, t: Tensor, mask: Tensor, embedding: Tensor) -> Denoised:
+    def believe(
+        self, denoised: Denoised, xt: Tensor, t: Tensor, mask: Tensor, embedding: Tensor, tilted: bool = True
+    ) -> Denoised:
         """Tilt a belief by the energy and condition it on the language; logits at START and END must be certain."""
         logits = denoised.logits
-        if self.energy is not None:
+        if self.energy is not None and tilted:
             logits = self.guidance.tilt(self.energy, denoised, xt, t, mask, embedding)
         if self.language is not None:
             inside = condition(self.language, logits[:, 1:], mask.sum(1) - 2)

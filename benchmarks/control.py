@@ -1,0 +1,111 @@
+"""Controlled generation in one table: every task of configs/control that the given models can be asked.
+
+    python benchmarks/control.py --restaurants RUN --judge JUDGE
+    python benchmarks/control.py --e2e RUN --judge JUDGE --folder E2E --tagger TAGGER [--stanza MODELS]
+
+Classifiers that the run has not yet are trained first, into its model/classifiers, each on one thread. The table goes to
+stdout; it and the report, the figure and every text are in ``benchmarks/results/control-restaurants`` (or -e2e). What is
+there is not done again, and more targets add to it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from measure import RESULTS, ROOT, exit_status
+
+from diffusionlm.config import UserError
+from diffusionlm.control_evaluation import ControlConfig, evaluate_control
+from diffusionlm.control_report import control_table
+from diffusionlm.model import model_folder
+from diffusionlm.run import read_config, train
+from diffusionlm.tasks import TaskConfig, read_tasks
+
+Changes = list[tuple[str, str]]
+
+CLASSIFIERS = {"restaurants": ("attributes", "tags", "spans"), "e2e": ("attributes", "tags")}
+TASKS = {
+    "restaurants": (
+        "semantic-content", "parts-of-speech", "syntax-tree", "syntax-spans", "length", "infilling", "attribute-tree",
+        "attribute-tags",
+    ),
+    "e2e": ("semantic-content", "parts-of-speech", "length", "infilling", "attribute-tags"),
+}  # fmt: skip
+PARSED = ("syntax-tree", "syntax-spans")  # on E2E with a parser only
+
+
+def classifiers(corpus: str, options: argparse.Namespace) -> None:
+    """Train the classifiers that are missing. Raises KeyboardInterrupt where Ctrl-C stopped one."""
+    torch.set_num_threads(1)
+    for name in (*CLASSIFIERS[corpus], *(("spans",) if options.stanza else ())):
+        folder = model_folder(options.run) / "classifiers" / name
+        if (folder / "model" / "finished").exists():
+            continue
+        changes: Changes = [("model.denoiser", str(options.run)), ("training.threads", "1")]
+        path = ROOT / "configs" / "classifiers" / f"{name}.yaml"
+        if corpus == "e2e":
+            changes += [("data.corpus", json.dumps({"name": "e2e", "folder": options.folder})), *annotator(name, options)]
+            path = path if name == "spans" else path.with_name(f"e2e-{name}.yaml")
+        if not train(read_config([path], changes), folder):
+            raise KeyboardInterrupt
+
+
+def annotator(name: str, options: argparse.Namespace) -> Changes:
+    """Return who labels the texts of E2E for a classifier."""
+    chosen = {"name": "stanza", "folder": options.stanza} if name == "spans" else {"name": "tagger", "folder": options.tagger}
+    return [] if name == "attributes" else [("model.annotator", json.dumps(chosen))]
+
+
+def tasks_of(corpus: str, options: argparse.Namespace) -> list[TaskConfig]:
+    """Return the rows of the table."""
+    if corpus == "restaurants":
+        return [task for name in TASKS[corpus] for task in read_tasks(ROOT / "configs" / "control" / f"{name}.yaml")]
+    tasks = []
+    for name in (*TASKS[corpus], *(PARSED if options.stanza else ())):
+        changes = [("annotator.folder", options.stanza if name in PARSED else options.tagger)]
+        path = ROOT / "configs" / "control" / f"e2e-{name}.yaml"
+        tasks += read_tasks(path, changes if "annotator:" in path.read_text() else [])
+    return tasks
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Train what is missing, ask, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--restaurants", metavar="RUN", help="a run on the embedded corpus")
+    which.add_argument("--e2e", metavar="RUN", help="a run of configs/e2e-small.yaml")
+    parser.add_argument("--judge", required=True, help="a causal language model of the same corpus")
+    parser.add_argument("--folder", help="of E2E's trainset.csv, devset.csv and testset_w_refs.csv")
+    parser.add_argument("--tagger", help="the folder that benchmarks/tagger.py wrote, or any of NLTK's taggers")
+    parser.add_argument("--stanza", help="Stanza's models, for the tasks of syntax on E2E")
+    parser.add_argument("--tasks", nargs="*", default=(), help="only these")
+    parser.add_argument("--targets", type=int, default=40, help="of each task (%(default)s)")
+    parser.add_argument("--samples", type=int, default=25, help="texts for each target (%(default)s)")
+    parser.add_argument("--results", default=str(RESULTS), help="where the figures go (%(default)s)")
+    options = parser.parse_args(words)
+    corpus = "e2e" if options.e2e else "restaurants"
+    options.run = options.e2e or options.restaurants
+    if corpus == "e2e" and not (options.folder and options.tagger):
+        parser.error("--e2e: expected --folder and --tagger as well")
+
+    def ask() -> list[str]:
+        tasks = tasks_of(corpus, options)
+        if unknown := set(options.tasks) - {task.title for task in tasks}:
+            raise UserError(f"--tasks: no task is called {min(unknown)!r}: {', '.join(task.title for task in tasks)}")
+        classifiers(corpus, options)
+        asked = [task for task in tasks if task.title in (options.tasks or [task.title])]
+        config = ControlConfig(targets_count=options.targets, samples=options.samples)
+        out = Path(options.results) / f"control-{corpus}"
+        print(control_table(evaluate_control(options.judge, [options.run], asked, config, out=out)), end="", flush=True)
+        return []
+
+    return exit_status(ask, lambda: None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
