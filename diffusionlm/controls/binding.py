@@ -17,7 +17,7 @@ from diffusionlm.annotation import Annotator, Grammar
 from diffusionlm.classifier import Classifier, find_classifier
 from diffusionlm.config import UserError, nearest
 from diffusionlm.data import collate
-from diffusionlm.guidance import SMALLEST, Belief, Energy
+from diffusionlm.guidance import Belief, Energy
 from diffusionlm.model import DiffusionLM, model_folder
 from diffusionlm.tokenizer import BLANK, load_tokenizer
 
@@ -163,7 +163,7 @@ class SequenceClassifier:
         vectors = self.model.get_input_embeddings().weight[self.aligned]
 
         def energy(belief: Belief) -> Tensor:
-            p = (belief.logits + SMALLEST).softmax(-1)
+            p = belief.logits.softmax(-1)
             logits: Tensor = self.model(inputs_embeds=p @ vectors.to(p), attention_mask=belief.mask.long()).logits
             return -logits.float().log_softmax(-1)[:, index]
 
