@@ -166,11 +166,6 @@ def brackets(tree: str) -> list[Bracket]:
     return [(first, last, label) for first, last, chain in spans_of(tree) for label in chain.split("::")]
 
 
-def tags_of(tree: str) -> list[str]:
-    """Return the tags of a bracketed tree's words, from left to right."""
-    return re.findall(r"\(\s*([^\s()]+)\s+[^\s()]+\s*\)", tree)
-
-
 def bracket_f1(gold: Sequence[Bracket], found: Sequence[Bracket]) -> float:
     """Return the labelled F1 (0 to 1) of two trees' constituents, as EVALB counts them."""
     a, b = Counter(gold), Counter(found)

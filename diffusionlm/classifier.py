@@ -29,6 +29,7 @@ from diffusionlm.annotation import Annotator, annotated
 from diffusionlm.backbone import Backbone, Transformer
 from diffusionlm.config import UserError, build_untrusted, to_plain
 from diffusionlm.data import DataConfig, Encoded
+from diffusionlm.frames import frames_of
 from diffusionlm.labels import OTHER, Head, Labelled, check_vocabulary, fields_of, label_rows, values_of
 from diffusionlm.model import FORMAT_VERSION, MAX_GAMMA, DiffusionLM, load_pretrained, model_folder
 from diffusionlm.schedule import NoiseSchedule
@@ -119,6 +120,7 @@ class ClassifierConfig(ModelSpec, name="classifier"):
                 max_tokens=denoiser.config.max_tokens,
                 labels=varied,
                 words=words_digest(denoiser),
+                frames=frames_of(labelled, names[0]) if self.head == "span" else {},
             )
         )
         if self.head == "token":
@@ -149,6 +151,7 @@ class ClassifierModelConfig(PreTrainedConfig):
         max_tokens: int = 64,
         labels: dict[str, list[str]] | None = None,
         words: str = "",
+        frames: dict[str, list[str]] | None = None,
         format_version: int = FORMAT_VERSION,
         **kwargs: Any,
     ) -> None:
@@ -162,6 +165,7 @@ class ClassifierModelConfig(PreTrainedConfig):
             max_tokens: of a text, START and END included.
             labels: the values of each field in index order.
             words: the digest of the denoiser's word vectors.
+            frames: of each kind of constituent, where the head is of spans.
             format_version: of the folder; a newer one is refused.
             **kwargs: transformers' own.
         """
@@ -171,6 +175,7 @@ class ClassifierModelConfig(PreTrainedConfig):
         self.dimension, self.vocabulary, self.max_tokens = dimension, vocabulary, max_tokens
         self.labels = labels or {"label": ["no", "yes"]}
         self.words = words
+        self.frames = frames or {}
         self.format_version = format_version
 
 

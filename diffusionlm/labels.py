@@ -26,13 +26,13 @@ class Labelled(list[int]):
     """Token ids of a text, START and END included, that carry its labels by field.
 
     A label is a string for a text; for tokens a string or None (not counted) for each id; for spans a string by
-    (i, j), the positions of the first and the last token.
+    (i, j), the positions of the first and the last token. ``tags`` are those of a tree's words, where it has them.
     """
 
-    def __init__(self, ids: Iterable[int], labels: dict[str, Any]) -> None:
-        """Hold both."""
+    def __init__(self, ids: Iterable[int], labels: dict[str, Any], tags: Sequence[str | None] | None = None) -> None:
+        """Hold them."""
         super().__init__(ids)
-        self.labels = labels
+        self.labels, self.tags = labels, tags
 
 
 @dataclass(frozen=True)
@@ -117,9 +117,12 @@ def label_rows(
     for ids, text in zip(encoded.ids, encoded.texts, strict=True):
         offset, before = offset if text == before else 0, text
         place = f"text {text} ({rows[text]['text'][:60]!r})"
+        where = words[text], offset, len(ids) - 2, place
         label = _of_tokens if head == "token" else _of_spans
-        labels = {name: label(column[text], words[text], offset, len(ids) - 2, place) for name, column in values.items()}
-        labelled.append(Labelled(ids, labels))
+        labels = {name: label(column[text], *where) for name, column in values.items()}
+        tags = tags_of(str(next(iter(values.values()))[text])) if head == "span" else []
+        # A tree need not tell its words' tags.
+        labelled.append(Labelled(ids, labels, _of_tokens(tags, *where) if tags else None))
         offset += len(ids) - 2
     return labelled
 
@@ -189,6 +192,11 @@ def spans_of(tree: str) -> list[tuple[int, int, str]]:
         UserError: the brackets do not match, or it is no tree.
     """
     return sorted(((i, j, label) for (i, j), label in _read_tree(tree)[0].items()), key=lambda span: (span[0], -span[1]))
+
+
+def tags_of(tree: str) -> list[str]:
+    """Return the tags of a bracketed tree's words, from left to right."""
+    return re.findall(r"\(\s*([^\s()]+)\s+[^\s()]+\s*\)", tree)
 
 
 def _read_tree(tree: str, place: str = "tree") -> tuple[dict[tuple[int, int], str], int]:

@@ -11,9 +11,10 @@ import pytest
 from nltk.tag import PerceptronTagger
 from runs import restaurant_texts
 
-from diffusionlm.annotation import Grammar, Plain, Tagger, annotated, bracket_f1, brackets, sentences, tags_of
+from diffusionlm.annotation import Grammar, Plain, Tagger, annotated, bracket_f1, brackets, sentences
 from diffusionlm.config import UserError
 from diffusionlm.grammar import parse
+from diffusionlm.labels import tags_of
 from diffusionlm.tokenizer import Words, words_of
 
 TAGGED = [

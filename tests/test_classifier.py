@@ -23,11 +23,14 @@ from diffusionlm.classification import Classification, ClassificationObjective
 from diffusionlm.classifier import ClassifierConfig, find_classifier
 from diffusionlm.cli import main
 from diffusionlm.config import UserError, build, merge
+from diffusionlm.controls import Binding, Span
 from diffusionlm.kinds import open_pipeline
 from diffusionlm.labels import Labelled, spans_of
+from diffusionlm.language import likeliest
 from diffusionlm.model import DiffusionLM
 from diffusionlm.objective import CrossEntropy
 from diffusionlm.run import RunConfig, read_config, train
+from diffusionlm.tokenizer import load_tokenizer
 from diffusionlm.training import newest_checkpoint
 
 TINY_CLASSIFIER = {
@@ -47,8 +50,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("classifiers")
     (folder / "texts.jsonl").write_text(
         "".join(
-            json.dumps(record | {"begins": record["words"][0] == "The", "sentences": record["words"].count(".")}) + "\n"
+            json.dumps(record | {"begins": begins, "label": f"{begins}", "sentences": record["words"].count(".")}) + "\n"
             for record in records(300)
+            for begins in (record["words"][0] == "The",)
         )
     )
     changes = {"data": {"corpus": str(folder / "texts.jsonl")}, "training": {"steps": 4}}
@@ -251,6 +255,35 @@ def test_the_lexicon_is_what_the_corpus_counts(home: Path) -> None:
     torch.testing.assert_close(lexicon.sum(1), expected)
     with pytest.raises(UserError, match=r"^lexicon: head 'sequence' classifies no tokens"):
         labelled(classifier_config(home))[0].model.lexicon()
+
+
+def test_a_constituent_asked_for_stands_in_a_frame(home: Path) -> None:
+    spans, tags = (str(run_of(home, head)) for head in ("span", "token"))
+    binding = Binding(DiffusionLM.load(home / "denoiser" / "model"), load_tokenizer(home / "denoiser" / "model"))
+    frames, (field,) = binding.classifier(spans).config.frames, binding.classifier(tags).labels
+    likely = binding.classifier(tags).lexicon()
+    for first, last, label in ((0, 2, "NP"), (3, 5, "PP"), (4, 6, "NP")):
+        language = Span(first, last, label, spans, tags).bind(binding).language
+        assert language is not None
+        generator = torch.Generator().manual_seed(first)
+        words = likeliest(language, 3 * torch.randn(20, 12, len(likely), generator=generator), torch.full((20,), 12))
+        for text in words.tolist():
+            possible = [
+                {
+                    tag
+                    for tag, share in zip(binding.classifier(tags).labels[field], likely[i].tolist(), strict=True)
+                    if share >= 0.3
+                }
+                for i in text
+            ]
+            places = possible[max(first - 1, 0) : last + 2]
+            known = [each.split()[first == 0 :] for each in frames[label]]
+            assert any(
+                len(each) == len(places) and all(tag in place for tag, place in zip(each, places, strict=True))
+                for each in known
+            )
+    free = Span(4, 6, "NP", spans, "no-such-classifier").bind(binding).language
+    assert free is not None and free.lengths(9) == [7, 8, 9]
 
 
 # The objective

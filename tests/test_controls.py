@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusionlm.annotation import Annotation, Annotator, Grammar, bracket_f1, brackets, tags_of
+from diffusionlm.annotation import Annotation, Annotator, Grammar, bracket_f1, brackets
 from diffusionlm.config import UserError
 from diffusionlm.controls import (
     All,
@@ -36,6 +36,7 @@ from diffusionlm.controls import (
 from diffusionlm.controls.parts_of_speech import tag_accuracy
 from diffusionlm.data import Restaurants
 from diffusionlm.guidance import Belief
+from diffusionlm.labels import tags_of
 from diffusionlm.language import one_of
 from diffusionlm.sampling import Denoised
 

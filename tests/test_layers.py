@@ -23,7 +23,7 @@ ROWS = [
     ["spec"],
     ["model"],
     ["objective"],
-    ["labels", "accuracy"],
+    ["labels", "accuracy", "frames"],
     ["annotation"],
     ["classifier"],
     ["classification"],

@@ -40,6 +40,10 @@ class Binding:
         """
         return self._once(name, self._open)
 
+    def has_classifier(self, name: str) -> bool:
+        """Tell whether the model has a classifier ``name``, or a folder is called so."""
+        return Path(name).is_dir() or (self.folder is not None and (model_folder(self.folder) / "classifiers" / name).is_dir())
+
     def _open(self, name: str) -> Classifier:
         if not Path(name).is_dir() and self.folder is None:
             raise UserError(f"classifier: the model came from no folder, so {name!r} must be a classifier's folder")

@@ -11,7 +11,7 @@ from torch import Tensor
 from diffusionlm.config import UserError, nearest
 from diffusionlm.controls.binding import Binding
 from diffusionlm.controls.control import Control, Demand
-from diffusionlm.language import Language, any_number, everything, one_of, sequence
+from diffusionlm.language import Language, any_number, everything, one_of, sequence, union
 
 ONE, MANY = "*", "..."
 
@@ -36,7 +36,7 @@ class PartsOfSpeech(Control, name="parts-of-speech"):
 
     def bind(self, binding: Binding) -> Demand:
         """Return the texts whose words can have these tags. Raises UserError for an unknown tag."""
-        return Demand(languages=(tag_language(self.tags.split(), binding, self.classifier, self.least, str(self)),))
+        return Demand(languages=(tag_language([self.tags.split()], binding, self.classifier, self.least, str(self)),))
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
         """Return the share of right tags; of a pattern with ``...``, 1 where the whole text matches."""
@@ -46,8 +46,8 @@ class PartsOfSpeech(Control, name="parts-of-speech"):
         ]
 
 
-def tag_language(tags: Sequence[str], binding: Binding, classifier: str, least: float, where: str) -> Language:
-    """Return the texts whose words can have ``tags``. Raises UserError for an unknown tag."""
+def tag_language(choices: Sequence[Sequence[str]], binding: Binding, classifier: str, least: float, where: str) -> Language:
+    """Return the texts whose words can have one of ``choices`` of tags. Raises UserError for an unknown tag."""
     trained = binding.classifier(classifier)
     (field,) = trained.labels
     known, lexicon = trained.indices[field], trained.lexicon().cpu()
@@ -62,8 +62,9 @@ def tag_language(tags: Sequence[str], binding: Binding, classifier: str, least: 
             raise UserError(f"{where}: no tag is called {tag!r}{nearest(tag, known)}")
         return one_of(_holding(lexicon, known[tag], least), size)
 
-    parts = {tag: words(tag) for tag in dict.fromkeys(tags)}
-    return sequence(*(parts[tag] for tag in tags)) if tags else everything(size)
+    parts = {tag: words(tag) for tag in dict.fromkeys(tag for tags in choices for tag in tags)}
+    chains = [sequence(*(parts[tag] for tag in tags)) if tags else everything(size) for tags in choices]
+    return union(*chains) if len(chains) > 1 else chains[0]
 
 
 def _holding(lexicon: Tensor, tag: int, least: float) -> Tensor:

@@ -12,21 +12,27 @@ from diffusionlm.annotation import brackets
 from diffusionlm.config import UserError, nearest
 from diffusionlm.controls.binding import Binding, read
 from diffusionlm.controls.control import Control, Demand
+from diffusionlm.controls.parts_of_speech import MANY, tag_language
+from diffusionlm.frames import ANY, END, START
 from diffusionlm.guidance import Belief, Energy
-from diffusionlm.language import one_of, repeat
+from diffusionlm.language import Language, one_of, repeat
 
 
 @dataclass(frozen=True)
 class Span(Control, name="span"):
     """The words ``first`` to ``last``, counted from 0 and both included, are a constituent called ``label``.
 
-    By the gradient of the classifier ``spans``; checked in the annotator's parse, exactly.
+    Their tags and those of their neighbours are, by construction, such as the classifier ``spans`` has seen around almost
+    nothing else (its frames), as far as the classifier ``tags`` knows words; the rest is left to the gradient of ``spans``,
+    or all of it where there is no ``tags`` or no frame. Checked in the annotator's parse, exactly.
     """
 
     first: int
     last: int
     label: str
     classifier: str = "spans"
+    tags: str = "tags"
+    least: float = 0.3
 
     def __post_init__(self) -> None:
         """Check the places."""
@@ -36,13 +42,25 @@ class Span(Control, name="span"):
             )
 
     def bind(self, binding: Binding) -> Demand:
-        """Return texts that are long enough, and -log p of the constituent. Raises UserError for an unknown label."""
-        size = len(binding.tokenizer)
-        long_enough = repeat(one_of(range(size), size), self.last + 1)
-        return Demand(
-            languages=(long_enough,),
-            energies=(span_energy(binding, self.classifier, self.first, self.last, self.label, str(self)),),
-        )
+        """Return texts that have a frame there, and -log p of the constituent. Raises UserError for an unknown label."""
+        energy = span_energy(binding, self.classifier, self.first, self.last, self.label, str(self))
+        return Demand(languages=(self._framed(binding),), energies=(energy,))
+
+    def _framed(self, binding: Binding) -> Language:
+        """Return the texts with one of the frames in its place; all that are long enough where none is known."""
+        frames = [
+            tags
+            for tags in map(str.split, binding.classifier(self.classifier).config.frames.get(self.label, []))
+            if len(tags) == self.last - self.first + 3 and (tags[0] == START) == (self.first == 0)
+        ]
+        if not frames or not binding.has_classifier(self.tags):
+            size = len(binding.tokenizer)
+            return repeat(one_of(range(size), size), self.last + 1)
+        # The word before the constituent is the frame's first; before that anything may stand, and so after its last.
+        ahead = [ANY] * (self.first - 1)
+        inside = [tags[self.first == 0 :] for tags in frames]
+        open_ends = [tags[:-1] if tags[-1] == END else [*tags, MANY] for tags in inside]
+        return tag_language([[*ahead, *tags] for tags in open_ends], binding, self.tags, self.least, str(self))
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
         """Return 1 where the parse has the constituent."""

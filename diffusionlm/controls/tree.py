@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusionlm.annotation import bracket_f1, brackets, tags_of
+from diffusionlm.annotation import bracket_f1, brackets
 from diffusionlm.controls.binding import Binding
 from diffusionlm.controls.control import Control, Demand
 from diffusionlm.controls.parts_of_speech import tag_language
 from diffusionlm.controls.span import span_energy
 from diffusionlm.guidance import Belief
-from diffusionlm.labels import spans_of
+from diffusionlm.labels import spans_of, tags_of
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Tree(Control, name="tree"):
 
     def bind(self, binding: Binding) -> Demand:
         """Return the texts with these tags, and -log p of all constituents. Raises UserError for an unknown tag or label."""
-        language = tag_language(tags_of(self.tree), binding, self.tags, self.least, "Tree")
+        language = tag_language([tags_of(self.tree)], binding, self.tags, self.least, "Tree")
         energies = [
             span_energy(binding, self.classifier, first, last, chain, "Tree") for first, last, chain in spans_of(self.tree)
         ]

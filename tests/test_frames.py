@@ -1,0 +1,57 @@
+"""Frames: how they are written, which are kept, and that those of the embedded corpus tell constituents."""
+
+from __future__ import annotations
+
+import datasets  # type: ignore[import-untyped]
+from test_labels import records
+
+from diffusionlm.annotation import brackets
+from diffusionlm.data import encode
+from diffusionlm.frames import FEWEST, frame, frames_of
+from diffusionlm.labels import Field, Labelled, label_rows, tags_of
+from diffusionlm.tokenizer import Words
+
+TAGS = ["DET", "NOUN", "AUX", "ADV", "ADJ", "PUNCT"]
+
+
+def row(tags: list[str], spans: dict[tuple[int, int], str]) -> Labelled:
+    """Return a text whose ``spans`` are counted from START."""
+    return Labelled([2, *range(4, 4 + len(tags)), 3], {"tree": spans}, [None, *tags, None])
+
+
+def test_frames_as_they_are_written() -> None:
+    assert frame(TAGS, 0, 1) == "^ DET NOUN AUX"
+    assert frame(TAGS, 2, 4) == "NOUN AUX ADV ADJ PUNCT"
+    assert frame(TAGS, 0, 5) == "^ DET NOUN AUX ADV ADJ PUNCT $"
+    assert frame([*"abcdefghij"], 0, 9) == "^ a b c d * * g h i j $"
+
+
+def test_frames_that_are_common_and_sure_are_kept_and_the_surest_where_none_is() -> None:
+    sure = [row(TAGS, {(1, 2): "NP", (3, 5): "S::VP"})] * FEWEST
+    chain = ["NOUN AUX ADV ADJ PUNCT"]
+    assert frames_of(sure, "tree") == {"NP": ["^ DET NOUN AUX"], "S": chain, "VP": chain}
+    assert frames_of(sure[1:], "tree") == {}
+    seldom = [*sure, *[row(TAGS, {(3, 5): "VP"})] * FEWEST]
+    assert frames_of(seldom, "tree")["NP"] == ["^ DET NOUN AUX"], "half of the places, and there is no better one"
+    better = [row(["PRON", "NOUN", "AUX"], {(1, 2): "NP"})] * FEWEST
+    assert frames_of([*seldom, *better], "tree")["NP"] == ["^ PRON NOUN AUX"]
+    assert frames_of([Labelled([2, 4, 5, 3], {"tree": {(1, 2): "S"}})], "tree") == {}, "a tree need not tell tags"
+
+
+def test_frames_of_the_embedded_corpus_tell_constituents_of_other_texts() -> None:
+    rows = datasets.Dataset.from_list(records(1000))
+    tokenizer = Words().make(rows["text"][:])
+    seen, other = rows.select(range(800)), records(1000)[800:]
+    labelled = label_rows(seen, encode(seen["text"][:], tokenizer), tokenizer, [Field("tree")], "span")
+    frames = frames_of(labelled, "tree")
+    right = told = constituents = 0
+    for record in other:
+        tags, gold = tags_of(record["tree"]), set(brackets(record["tree"]))
+        constituents += sum(first < last for first, last, _ in gold)
+        for first in range(len(tags)):
+            for last in range(first + 1, len(tags)):
+                found = [label for label, known in frames.items() if frame(tags, first, last) in known]
+                told += len(found)
+                right += sum((first, last, label) in gold for label in found)
+    assert right / told > 0.95
+    assert right / constituents > 0.5
