@@ -43,17 +43,22 @@ class WordDenoiser:
         return given(denoise, self.known | ~self.mask, self.model.embed(self.ids)) if self.explicit else denoise
 
     def __call__(self, xt: Tensor, t: Tensor) -> Denoised:
-        """Denoise ``passes`` times, each told the estimate before it."""
+        """Denoise ``passes`` times, each told the estimate before it; energies act on the last.
+
+        The first is told what the last step's energies led to, so that asking classifiers there as well is hardly worth it.
+        """
         steering, temperature, told_apart = self.steering, self.sampling.temperature, self.sampling.step_temperature
         shifted = steering is not None and steering.energy is not None and steering.guidance.backward
         words = self.model.settings.prediction == "logits"
         for turn in range(self.sampling.passes):
-            if shifted and turn == self.sampling.passes - 1:
+            last = turn == self.sampling.passes - 1
+            if shifted and last:
                 denoised, shift = self._shifted(xt, t)
             else:
                 denoised, shift = self._believed(xt, t), None
             if steering is not None and words:
-                denoised = steering.believe(denoised, xt, text_times(t), self.mask, self.E)
+                guidance = steering.guidance if last else None
+                denoised = steering.believe(denoised, xt, text_times(t), self.mask, self.E, guidance)
             told = tempered(denoised, self.E, temperature) if words else denoised
             told = told if shift is None else replace(told, x0=told.x0 + shift)
             self.previous = told.x0

@@ -14,7 +14,7 @@ Shapes: x is (B, L, D), logits (B, L, V), energies (B,).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -102,6 +102,11 @@ class Guidance(Component, family="guidance"):
         """Whether ``shift`` acts, and needs the denoiser's graph."""
         return False
 
+    @property
+    def at_once(self) -> Guidance:
+        """The same in one step, for beliefs in which few words are open."""
+        return self
+
     def check(self, prediction: str) -> None:
         """Check that a model of this ``prediction`` can be steered so. Raises UserError."""
 
@@ -160,6 +165,11 @@ class Gradient(Guidance, name="gradient"):
     def backward(self) -> bool:
         """Whether the denoiser's graph is needed."""
         return self.through > 0 and self.strength > 0
+
+    @property
+    def at_once(self) -> Gradient:
+        """The same with one inner step."""
+        return replace(self, inner_steps=1)
 
     def tilt(self, energy: Energy, denoised: Denoised, xt: Tensor, t: Tensor, mask: Tensor, embedding: Tensor) -> Tensor:
         """Add the gradient to the logits, in ``inner_steps`` parts."""

@@ -208,7 +208,7 @@ class Pipeline(Writer[DiffusionLM]):
                 if steering is None:
                     return denoised.logits
                 sure = replace(denoised, logits=pinned(denoised.logits, ~hidden, words))
-                return steering.believe(sure, x0, clean, mask, denoiser.E).logits
+                return steering.believe(sure, x0, clean, mask, denoiser.E, steering.guidance.at_once).logits
 
         allowed = partial(steering.allowed, mask=mask) if steering and steering.language else None
         return correct(words, ~fixed, posterior, sweeps=sampling.corrections, odds=sampling.correction_odds, allowed=allowed)

@@ -89,12 +89,15 @@ class Steering:
         return ids
 
     def believe(
-        self, denoised: Denoised, xt: Tensor, t: Tensor, mask: Tensor, embedding: Tensor, tilted: bool = True
+        self, denoised: Denoised, xt: Tensor, t: Tensor, mask: Tensor, embedding: Tensor, guidance: Guidance | None
     ) -> Denoised:
-        """Tilt a belief by the energy and condition it on the language; logits at START and END must be certain."""
+        """Condition a belief on the language, tilted by the energy first where there is ``guidance`` for that.
+
+        Logits at START and END must be certain.
+        """
         logits = denoised.logits
-        if self.energy is not None and tilted:
-            logits = self.guidance.tilt(self.energy, denoised, xt, t, mask, embedding)
+        if self.energy is not None and guidance is not None:
+            logits = guidance.tilt(self.energy, denoised, xt, t, mask, embedding)
         if self.language is not None:
             inside = condition(self.language, logits[:, 1:], mask.sum(1) - 2)
             logits = torch.cat([logits[:, :1], inside], 1)
