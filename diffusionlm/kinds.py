@@ -9,7 +9,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-import diffusionlm.classification  # noqa: F401  a kind of model and its objective, known by name once imported
+import diffusionlm.classification
+import diffusionlm.regression  # noqa: F401  an objective
 from diffusionlm.causal import CausalPipeline
 from diffusionlm.classifier import ClassifierModelConfig
 from diffusionlm.config import UserError

@@ -34,7 +34,7 @@ from diffusionlm.config import UserError
 from diffusionlm.data import collate
 from diffusionlm.diffusion import Gaussian, alpha, over_coordinates, sigma
 from diffusionlm.model import MAX_GAMMA, DiffusionLM, boundaries
-from diffusionlm.objective import bound_term, lowest_deviation, prior_kl
+from diffusionlm.regression import bound_term, lowest_deviation, prior_kl
 from diffusionlm.sampling import Denoised, given
 from diffusionlm.schedule import Gumbel, StepSchedule
 

@@ -22,7 +22,7 @@ ROWS = [
     ["backbone"],
     ["spec"],
     ["model"],
-    ["objective"],
+    ["objective", "regression"],
     ["labels", "accuracy", "frames"],
     ["annotation"],
     ["classifier"],

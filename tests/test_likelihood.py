@@ -26,7 +26,7 @@ from diffusionlm.likelihood import (
     standard_kl,
 )
 from diffusionlm.model import DiffusionLM, DiffusionLMConfig, ModelConfig
-from diffusionlm.objective import bound_term, lowest_deviation, prior_kl
+from diffusionlm.regression import bound_term, lowest_deviation, prior_kl
 from diffusionlm.sampling import Denoised
 from diffusionlm.schedule import Sqrt
 

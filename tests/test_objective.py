@@ -15,12 +15,9 @@ from torch import Tensor, nn
 from diffusionlm.config import UserError, build, merge, to_plain
 from diffusionlm.diffusion import Gaussian, GaussianDiffusion, alpha, sigma
 from diffusionlm.model import DiffusionLM, DiffusionLMConfig, ModelConfig
-from diffusionlm.objective import (
-    CrossEntropy,
-    CrossEntropyObjective,
-    DiffusionObjective,
+from diffusionlm.objective import CrossEntropy, CrossEntropyObjective, DiffusionObjective, Objective
+from diffusionlm.regression import (
     ImportanceTimes,
-    Objective,
     Regression,
     RegressionObjective,
     bound_term,
