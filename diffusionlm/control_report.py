@@ -15,7 +15,7 @@ from diffusionlm import plots
 from diffusionlm.control_metrics import ALL, SCORE, Estimate
 from diffusionlm.evaluation import Diversity
 from diffusionlm.report import Findings
-from diffusionlm.training import disk_errors
+from diffusionlm.run_folder import disk_errors
 
 ACCEPTED = "accepted by the grammar"
 STEERED, UNGUIDED, REAL, LEFT_ONLY = "steered", "unguided", "real text", "judge, left only"

@@ -22,8 +22,8 @@ from diffusionlm.data import Corpus, Restaurants
 from diffusionlm.pipeline import Pipeline
 from diffusionlm.provenance import fingerprint
 from diffusionlm.report import write
+from diffusionlm.run_folder import disk_errors
 from diffusionlm.tasks import FileTargets, Reader, Target, TaskConfig
-from diffusionlm.training import disk_errors
 from diffusionlm.writer import SamplingConfig
 
 

@@ -21,7 +21,8 @@ from diffusionlm.evaluation import grammar_report, trigram_texts
 from diffusionlm.optimizer import has_bf16
 from diffusionlm.pipeline import Pipeline
 from diffusionlm.run import RunConfig, read_config, train
-from diffusionlm.training import TrainingConfig, disk_errors
+from diffusionlm.run_folder import disk_errors
+from diffusionlm.training import TrainingConfig
 from diffusionlm.writer import Controlled, SamplingConfig
 
 TIMED_STEPS = 60

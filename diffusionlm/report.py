@@ -16,7 +16,7 @@ from diffusionlm import plots
 from diffusionlm.config import UserError, build, to_plain
 from diffusionlm.evaluation import Comparison, Diversity, Point, at_entropy, compare
 from diffusionlm.provenance import machine
-from diffusionlm.training import disk_errors
+from diffusionlm.run_folder import disk_errors
 
 REAL, JUDGE = "real text", "the judge"
 

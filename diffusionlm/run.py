@@ -21,9 +21,10 @@ from diffusionlm.data import DataConfig, Encoded, encode
 from diffusionlm.kinds import pipeline_of
 from diffusionlm.model import ModelConfig
 from diffusionlm.objective import CrossEntropy, ObjectiveConfig
+from diffusionlm.run_folder import disk_errors
 from diffusionlm.spec import ModelSpec
 from diffusionlm.tokenizer import load_tokenizer
-from diffusionlm.training import DiffusionTrainer, TrainingConfig, disk_errors
+from diffusionlm.training import DiffusionTrainer, TrainingConfig
 from diffusionlm.writer import SamplingConfig
 
 

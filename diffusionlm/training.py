@@ -11,16 +11,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import sys
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -47,8 +43,8 @@ from diffusionlm.config import Settings, UserError
 from diffusionlm.data import TokenBudgetBatches
 from diffusionlm.objective import Objective
 from diffusionlm.optimizer import MuonAdamW, OptimizerConfig, has_bf16
-
-MARKER = "complete.json"
+from diffusionlm.progress import Progress, interruptible
+from diffusionlm.run_folder import MARKER, disk_errors, newest_checkpoint, trim_log, whole_checkpoints
 
 
 @dataclass(frozen=True)
@@ -380,52 +376,6 @@ def evaluate_terms(
     return {name: total / max(tokens, 1) for name, total in sums.items()}
 
 
-class Progress(TrainerCallback):
-    """The progress bar (on stderr) and ``log.jsonl``."""
-
-    def __init__(self, folder: Path, steps: int, show_texts: bool, quiet: bool) -> None:
-        """Nothing is shown or written before training begins."""
-        self.path, self.steps, self.show_texts, self.quiet = folder / "log.jsonl", steps, show_texts, quiet
-        self.bar: tqdm[Any] | None = None
-        self.file: TextIO | None = None
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Open the bar and the log."""
-        if state.is_world_process_zero:
-            self.bar = tqdm(total=self.steps, initial=state.global_step, desc="training", unit="step", disable=self.quiet)
-            self.file = self.path.open("a")
-            self.begun = self.clock = time.perf_counter()
-            self.processor_begun = time.process_time()
-            self.tokens: int | None = None
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Move the bar."""
-        if self.bar is not None:
-            self.bar.update()
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any) -> None:
-        """Write a row, and show the loss and the speed."""
-        if self.file is None or self.bar is None or "train_runtime" in logs:
-            return
-        if "tokens" in logs:
-            now = time.perf_counter()
-            if self.tokens is not None:
-                logs["tokens_per_second"] = round((logs["tokens"] - self.tokens) / (now - self.clock))
-                self.bar.set_postfix_str(f"loss {logs['loss']:.3f}, {logs['tokens_per_second']:,} tokens/s")
-            self.clock, self.tokens = now, logs["tokens"]
-            logs["seconds"] = round(now - self.begun, 3)
-            logs["processor_seconds"] = round(time.process_time() - self.processor_begun, 3)  # of all threads together
-        with disk_errors(self.path):
-            self.file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
-            self.file.flush()
-
-    def close(self) -> None:
-        """Close both."""
-        if self.bar is not None and self.file is not None:
-            self.bar.close()
-            self.file.close()
-
-
 class Samples(TrainerCallback):
     """Updates the EMA after each step, and writes sample texts at intervals."""
 
@@ -460,71 +410,3 @@ class Samples(TrainerCallback):
             path.write_text("".join(f"{text}\n" for text in texts))
         if trainer.progress.show_texts:
             tqdm.write(f"\nafter {step} steps:\n" + "".join(f"  {text}\n" for text in texts[:3]), file=sys.stderr)
-
-
-@contextmanager
-def interruptible(control: TrainerControl) -> Iterator[None]:
-    """Turn the first Ctrl-C into a stop after the current step, with a checkpoint; the second ends at once."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        control.interrupted = True  # type: ignore[attr-defined]
-        print("\nstopping after this step; press Ctrl-C again to stop at once", file=sys.stderr)
-
-    try:
-        before = signal.signal(signal.SIGINT, stop)
-    except ValueError:  # not the main thread: a caller's thread has no signals to give
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a failure to write ``path`` (a full disk, no permission) into a UserError."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be written: {_reason(error)}; what was saved before is whole") from error
-    except RuntimeError as error:  # torch.save's way to say the same
-        if "PytorchStreamWriter" in str(error) or "write" in str(error).lower():
-            raise UserError(f"{path}: cannot be written: {_reason(error)}; what was saved before is whole") from error
-        raise
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.errno is not None:
-        return os.strerror(error.errno)
-    return str(error).splitlines()[0]
-
-
-def whole_checkpoints(folder: Path) -> list[Path]:
-    """Return the run's checkpoints that have their marker, oldest first."""
-    found = [marker.parent for marker in (folder / "checkpoints").glob(f"checkpoint-*/{MARKER}")]
-    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest whole checkpoint, if there is one."""
-    return next(reversed(whole_checkpoints(folder)), None)
-
-
-def trim_log(path: Path, step: int) -> None:
-    """Drop the rows of ``log.jsonl`` after ``step``, and a half-written last row: they are about to be written anew."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except ValueError:
-            break
-    replacement = path.with_suffix(".new")
-    replacement.write_text("".join(kept))
-    replacement.replace(path)

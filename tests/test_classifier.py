@@ -30,8 +30,8 @@ from diffusionlm.language import likeliest
 from diffusionlm.model import DiffusionLM
 from diffusionlm.objective import CrossEntropy
 from diffusionlm.run import RunConfig, read_config, train
+from diffusionlm.run_folder import newest_checkpoint
 from diffusionlm.tokenizer import load_tokenizer
-from diffusionlm.training import newest_checkpoint
 
 TINY_CLASSIFIER = {
     "model": {"features": 24, "backbone": {"name": "transformer", "layers": 1, "width": 24, "heads": 2}},

@@ -17,7 +17,7 @@ from test_training import COMMAND, ENVIRONMENT, assert_same, read_until, weights
 
 from diffusionlm.cli import FAMILIES, main
 from diffusionlm.run import train
-from diffusionlm.training import newest_checkpoint
+from diffusionlm.run_folder import newest_checkpoint
 
 
 @pytest.fixture(scope="module")

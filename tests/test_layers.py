@@ -29,6 +29,7 @@ ROWS = [
     ["classification"],
     ["masked"],
     ["optimizer"],
+    ["run_folder", "progress"],
     ["training"],
     ["guidance"],
     ["controls/binding", "controls/control", "controls/expression"],

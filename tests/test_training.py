@@ -17,7 +17,8 @@ from diffusionlm.data import collate
 from diffusionlm.model import DiffusionLM
 from diffusionlm.objective import CrossEntropy
 from diffusionlm.run import train
-from diffusionlm.training import MARKER, TrainingConfig, _average_with, evaluate_terms, newest_checkpoint, trim_log
+from diffusionlm.run_folder import MARKER, newest_checkpoint, trim_log
+from diffusionlm.training import TrainingConfig, _average_with, evaluate_terms
 
 COMMAND = [sys.executable, "-m", "diffusionlm.cli"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
