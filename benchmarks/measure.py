@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from diffusionlm.config import UserError
-from diffusionlm.data import Corpus
+from diffusionlm.corpora import Corpus
 from diffusionlm.frontier import EvaluationConfig, Judging
 from diffusionlm.provenance import machine
 from diffusionlm.report import write

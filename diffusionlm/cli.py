@@ -29,7 +29,7 @@ FAMILIES = {  # what ``show`` lists, and where it lives
     "guidance": "diffusionlm.guidance:Guidance",
     "annotators": "diffusionlm.annotation:Annotator",
     "tasks": "diffusionlm.tasks:Task",
-    "corpora": "diffusionlm.data:Corpus",
+    "corpora": "diffusionlm.corpora:Corpus",
     "tokenizers": "diffusionlm.tokenizer:TokenizerRecipe",
 }
 
@@ -264,7 +264,7 @@ def _generate(options: argparse.Namespace) -> int:
 def _score(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from diffusionlm.data import read_texts
+    from diffusionlm.corpora import read_texts
     from diffusionlm.scoring import ScoringConfig, score, summary
 
     settings = ScoringConfig(**{f.name: getattr(options, f.name) for f in fields(ScoringConfig)})

@@ -34,7 +34,7 @@ from diffusionlm.control_report import (
     draw_control,
 )
 from diffusionlm.control_texts import Asked, Meter, TextFile, Written, corpus_splits
-from diffusionlm.data import Corpus, Restaurants
+from diffusionlm.corpora import Corpus, Restaurants
 from diffusionlm.evaluation import TrainingTexts, diversity
 from diffusionlm.frontier import described, system_name
 from diffusionlm.grammar import accepts

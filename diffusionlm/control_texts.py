@@ -18,7 +18,7 @@ import torch
 from diffusionlm.annotation import Grammar, Plain
 from diffusionlm.config import UserError, build, merge, nearest, override, to_plain
 from diffusionlm.controls import Binding
-from diffusionlm.data import Corpus, Restaurants
+from diffusionlm.corpora import Corpus, Restaurants
 from diffusionlm.pipeline import Pipeline
 from diffusionlm.provenance import fingerprint
 from diffusionlm.report import write

@@ -22,7 +22,8 @@ from transformers import PreTrainedModel
 
 from diffusionlm import plots
 from diffusionlm.config import Settings, UserError, build, nearest, override, to_plain
-from diffusionlm.data import Corpus, Files, Restaurants, encode
+from diffusionlm.corpora import Corpus, Files, Restaurants
+from diffusionlm.data import encode
 from diffusionlm.evaluation import SELF_BLEU_TEXTS, TrainingTexts, diversity, grammar_report, mean_error, word_counts
 from diffusionlm.judge import Judge, perplexity
 from diffusionlm.kinds import open_pipeline

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from diffusionlm.config import UserError
-from diffusionlm.data import Corpus
+from diffusionlm.corpora import Corpus
 from diffusionlm.model import model_folder
 from diffusionlm.run import read_config
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from diffusionlm.annotation import Annotator, brackets
 from diffusionlm.config import Component, Settings, UserError, build, override, read_yaml
 from diffusionlm.controls import Attribute, Control, Infill, Length, PartsOfSpeech, Span, Tree, target_rows
-from diffusionlm.data import Corpus
+from diffusionlm.corpora import Corpus
 
 Row = Mapping[str, Any]  # of a corpus: ``text``, and where known ``attributes``, ``tags``, ``tree``
 

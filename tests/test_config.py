@@ -25,7 +25,7 @@ from diffusionlm.config import (
     read_yaml,
     to_plain,
 )
-from diffusionlm.data import Corpus
+from diffusionlm.corpora import Corpus
 from diffusionlm.model import ModelConfig
 from diffusionlm.objective import ObjectiveConfig
 from diffusionlm.optimizer import AdamW, MuonAdamW, OptimizerConfig

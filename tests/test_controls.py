@@ -34,7 +34,7 @@ from diffusionlm.controls import (
     read_targets,
 )
 from diffusionlm.controls.parts_of_speech import tag_accuracy
-from diffusionlm.data import Restaurants
+from diffusionlm.corpora import Restaurants
 from diffusionlm.guidance import Belief
 from diffusionlm.labels import tags_of
 from diffusionlm.language import one_of

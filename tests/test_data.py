@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from diffusionlm.config import UserError, build, to_plain
-from diffusionlm.data import E2E, Corpus, DataConfig, Files, Hub, Restaurants, TokenBudgetBatches, collate, encode
+from diffusionlm.corpora import E2E, Corpus, Files, Hub, Restaurants
+from diffusionlm.data import DataConfig, TokenBudgetBatches, collate, encode
 from diffusionlm.tokenizer import Words, decode_texts, words_of
 
 ROWS = [

@@ -16,7 +16,7 @@ from runs import restaurant_texts, tiny_config, tiny_plain
 from diffusionlm import plots
 from diffusionlm.cli import main
 from diffusionlm.config import build
-from diffusionlm.data import Files
+from diffusionlm.corpora import Files
 from diffusionlm.evaluation import TrainingTexts, diversity, unigram_entropy
 from diffusionlm.frontier import EvaluationConfig, evaluate
 from diffusionlm.judge import Judge, perplexity

@@ -18,7 +18,7 @@ ROWS = [
     ["automaton"],
     ["language"],
     ["embedding"],
-    ["grammar", "tokenizer", "data"],
+    ["grammar", "tokenizer", "corpora", "data"],
     ["backbone"],
     ["spec"],
     ["model"],

@@ -18,7 +18,7 @@ from diffusionlm.backbone import Transformer
 from diffusionlm.causal import CausalConfig
 from diffusionlm.cli import main
 from diffusionlm.config import UserError, build
-from diffusionlm.data import read_texts
+from diffusionlm.corpora import read_texts
 from diffusionlm.judge import Judge, perplexity
 from diffusionlm.kinds import PIPELINES
 from diffusionlm.likelihood import Bound, bound

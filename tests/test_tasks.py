@@ -12,7 +12,7 @@ from runs import ROOT, restaurant_texts
 from diffusionlm.annotation import Grammar, Plain, brackets
 from diffusionlm.config import UserError, build, to_plain
 from diffusionlm.controls import Attribute, Binding, Infill, Length, PartsOfSpeech, Span, Tree, Words
-from diffusionlm.data import Restaurants
+from diffusionlm.corpora import Restaurants
 from diffusionlm.tasks import FileTargets, Reader, Target, Task, TaskConfig, read_tasks
 from diffusionlm.tokenizer import Words as WordTokenizer
 
