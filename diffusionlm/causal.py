@@ -182,11 +182,12 @@ def write_ids(
     draws = [numpy.random.default_rng(list(seed)) for seed in seeds]
     ids = torch.tensor([[start, *begun]] * len(seeds), device=model.device)
     ended = torch.zeros(len(seeds), dtype=torch.bool)
-    cache: Any = None
+    cache: dict[str, Any] = {}  # called "past_key_values" by transformers up to 5.23, "cache" from 5.24 on
     while ids.shape[1] <= longest and not bool(ended.all()):
         with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
-            output = model(input_ids=ids if cache is None else ids[:, -1:], past_key_values=cache, use_cache=True)
-        cache, logits = output.past_key_values, output.logits[:, -1].double().cpu() / temperature
+            output = model(input_ids=ids[:, -1:] if cache else ids, use_cache=True, **cache)
+        cache = {name: output[name] for name in ("cache", "past_key_values") if name in output}
+        logits = output.logits[:, -1].double().cpu() / temperature
         logits[:, barred] = -torch.inf
         cumulative = logits.softmax(-1).cumsum(-1)
         point = torch.tensor([draw.random() for draw in draws], dtype=torch.float64)[:, None] * cumulative[:, -1:]
