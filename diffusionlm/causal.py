@@ -186,7 +186,7 @@ def write_ids(
     while ids.shape[1] <= longest and not bool(ended.all()):
         with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
             output = model(input_ids=ids[:, -1:] if cache else ids, use_cache=True, **cache)
-        cache = {name: output[name] for name in ("cache", "past_key_values") if name in output}
+        cache = {name: output[name] for name in {*output.keys()} & {"cache", "past_key_values"}}
         logits = output.logits[:, -1].double().cpu() / temperature
         logits[:, barred] = -torch.inf
         cumulative = logits.softmax(-1).cumsum(-1)
