@@ -32,7 +32,7 @@ from diffusionlm.run import RunConfig, read_config, train
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 TIMED_STEPS, IGNORED_STEPS = 40, 10
-TEMPERATURES = (0.8, 0.9, 1.0)
+TEMPERATURES = (0.9, 1.0, 1.1, 1.2)
 
 
 def seconds_a_step(config: RunConfig) -> float:

@@ -143,8 +143,8 @@ class Gradient(Guidance, name="gradient"):
 
     strength: float = 1.0
     tilting: float = 4.0
-    through: float = 0.0
-    inner_steps: int = 3
+    through: float = 10.0
+    inner_steps: int = 1
     largest: float = 20.0
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import datasets  # type: ignore[import-untyped]
 import pytest
 from nltk.tag import PerceptronTagger
-from runs import restaurant_texts
+from tiny_runs import restaurant_texts
 
 from diffusionlm.annotation import Grammar, Plain, Tagger, annotated, bracket_f1, brackets, sentences
 from diffusionlm.config import UserError

@@ -13,7 +13,7 @@ import e2e
 import embedded
 import measure
 import pytest
-from runs import restaurant_texts, tiny_config, tiny_plain
+from tiny_runs import restaurant_texts, tiny_config, tiny_plain
 
 from diffusionlm.config import build, to_plain
 from diffusionlm.data import encode
@@ -83,7 +83,7 @@ def test_a_row_is_measured_once_and_shown_beside_others(
     path = tmp_path / "results" / "ablations" / "default-2-steps.json"
     before, found = path.stat().st_mtime_ns, json.loads(path.read_text())
     assert (found["row"], found["changes"], found["training_steps"], found["seed"]) == ("default", {}, 2, 0)
-    assert [point["temperature"] for point in found["points"]] == [0.8, 0.9, 1.0]
+    assert [point["temperature"] for point in found["points"]] == [0.9, 1.0, 1.1, 1.2]
     assert all(point["steps"] == 128 and point["judge_perplexity"] > 1 for point in found["points"])
     assert found["training_tokens"] > 1000 and found["training_processor_seconds"] > 0
     assert found["likelihood"]["texts"] == 2 and found["machine"]["threads"] == 1

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from runs import ROOT, TINY
 from safetensors.torch import load_file
 from test_labels import records
+from tiny_runs import ROOT, TINY
 from torch import Tensor
 from transformers import AutoModel
 

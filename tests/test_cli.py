@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from runs import ROOT, restaurant_texts, tiny_config, tiny_plain
 from safetensors.torch import load_file
 from test_training import COMMAND, ENVIRONMENT, assert_same, read_until, weights
+from tiny_runs import ROOT, restaurant_texts, tiny_config, tiny_plain
 
 from diffusionlm.cli import FAMILIES, main
 from diffusionlm.run import train

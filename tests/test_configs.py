@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import ROOT, restaurant_texts
+from tiny_runs import ROOT, restaurant_texts
 
 from diffusionlm.config import build, to_plain
 from diffusionlm.data import collate, encode

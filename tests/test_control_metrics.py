@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from runs import restaurant_texts
 from test_judge import made
+from tiny_runs import restaurant_texts
 
 from diffusionlm import grammar
 from diffusionlm.annotation import Annotation, Annotator, Grammar, Plain

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from runs import restaurant_texts
+from tiny_runs import restaurant_texts
 from transformers import PreTrainedTokenizerFast
 
 from diffusionlm.config import UserError, build, to_plain

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from runs import restaurant_texts
+from tiny_runs import restaurant_texts
 
 from diffusionlm.data import encode
 from diffusionlm.embedding import OFFSETS, cooccurrence, word_vectors_from

@@ -11,7 +11,7 @@ from typing import Any
 import numpy
 import pytest
 import yaml
-from runs import restaurant_texts, tiny_config, tiny_plain
+from tiny_runs import restaurant_texts, tiny_config, tiny_plain
 
 from diffusionlm import plots
 from diffusionlm.cli import main

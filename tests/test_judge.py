@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import restaurant_texts, tiny_config
+from tiny_runs import restaurant_texts, tiny_config
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,

@@ -8,7 +8,7 @@ from typing import Any
 
 import datasets  # type: ignore[import-untyped]
 import pytest
-from runs import ROOT
+from tiny_runs import ROOT
 
 from diffusionlm.config import UserError
 from diffusionlm.data import encode

@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from runs import ROOT
+from tiny_runs import ROOT
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import random
 from pathlib import Path
 
 import pytest
-from runs import restaurant_texts
+from tiny_runs import restaurant_texts
 
 from diffusionlm.evaluation import grammar_report, trigram_texts, unigram_entropy
 from diffusionlm.quickstart import quickstart

@@ -4,7 +4,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from runs import ROOT, TINY, restaurant_texts
+from tiny_runs import ROOT, TINY, restaurant_texts
 from transformers import BertConfig, BertForSequenceClassification
 
 from diffusionlm.cli import main

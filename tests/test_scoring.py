@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import restaurant_texts, tiny_config, tiny_plain
+from tiny_runs import restaurant_texts, tiny_config, tiny_plain
 
 from diffusionlm.backbone import Transformer
 from diffusionlm.causal import CausalConfig

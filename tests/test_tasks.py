@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import ROOT, restaurant_texts
+from tiny_runs import ROOT, restaurant_texts
 
 from diffusionlm.annotation import Grammar, Plain, brackets
 from diffusionlm.config import UserError, build, to_plain

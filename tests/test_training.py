@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from runs import ROOT, tiny_config, tiny_plain
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+from tiny_runs import ROOT, tiny_config, tiny_plain
 
 from diffusionlm.config import UserError
 from diffusionlm.data import collate

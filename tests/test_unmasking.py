@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from runs import TINY, tiny_plain
+from tiny_runs import TINY, tiny_plain
 from torch import Tensor
 
 from diffusionlm.cli import main

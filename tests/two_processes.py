@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from runs import tiny_config
+from tiny_runs import tiny_config
 from torch import Tensor, nn
 
 from diffusionlm.data import encode
