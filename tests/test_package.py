@@ -49,5 +49,5 @@ def test_the_wheel_is_typed_and_the_source_archive_is_whole(built: Path) -> None
         "LICENSE",
         "configs/e2e-paper.yaml",
         "data/restaurants/train.jsonl.gz",
-        "tests/runs.py",
+        "tests/tiny_runs.py",
     } <= inside
