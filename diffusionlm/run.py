@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from diffusionlm.config import Settings, UserError, build, merge, override, read_yaml, to_plain
 from diffusionlm.data import DataConfig, Encoded, encode
 from diffusionlm.kinds import pipeline_of
-from diffusionlm.model import ModelConfig
+from diffusionlm.model import ModelConfig, model_folder
 from diffusionlm.objective import CrossEntropy, ObjectiveConfig
 from diffusionlm.run_folder import disk_errors
 from diffusionlm.spec import ModelSpec
@@ -32,7 +32,7 @@ from diffusionlm.writer import SamplingConfig
 class RunConfig(Settings):
     """All of a run: what is learned from, the model, its objective, how it is trained and sampled.
 
-    ``init_from`` is a model folder whose weights and tokenizer the run starts from (fine-tuning).
+    ``init_from`` is a model's folder, or its run's, whose weights and tokenizer the run starts from (fine-tuning).
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -143,7 +143,8 @@ def _start_from(config: RunConfig, texts: list[str]) -> tuple[PreTrainedTokenize
     """Return the tokenizer, and the model to fine-tune if there is one."""
     if config.init_from is None:
         return config.model.tokenizer(config.data, texts), None
-    model, tokenizer = config.model.load(config.init_from), load_tokenizer(Path(config.init_from))
+    start = model_folder(config.init_from)
+    model, tokenizer = config.model.load(start), load_tokenizer(start)
     if config.data.tokenizer != DataConfig().tokenizer:
         wanted = config.data.tokenizer.make(texts, config.data.max_length)
         if wanted.get_vocab() != tokenizer.get_vocab():

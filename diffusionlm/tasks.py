@@ -157,7 +157,7 @@ class LengthTargets(Task, name="length"):
 
 @dataclass(frozen=True)
 class InfillTargets(Task, name="infill"):
-    """A text with a gap in its middle, of any length to whoever fills it.
+    """A text with a gap in its middle, of any length to whoever fills it; none with words that the model cannot write.
 
     Args:
         hidden: the fewest and the most words that the gap hides, marks with the word that they stand at.
@@ -177,6 +177,9 @@ class InfillTargets(Task, name="infill"):
     def target(self, row: Row, draw: random.Random, reader: Reader) -> Target | None:
         """Hide words; how many, and where, is drawn."""
         words = row["text"].split()
+        unknown = reader.tokenizer.unk_token_id
+        if unknown is not None and unknown in reader.tokenizer(row["text"])["input_ids"]:
+            return None
         size = draw.randint(*self.hidden)
         last = len(words) - self.context - size
         if last < self.context or "{" in row["text"] or "}" in row["text"]:

@@ -286,7 +286,7 @@ def test_generate_writes_what_the_judge_writes(trained: Path, capsys: pytest.Cap
 
 
 def test_fine_tuning_starts_from_it_and_refuses_other_sizes(trained: Path, tmp_path: Path) -> None:
-    again = {**CAUSAL, "init_from": str(trained / "model"), "training": {"steps": 1, "optimizer": "adamw"}}
+    again = {**CAUSAL, "init_from": str(trained), "training": {"steps": 1, "optimizer": "adamw"}}
     assert train(tiny_config(trained.parent, **again), tmp_path / "run", quiet=True)
     wider = {**again, "model": {**CAUSAL["model"], "width": 32}}
     with pytest.raises(UserError, match="model: expected the settings of"):

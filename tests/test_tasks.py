@@ -54,6 +54,14 @@ def test_the_text_that_a_target_comes_from_meets_it(plain: object, kind: type, r
     assert drawn(plain, rows, seed=1) != targets
 
 
+def test_no_gap_is_drawn_around_words_that_cannot_be_written(rows: Any) -> None:
+    few = Reader(WordTokenizer(min_count=20).make(restaurant_texts(800, "train")), Grammar())
+    known = few.tokenizer.get_vocab()
+    for target in drawn("infill", rows, 3, reader=few):
+        ids = few.tokenizer(target.reference or "")["input_ids"]
+        assert few.tokenizer.unk_token_id not in ids and len(known) < len(READER.tokenizer.get_vocab())
+
+
 def test_what_each_kind_draws(rows: Any) -> None:
     assert {t.controls[0].field for t in drawn(ATTRIBUTES, rows)} == {"food", "price"}  # type: ignore[attr-defined]
     two = drawn({"name": "attributes", "count": 2}, rows)
