@@ -31,10 +31,10 @@ Changes = list[tuple[str, str]]
 CLASSIFIERS = {"restaurants": ("attributes", "tags", "spans"), "e2e": ("attributes", "tags")}
 TASKS = {
     "restaurants": (
-        "semantic-content", "parts-of-speech", "syntax-tree", "syntax-spans", "length", "infilling", "attribute-tree",
-        "attribute-tags",
+        "semantic-content", "parts-of-speech", "syntax-tree", "syntax-spans", "length", "infilling", "infilling-told",
+        "attribute-tree", "attribute-tags",
     ),
-    "e2e": ("semantic-content", "parts-of-speech", "length", "infilling", "attribute-tags"),
+    "e2e": ("semantic-content", "parts-of-speech", "length", "infilling", "infilling-told", "attribute-tags"),
 }  # fmt: skip
 PARSED = ("syntax-tree", "syntax-spans")  # on E2E with a parser only
 

@@ -157,15 +157,17 @@ class LengthTargets(Task, name="length"):
 
 @dataclass(frozen=True)
 class InfillTargets(Task, name="infill"):
-    """A text with a gap in its middle, of any length to whoever fills it; none with words that the model cannot write.
+    """A text with a gap in its middle; none with words that the model cannot write.
 
     Args:
         hidden: the fewest and the most words that the gap hides, marks with the word that they stand at.
         context: words that are left on each side, at least.
+        told: whether it is told how many tokens are hidden; if not, the gap is of any length to whoever fills it.
     """
 
     hidden: tuple[int, int] = (2, 6)
     context: int = 3
+    told: bool = False
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -187,7 +189,8 @@ class InfillTargets(Task, name="infill"):
         start = draw.randint(self.context, last)
         parts = (words[:start], words[start : start + size], words[start + size :])
         gap = Gap(*(" ".join(part) for part in parts))
-        return Target((Infill(gap.filled("{}")),), row["text"], gap)
+        size = reader.length(row) - sum(reader.length({"text": part}) for part in (gap.left, gap.right))
+        return Target((Infill(gap.filled(f"{{{size if self.told else ''}}}")),), row["text"], gap)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,13 @@ def test_what_each_kind_draws(rows: Any) -> None:
         assert min(len(gap.left.split()), len(gap.right.split())) >= 4
         sizes.add(len(gap.hidden.split()))
     assert sizes == {2, 3}
+    for target in drawn({"name": "infill", "told": True}, rows):
+        (infill,) = target.controls
+        assert isinstance(infill, Infill) and re.search(r"{\d+}", infill.template)
+        binding = Binding(None, READER.tokenizer)  # type: ignore[arg-type]
+        assert infill.score([target.reference or ""], binding) == [1.0]
+        language = infill.bind(binding).language
+        assert language is not None and language.lengths(60) == [READER.length({"text": target.reference})]
 
 
 def test_a_composition_asks_all_of_one_text(rows: Any) -> None:
