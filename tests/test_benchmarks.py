@@ -84,7 +84,7 @@ def test_a_row_is_measured_once_and_shown_beside_others(
     before, found = path.stat().st_mtime_ns, json.loads(path.read_text())
     assert (found["row"], found["changes"], found["training_steps"], found["seed"]) == ("default", {}, 2, 0)
     assert [point["temperature"] for point in found["points"]] == [0.9, 1.0, 1.1, 1.2]
-    assert all(point["steps"] == 128 and point["judge_perplexity"] > 1 for point in found["points"])
+    assert all(point["steps"] == 64 and point["judge_perplexity"] > 1 for point in found["points"])
     assert found["training_tokens"] > 1000 and found["training_processor_seconds"] > 0
     assert found["likelihood"]["texts"] == 2 and found["machine"]["threads"] == 1
     assert "| default | 2 | 0.00 M |" in capsys.readouterr().out
@@ -94,10 +94,10 @@ def test_a_row_is_measured_once_and_shown_beside_others(
     said = capsys.readouterr()
     assert "2 of 2 rows are known already" in said.err and path.stat().st_mtime_ns == before
     *_, first, second = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.out.splitlines()]
-    point = found["points"][1]
-    assert first[0] == "default" and first[7] == f"{point['judge_perplexity']:.2f}"  # at its own entropy
-    assert first[5] == f"{point['judge_perplexity']:.2f} ({point['entropy']:.3f})"
-    assert second[0] == "dimension 16" and (second[7], second[10]) == ("-", "-")
+    point = found["points"][2]
+    assert first[0] == "default" and first[8] == f"{point['judge_perplexity']:.2f}"  # at its own entropy
+    assert first[6] == f"{point['judge_perplexity']:.2f} ({point['entropy']:.3f})"
+    assert second[0] == "dimension 16" and (second[8], second[11]) == ("-", "-")
 
 
 def test_the_recipes_are_trained_and_judged_together(
@@ -111,7 +111,7 @@ def test_the_recipes_are_trained_and_judged_together(
     assert table == (out / "table.txt").read_text()
     report = json.loads((out / "evaluation.json").read_text())
     asked = {(row["system"], row["steps"]) for row in report["rows"] if row["kind"] == "model"}
-    assert asked == {("ours", 128), ("masked", 32), ("ours", 2), ("ours", 3)}
+    assert asked == {("ours", 64), ("masked", 32), ("ours", 2), ("ours", 3)}
     assert [one["system"] for one in report["likelihoods"]] == ["ours", "masked"]
     rows = [{k: v for k, v in row.items() if k != "seconds"} for row in report["rows"]]
     assert e2e.main(words(folder, tmp_path, "ours", "masked")) == 0
