@@ -121,8 +121,9 @@ def label_rows(
         label = _of_tokens if head == "token" else _of_spans
         labels = {name: label(column[text], *where) for name, column in values.items()}
         tags = tags_of(str(next(iter(values.values()))[text])) if head == "span" else []
-        # A tree need not tell its words' tags.
-        labelled.append(Labelled(ids, labels, _of_tokens(tags, *where) if tags else None))
+        # A tree need not tell its words' tags, and without them a constituent of one word looks like one.
+        tagged = len(tags) == max(words[text], default=-1) + 1
+        labelled.append(Labelled(ids, labels, _of_tokens(tags, *where) if tagged else None))
         offset += len(ids) - 2
     return labelled
 

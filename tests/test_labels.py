@@ -85,6 +85,13 @@ def test_spans_stand_one_position_after_their_words_and_are_cut_with_the_text() 
     assert cut.labels["tree"] == {(1, 2): "NP"}
 
 
+def test_a_tree_need_not_tell_tags() -> None:
+    (row,), _ = _labelled("span", "tree", [{"text": "The food pleases", "tree": "(S (NP The food) (VP pleases))"}])
+    assert row.labels["tree"] == {(1, 3): "S", (1, 2): "NP"} and row.tags is None
+    (row,), _ = _labelled("span", "tree", [{"text": TEXT, "tree": TREE}])
+    assert row.tags == [None, *TAGS, None]
+
+
 def test_pieces_of_a_split_text_keep_their_own_labels() -> None:
     rows = datasets.Dataset.from_list(
         [{"text": TEXT, "tree": TREE, "tags": TAGS}, {"text": "The food.", "tags": TAGS[:2] + TAGS[-1:]}]
