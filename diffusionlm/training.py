@@ -62,7 +62,7 @@ class TrainingConfig(Settings):
         ema: decay of the average of the weights that is evaluated and saved.
         ema_warmup: whether its decay is at most (1 + n) / (10 + n) at step n, so that the first weights are soon forgotten.
         precision: ``auto`` is bf16 where the processor has it.
-        compile: whether to run ``torch.compile`` (worth its wait on a GPU).
+        compile: whether to run ``torch.compile`` on the network (worth its wait on a GPU).
         threads: of the processor; runs are bit-exact for the same number. Empty for PyTorch's choice.
         log_every: steps between rows of the log.
         evaluate_every: steps between evaluations on held-out text.
@@ -165,6 +165,10 @@ class DiffusionTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self.ema = AveragedModel(objective, multi_avg_fn=_average_with(config.ema, config.ema_warmup))
         self.ema.update_parameters(objective)
+        if config.compile:
+            # The network alone, for all shapes at once: around it an objective asks for numbers that it computes, and
+            # compiled as a whole it would be compiled anew for each of them.
+            getattr(objective.model, "network", objective.model).compile(dynamic=True)
 
     def run(self) -> bool:
         """Train from the newest whole checkpoint to the end; return whether it got there (Ctrl-C stops after a step).
@@ -316,7 +320,6 @@ def _arguments(config: TrainingConfig, folder: Path, evaluates: bool) -> Trainin
         lr_scheduler_type={"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}[config.decay],
         warmup_steps=min(config.warmup, config.steps // 2),
         bf16=config.precision == "bf16" or (config.precision == "auto" and has_bf16()),
-        torch_compile=config.compile,
         use_cpu=cpu,
         ddp_backend="gloo" if cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
         ddp_find_unused_parameters=False,

@@ -71,6 +71,20 @@ def test_a_run_directory_explains_itself(unbroken: Path) -> None:
     assert all(r["loss"] == pytest.approx(r["cross_entropy"] + r["schedule"], rel=1e-5) for r in logged if "loss" in r)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # PyTorch's own, while it traces
+def test_compiling_takes_a_few_graphs_for_all_shapes(
+    unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = torch.nn.Module.compile
+    # The graphs are traced for real; turning them into machine code takes minutes on a processor.
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **kwargs: whole(self, backend="eager", **kwargs))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    assert train(tiny_config(tmp_path, training={"compile": True}), tmp_path / "run", quiet=True)
+    assert 0 < torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4  # with a mask and without, twice
+    assert_same(weights(tmp_path / "run"), weights(unbroken))
+
+
 def test_the_saved_model_is_the_average_not_the_last_weights(unbroken: Path) -> None:
     last = load_file(unbroken / "checkpoints" / "checkpoint-8" / "model.safetensors")
     averaged = weights(unbroken)["network.down.weight"]
