@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffusionlm.backbone import Backbone, Bert, BertNetwork, Transformer, sinusoids
+from diffusionlm.backbone import Backbone, Bert, Block, BertNetwork, Transformer, sinusoids
 from diffusionlm.config import UserError, to_plain
 from diffusionlm.model import DiffusionLM, DiffusionLMConfig, ModelConfig
 from diffusionlm.schedule import Sqrt
 
 SPECS: list[Backbone] = [
     Transformer(layers=2, width=16, heads=2),
+    Transformer(layers=2, width=16, heads=2, gated=False),
     Bert(layers=2, width=16, heads=2, feedforward=32),
 ]
 INPUTS, OUTPUTS, LONGEST = 6, 5, 9
@@ -52,6 +53,22 @@ def test_the_papers_network_to_the_weight() -> None:
     network = model.network
     assert isinstance(network, BertNetwork)
     assert [_count(layer) for layer in network.encoder.layer] == [7_087_872] * 12
+
+
+def test_a_gated_perceptron_multiplies_two_readings() -> None:
+    block = Block(Transformer(width=12, heads=2, neighbours=0)).requires_grad_(False)
+    assert block.gate is not None
+    block.merge.weight.zero_()  # leaves attention out
+    x = torch.randn(2, 5, 12)
+    normed = x / (x.square().mean(-1, keepdim=True) + torch.finfo(x.dtype).eps).sqrt()
+    read, gate = normed @ block.expand.weight.T, normed @ block.gate.weight.T
+    activated = read * (1 + torch.erf(read / math.sqrt(2))) / 2
+    torch.testing.assert_close(block(x, None, None), x + (activated * gate) @ block.contract.weight.T)
+
+
+def test_gates_cost_few_weights_more() -> None:
+    plain, gated = (_count(Block(Transformer(width=192, heads=6, gated=gated))) for gated in (False, True))
+    assert plain == gated  # 192 x 4 = 768 hidden coordinates, or 512 twice
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -106,7 +123,7 @@ def test_a_level_matters_at_its_own_position(spec: Backbone) -> None:
     assert float((network(latents, t, gamma, None) - before)[0, 3].abs().max()) > 1e-3
 
 
-@pytest.mark.parametrize(("spec", "reads_time"), [(SPECS[0], False), (SPECS[1], True)])
+@pytest.mark.parametrize(("spec", "reads_time"), [(SPECS[0], False), (SPECS[-1], True)])
 def test_what_tells_the_noise_level(spec: Backbone, reads_time: bool) -> None:
     network, (latents, t, gamma) = _network(spec), _inputs()
     before = network(latents, t, gamma, None)

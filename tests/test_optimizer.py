@@ -48,7 +48,7 @@ def test_the_layers_matrices_and_no_others() -> None:
     module = _module()
     chosen = {id(p) for p in layer_matrices(module)}
     names = {name for name, p in module.named_parameters() if id(p) in chosen}
-    parts = ("query", "key", "value", "merge", "expand", "contract")
+    parts = ("query", "key", "value", "merge", "expand", "gate", "contract")
     assert names == {f"network.blocks.{layer}.{part}.weight" for layer in range(2) for part in parts}
 
 

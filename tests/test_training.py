@@ -72,9 +72,7 @@ def test_a_run_directory_explains_itself(unbroken: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # PyTorch's own, while it traces
-def test_compiling_takes_a_few_graphs_for_all_shapes(
-    unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compiling_takes_a_few_graphs_for_all_shapes(unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = torch.nn.Module.compile
     # The graphs are traced for real; turning them into machine code takes minutes on a processor.
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **kwargs: whole(self, backend="eager", **kwargs))
