@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffusionlm.backbone import Backbone, Bert, Block, BertNetwork, Transformer, sinusoids
+from diffusionlm.backbone import Backbone, Bert, BertNetwork, Block, Transformer, sinusoids
 from diffusionlm.config import UserError, to_plain
 from diffusionlm.model import DiffusionLM, DiffusionLMConfig, ModelConfig
 from diffusionlm.schedule import Sqrt
