@@ -79,6 +79,10 @@ class Task(Component, family="task"):
         """Return a target that the text of ``row`` meets; None where there is nothing of the kind to ask."""
         raise NotImplementedError
 
+    def wants(self, target: Target, found: Sequence[Target]) -> bool:
+        """Tell whether a target is one more, beside those ``found`` before it."""
+        return True
+
     def targets(self, rows: datasets.Dataset | None, reader: Reader, seed: int, count: int) -> list[Target]:
         """Return the first ``count`` targets of texts in an order, and with choices, that ``seed`` settles.
 
@@ -92,7 +96,8 @@ class Task(Component, family="task"):
         for number in order:
             if len(found) == count:
                 break
-            if target := self.target(rows[number], random.Random(f"{seed} {number}"), reader):
+            target = self.target(rows[number], random.Random(f"{seed} {number}"), reader)
+            if target and self.wants(target, found):
                 found.append(target)
         if len(found) < count:
             raise UserError(f"targets: expected at most {len(found)}, as many as these texts give, got {count}")
@@ -101,10 +106,14 @@ class Task(Component, family="task"):
 
 @dataclass(frozen=True)
 class AttributeTargets(Task, name="attributes"):
-    """``count`` of the attributes that a text states (semantic content); of ``fields`` only, where these are given."""
+    """``count`` of the attributes that a text states (semantic content); of ``fields`` only, where these are given.
+
+    ``distinct`` asks for nothing twice, so that a value counts once however often it is stated, as in Diffusion-LM's table.
+    """
 
     fields: tuple[str, ...] = ()
     count: int = 1
+    distinct: bool = False
 
     def target(self, row: Row, draw: random.Random, reader: Reader) -> Target | None:
         """Choose among what is stated."""
@@ -113,6 +122,10 @@ class AttributeTargets(Task, name="attributes"):
             return None
         chosen = draw.sample(list(stated), self.count)
         return Target(tuple(Attribute(name, stated[name]) for name in chosen), row["text"])
+
+    def wants(self, target: Target, found: Sequence[Target]) -> bool:
+        """Pass over what was asked for already, where that is wanted."""
+        return not self.distinct or all(target.controls != other.controls for other in found)
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,8 @@ def test_what_each_kind_draws(rows: Any) -> None:
     assert {t.controls[0].field for t in drawn(ATTRIBUTES, rows)} == {"food", "price"}  # type: ignore[attr-defined]
     two = drawn({"name": "attributes", "count": 2}, rows)
     assert all(len({c.field for c in target.controls}) == 2 for target in two)  # type: ignore[attr-defined]
+    asked = [target.controls for target in drawn({**ATTRIBUTES, "distinct": True}, rows, 15)]
+    assert len(set(asked)) == 15 > len({target.controls for target in drawn(ATTRIBUTES, rows, 15)})
     for target in drawn("span", rows):
         (span,) = target.controls
         assert isinstance(span, Span) and target.reference and span.first < span.last
