@@ -27,7 +27,14 @@ from diffusionlm.run import RunConfig, read_config
 
 BASE = ROOT / "configs" / "e2e-small.yaml"
 # Every row is a change of this recipe; what the table taught has gone into the config since, and is its last rows.
-REFERENCE = {"model.dimension": "64", "objective.mixed_share": "0.7", "model.backbone.gated": "false"}
+REFERENCE = {
+    "model.dimension": "64",
+    "objective.mixed_share": "0.7",
+    "model.backbone.gated": "false",
+    "model.backbone.normed_input": "false",
+    "sampling.steps": "64",
+    "sampling.passes": "1",
+}
 PADDED = {"model.explicit_length": "false", "sampling.corrections": "0"}
 VECTORS = {  # what regression needs: steps of time, padded texts (it gives no position clean), no logits in sampling
     **PADDED,
@@ -67,11 +74,7 @@ ROWS: dict[str, dict[str, str]] = {
     "noise levels by position in 50 % of the texts": {"objective.mixed_share": "0.5"},
     "noise levels by position in 90 % of the texts": {"objective.mixed_share": "0.9"},
     "gated perceptron": {"model.backbone.gated": "true"},
-    "dimension 32, 90 % by position, gated": {
-        "model.dimension": "32",
-        "objective.mixed_share": "0.9",
-        "model.backbone.gated": "true",
-    },
+    "gated perceptron, normed input": {"model.backbone.gated": "true", "model.backbone.normed_input": "true"},
 }
 
 

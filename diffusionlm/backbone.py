@@ -111,6 +111,7 @@ class Transformer(Backbone, name="transformer"):
         expansion: the perceptron's hidden coordinates over the stream's.
         gated: whether the perceptron multiplies two readings of the stream (GEGLU, Shazeer 2020), with about as many weights:
             what agrees with what, such as a "not" with the word after it, is a product.
+        normed_input: whether the stream starts with coordinates of size 1, beside which what attention adds is heard.
         neighbours: positions on each side that are taken in; 0 leaves the convolution out.
         dropout: share of coordinates set to 0 in training.
     """
@@ -120,6 +121,7 @@ class Transformer(Backbone, name="transformer"):
     heads: int = 4
     expansion: int = 4
     gated: bool = True
+    normed_input: bool = True
     neighbours: int = 2
     dropout: float = 0.0
 
@@ -144,6 +146,7 @@ class TransformerNetwork(nn.Module):
         self.level = nn.Sequential(nn.Linear(64, spec.width), nn.SiLU(), nn.Linear(spec.width, spec.width))
         self.from_start = nn.Embedding(max_length, spec.width)
         self.from_end = nn.Embedding(max_length, spec.width)
+        self.norm_input = nn.RMSNorm(spec.width) if spec.normed_input else nn.Identity()
         self.dropout = nn.Dropout(spec.dropout)
         self.blocks = nn.ModuleList([Block(spec) for _ in range(spec.layers)])
         self.norm = nn.RMSNorm(spec.width)
@@ -156,7 +159,8 @@ class TransformerNetwork(nn.Module):
         start = torch.arange(length, device=latents.device)
         end = length - 1 - start if mask is None else (mask.sum(1, keepdim=True) - 1 - start).clamp(min=0)
         position = nn.functional.embedding(start, self.from_start.weight) + nn.functional.embedding(end, self.from_end.weight)
-        hidden = self.dropout(self.up(latents) + position + (level if gamma.dim() == 2 else level[:, None]))
+        read = self.up(latents) + position + (level if gamma.dim() == 2 else level[:, None])
+        hidden = self.dropout(self.norm_input(read))
         bias = None if mask is None else torch.where(mask, 0.0, -1e4).to(hidden)[:, None, None, :]
         for block in self.blocks:
             hidden = block(hidden, bias, mask)

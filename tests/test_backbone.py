@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffusionlm.backbone import Backbone, Bert, BertNetwork, Block, Transformer, sinusoids
+from diffusionlm.backbone import Backbone, Bert, BertNetwork, Block, Transformer, TransformerNetwork, sinusoids
 from diffusionlm.config import UserError, to_plain
 from diffusionlm.model import DiffusionLM, DiffusionLMConfig, ModelConfig
 from diffusionlm.schedule import Sqrt
@@ -64,6 +64,18 @@ def test_a_gated_perceptron_multiplies_two_readings() -> None:
     read, gate = normed @ block.expand.weight.T, normed @ block.gate.weight.T
     activated = read * (1 + torch.erf(read / math.sqrt(2))) / 2
     torch.testing.assert_close(block(x, None, None), x + (activated * gate) @ block.contract.weight.T)
+
+
+@torch.no_grad()
+def test_the_stream_starts_at_size_one_however_loud_the_input() -> None:
+    latents, t, gamma = 100 * torch.randn(2, 5, INPUTS), torch.ones(2), torch.ones(2)
+    seen: list[Tensor] = []
+    for normed in (True, False):
+        network = TransformerNetwork(Transformer(layers=1, width=12, heads=2, normed_input=normed), INPUTS, 12, LONGEST)
+        network.norm_input.register_forward_hook(lambda _module, _given, out: seen.append(out.square().mean(-1).sqrt()))
+        network(latents, t, gamma, None)
+    torch.testing.assert_close(seen[0], torch.ones(2, 5))
+    assert float(seen[1].min()) > 2
 
 
 def test_gates_cost_few_weights_more() -> None:
