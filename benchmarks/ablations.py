@@ -26,7 +26,7 @@ from diffusionlm.report import Report
 from diffusionlm.run import RunConfig, read_config
 
 BASE = ROOT / "configs" / "e2e-small.yaml"
-# Every row is a change of this recipe; what the table taught has gone into the config since, and is its last rows.
+# Every row is a change of this recipe. The config has moved on since, by what the table taught and by its last two rows.
 REFERENCE = {
     "model.dimension": "64",
     "objective.mixed_share": "0.7",

@@ -108,7 +108,7 @@ class Task(Component, family="task"):
 class AttributeTargets(Task, name="attributes"):
     """``count`` of the attributes that a text states (semantic content); of ``fields`` only, where these are given.
 
-    ``distinct`` asks for nothing twice, so that a value counts once however often it is stated, as in Diffusion-LM's table.
+    ``distinct`` asks for nothing twice, so that a value counts once however often it is stated.
     """
 
     fields: tuple[str, ...] = ()
