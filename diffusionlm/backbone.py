@@ -8,7 +8,9 @@ A backbone's spec is a component; its ``build`` makes the network. All networks 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,8 @@ from diffusionlm.config import Component, UserError
 
 class Backbone(Component, family="backbone"):
     """Base of the backbones' specs."""
+
+    leaves_out: ClassVar[bool] = False  # whether no position's outputs depend on that position's own latents and level
 
     def build(self, inputs: int, outputs: int, max_length: int) -> nn.Module:
         """Make the network for latents of ``inputs`` and results of ``outputs`` coordinates."""
@@ -136,16 +140,36 @@ class Transformer(Backbone, name="transformer"):
         return TransformerNetwork(self, inputs, outputs, max_length)
 
 
-class TransformerNetwork(nn.Module):
+class Reading(nn.Module):
+    """What the small networks start from: latents, positions from both ends and noise levels, (B, L, W)."""
+
+    def __init__(self, inputs: int, width: int, max_length: int) -> None:
+        """Make it for texts of up to ``max_length`` tokens."""
+        super().__init__()
+        self.up = nn.Linear(inputs, width)
+        self.level = nn.Sequential(nn.Linear(64, width), nn.SiLU(), nn.Linear(width, width))
+        self.from_start = nn.Embedding(max_length, width)
+        self.from_end = nn.Embedding(max_length, width)
+
+    def positions(self, length: int, mask: Tensor | None) -> Tensor:
+        """Return the vectors of the positions, (L, W) or (B, L, W)."""
+        start = torch.arange(length, device=self.from_start.weight.device)
+        end = length - 1 - start if mask is None else (mask.sum(1, keepdim=True) - 1 - start).clamp(min=0)
+        return nn.functional.embedding(start, self.from_start.weight) + nn.functional.embedding(end, self.from_end.weight)
+
+    def read(self, latents: Tensor, gamma: Tensor, positions: Tensor) -> Tensor:
+        """Return the start of the stream (B, L, W)."""
+        level = self.level(sinusoids(gamma * 30, 64))  # gamma spans about 15; 30 spreads it over the frequencies
+        read: Tensor = self.up(latents) + positions + (level if gamma.dim() == 2 else level[:, None])
+        return read
+
+
+class TransformerNetwork(Reading):
     """The network of ``Transformer``."""
 
     def __init__(self, spec: Transformer, inputs: int, outputs: int, max_length: int) -> None:
         """Make it for texts of up to ``max_length`` tokens."""
-        super().__init__()
-        self.up = nn.Linear(inputs, spec.width)
-        self.level = nn.Sequential(nn.Linear(64, spec.width), nn.SiLU(), nn.Linear(spec.width, spec.width))
-        self.from_start = nn.Embedding(max_length, spec.width)
-        self.from_end = nn.Embedding(max_length, spec.width)
+        super().__init__(inputs, spec.width, max_length)
         self.norm_input = nn.RMSNorm(spec.width) if spec.normed_input else nn.Identity()
         self.dropout = nn.Dropout(spec.dropout)
         self.blocks = nn.ModuleList([Block(spec) for _ in range(spec.layers)])
@@ -154,30 +178,115 @@ class TransformerNetwork(nn.Module):
 
     def forward(self, latents: Tensor, t: Tensor, gamma: Tensor, mask: Tensor | None) -> Tensor:
         """Map latents (B, L, D) to outputs (B, L, O)."""
-        length = latents.shape[1]
-        level = self.level(sinusoids(gamma * 30, 64))  # gamma spans about 15; 30 spreads it over the frequencies
-        start = torch.arange(length, device=latents.device)
-        end = length - 1 - start if mask is None else (mask.sum(1, keepdim=True) - 1 - start).clamp(min=0)
-        position = nn.functional.embedding(start, self.from_start.weight) + nn.functional.embedding(end, self.from_end.weight)
-        read = self.up(latents) + position + (level if gamma.dim() == 2 else level[:, None])
+        read = self.read(latents, gamma, self.positions(latents.shape[1], mask))
         hidden = self.dropout(self.norm_input(read))
-        bias = None if mask is None else torch.where(mask, 0.0, -1e4).to(hidden)[:, None, None, :]
+        bias = None if mask is None else _bias(mask[:, None, None, :]).to(hidden)
         for block in self.blocks:
             hidden = block(hidden, bias, mask)
         outputs: Tensor = self.down(self.norm(hidden))
         return outputs
 
 
-class Block(nn.Module):
-    """Neighbours, attention and a perceptron, each on a normalised copy of the stream (Xiong et al. 2020)."""
+@dataclass(frozen=True)
+class LeaveOneOut(Backbone, name="leave-one-out"):
+    """A Transformer that predicts each word from all the others: no position's outputs depend on its own noisy vector.
+
+    What that vector says is added outside, as evidence, and with words noised independently this is Bayes' rule with nothing
+    left out: p(w_i | x_t) ~ p(x_t at i | w_i) p(w_i | x_t elsewhere). What it buys is training: where the other words are
+    clean, every position of a text is a cloze, while a network that reads all positions learns how words depend on each other
+    only from those that happen to be hidden. Two streams read the text from the left and from the right, and queries, which
+    start as their position and the streams' states beside it, attend to what the one has read up to there and the
+    other from there on (the two towers of Baevski et al. 2019, *Cloze-driven Pretraining*, section 3; the queries of the
+    Transformer-based Text Autoencoder, Shin et al. 2020).
+
+    Args:
+        layers: attention and perceptron, each, of each stream.
+        query_layers: attention to both streams and perceptron, each, of the queries.
+        width: coordinates of a stream.
+        heads: of attention.
+        expansion: a gated perceptron's hidden coordinates over the stream's, as if it were not gated.
+        neighbours: positions behind that a stream takes in before it attends; 0 leaves the convolution out.
+        dropout: share of coordinates set to 0 in training.
+    """
+
+    leaves_out: ClassVar[bool] = True
+
+    layers: int = 2
+    query_layers: int = 2
+    width: int = 128
+    heads: int = 4
+    expansion: int = 4
+    neighbours: int = 2
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the sizes."""
+        _check_heads(self.width, self.heads)
+        if self.neighbours < 0:
+            raise UserError(f"neighbours: expected 0 or more, got {self.neighbours}")
+
+    def build(self, inputs: int, outputs: int, max_length: int) -> nn.Module:
+        """Make the network."""
+        return LeaveOneOutNetwork(self, inputs, outputs, max_length)
+
+
+class LeaveOneOutNetwork(Reading):
+    """The network of ``LeaveOneOut``."""
+
+    def __init__(self, spec: LeaveOneOut, inputs: int, outputs: int, max_length: int) -> None:
+        """Make it for texts of up to ``max_length`` tokens."""
+        super().__init__(inputs, spec.width, max_length)
+        sizes = {name: getattr(spec, name) for name in ("width", "heads", "expansion", "neighbours", "dropout")}
+        block = Transformer(**sizes)
+        self.norm_input, self.norm_query = nn.RMSNorm(spec.width), nn.RMSNorm(spec.width)
+        self.dropout = nn.Dropout(spec.dropout)
+        sides: tuple[Literal["left", "right"], ...] = ("left", "right")
+        self.streams = nn.ModuleList([nn.ModuleList([Block(block, side) for _ in range(spec.layers)]) for side in sides])
+        self.norms = nn.ModuleList([nn.RMSNorm(spec.width) for _ in sides])
+        self.beside = nn.ModuleList([nn.Linear(spec.width, spec.width, bias=False) for _ in sides])
+        self.queries = nn.ModuleList([Query(block) for _ in range(spec.query_layers)])
+        self.norm = nn.RMSNorm(spec.width)
+        self.down = nn.Linear(spec.width, outputs)
+
+    def forward(self, latents: Tensor, t: Tensor, gamma: Tensor, mask: Tensor | None) -> Tensor:
+        """Map latents (B, L, D) to outputs (B, L, O)."""
+        length = latents.shape[1]
+        positions = self.positions(length, mask)
+        hidden = self.dropout(self.norm_input(self.read(latents, gamma, positions)))
+        place = torch.arange(length, device=latents.device)
+        behind = place[None, :] - place[:, None]  # below 0 at what stands to the left of a position
+        real = torch.ones_like(behind[None, None], dtype=torch.bool) if mask is None else mask[:, None, None, :]
+        streams = []
+        for blocks, norm, seen in zip(self.streams, self.norms, (behind <= 0, behind >= 0), strict=True):
+            stream, bias = hidden, _bias(seen & real).to(hidden)
+            for block in cast(nn.ModuleList, blocks):
+                stream = block(stream, bias, mask)
+            streams.append(norm(stream))
+        left, right = (move(stream) for move, stream in zip(self.beside, streams, strict=True))
+        if mask is not None:
+            right = right * mask[..., None].to(right)
+        left, right = nn.functional.pad(left[:, :-1], (0, 0, 1, 0)), nn.functional.pad(right[:, 1:], (0, 0, 0, 1))
+        query = self.norm_query(positions + left + right)
+        bias = torch.cat([_bias((behind < 0) & real), _bias((behind > 0) & real)], -1).to(hidden)
+        for block in self.queries:
+            query = block(query, streams, bias)
+        outputs: Tensor = self.down(self.norm(query))
+        return outputs
+
+
+def _bias(seen: Tensor) -> Tensor:
+    """Return what is added to attention scores: 0 where a position is seen."""
+    return torch.where(seen, 0.0, -1e4)
+
+
+class Sublayers(nn.Module):
+    """What the layers are made of: attention and a perceptron, each on a normalised copy of the stream (Xiong et al. 2020)."""
 
     def __init__(self, spec: Transformer) -> None:
-        """Make a layer."""
+        """Make the perceptron and the norms."""
         super().__init__()
         self.heads = spec.heads
         self.norm_attention, self.norm_feedforward = nn.RMSNorm(spec.width), nn.RMSNorm(spec.width)
-        self.neighbours = Neighbours(spec.neighbours, spec.width) if spec.neighbours else None
-        self.query, self.key, self.value, self.merge = (nn.Linear(spec.width, spec.width, bias=False) for _ in range(4))
         hidden = spec.expansion * spec.width
         hidden = 32 * math.ceil(hidden / 48) if spec.gated else hidden  # two thirds, in multiples that are fast
         self.expand = nn.Linear(spec.width, hidden, bias=False)
@@ -185,38 +294,79 @@ class Block(nn.Module):
         self.contract = nn.Linear(hidden, spec.width, bias=False)
         self.dropout = nn.Dropout(spec.dropout)
 
-    def forward(self, hidden: Tensor, bias: Tensor | None, mask: Tensor | None) -> Tensor:
-        """Map the stream (B, L, W) to itself; ``bias`` (B, 1, 1, L) is added to the attention scores."""
-        normed = self.norm_attention(hidden)
-        heads = (p(normed).unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in (self.query, self.key, self.value))
-        query, key, value = heads
+    def split(self, x: Tensor) -> Tensor:
+        """Give each head its coordinates: (B, L, W) to (B, H, L, W / H)."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def attended(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+        """Return what each query (B, H, L, W / H) takes from the values, the heads joined: (B, L, W)."""
         # Below about a hundred positions plain products are faster than the fused kernel on a CPU.
         scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
         weights = (scores if bias is None else scores + bias).softmax(-1).to(value)
-        if self.neighbours is not None:
-            hidden = hidden + self.neighbours(normed, mask)
-        hidden = hidden + self.dropout(self.merge((weights @ value).transpose(1, 2).flatten(2)))
+        return (weights @ value).transpose(1, 2).flatten(2)
+
+    def feedforward(self, hidden: Tensor) -> Tensor:
+        """Add the perceptron's say to the stream (B, L, W)."""
         normed = self.norm_feedforward(hidden)
         expanded = nn.functional.gelu(self.expand(normed))
-        feedforward = self.contract(expanded if self.gate is None else expanded * self.gate(normed))
-        return hidden + self.dropout(feedforward)
+        return hidden + self.dropout(self.contract(expanded if self.gate is None else expanded * self.gate(normed)))
+
+
+class Block(Sublayers):
+    """A layer of a stream: neighbours, attention and a perceptron."""
+
+    def __init__(self, spec: Transformer, side: Literal["both", "left", "right"] = "both") -> None:
+        """Make a layer whose neighbours are on this ``side``."""
+        super().__init__(spec)
+        self.neighbours = Neighbours(spec.neighbours, spec.width, side) if spec.neighbours else None
+        self.query, self.key, self.value, self.merge = (nn.Linear(spec.width, spec.width, bias=False) for _ in range(4))
+
+    def forward(self, hidden: Tensor, bias: Tensor | None, mask: Tensor | None) -> Tensor:
+        """Map the stream (B, L, W) to itself; ``bias``, (B, 1, 1, L) or (B, 1, L, L), is added to the attention scores."""
+        normed = self.norm_attention(hidden)
+        query, key, value = (self.split(project(normed)) for project in (self.query, self.key, self.value))
+        if self.neighbours is not None:
+            hidden = hidden + self.neighbours(normed, mask)
+        hidden = hidden + self.dropout(self.merge(self.attended(query, key, value, bias)))
+        return self.feedforward(hidden)
+
+
+class Query(Sublayers):
+    """A layer of the queries: attention to both streams, and a perceptron."""
+
+    def __init__(self, spec: Transformer) -> None:
+        """Make a layer."""
+        super().__init__(spec)
+        self.query, self.merge = (nn.Linear(spec.width, spec.width, bias=False) for _ in range(2))
+        self.keys, self.values = (
+            nn.ModuleList([nn.Linear(spec.width, spec.width, bias=False) for _ in range(2)]) for _ in range(2)
+        )
+
+    def forward(self, hidden: Tensor, streams: Sequence[Tensor], bias: Tensor) -> Tensor:
+        """Map the queries (B, L, W) to themselves; ``bias`` (B, 1, L, 2 L) says which states of the streams each sees."""
+        query = self.split(self.query(self.norm_attention(hidden)))
+        key, value = (
+            torch.cat([self.split(project(stream)) for project, stream in zip(projections, streams, strict=True)], 2)
+            for projections in (self.keys, self.values)
+        )
+        return self.feedforward(hidden + self.dropout(self.merge(self.attended(query, key, value, bias))))
 
 
 class Neighbours(nn.Module):
-    """A depthwise convolution over ``reach`` positions on each side; it starts at 0."""
+    """A depthwise convolution over ``reach`` positions on each side, or on one, and the position itself; it starts at 0."""
 
-    def __init__(self, reach: int, width: int) -> None:
+    def __init__(self, reach: int, width: int, side: Literal["both", "left", "right"] = "both") -> None:
         """Make it; the weights are kept in four dimensions, since they are no matrix to an optimizer of matrices."""
         super().__init__()
-        self.reach = reach
-        self.weight = nn.Parameter(torch.zeros(2 * reach + 1, 1, 1, width))
+        self.left, self.right = (0 if side == other else reach for other in ("right", "left"))
+        self.weight = nn.Parameter(torch.zeros(self.left + 1 + self.right, 1, 1, width))
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Map (B, L, W) to the same; padding counts as 0."""
         length = x.shape[1]
         if mask is not None:
             x = x * mask[..., None].to(x)
-        padded = nn.functional.pad(x, (0, 0, self.reach, self.reach))
+        padded = nn.functional.pad(x, (0, 0, self.left, self.right))
         # Sums of shifted copies: PyTorch's depthwise convolution is several times slower on a CPU.
         shifted = [padded[:, i : i + length] * weight.to(x) for i, weight in enumerate(self.weight)]
         return sum(shifted[1:], shifted[0])

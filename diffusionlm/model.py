@@ -78,6 +78,11 @@ class ModelConfig(ModelSpec, name="diffusion"):
         check_vectors(self.dimension, self.cooccurrence)
         if self.learned_variance and self.prediction == "logits":
             raise UserError("learned_variance: expected false with prediction 'logits', whose output is no vector")
+        if self.backbone.leaves_out and not (self.prediction == "logits" and self.evidence):
+            raise UserError(
+                f"backbone: {self.backbone.name!r} does not read a word's own vector, which then must count as evidence: "
+                "it needs prediction 'logits' and evidence above 0"
+            )
 
     def make(self, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[int]], max_length: int) -> DiffusionLM:
         """Make the model; its words' vectors and a default ``gumbel`` start from ``rows``."""
@@ -262,14 +267,27 @@ class DiffusionLM(WordVectorModel):
             x0 = self._clean(output, xt, t)
             return Denoised(x0, self.round(x0), None if share is None else share.sigmoid())
 
-    def token_logits(self, xt: Tensor, t: Tensor, mask: Tensor | None = None, x0_previous: Tensor | None = None) -> Tensor:
-        """Return the logits (B, L, V) of ``forward`` alone: training needs no x_0, a tenth of a small model's work."""
+    def token_logits(
+        self,
+        xt: Tensor,
+        t: Tensor,
+        mask: Tensor | None = None,
+        x0_previous: Tensor | None = None,
+        evident: Tensor | None = None,
+    ) -> Tensor:
+        """Return the logits (B, L, V) of ``forward`` alone: training needs no x_0, a tenth of a small model's work.
+
+        ``evident`` (B, L) is False where the evidence is left out: what the context alone says, if the backbone leaves out a
+        word's own vector.
+        """
         # Mixed precision is for the network: evidence and softmax lose words in 8 bits of mantissa.
         with torch.autocast(xt.device.type, enabled=False):
             evidence = self._evidence(xt, t)
             inputs = [evidence.detach().softmax(-1)] if self._reads_evidence else []
         output = self._output(xt, t, mask, x0_previous, *inputs)
-        return output + evidence if self.settings.evidence else output
+        if not self.settings.evidence:
+            return output
+        return output + (evidence if evident is None else torch.where(evident[..., None], evidence, 0))
 
     def _output(self, xt: Tensor, t: Tensor, mask: Tensor | None, x0_previous: Tensor | None, *more: Tensor) -> Tensor:
         gamma = self.diffusion.schedule.gamma(t)

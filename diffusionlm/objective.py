@@ -25,6 +25,7 @@ from diffusionlm.schedule import Gumbel
 from diffusionlm.spec import ModelSpec
 
 M = TypeVar("M", bound=ModelSpec)
+CLOZE_SHARE = 0.5
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -113,23 +114,33 @@ class CrossEntropy(ObjectiveConfig, name="cross-entropy"):
     Args:
         mixed_share: of the texts, whose every position gets a noise level of its own; the others have one level. Neighbours
             at mixed levels, a soft form of masked language modelling, are what makes a small network use context early.
-        self_conditioning_share: of the texts, denoised twice, the second time given the first estimate.
+        self_conditioning_share: of those texts, denoised twice, the second time given the first estimate.
+        cloze_share: of the texts, whose words are clean and each predicted from the others, its own evidence left out. Needs a
+            backbone that leaves out a word's own vector; empty is half of the texts where it does, and none where it does not.
+        cloze_hidden: of a cloze's words, at most this share is hidden from the others, as pure noise; how many is drawn anew.
     """
 
     mixed_share: float = 0.7
     self_conditioning_share: float = 0.9
+    cloze_share: float | None = None
+    cloze_hidden: float = 0.3
 
     def __post_init__(self) -> None:
         """Check the shares."""
-        for name in ("mixed_share", "self_conditioning_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name}: expected a share between 0 and 1, got {getattr(self, name)}")
+        for name in ("mixed_share", "self_conditioning_share", "cloze_share", "cloze_hidden"):
+            if (share := getattr(self, name)) is not None and not 0 <= share <= 1:
+                raise UserError(f"{name}: expected a share between 0 and 1, got {share}")
 
     def check(self, model: ModelSpec) -> None:
         """Check that the model gives logits."""
-        prediction = expect_kind(self, model, ModelConfig).prediction
-        if prediction != "logits":
-            raise UserError(f"objective: 'cross-entropy' needs model.prediction 'logits', got {prediction!r}")
+        settings = expect_kind(self, model, ModelConfig)
+        if settings.prediction != "logits":
+            raise UserError(f"objective: 'cross-entropy' needs model.prediction 'logits', got {settings.prediction!r}")
+        if self.cloze_share and not settings.backbone.leaves_out:
+            raise UserError(
+                f"objective.cloze_share: needs a backbone that leaves out a word's own vector, such as 'leave-one-out', "
+                f"got {settings.backbone.name!r}; leave it empty"
+            )
 
     def build(self, model: DiffusionLM) -> DiffusionObjective:
         """Make the module."""
@@ -150,6 +161,8 @@ class CrossEntropyObjective(DiffusionObjective):
         """Take the schedule's parameters from the model."""
         super().__init__(model)
         self.spec = spec
+        leaves_out = model.settings.backbone.leaves_out
+        self.cloze_share = (CLOZE_SHARE if leaves_out else 0.0) if spec.cloze_share is None else spec.cloze_share
         schedule = model.settings.schedule
         self.curve: nn.Parameter | None = None
         if isinstance(schedule, Gumbel):
@@ -169,19 +182,26 @@ class CrossEntropyObjective(DiffusionObjective):
         u_text = (by_text + torch.rand(B, device=ids.device)) / B
         u_position = (by_position + torch.rand(B * L, device=ids.device)).view(B, L) / (B * L)
         t = self.model.diffusion.schedule.training_times(torch.where(mixed[:, None], u_position, u_text[:, None]))
+        cloze, noisy, evident = torch.zeros_like(mixed), free, None
+        if self.cloze_share:
+            cloze = torch.rand(B, device=ids.device) < self.cloze_share
+            hidden = torch.rand(B, L, device=ids.device) < self.spec.cloze_hidden * torch.rand(B, 1, device=ids.device)
+            t = torch.where(cloze[:, None], 1.0, t)
+            noisy, evident = free & (hidden | ~cloze[:, None]), ~cloze[:, None]
         x0 = self.model.embed(ids)
-        xt = torch.where(free[..., None], self.model.diffusion.noise(x0, t), x0)
-        t = torch.where(free, t, 0)
+        xt = torch.where(noisy[..., None], self.model.diffusion.noise(x0, t), x0)
+        t = torch.where(noisy, t, 0)
         attend = None if bool(mask.all()) else mask
-        logits = self.model.token_logits(xt, t, attend, self._first_estimate(xt, t, attend))
+        logits = self.model.token_logits(xt, t, attend, self._first_estimate(xt, t, attend, ~cloze), evident)
         losses = F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view(B, L) * free
         terms = {"cross_entropy": losses.sum() / free.sum()}
         if self.curve is not None:
             by_text_loss = losses.detach().sum(1) / free.sum(1).clamp(min=1)
             gamma = self.model.diffusion.schedule.gamma(t).float().where(free, 0).sum(1) / free.sum(1).clamp(min=1)
-            terms["schedule"] = ((by_text_loss - self._fitted(gamma)) ** 2 * ~mixed).sum() / (~mixed).sum().clamp(min=1)
+            level = ~(mixed | cloze)
+            terms["schedule"] = ((by_text_loss - self._fitted(gamma)) ** 2 * level).sum() / level.sum().clamp(min=1)
             if self.training:
-                self._remember(gamma, by_text_loss, ~mixed)
+                self._remember(gamma, by_text_loss, level)
         return terms
 
     def _fitted(self, gamma: Tensor) -> Tensor:
@@ -223,13 +243,16 @@ class CrossEntropyObjective(DiffusionObjective):
             )
         }
 
-    def _first_estimate(self, xt: Tensor, t: Tensor, mask: Tensor | None) -> Tensor | None:
-        """Denoise a share of the texts once without gradient; the others' estimate is 0."""
+    def _first_estimate(self, xt: Tensor, t: Tensor, mask: Tensor | None, among: Tensor) -> Tensor | None:
+        """Denoise a share of the texts ``among`` (B,) once without gradient; the others' estimate is 0."""
         count = round(self.spec.self_conditioning_share * len(xt))
         if not (self.model.settings.self_conditioning and count):
             return None
         rows = torch.randperm(len(xt), device=xt.device)[:count]
+        rows = rows[among[rows]]
         estimate = torch.zeros_like(xt)
+        if not len(rows):
+            return estimate
         with torch.no_grad():
             estimate[rows] = self.model(xt[rows], t[rows], None if mask is None else mask[rows]).x0
         return estimate

@@ -18,7 +18,7 @@ from diffusionlm.denoiser import WordDenoiser
 from diffusionlm.guidance import Swarm
 from diffusionlm.lengths import draw_lengths
 from diffusionlm.model import DiffusionLM, boundaries
-from diffusionlm.sampling import RowNoise, State, correct, generator_of, given, pinned, sample
+from diffusionlm.sampling import RowNoise, State, correct, generator_of, given, pinned, sample, settle
 from diffusionlm.steering import Steering
 from diffusionlm.tokenizer import decode_texts
 from diffusionlm.writer import (
@@ -189,7 +189,7 @@ class Pipeline(Writer[DiffusionLM]):
     def _corrected(
         self, words: Tensor, mask: Tensor, sampling: SamplingConfig, noise: RowNoise, steering: Steering | None
     ) -> Tensor:
-        """Ask again for each word from pure noise, all the others clean."""
+        """Ask again for each word, all the others clean: from pure noise, or at once where its own vector is not read."""
         known, boundary = boundaries(mask, self.model.config.special_ids)
         plain = replace(sampling, passes=1, temperature=1.0, step_temperature=None, clamp=False)
         fixed = known | ~mask
@@ -198,6 +198,15 @@ class Pipeline(Writer[DiffusionLM]):
             fixed = fixed | (steering.given_words(mask) >= 0)
         clean = torch.zeros(len(words), device=mask.device)
         denoiser = WordDenoiser(self.model, mask, plain)
+        steered = steering is not None and steering.tilts
+        if self.model.settings.backbone.leaves_out and not steered:
+
+            def cloze(words: Tensor) -> Tensor:
+                with torch.autocast(mask.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                    x0, alone = self.model.embed(words), torch.zeros_like(mask)
+                    return self.model.token_logits(x0, clean, denoiser.attend, evident=alone) + denoiser.barred
+
+            return settle(words, ~fixed, cloze, rounds=sampling.corrections, odds=sampling.correction_odds)
 
         def posterior(words: Tensor, hidden: Tensor) -> Tensor:
             x0 = self.model.embed(words)

@@ -274,6 +274,32 @@ def correct(
     return words
 
 
+def settle(
+    words: Tensor,
+    free: Tensor,
+    cloze: Callable[[Tensor], Tensor],
+    *,
+    rounds: int,
+    odds: float,
+    near: int = 5,
+) -> Tensor:
+    """Change the ``free`` words of ``words`` (B, L) that the others contradict most, until none is left or ``rounds`` are over.
+
+    ``cloze`` (words -> logits (B, L, V)) tells each word from all the others. A word gives way as in ``correct``, where no word
+    within ``near`` positions has more to gain: what is wrong there may be the other.
+    """
+    for _ in range(rounds):
+        logits = cloze(words)
+        best, likeliest = logits.max(-1)
+        gain = torch.where(free, best - logits.gather(-1, words[..., None])[..., 0], 0)
+        most = torch.nn.functional.max_pool1d(gain[:, None], 2 * near + 1, 1, near)[:, 0]
+        wrong = (gain > math.log(odds)) & (gain == most)
+        if not wrong.any():
+            break
+        words = torch.where(wrong, likeliest, words)
+    return words
+
+
 def given(denoise: Denoise, known: Tensor, x0: Tensor) -> Denoise:
     """Hold the positions ``known`` (B, L) at their clean vectors ``x0`` (B, L, D): told to the denoiser as noiseless."""
 

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from diffusionlm.backbone import Backbone, Bert, BertNetwork, Block, Transformer, TransformerNetwork, sinusoids
+from diffusionlm.backbone import (
+    Backbone,
+    Bert,
+    BertNetwork,
+    Block,
+    LeaveOneOut,
+    Neighbours,
+    Transformer,
+    TransformerNetwork,
+    sinusoids,
+)
 from diffusionlm.config import UserError, to_plain
 from diffusionlm.model import DiffusionLM, DiffusionLMConfig, ModelConfig
 from diffusionlm.schedule import Sqrt
@@ -16,6 +27,7 @@ from diffusionlm.schedule import Sqrt
 SPECS: list[Backbone] = [
     Transformer(layers=2, width=16, heads=2),
     Transformer(layers=2, width=16, heads=2, gated=False),
+    LeaveOneOut(layers=1, query_layers=2, width=16, heads=2),
     Bert(layers=2, width=16, heads=2, feedforward=32),
 ]
 INPUTS, OUTPUTS, LONGEST = 6, 5, 9
@@ -109,13 +121,18 @@ def test_without_a_mask_every_position_is_real(spec: Backbone) -> None:
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_every_position_sees_every_other(spec: Backbone) -> None:
+def test_every_position_sees_every_other_and_itself_unless_left_out(spec: Backbone) -> None:
     network, (latents, t, gamma) = _network(spec), _inputs(1)
+    t, gamma = t[:, None].repeat(1, LONGEST), gamma[:, None].repeat(1, LONGEST)
     before = network(latents, t, gamma, None)
     for position in range(LONGEST):
-        changed = latents.clone()
+        changed, other_t, other_gamma = latents.clone(), t.clone(), gamma.clone()
         changed[0, position] += 1
-        moved = (network(changed, t, gamma, None) - before).abs().amax(-1)
+        other_t[0, position], other_gamma[0, position] = 0.9, 4.0
+        moved = (network(changed, other_t, other_gamma, None) - before)[0].abs().amax(-1)
+        if spec.leaves_out:
+            assert float(moved[position]) == 0
+            moved = torch.cat([moved[:position], moved[position + 1 :]])
         assert bool((moved > 1e-6).all())
 
 
@@ -126,7 +143,7 @@ def test_levels_per_position_equal_levels_per_text(spec: Backbone) -> None:
     torch.testing.assert_close(network(latents, wide_t, wide_gamma, None), network(latents, t, gamma, None))
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", [spec for spec in SPECS if not spec.leaves_out])
 def test_a_level_matters_at_its_own_position(spec: Backbone) -> None:
     network, (latents, t, gamma) = _network(spec), _inputs(1)
     t, gamma = t[:, None].repeat(1, LONGEST), gamma[:, None].repeat(1, LONGEST)
@@ -155,8 +172,17 @@ def test_bert_reads_texts_longer_than_its_512_positions() -> None:
     assert network(torch.randn(1, 600, 2), torch.ones(1), torch.ones(1), None).shape == (1, 600, 2)
 
 
-@pytest.mark.parametrize("kind", [Bert, Transformer])
-def test_heads_divide_the_width(kind: type[Bert] | type[Transformer]) -> None:
+@pytest.mark.parametrize(("side", "seen"), [("both", [1, 2, 3, 4, 5]), ("left", [3, 4, 5]), ("right", [1, 2, 3])])
+def test_neighbours_on_one_side(side: Literal["both", "left", "right"], seen: list[int]) -> None:
+    neighbours = Neighbours(2, 1, side).requires_grad_(False)
+    neighbours.weight.fill_(1.0)
+    at_three = torch.zeros(1, 7, 1)
+    at_three[0, 3] = 1
+    assert neighbours(at_three, None)[0, :, 0].nonzero().flatten().tolist() == seen
+
+
+@pytest.mark.parametrize("kind", [Bert, Transformer, LeaveOneOut])
+def test_heads_divide_the_width(kind: type[Bert | Transformer | LeaveOneOut]) -> None:
     with pytest.raises(UserError, match=r"^heads: expected a divisor of the width 10, got 4$"):
         kind(width=10, heads=4)
 

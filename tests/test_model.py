@@ -147,6 +147,24 @@ def test_evidence_is_each_positions_own() -> None:
             torch.testing.assert_close(wide[row : row + 1, position : position + 1], alone)
 
 
+def test_evidence_can_be_left_out_at_some_positions() -> None:
+    model = _model(backbone={"name": "leave-one-out", "query_layers": 1})
+    x, t = torch.randn(2, 5, 6), torch.tensor([0.3, 0.6])
+    evident = torch.tensor([True, False, True, True, False])
+    alone = model.token_logits(x, t, evident=torch.zeros(2, 5, dtype=torch.bool))
+    some = model.token_logits(x, t, evident=evident.expand(2, 5))
+    torch.testing.assert_close(some[:, ~evident], alone[:, ~evident])
+    torch.testing.assert_close(some[:, evident], model.token_logits(x, t)[:, evident])
+    x[:, 1] += 1  # its context does not hear of it, and so the posterior is this prior times its own likelihood
+    assert torch.equal(model.token_logits(x, t, evident=torch.zeros(2, 5, dtype=torch.bool))[:, 1], alone[:, 1])
+
+
+@pytest.mark.parametrize("settings", [{"evidence": 0.0}, {"prediction": "x0"}])
+def test_a_word_that_is_left_out_must_count_as_evidence(settings: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"^backbone: 'leave-one-out' does not read a word's own vector, which then must count"):
+        _model(backbone={"name": "leave-one-out"}, **settings)
+
+
 # What is predicted
 
 

@@ -426,6 +426,50 @@ def test_the_share_of_texts_with_mixed_levels(mixed_share: float) -> None:
         assert all(len(set(row)) == 8 for row in inside.tolist())
 
 
+CLOZE: dict[str, Any] = {"backbone": {"name": "leave-one-out", "query_layers": 1}, "evidence": 50.0}
+
+
+def test_a_cloze_scores_every_word_by_its_context_alone() -> None:
+    model = _model(**CLOZE).requires_grad_(False)
+    ids, mask = _texts(30, [10, 5])
+    scored = mask & (ids != START) & (ids != END)
+    x0, clean = model.embed(ids), torch.zeros(30)
+    context = model.token_logits(x0, clean, mask, evident=torch.zeros_like(mask))
+    with_evidence = model.token_logits(x0, clean, mask)
+    assert float(nn.functional.cross_entropy(with_evidence[scored], ids[scored])) < 1e-3  # clean words say who they are
+    found = CrossEntropy(cloze_share=1.0, cloze_hidden=0.0).build(model)(ids, mask)
+    expected = nn.functional.cross_entropy(context[scored], ids[scored])
+    torch.testing.assert_close(found["cross_entropy"], expected)
+    assert found["schedule"].item() == 0  # the curve is of texts with one level
+
+
+def test_clozes_hide_words_and_noise_no_others() -> None:
+    model = _model(**CLOZE)
+    network = model.network = _Network(torch.zeros(VOCABULARY))
+    objective = CrossEntropy(cloze_share=0.5, cloze_hidden=0.4, mixed_share=1.0, self_conditioning_share=1.0).build(model)
+    ids, mask = _texts(2000, [10])
+    objective(ids, mask)
+    levels = network.t[:, 1:-1]
+    cloze = ((levels == 0) | (levels == 1)).all(1)
+    assert float(cloze.float().mean()) == pytest.approx(0.5, abs=0.06)
+    assert float((levels[cloze] == 1).float().mean()) == pytest.approx(0.2, abs=0.02)
+    told = network.latents[:, :, 6:].abs().amax((1, 2))  # a cloze is denoised once, without an estimate
+    assert bool((told[cloze] == 0).all())
+    assert bool((told[~cloze] > 0).all())
+
+
+@pytest.mark.parametrize(("backbone", "share"), [("transformer", 0.0), ("leave-one-out", 0.5)])
+def test_half_of_the_texts_are_clozes_where_a_word_is_left_out(backbone: str, share: float) -> None:
+    objective = CrossEntropy().build(_model(backbone={"name": backbone}))
+    assert isinstance(objective, CrossEntropyObjective)
+    assert objective.cloze_share == share
+
+
+def test_a_cloze_needs_a_network_that_leaves_the_word_out() -> None:
+    with pytest.raises(UserError, match=r"^objective.cloze_share: needs a backbone that leaves .* got 'transformer'; leave it"):
+        CrossEntropy(cloze_share=0.5).build(_model())
+
+
 @pytest.mark.parametrize("mixed_share", [0.0, 1.0])
 def test_levels_are_stratified_over_the_batch(mixed_share: float) -> None:
     """One draw falls into each of as many equal parts of the schedule's quantile as there are draws."""
@@ -550,7 +594,7 @@ def test_an_objective_and_a_model_that_do_not_match(
     assert str(caught.value) == sentence
 
 
-@pytest.mark.parametrize("name", ["mixed_share", "self_conditioning_share"])
+@pytest.mark.parametrize("name", ["mixed_share", "self_conditioning_share", "cloze_share", "cloze_hidden"])
 @pytest.mark.parametrize("share", [-0.1, 1.1])
 def test_shares_are_shares(name: str, share: float) -> None:
     with pytest.raises(UserError) as caught:

@@ -33,6 +33,7 @@ SMALL: dict[str, Any] = {
     "backbone": {"name": "transformer", "layers": 1, "width": 16, "heads": 2},
     "schedule": {"name": "gumbel", "location": 0.5, "end": -1.0},
 }
+LEFT_OUT: dict[str, Any] = {"backbone": {"name": "leave-one-out", "query_layers": 1}}
 # Lengths with START and END: a quarter of the texts have one token of their own, a quarter two, half of them eight.
 LENGTH_COUNTS = [0, 0, 0, 5, 5, 0, 0, 0, 0, 0, 10]
 PAPER: dict[str, Any] = {
@@ -101,7 +102,7 @@ def test_the_first_texts_do_not_depend_on_how_many_are_asked_for(pipeline: Pipel
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
-@pytest.mark.parametrize("settings", [{}, PAPER])
+@pytest.mark.parametrize("settings", [{}, LEFT_OUT, PAPER])
 def test_the_batch_size_changes_no_text(batch_size: int, settings: dict[str, Any]) -> None:
     pipeline = _pipeline(**settings)
     assert pipeline(8, batch_size=batch_size) == pipeline(8, batch_size=128)
@@ -231,7 +232,9 @@ def test_the_step_has_a_temperature_of_its_own(pipeline: Pipeline) -> None:
     torch.testing.assert_close(nearest, pipeline.model.embed(likeliest))
 
 
-def test_corrections_keep_lengths_and_seeds(pipeline: Pipeline) -> None:
+@pytest.mark.parametrize("backbone", [{}, LEFT_OUT])
+def test_corrections_keep_lengths_and_seeds(backbone: dict[str, Any]) -> None:
+    pipeline = _pipeline(**backbone)
     settings: dict[str, Any] = {"steps": 4, "length": 8, "corrections": 2, "correction_odds": 1.0}
     corrected = pipeline(6, **settings)
     assert [row.length for row in corrected] == [8] * 6
@@ -239,6 +242,25 @@ def test_corrections_keep_lengths_and_seeds(pipeline: Pipeline) -> None:
     assert _texts(pipeline(3, **settings)) == _texts(corrected)[:3]
     specials = set(pipeline.tokenizer.all_special_tokens)
     assert not specials & {word for text in _texts(corrected) for word in text.split()}
+
+
+def test_a_network_that_leaves_words_out_corrects_them_in_one_evaluation() -> None:
+    pipeline = _pipeline(**LEFT_OUT)
+    calls = 0
+
+    def count(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    pipeline.model.network.register_forward_hook(count)
+    uncorrected = pipeline(6, steps=4, length=8)
+    assert calls == 4
+    settings: dict[str, Any] = {"steps": 4, "length": 8, "correction_odds": 1.0}
+    corrected = pipeline(6, corrections=1, **settings)
+    assert calls == 4 + 5
+    pairs = zip(_texts(uncorrected), _texts(corrected), strict=True)
+    changed = [sum(old != new for old, new in zip(a.split(), b.split(), strict=True)) for a, b in pairs]
+    assert max(changed) == 1  # within five words of one another, the one that fits least
 
 
 # Watching

@@ -29,6 +29,7 @@ from diffusionlm.sampling import (
     renoised,
     reverse_step,
     sample,
+    settle,
     tempered,
 )
 from diffusionlm.schedule import Cosine, Gumbel, Linear, NoiseSchedule, Sqrt
@@ -433,3 +434,21 @@ def test_corrections_ask_for_what_the_others_make_unlikely() -> None:
     assert once.tolist() == [[5, 1, 1, 1, 1], [5, 4, 4, 4, 4]]
     assert torch.equal(asked, free.long())
     assert torch.equal(correct(words, free, posterior, sweeps=3, odds=1e9, apart=2), words)
+
+
+def test_settling_changes_what_fits_least_and_asks_again() -> None:
+    words, free = torch.tensor([[0, 1, 2, 0]]), torch.tensor([[False, True, True, False]])
+    asked = 0
+
+    def cloze(words: Tensor) -> Tensor:
+        nonlocal asked
+        asked += 1
+        # Each of the two wants to be the other, the right one more, and the ends want to be what they are not.
+        logits = torch.zeros(1, 4, 4)
+        logits[0, 1, words[0, 2]], logits[0, 2, words[0, 1]], logits[0, 0, 3] = 2.0, 3.0, 9.0
+        return logits
+
+    assert settle(words, free, cloze, rounds=9, odds=2.0).tolist() == [[0, 1, 1, 0]]
+    assert asked == 2
+    assert settle(words, free, cloze, rounds=1, odds=2.0, near=0).tolist() == [[0, 2, 1, 0]]
+    assert torch.equal(settle(words, free, cloze, rounds=3, odds=21.0), words)  # e to the third is 20.1

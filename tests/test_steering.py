@@ -135,6 +135,12 @@ def test_strength_0_writes_the_unguided_text(pipeline: Pipeline, sampler: Any, g
     assert _texts(rows) == _texts(pipeline(8, sampler=sampler, corrections=1, passes=2))
 
 
+def test_strength_0_writes_the_unguided_text_of_a_network_that_leaves_words_out() -> None:
+    pipeline = _pipeline(backbone={"name": "leave-one-out", "query_layers": 1})
+    rows = pipeline(8, Often("rain"), guidance=Gradient(strength=0.0), corrections=3, correction_odds=1.0)
+    assert _texts(rows) == _texts(pipeline(8, corrections=3, correction_odds=1.0))
+
+
 def test_more_strength_more_of_it(pipeline: Pipeline) -> None:
     shares = [_share(pipeline(24, Often("rain"), length=6, guidance=Gradient(s, tilting=0.5)), "rain") for s in (0, 0.5, 1, 4)]
     assert shares == sorted(shares) and shares[0] < shares[-1]
