@@ -25,6 +25,8 @@ from diffusionlm.run import read_config, train
 EMBEDDED = ROOT / "configs" / "restaurants.yaml"
 ROWS = {
     "default": {},
+    "a network that reads each word's own vector": {"model.backbone": "transformer"},
+    "without clozes": {"objective.cloze_share": "0"},
     "without neighbours": {"model.backbone.neighbours": "0"},
     "without evidence as input": {"model.evidence_input": "false"},
     "without co-occurrence": {"model.cooccurrence": "0"},

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from diffusionlm.backbone import Backbone, Transformer
+from diffusionlm.backbone import Backbone, LeaveOneOut
 from diffusionlm.config import UserError, build_untrusted, to_plain
 from diffusionlm.diffusion import GaussianDiffusion, alpha, over_coordinates, sigma
 from diffusionlm.embedding import word_vectors_from
@@ -61,7 +61,7 @@ class ModelConfig(ModelSpec, name="diffusion"):
     """
 
     dimension: int = 64
-    backbone: Backbone = field(default_factory=Transformer)
+    backbone: Backbone = field(default_factory=LeaveOneOut)
     schedule: NoiseSchedule = field(default_factory=Gumbel)
     prediction: Literal["logits", "x0", "eps", "v"] = "logits"
     embedding: Literal["normalised", "free", "frozen"] = "normalised"
@@ -81,7 +81,7 @@ class ModelConfig(ModelSpec, name="diffusion"):
         if self.backbone.leaves_out and not (self.prediction == "logits" and self.evidence):
             raise UserError(
                 f"backbone: {self.backbone.name!r} does not read a word's own vector, which then must count as evidence: "
-                "it needs prediction 'logits' and evidence above 0"
+                "it needs prediction 'logits' and evidence above 0; take 'transformer' for anything else"
             )
 
     def make(self, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[int]], max_length: int) -> DiffusionLM:

@@ -36,7 +36,7 @@ ASKED = (  # what the closing lines show of control
 TEXTS_ASKED = 3
 TEXTS, SLOW_TEXTS, FAST_STEPS = 500, 200, 4000
 SAMPLING = SamplingConfig(
-    steps=80, passes=2, temperature=1.0, step_temperature=0.2, corrections=6, correction_odds=2.5, batch_size=125
+    steps=80, passes=2, temperature=1.0, step_temperature=0.5, corrections=6, correction_odds=2.5, batch_size=125
 )
 
 

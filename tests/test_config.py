@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import diffusionlm
-from diffusionlm.backbone import Backbone
+from diffusionlm.backbone import Backbone, Transformer
 from diffusionlm.config import (
     Component,
     UserError,
@@ -86,7 +86,7 @@ def test_every_component_survives_the_round_trip(family: type[Component], name: 
     "settings",
     [
         ModelConfig(),
-        ModelConfig(dimension=16, schedule=Sqrt(T=50, offset=1e-3), prediction="v", embedding="free"),
+        ModelConfig(16, Transformer(), Sqrt(T=50, offset=1e-3), prediction="v", embedding="free"),
         SamplingConfig(sampler=DDIM(eta=0.5), length=7),
     ],
 )
