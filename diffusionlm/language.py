@@ -18,7 +18,7 @@ from diffusionlm.automaton import Language, any_number, empty, erase, everything
 
 __all__ = [
     "Language", "any_number", "condition", "empty", "erase", "everything", "forced", "from_table", "likeliest", "log_mass",
-    "one_of", "repeat", "sequence", "union",
+    "one_of", "repeat", "sequence", "substitutes", "union",
 ]  # fmt: skip
 
 NEVER = -1e30  # the log of a chance of 0, finite so that no difference or gradient is NaN
@@ -97,6 +97,24 @@ def forced(language: Language, lengths: Tensor, width: int) -> Tensor:
             if len(possible) == 1:
                 ids[lengths.cpu() == length, i] = possible[0]
     return ids.to(lengths.device)
+
+
+def substitutes(language: Language, ids: Tensor, lengths: Tensor) -> Tensor:
+    """Tell which tokens (B, L, V) can stand at each position of the texts ``ids`` (B, L), all others given.
+
+    From a text's length on nothing is told apart: all can.
+    """
+    step, symbols = language.step.to(ids.device), language.classes.to(ids.device)[ids]
+    ends = [language.accepting.to(ids.device).expand(len(ids), -1)]  # by state, whether what follows ends in the set
+    for i in reversed(range(ids.shape[1])):
+        before = ends[-1].gather(1, step[:, symbols[:, i]].T)
+        ends.append(torch.where((i < lengths)[:, None], before, ends[-1]))
+    state, possible = torch.zeros_like(lengths), []
+    for i, after in enumerate(reversed(ends[:-1])):
+        possible.append(after.gather(1, step[state]))
+        state = step[state, symbols[:, i]]
+    by_symbol = torch.stack(possible, 1) | ~_inside(ids, lengths)[..., None]
+    return by_symbol[..., language.classes.to(ids.device)]
 
 
 def _inside(logits: Tensor, lengths: Tensor) -> Tensor:

@@ -252,13 +252,21 @@ class DiffusionLM(WordVectorModel):
         self.diffusion = GaussianDiffusion(schedule)
         self.config.settings = to_plain(self.settings)
 
-    def forward(self, xt: Tensor, t: Tensor, mask: Tensor | None = None, x0_previous: Tensor | None = None) -> Denoised:
+    def forward(
+        self,
+        xt: Tensor,
+        t: Tensor,
+        mask: Tensor | None = None,
+        x0_previous: Tensor | None = None,
+        evident: Tensor | None = None,
+    ) -> Denoised:
         """Denoise ``xt`` (B, L, D) at times ``t`` (B,) or (B, L).
 
-        ``mask`` (B, L) is True at real tokens; ``x0_previous`` (B, L, D) is the last estimate, for self-conditioning.
+        ``mask`` (B, L) is True at real tokens; ``x0_previous`` (B, L, D) is the last estimate, for self-conditioning;
+        ``evident`` is as in ``token_logits``.
         """
         if self.settings.prediction == "logits":
-            logits = self.token_logits(xt, t, mask, x0_previous)
+            logits = self.token_logits(xt, t, mask, x0_previous, evident)
             with torch.autocast(xt.device.type, enabled=False):
                 return Denoised(logits.softmax(-1) @ self.word_vectors(), logits)
         output = self._output(xt, t, mask, x0_previous)

@@ -198,15 +198,20 @@ class Pipeline(Writer[DiffusionLM]):
             fixed = fixed | (steering.given_words(mask) >= 0)
         clean = torch.zeros(len(words), device=mask.device)
         denoiser = WordDenoiser(self.model, mask, plain)
-        steered = steering is not None and steering.tilts
-        if self.model.settings.backbone.leaves_out and not steered:
+        allowed = partial(steering.allowed, mask=mask) if steering and steering.language else None
+        if self.model.settings.backbone.leaves_out:
 
             def cloze(words: Tensor) -> Tensor:
+                x0 = self.model.embed(words)
                 with torch.autocast(mask.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                    x0, alone = self.model.embed(words), torch.zeros_like(mask)
-                    return self.model.token_logits(x0, clean, denoiser.attend, evident=alone) + denoiser.barred
+                    logits = self.model(x0, clean, denoiser.attend, evident=torch.zeros_like(mask)).logits
+                    logits = logits + denoiser.barred
+                    if steering is None:
+                        return logits
+                    return steering.prefer(logits, words, x0, clean, mask, denoiser.E, steering.guidance.at_once)
 
-            return settle(words, ~fixed, cloze, rounds=sampling.corrections, odds=sampling.correction_odds)
+            rounds, odds = sampling.corrections, sampling.correction_odds
+            return settle(words, ~fixed, cloze, rounds=rounds, odds=odds, allowed=allowed)
 
         def posterior(words: Tensor, hidden: Tensor) -> Tensor:
             x0 = self.model.embed(words)
@@ -219,7 +224,6 @@ class Pipeline(Writer[DiffusionLM]):
                 sure = replace(denoised, logits=pinned(denoised.logits, ~hidden, words))
                 return steering.believe(sure, x0, clean, mask, denoiser.E, steering.guidance.at_once).logits
 
-        allowed = partial(steering.allowed, mask=mask) if steering and steering.language else None
         return correct(words, ~fixed, posterior, sweeps=sampling.corrections, odds=sampling.correction_odds, allowed=allowed)
 
     def _in_precision(self, states: Iterator[State]) -> Iterator[State]:

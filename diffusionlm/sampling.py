@@ -282,21 +282,27 @@ def settle(
     rounds: int,
     odds: float,
     near: int = 5,
+    allowed: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Change the ``free`` words of ``words`` (B, L) that the others contradict most, until none is left or ``rounds`` are over.
 
     ``cloze`` (words -> logits (B, L, V)) tells each word from all the others. A word gives way as in ``correct``, where no word
-    within ``near`` positions has more to gain: what is wrong there may be the other.
+    within ``near`` positions has more to gain: what is wrong there may be the other. Where all that give way would not
+    be ``allowed`` together, the one with the most to gain does alone.
     """
     for _ in range(rounds):
         logits = cloze(words)
         best, likeliest = logits.max(-1)
-        gain = torch.where(free, best - logits.gather(-1, words[..., None])[..., 0], 0)
+        gain = torch.where(free & best.isfinite(), best - logits.gather(-1, words[..., None])[..., 0], 0)
         most = torch.nn.functional.max_pool1d(gain[:, None], 2 * near + 1, 1, near)[:, 0]
         wrong = (gain > math.log(odds)) & (gain == most)
         if not wrong.any():
             break
-        words = torch.where(wrong, likeliest, words)
+        changed = torch.where(wrong, likeliest, words)
+        if allowed is not None:
+            first = torch.nn.functional.one_hot(gain.argmax(-1), words.shape[1]).bool() & wrong
+            changed = torch.where(allowed(changed)[:, None], changed, torch.where(first, likeliest, words))
+        words = changed
     return words
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,9 +15,11 @@ from diffusionlm.config import UserError
 from diffusionlm.controls import All, Binding, Control, Demand
 from diffusionlm.controls.spelling import proper_texts
 from diffusionlm.guidance import Energy, Guidance, Particles, total
-from diffusionlm.language import Language, condition, forced, likeliest
+from diffusionlm.language import Language, condition, forced, likeliest, substitutes
 from diffusionlm.lengths import length_weights
 from diffusionlm.sampling import Denoised
+
+CERTAIN = 30.0  # nats by which a finished word is likelier than all others
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,22 @@ class Steering:
             inside = condition(self.language, logits[:, 1:], mask.sum(1) - 2)
             logits = torch.cat([logits[:, :1], inside], 1)
         return replace(denoised, logits=logits)
+
+    def prefer(
+        self, logits: Tensor, words: Tensor, x0: Tensor, t: Tensor, mask: Tensor, embedding: Tensor, guidance: Guidance
+    ) -> Tensor:
+        """Add what is asked to the ``logits`` of each word, all other ``words`` (B, L) given: how much another would help.
+
+        To first order in what the energy says of the finished text, as in Grathwohl et al. 2021 (*Gibbs-With-Gradients*).
+        """
+        if self.energy is not None:
+            certain = CERTAIN * torch.nn.functional.one_hot(words, logits.shape[-1]).to(logits)
+            tilted = guidance.tilt(self.energy, Denoised(x0, certain), x0, t, mask, embedding)
+            logits = logits + tilted - certain
+        if self.language is not None:
+            possible = substitutes(self.language, words[:, 1:], mask.sum(1) - 2)
+            logits = torch.cat([logits[:, :1], logits[:, 1:].masked_fill(~possible, -math.inf)], 1)
+        return logits
 
     def words(self, logits: Tensor, mask: Tensor) -> Tensor:
         """Return the likeliest words (B, L) that are in the language."""

@@ -40,8 +40,8 @@ class SamplingConfig(Settings):
         step_temperature: of the posterior whose mean the step moves toward; empty is ``temperature``. Near 0 the step moves
             toward the likeliest word, while the network goes on being told all that is possible.
         corrections: sweeps over the finished text in which each word is asked for again, given all the others. Needs
-            prediction ``logits`` and training at mixed noise levels. A sweep takes eleven evaluations, or one where nothing
-            tilts the beliefs and the backbone leaves out a word's own vector: it then changes the words that fit least.
+            prediction ``logits`` and training at mixed noise levels. A sweep takes eleven evaluations, or one where the
+            backbone leaves out a word's own vector: it then changes the words that fit least.
         correction_odds: how much likelier another word must be to take its place.
         guidance: how controls with a gradient act.
         particles: how controls that only score finished texts act.

@@ -11,7 +11,7 @@ from test_automaton import ANY, SIZE, letters, random_language
 from torch import Tensor
 
 from diffusionlm.automaton import Language, empty, everything, one_of, repeat, sequence, union
-from diffusionlm.language import condition, forced, likeliest, log_mass
+from diffusionlm.language import condition, forced, likeliest, log_mass, substitutes
 
 LENGTHS = torch.tensor([5, 3, 1, 0, 4])
 KNOWN = [
@@ -113,6 +113,16 @@ def test_no_text_of_a_length_leaves_the_row_alone() -> None:
     assert inside[1, :2].exp().tolist() == [[0, 1, 0, 0]] * 2
     assert torch.equal(likeliest(language, logits, lengths)[0], logits[0].argmax(-1))
     assert log_mass(language, logits, lengths)[0] == -math.inf
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_substitutes_keep_a_text_in_the_language(language: Language) -> None:
+    ids = torch.randint(SIZE, (5, 6))
+    found = substitutes(language, ids, LENGTHS)
+    for row, length, possible in zip(ids.tolist(), LENGTHS.tolist(), found.tolist(), strict=True):
+        for place in range(6):
+            changed = ([*row[:place], token, *row[place + 1 :]][:length] for token in range(SIZE))
+            assert possible[place] == [place >= length or language.contains(text) for text in changed]
 
 
 def test_all_barred_or_endless_logits_are_no_nan() -> None:

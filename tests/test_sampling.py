@@ -452,3 +452,19 @@ def test_settling_changes_what_fits_least_and_asks_again() -> None:
     assert asked == 2
     assert settle(words, free, cloze, rounds=1, odds=2.0, near=0).tolist() == [[0, 2, 1, 0]]
     assert torch.equal(settle(words, free, cloze, rounds=3, odds=21.0), words)  # e to the third is 20.1
+
+
+def test_settling_stays_within_what_is_allowed() -> None:
+    words, free = torch.tensor([[1, 2, 1], [1, 2, 2]]), torch.ones(2, 3, dtype=torch.bool)
+
+    def cloze(words: Tensor) -> Tensor:
+        logits = torch.zeros(2, 3, 4)
+        logits[:, 0, 3], logits[:, 2, 3] = 2.0, 3.0
+        logits[1, 1] = -math.inf  # nothing may stand there, and so nothing changes
+        return logits
+
+    def allowed(words: Tensor) -> Tensor:
+        return (words == 3).sum(1) < 2
+
+    assert settle(words, free, cloze, rounds=1, odds=2.0, near=0).tolist() == [[3, 2, 3], [3, 2, 3]]
+    assert settle(words, free, cloze, rounds=1, odds=2.0, near=0, allowed=allowed).tolist() == [[1, 2, 3], [1, 2, 3]]

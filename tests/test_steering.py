@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_pipeline import LENGTH_COUNTS, PAPER, _pipeline
+from test_pipeline import LEFT_OUT, LENGTH_COUNTS, PAPER, _pipeline
 from torch import Tensor
 
 from diffusionlm.config import UserError
@@ -88,11 +88,20 @@ def test_what_holds_by_construction_always_holds(pipeline: Pipeline, sampler: An
     assert len(set(_texts(rows))) > 1
 
 
-def test_corrections_stay_within_what_is_asked(pipeline: Pipeline) -> None:
-    only = Only(("tea", "rain"), least=3)
+@pytest.mark.parametrize("backbone", [{}, LEFT_OUT])
+def test_corrections_stay_within_what_is_asked(backbone: dict[str, Any]) -> None:
+    pipeline, only = _pipeline(**backbone), Only(("tea", "rain"), least=3)
     corrected = pipeline(12, only, corrections=3, correction_odds=1.0)
     assert all(isinstance(row, Controlled) and row.controls[0].passed for row in corrected)
     assert _texts(corrected) != _texts(pipeline(12, only))
+
+
+def test_corrections_bring_in_what_is_asked_for() -> None:
+    pipeline = _pipeline(**LEFT_OUT)
+    asked = Often("rain")
+    settings: dict[str, Any] = {"length": 8, "guidance": Gradient(tilting=20.0, through=0.0)}
+    before, after = (_share(pipeline(12, asked, corrections=n, **settings), "rain") for n in (0, 4))
+    assert before < after
 
 
 def test_lengths_are_drawn_from_the_possible_ones(pipeline: Pipeline) -> None:
@@ -136,7 +145,7 @@ def test_strength_0_writes_the_unguided_text(pipeline: Pipeline, sampler: Any, g
 
 
 def test_strength_0_writes_the_unguided_text_of_a_network_that_leaves_words_out() -> None:
-    pipeline = _pipeline(backbone={"name": "leave-one-out", "query_layers": 1})
+    pipeline = _pipeline(**LEFT_OUT)
     rows = pipeline(8, Often("rain"), guidance=Gradient(strength=0.0), corrections=3, correction_odds=1.0)
     assert _texts(rows) == _texts(pipeline(8, corrections=3, correction_odds=1.0))
 
