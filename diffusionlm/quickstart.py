@@ -97,7 +97,7 @@ def _classify(folder: Path, training: TrainingConfig) -> None:
 
 def _controlled(pipeline: Pipeline, sampling: SamplingConfig) -> list[Controlled]:
     """Write texts for each of the examples of what can be asked."""
-    sampling = replace(sampling, steps=min(20, sampling.steps), corrections=2)
+    sampling = replace(sampling, steps=min(28, sampling.steps))
     rows: list[Controlled] = []
     for asked in ASKED:
         rows += [row for row in pipeline.stream(TEXTS_ASKED, sampling, None, [asked]) if isinstance(row, Controlled)]

@@ -14,12 +14,12 @@ from torch import Tensor
 from diffusionlm.config import UserError
 from diffusionlm.controls import All, Binding, Control, Demand
 from diffusionlm.controls.spelling import proper_texts
-from diffusionlm.guidance import Energy, Guidance, Particles, total
+from diffusionlm.guidance import SMALLEST, Energy, Guidance, Particles, total
 from diffusionlm.language import Language, condition, forced, likeliest, substitutes
 from diffusionlm.lengths import length_weights
 from diffusionlm.sampling import Denoised
 
-CERTAIN = 30.0  # nats by which a finished word is likelier than all others
+HELD = 0.5  # how sure energies are told to be of a finished word: of a certain one they hardly say what another would change
 
 
 @dataclass(frozen=True)
@@ -111,12 +111,13 @@ class Steering:
     ) -> Tensor:
         """Add what is asked to the ``logits`` of each word, all other ``words`` (B, L) given: how much another would help.
 
-        To first order in what the energy says of the finished text, as in Grathwohl et al. 2021 (*Gibbs-With-Gradients*).
+        To first order around what is half the text and half its doubts, after Grathwohl et al. 2021 (Gibbs with gradients).
         """
         if self.energy is not None:
-            certain = CERTAIN * torch.nn.functional.one_hot(words, logits.shape[-1]).to(logits)
-            tilted = guidance.tilt(self.energy, Denoised(x0, certain), x0, t, mask, embedding)
-            logits = logits + tilted - certain
+            held = torch.nn.functional.one_hot(words, logits.shape[-1]).to(logits)
+            doubted = torch.lerp(logits.softmax(-1), held, HELD).clamp(min=SMALLEST).log()
+            tilted = guidance.tilt(self.energy, Denoised(x0, doubted), x0, t, mask, embedding)
+            logits = logits + tilted - doubted
         if self.language is not None:
             possible = substitutes(self.language, words[:, 1:], mask.sum(1) - 2)
             logits = torch.cat([logits[:, :1], logits[:, 1:].masked_fill(~possible, -math.inf)], 1)
