@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--out", default="runs/quickstart", metavar="FOLDER", help="the run's folder (%(default)s)")
     command.add_argument("--minutes", type=float, default=4.55, help="time for training on this machine (%(default)s)")
     command.add_argument("--steps", type=int, help="train exactly so many steps, whatever the time")
-    command.add_argument("--texts", type=int, help="texts to write and judge (500, on a slow machine 200)")
+    command.add_argument("--texts", type=int, default=500, help="texts to write and judge (%(default)s)")
 
     command = verb(
         "train", _train, "Train a model, or go on with a run that was stopped (the same command again).", overrides=True,

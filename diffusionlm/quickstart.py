@@ -25,8 +25,8 @@ from diffusionlm.run_folder import disk_errors
 from diffusionlm.training import TrainingConfig
 from diffusionlm.writer import Controlled, SamplingConfig
 
-TIMED_STEPS = 60
-CLASSIFIER_STEPS = 700
+TIMED_STEPS = 45
+CLASSIFIER_STEPS = 500
 ASKED = (  # what the closing lines show of control
     "food=Japanese",
     'Attribute("type", "pub") & Length(14, 20)',
@@ -34,18 +34,16 @@ ASKED = (  # what the closing lines show of control
     'Infill("The Golden Lion is {} because {} .")',
 )
 TEXTS_ASKED = 3
-TEXTS, SLOW_TEXTS, FAST_STEPS = 500, 200, 4000
 SAMPLING = SamplingConfig(
-    steps=80, passes=2, temperature=1.0, step_temperature=0.5, corrections=6, correction_odds=2.5, batch_size=125
+    steps=28, passes=2, temperature=1.1, step_temperature=0.5, corrections=6, correction_odds=2.5, batch_size=125
 )
 
 
-def quickstart(folder: str | Path, steps: int | None = None, minutes: float = 4.55, texts: int | None = None) -> dict[str, Any]:
+def quickstart(folder: str | Path, steps: int | None = None, minutes: float = 4.55, texts: int = 500) -> dict[str, Any]:
     """Train (or resume, or reuse what is there), write texts, free and asked for, and ``quickstart.json``; return its content.
 
-    ``texts`` are written freely: 500, or 200 where so few steps fit that the machine must be slow.
-
-    ``steps`` fixes the length of training; otherwise a few steps are timed and as many are taken as fit in ``minutes``.
+    ``texts`` are written freely. ``steps`` fixes the length of training; otherwise a few steps are timed and as many are
+    taken as fit in ``minutes``.
 
     Raises:
         UserError: the folder cannot be written or holds something else.
@@ -58,7 +56,6 @@ def quickstart(folder: str | Path, steps: int | None = None, minutes: float = 4.
     if not train(config, folder, show_texts=True):
         raise UserError(f"{folder}: stopped before the end; the same command goes on from there")
     seconds_training = was_there or time.perf_counter() - begun
-    texts = texts or (TEXTS if config.training.steps >= FAST_STEPS else SLOW_TEXTS)
     say(f"Writing {texts} texts ...")
     pipeline = Pipeline.from_pretrained(folder, dtype="bf16" if has_bf16() else "fp32")
     rows = list(pipeline.stream(texts, config.sampling))
@@ -97,7 +94,7 @@ def _classify(folder: Path, training: TrainingConfig) -> None:
 
 def _controlled(pipeline: Pipeline, sampling: SamplingConfig) -> list[Controlled]:
     """Write texts for each of the examples of what can be asked."""
-    sampling = replace(sampling, steps=min(28, sampling.steps))
+    sampling = replace(sampling, temperature=1.0)
     rows: list[Controlled] = []
     for asked in ASKED:
         rows += [row for row in pipeline.stream(TEXTS_ASKED, sampling, None, [asked]) if isinstance(row, Controlled)]
