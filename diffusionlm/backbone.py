@@ -42,6 +42,12 @@ def _check_heads(width: int, heads: int) -> None:
         raise UserError(f"heads: expected a divisor of the width {width}, got {heads}")
 
 
+def _check_sizes(spec: Transformer | LeaveOneOut) -> None:
+    _check_heads(spec.width, spec.heads)
+    if spec.neighbours < 0:
+        raise UserError(f"neighbours: expected 0 or more, got {spec.neighbours}")
+
+
 @dataclass(frozen=True)
 class Bert(Backbone, name="bert"):
     """Diffusion-LM's network: BERT from random weights between two small perceptrons, t as a sinusoid on 0 ... 1000.
@@ -131,9 +137,7 @@ class Transformer(Backbone, name="transformer"):
 
     def __post_init__(self) -> None:
         """Check the sizes."""
-        _check_heads(self.width, self.heads)
-        if self.neighbours < 0:
-            raise UserError(f"neighbours: expected 0 or more, got {self.neighbours}")
+        _check_sizes(self)
 
     def build(self, inputs: int, outputs: int, max_length: int) -> nn.Module:
         """Make the network."""
@@ -210,6 +214,7 @@ class LeaveOneOut(Backbone, name="leave-one-out"):
     """
 
     leaves_out: ClassVar[bool] = True
+    gated: ClassVar[bool] = True
 
     layers: int = 2
     query_layers: int = 2
@@ -221,9 +226,7 @@ class LeaveOneOut(Backbone, name="leave-one-out"):
 
     def __post_init__(self) -> None:
         """Check the sizes."""
-        _check_heads(self.width, self.heads)
-        if self.neighbours < 0:
-            raise UserError(f"neighbours: expected 0 or more, got {self.neighbours}")
+        _check_sizes(self)
 
     def build(self, inputs: int, outputs: int, max_length: int) -> nn.Module:
         """Make the network."""
@@ -236,15 +239,13 @@ class LeaveOneOutNetwork(Reading):
     def __init__(self, spec: LeaveOneOut, inputs: int, outputs: int, max_length: int) -> None:
         """Make it for texts of up to ``max_length`` tokens."""
         super().__init__(inputs, spec.width, max_length)
-        sizes = {name: getattr(spec, name) for name in ("width", "heads", "expansion", "neighbours", "dropout")}
-        block = Transformer(**sizes)
         self.norm_input, self.norm_query = nn.RMSNorm(spec.width), nn.RMSNorm(spec.width)
         self.dropout = nn.Dropout(spec.dropout)
         sides: tuple[Literal["left", "right"], ...] = ("left", "right")
-        self.streams = nn.ModuleList([nn.ModuleList([Block(block, side) for _ in range(spec.layers)]) for side in sides])
+        self.streams = nn.ModuleList([nn.ModuleList([Block(spec, side) for _ in range(spec.layers)]) for side in sides])
         self.norms = nn.ModuleList([nn.RMSNorm(spec.width) for _ in sides])
         self.beside = nn.ModuleList([nn.Linear(spec.width, spec.width, bias=False) for _ in sides])
-        self.queries = nn.ModuleList([Query(block) for _ in range(spec.query_layers)])
+        self.queries = nn.ModuleList([Query(spec) for _ in range(spec.query_layers)])
         self.norm = nn.RMSNorm(spec.width)
         self.down = nn.Linear(spec.width, outputs)
 
@@ -282,7 +283,7 @@ def _bias(seen: Tensor) -> Tensor:
 class Sublayers(nn.Module):
     """What the layers are made of: attention and a perceptron, each on a normalised copy of the stream (Xiong et al. 2020)."""
 
-    def __init__(self, spec: Transformer) -> None:
+    def __init__(self, spec: Transformer | LeaveOneOut) -> None:
         """Make the perceptron and the norms."""
         super().__init__()
         self.heads = spec.heads
@@ -315,7 +316,7 @@ class Sublayers(nn.Module):
 class Block(Sublayers):
     """A layer of a stream: neighbours, attention and a perceptron."""
 
-    def __init__(self, spec: Transformer, side: Literal["both", "left", "right"] = "both") -> None:
+    def __init__(self, spec: Transformer | LeaveOneOut, side: Literal["both", "left", "right"] = "both") -> None:
         """Make a layer whose neighbours are on this ``side``."""
         super().__init__(spec)
         self.neighbours = Neighbours(spec.neighbours, spec.width, side) if spec.neighbours else None
@@ -334,7 +335,7 @@ class Block(Sublayers):
 class Query(Sublayers):
     """A layer of the queries: attention to both streams, and a perceptron."""
 
-    def __init__(self, spec: Transformer) -> None:
+    def __init__(self, spec: Transformer | LeaveOneOut) -> None:
         """Make a layer."""
         super().__init__(spec)
         self.query, self.merge = (nn.Linear(spec.width, spec.width, bias=False) for _ in range(2))

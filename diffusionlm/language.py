@@ -104,7 +104,8 @@ def substitutes(language: Language, ids: Tensor, lengths: Tensor) -> Tensor:
 
     From a text's length on nothing is told apart: all can.
     """
-    step, symbols = language.step.to(ids.device), language.classes.to(ids.device)[ids]
+    step, classes = language.step.to(ids.device), language.classes.to(ids.device)
+    symbols = classes[ids]
     ends = [language.accepting.to(ids.device).expand(len(ids), -1)]  # by state, whether what follows ends in the set
     for i in reversed(range(ids.shape[1])):
         before = ends[-1].gather(1, step[:, symbols[:, i]].T)
@@ -114,7 +115,7 @@ def substitutes(language: Language, ids: Tensor, lengths: Tensor) -> Tensor:
         possible.append(after.gather(1, step[state]))
         state = step[state, symbols[:, i]]
     by_symbol = torch.stack(possible, 1) | ~_inside(ids, lengths)[..., None]
-    return by_symbol[..., language.classes.to(ids.device)]
+    return by_symbol[..., classes]
 
 
 def _inside(logits: Tensor, lengths: Tensor) -> Tensor:
