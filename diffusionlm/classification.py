@@ -125,7 +125,7 @@ class ClassificationObjective(Objective):
         return {**batch, "targets": targets}
 
     def forward(self, ids: Tensor, mask: Tensor, targets: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
-        """Return ``cross_entropy``, in nats a label; of spans a weighted mean."""
+        """Return ``cross_entropy``, in nats a label: of spans a weighted mean, of network and pointer that of each alone."""
         B, device = len(ids), ids.device
         u = (torch.randperm(B, device=device) + torch.rand(B, device=device)) / B  # stratified, as the denoiser's
         t = self.model.schedule.training_times(u)
@@ -135,15 +135,16 @@ class ClassificationObjective(Objective):
         if reads == "clean" and self.training:
             replaced = (torch.rand(ids.shape, device=device) < self.spec.replaced_share) & self._free(ids, mask)
             ids = torch.where(replaced, torch.randint_like(ids, self.model.config.vocabulary), ids)
-        found = self.model(self.latents(ids, mask, t), t, self._attend(mask))
-        losses = []
-        for log_probs, wanted in zip(found.values(), self._by_field(targets), strict=True):
-            weights = torch.ones(log_probs.shape[-1], device=device)
-            if self.model.settings.head == "span":
-                weights[0] = self.spec.none_weight
-            # Told of the weights, the log-probabilities need not learn them (Menon et al. 2021, logit adjustment).
-            weighted = (log_probs + weights.log()).log_softmax(-1).flatten(0, -2)
-            losses.append(F.nll_loss(weighted, wanted.flatten(), weights, ignore_index=IGNORED))
+        losses, wanted_by_field = [], self._by_field(targets)
+        latents, words = self.believed(ids, mask, t)
+        for found in self.model.readings(latents, t, self._attend(mask), words):
+            for log_probs, wanted in zip(found.values(), wanted_by_field, strict=True):
+                weights = torch.ones(log_probs.shape[-1], device=device)
+                if self.model.settings.head == "span":
+                    weights[0] = self.spec.none_weight
+                # Told of the weights, the log-probabilities need not learn them (Menon et al. 2021, logit adjustment).
+                weighted = (log_probs + weights.log()).log_softmax(-1).flatten(0, -2)
+                losses.append(F.nll_loss(weighted, wanted.flatten(), weights, ignore_index=IGNORED))
         return {"cross_entropy": torch.stack(losses).mean()}
 
     def _by_field(self, targets: Tensor) -> Sequence[Tensor]:
@@ -159,8 +160,10 @@ class ClassificationObjective(Objective):
         return mask & ~boundary if self.denoiser.settings.explicit_length else torch.ones_like(mask)
 
     @torch.no_grad()
-    def latents(self, ids: Tensor, mask: Tensor, t: Tensor) -> Tensor:
+    def believed(self, ids: Tensor, mask: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Draw what the classifier reads (B, L, D) of texts at times ``t`` (B,): at t = 0 the words' own vectors.
+
+        The chances of the words (B, L, V) come with it; of noisy vectors, those of the text's own words.
 
         A classifier of clean words reads beliefs at other times, for that is what it is used on.
         """
@@ -168,17 +171,22 @@ class ClassificationObjective(Objective):
         with torch.autocast(ids.device.type, enabled=False):
             x0 = denoiser.embed(ids)
             xt = torch.where(free[..., None], denoiser.diffusion.noise(x0, t), x0)
+        words = F.one_hot(ids, self.model.config.vocabulary).float()
         if self.model.settings.reads == "noisy":
-            return torch.where((t > 0)[:, None, None], xt, x0)
+            return torch.where((t > 0)[:, None, None], xt, x0), words
         noisy = (t > 0).nonzero()[:, 0]
         if not len(noisy):
-            return x0
+            return x0, words
         levels, attend = torch.where(free[noisy], t[noisy, None], 0), self._attend(mask)
         attend, estimate = None if attend is None else attend[noisy], None
         for _ in range(2 if denoiser.settings.self_conditioning else 1):
-            belief = denoiser(xt[noisy], levels, attend, estimate).x0
-            estimate = belief
-        return x0.index_copy(0, noisy, torch.where(free[noisy][..., None], belief, x0[noisy]))
+            belief = denoiser(xt[noisy], levels, attend, estimate)
+            estimate = belief.x0
+        open_ = free[noisy][..., None]
+        return (
+            x0.index_copy(0, noisy, torch.where(open_, belief.x0, x0[noisy])),
+            words.index_copy(0, noisy, torch.where(open_, belief.logits.softmax(-1), words[noisy])),
+        )
 
     @torch.no_grad()
     def confusion(self, rows: Sequence[list[int]], log_snr: float) -> dict[str, Tensor]:
@@ -198,7 +206,8 @@ class ClassificationObjective(Objective):
                 batch = {name: tensor.to(device) for name, tensor in self.collate(ordered[start : start + 32]).items()}
                 ids, mask, targets = batch["ids"], batch["mask"], batch["targets"]
                 t = level.to(device).expand(len(ids))
-                found = self.model(self.latents(ids, mask, t), t, self._attend(mask))
+                latents, words = self.believed(ids, mask, t)
+                found = self.model(latents, t, self._attend(mask), words)
                 for field, (log_probs, wanted) in enumerate(zip(found.values(), self._by_field(targets), strict=True)):
                     known = wanted != IGNORED
                     pairs = wanted[known] * self.model.sizes[field] + log_probs.argmax(-1)[known]

@@ -1,13 +1,13 @@
 """Classifiers over latents: log p(label | latents, t), differentiable, to steer a diffusion model by its gradient.
 
-    sequence: log p(value of a field | text)      (B, values)         attention (a query a field) and maximum over positions
+    sequence: log p(value of a field | text)      (B, values)         attention and maximum over positions; a pointer
     token:    log p(tag of position i)            (B, L, tags)        linear
     span:     log p(label of positions i ... j)   (B, L, L, labels)   a perceptron on the features of both ends
 
 on the features of a small network over the latents. The latents are what ``reads`` says: the frozen diffusion model's
 belief x0-hat at (x_t, t), the noisy vectors x_t themselves (noise-aware: Li et al. 2022, section 5.1; Dhariwal and Nichol
 2021), or words' clean vectors. The log-probabilities are calibrated to how often labels occur in the training texts.
-Shape letters: B batch, L positions, D latent dimension, W features, V words.
+Shape letters: B batch, L positions, D latent dimension, W features, V words, F fields.
 """
 
 from __future__ import annotations
@@ -30,11 +30,14 @@ from diffusionlm.backbone import Backbone, Transformer
 from diffusionlm.config import UserError, build_untrusted, to_plain
 from diffusionlm.data import DataConfig, Encoded
 from diffusionlm.frames import frames_of
+from diffusionlm.guidance import SMALLEST
 from diffusionlm.labels import OTHER, Head, Labelled, check_vocabulary, fields_of, label_rows, values_of
 from diffusionlm.model import FORMAT_VERSION, MAX_GAMMA, DiffusionLM, load_pretrained, model_folder
 from diffusionlm.schedule import NoiseSchedule
 from diffusionlm.spec import ModelSpec
 from diffusionlm.tokenizer import load_tokenizer
+
+SENSES = 2  # of a word that is pointed at: "not expensive" states another price than "expensive"
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,9 @@ class ClassifierConfig(ModelSpec, name="classifier"):
             (``attributes``) stands for all of its keys that have several values. Heads ``token`` and ``span`` take one column.
         head: of a text's values, of a tag for each word (a column of lists), or of constituents (a column of trees).
         reads: the latents it is trained on.
+        pointer: whether head ``sequence`` also points at positions and takes the values that the words believed there state,
+            each by its chance (after See et al. 2017, section 2.2, who copy words so). A mean vector does not show a chance
+            of a thousandth, and from there a gradient has to start. Not where ``noisy`` vectors are read, for want of beliefs.
         min_count: values that fewer training texts (words, constituents) have count as one value, "other".
         features: W, coordinates that the network gives each position.
         backbone: the network.
@@ -57,12 +63,18 @@ class ClassifierConfig(ModelSpec, name="classifier"):
     labels: tuple[str, ...]
     head: Head = "sequence"
     reads: Literal["belief", "noisy", "clean"] = "belief"
+    pointer: bool = True
     min_count: int = 20
     features: int = 96
     backbone: Backbone = field(default_factory=lambda: Transformer(layers=2, width=96, heads=4))
     annotator: Annotator | None = None
 
     writes: ClassVar[bool] = False
+
+    @property
+    def points(self) -> bool:
+        """Whether there is a pointer."""
+        return self.pointer and self.head == "sequence" and self.reads != "noisy"
 
     def __post_init__(self) -> None:
         """Check what can be checked without the corpus."""
@@ -180,7 +192,7 @@ class ClassifierModelConfig(PreTrainedConfig):
 
 
 class Classifier(PreTrainedModel):
-    """A classifier over latents: ``classifier(latents, t, mask)[field]`` are log-probabilities.
+    """A classifier over latents: ``classifier(latents, t, mask, words)[field]`` are log-probabilities.
 
     ``labels`` says what they are of: for each field its values in index order. A text, or a word, that has none has the
     value ""; a span that is no constituent as well. ``lexicon_counts`` (V, tags) is how often words had tags in training.
@@ -207,6 +219,10 @@ class Classifier(PreTrainedModel):
         self.values = nn.Linear(W, sum(self.sizes))
         if self.settings.head == "sequence":
             self.attend = nn.Linear(W, len(self.labels), bias=False)
+            if self.settings.points:
+                self._widths = [SENSES * size for size in self.sizes]
+                self.point = nn.Linear(W, SENSES * len(self.labels), bias=False)
+                self.stated = nn.Embedding(config.vocabulary, sum(self._widths))
         elif self.settings.head == "token":
             counts = torch.zeros(config.vocabulary, self.sizes[0], dtype=torch.int32)
             self.register_buffer("lexicon_counts", counts)
@@ -214,17 +230,31 @@ class Classifier(PreTrainedModel):
             self.first, self.last = nn.Linear(W, W), nn.Linear(W, W, bias=False)
         self.post_init()  # type: ignore[no-untyped-call]
 
-    def forward(self, latents: Tensor, t: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(self, latents: Tensor, t: Tensor, mask: Tensor | None = None, words: Tensor | None = None) -> dict[str, Tensor]:
         """Return log-probabilities for each field, of ``latents`` (B, L, D) at times ``t`` (B,) or (B, L) of the model.
 
-        ``mask`` (B, L) is True at real tokens. Sequence: (B, values). Token: (B, L, values). Span: (B, L, L, values), of
+        ``mask`` (B, L) is True at real tokens; ``words`` (B, L, V) are the chances of the words believed, which a
+        classifier with a pointer needs. Sequence: (B, values). Token: (B, L, values). Span: (B, L, L, values), of
         the positions i ... j, both included and START being 0, where i <= j are words; elsewhere they mean nothing. A
         classifier of clean words is told no time.
+        """
+        read, *pointed = self.readings(latents, t, mask, words)
+        # The mean of both: what the network would see in a mixture of words by mistake, the pointer does not, nor the
+        # pointer what only the network can tell, such as a "not" far off.
+        both = {name: torch.stack([log_p, *(each[name] for each in pointed)]) for name, log_p in read.items()}
+        return {name: log_p.mean(0).log_softmax(-1) for name, log_p in both.items()}
+
+    def readings(self, latents: Tensor, t: Tensor, mask: Tensor | None, words: Tensor | None) -> list[dict[str, Tensor]]:
+        """Return the log-probabilities of the network and, where there is one, of the pointer, each by itself.
+
+        Raises:
+            UserError: there is a pointer, and no ``words``.
         """
         gamma = self.schedule.gamma(torch.zeros_like(t) if self.settings.reads == "clean" else t)
         told = gamma.clamp(-MAX_GAMMA, MAX_GAMMA).float()
         features = self.network(latents, t.float(), told, mask)
-        return {name: logits.float().log_softmax(-1) for name, logits in self._logits(features, mask).items()}
+        read = {name: logits.float().log_softmax(-1) for name, logits in self._logits(features, mask).items()}
+        return [read, self._pointed(features, mask, words)] if self.settings.points else [read]
 
     def _logits(self, features: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         names = list(self.labels)
@@ -242,6 +272,21 @@ class Classifier(PreTrainedModel):
         pooled = attended + largest.amax(1, keepdim=True)
         parts = zip(pooled.unbind(1), self.values.weight.split(self.sizes), self.values.bias.split(self.sizes), strict=True)
         return {name: F.linear(*part) for name, part in zip(names, parts, strict=True)}
+
+    def _pointed(self, features: Tensor, mask: Tensor | None, words: Tensor | None) -> dict[str, Tensor]:
+        """Return what the words that are pointed at state, weighted by their chances, of which its chance is a mean."""
+        if words is None:
+            raise UserError("classifier: this one has a pointer, and needs the chances of the words")
+        scores = self.point(features).float()
+        if mask is not None:
+            scores = scores.masked_fill(~mask[..., None], -torch.inf)
+        where = scores.unflatten(-1, (-1, SENSES)).transpose(1, 2).flatten(2).softmax(-1).unflatten(-1, (-1, SENSES))
+        pointed_at = torch.einsum("bfls,blv->bfsv", where, words.float())
+        found = {}
+        for f, (name, table) in enumerate(zip(self.labels, self.stated.weight.float().split(self._widths, -1), strict=True)):
+            stated = table.unflatten(-1, (SENSES, -1)).softmax(-1)
+            found[name] = (torch.einsum("bsv,vsc->bc", pointed_at[:, f], stated) + SMALLEST).log()
+        return found
 
     def index(self, name: str, value: str) -> int:
         """Return the index of ``value`` in a field, or of "other" where there is one; -100 where it was never seen."""

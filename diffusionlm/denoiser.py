@@ -52,13 +52,16 @@ class WordDenoiser:
         words = self.model.settings.prediction == "logits"
         for turn in range(self.sampling.passes):
             last = turn == self.sampling.passes - 1
+            belief, shift = None, None
             if shifted and last:
-                denoised, shift = self._shifted(xt, t)
+                denoised, belief, shift = self._shifted(xt, t)
             else:
-                denoised, shift = self._believed(xt, t), None
+                denoised = self._believed(xt, t)
             if steering is not None and words:
-                guidance = steering.guidance if last else None
-                denoised = steering.believe(denoised, xt, text_times(t), self.mask, self.E, guidance)
+                if steering.energy is not None and last and belief is None:
+                    with torch.enable_grad():
+                        belief = Belief.of_words(denoised.logits, xt, text_times(t), self.mask, self.E)
+                denoised = steering.believe(denoised, self.mask, self.E, belief)
             told = tempered(denoised, self.E, temperature) if words else denoised
             told = told if shift is None else replace(told, x0=told.x0 + shift)
             self.previous = told.x0
@@ -74,18 +77,20 @@ class WordDenoiser:
             logits = pinned(logits, self.known, self.ids)
         return replace(denoised, logits=logits)
 
-    def _shifted(self, xt: Tensor, t: Tensor) -> tuple[Denoised, Tensor]:
-        """Denoise with a graph, and return also how far the gradient through it moves the clean vectors."""
+    def _shifted(self, xt: Tensor, t: Tensor) -> tuple[Denoised, Belief, Tensor]:
+        """Denoise with a graph, and return also what energies are asked about, and how far they move the clean vectors."""
         assert self.steering is not None and self.steering.energy is not None
+        gamma = self.model.diffusion.schedule.gamma(t)
+        tweedie = over_coordinates(sigma(gamma) ** 2 / alpha(gamma).clamp(min=1e-3), xt)
         with torch.enable_grad():
             xt = xt.detach().requires_grad_()
             denoised = self._believed(xt, t)
-            clean = denoised.logits.softmax(-1) @ self.E if self.model.settings.prediction == "logits" else denoised.x0
-            belief = Belief(xt, text_times(t), self.mask, lambda: replace(denoised, x0=clean))
-            gamma = self.model.diffusion.schedule.gamma(t)
-            tweedie = over_coordinates(sigma(gamma) ** 2 / alpha(gamma).clamp(min=1e-3), xt)
-            shift = self.steering.guidance.shift(self.steering.energy, belief, tweedie)
-        return replace(denoised, x0=denoised.x0.detach(), logits=denoised.logits.detach()), shift.detach()
+            if self.model.settings.prediction == "logits":
+                belief = Belief.of_words(denoised.logits, xt, text_times(t), self.mask, self.E)
+            else:
+                belief = Belief(xt, text_times(t), self.mask, lambda: denoised)
+        shift = self.steering.guidance.shift(self.steering.energy, belief, xt, tweedie)
+        return replace(denoised, x0=denoised.x0.detach(), logits=denoised.logits.detach()), belief, shift.detach()
 
     def move(self, x: Tensor, s: Tensor, step: Gaussian) -> Tensor:
         """Let the guidance move x_s."""

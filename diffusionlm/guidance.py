@@ -14,7 +14,7 @@ Shapes: x is (B, L, D), logits (B, L, V), energies (B,).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -25,6 +25,7 @@ from diffusionlm.config import Component, UserError
 from diffusionlm.diffusion import Gaussian
 from diffusionlm.sampling import Denoised
 
+OPEN = 0.36  # of a text's openness: above it the frame of the text, which words stand where, is not settled
 SMALLEST = 1e-30  # a chance below this counts as this, so that logarithms stay finite
 
 
@@ -37,12 +38,28 @@ class Belief:
         mask: (B, L), True at real tokens; start and end are real.
         x0: (B, L, D), the clean vectors believed.
         logits: (B, L, V), of the words believed.
+        words: (B, L, V), their chances, of which ``x0`` and ``logits`` are made; only of a belief ``of_words``.
     """
+
+    words: Tensor | None = None
 
     def __init__(self, xt: Tensor, t: Tensor, mask: Tensor, denoise: Callable[[], Denoised]) -> None:
         """Hold what is known; ``denoise`` is called where an energy asks for ``x0`` or ``logits``, once."""
         self.xt, self.t, self.mask, self._denoise = xt, t, mask, denoise
-        self.readings: dict[int, Any] = {}  # what classifiers have said of it, so that each is asked once
+        self.readings: dict[Any, Any] = {}  # what classifiers have said of it, so that each is asked once
+
+    @classmethod
+    def of_words(cls, logits: Tensor, xt: Tensor, t: Tensor, mask: Tensor, embedding: Tensor) -> Belief:
+        """Return what is believed with words of ``logits``; ``embedding`` is E (V, D).
+
+        Gradients with respect to ``words`` and to ``xt``, as far as it is read itself, can be asked for. They do not
+        reach the ``xt`` that is given here unless that asks for them, and ``logits`` may be made of it.
+        """
+        p = logits.softmax(-1) if logits.requires_grad else logits.softmax(-1).requires_grad_()
+        seen = xt.view_as(xt) if xt.requires_grad else xt.detach().requires_grad_()
+        belief = cls(seen, t, mask, lambda: Denoised(p @ embedding.to(p), (p + SMALLEST).log()))
+        belief.words = p
+        return belief
 
     @cached_property
     def _denoised(self) -> Denoised:
@@ -102,21 +119,16 @@ class Guidance(Component, family="guidance"):
         """Whether ``shift`` acts, and needs the denoiser's graph."""
         return False
 
-    @property
-    def at_once(self) -> Guidance:
-        """The same in one step, for beliefs in which few words are open."""
-        return self
-
     def check(self, prediction: str) -> None:
         """Check that a model of this ``prediction`` can be steered so. Raises UserError."""
 
-    def tilt(self, energy: Energy, denoised: Denoised, xt: Tensor, t: Tensor, mask: Tensor, embedding: Tensor) -> Tensor:
-        """Return logits (B, L, V) that know what is asked; ``embedding`` is E (V, D)."""
-        return denoised.logits
+    def tilt(self, energy: Energy, logits: Tensor, belief: Belief, embedding: Tensor) -> Tensor:
+        """Return ``logits`` (B, L, V), of which ``belief`` is made, that know what is asked; ``embedding`` is E (V, D)."""
+        return logits
 
-    def shift(self, energy: Energy, belief: Belief, tweedie: Tensor) -> Tensor:
-        """Return how far (B, L, D) the clean vectors move; ``belief.xt`` asks for gradients, ``tweedie`` is sigma^2 / alpha."""
-        return torch.zeros_like(belief.xt)
+    def shift(self, energy: Energy, belief: Belief, xt: Tensor, tweedie: Tensor) -> Tensor:
+        """Return how far (B, L, D) the clean vectors move; ``belief`` is made of ``xt``, ``tweedie`` is sigma^2 / alpha."""
+        return torch.zeros_like(xt)
 
     def move(self, energy: Energy, x: Tensor, s: Tensor, step: Gaussian, believe: Callable[[Tensor], Belief]) -> Tensor:
         """Return x_s moved toward what is asked; ``step`` is the Gaussian it was drawn from, ``believe`` the model at s."""
@@ -137,6 +149,7 @@ class Gradient(Guidance, name="gradient"):
         strength: of all energies; 1 is Bayes' rule for ``through``.
         tilting: weight of the tilt of the posterior; 0 leaves it out.
         through: weight of the gradient through the denoiser, about twice the work; 0 leaves it out.
+        early: how many times as strong while the text is open (more than ``OPEN``): then the words around can still follow.
         inner_steps: in which the tilt is taken, each at the posterior that the last one left.
         largest: nats by which one inner step may change the odds of a word.
     """
@@ -144,6 +157,7 @@ class Gradient(Guidance, name="gradient"):
     strength: float = 1.0
     tilting: float = 4.0
     through: float = 10.0
+    early: float = 2.0
     inner_steps: int = 1
     largest: float = 20.0
 
@@ -152,6 +166,8 @@ class Gradient(Guidance, name="gradient"):
         check_strength(self.strength)
         if self.inner_steps < 1:
             raise UserError(f"inner_steps: expected at least 1, got {self.inner_steps}")
+        if self.early <= 0:
+            raise UserError(f"early: expected a positive number, got {self.early}")
 
     def check(self, prediction: str) -> None:
         """Check that there are logits to tilt."""
@@ -166,33 +182,40 @@ class Gradient(Guidance, name="gradient"):
         """Whether the denoiser's graph is needed."""
         return self.through > 0 and self.strength > 0
 
-    @property
-    def at_once(self) -> Gradient:
-        """The same with one inner step."""
-        return replace(self, inner_steps=1)
-
-    def tilt(self, energy: Energy, denoised: Denoised, xt: Tensor, t: Tensor, mask: Tensor, embedding: Tensor) -> Tensor:
+    def tilt(self, energy: Energy, logits: Tensor, belief: Belief, embedding: Tensor) -> Tensor:
         """Add the gradient to the logits, in ``inner_steps`` parts."""
-        logits, weight = denoised.logits, self.strength * self.tilting / self.inner_steps
-        for _ in range(self.inner_steps if weight else 0):
-            slope = word_slopes(energy, logits, xt, t, mask, embedding)
+        weight = self._weight(logits, belief.mask) * self.tilting / self.inner_steps
+        for step in range(self.inner_steps if self.strength * self.tilting else 0):
+            if step:
+                belief = Belief.of_words(logits, belief.xt.detach(), belief.t, belief.mask, embedding)
+            slope = word_slopes(energy, belief, embedding)
             logits = logits + (weight * slope).clamp(-self.largest, self.largest)
         return logits
 
-    def shift(self, energy: Energy, belief: Belief, tweedie: Tensor) -> Tensor:
+    def shift(self, energy: Energy, belief: Belief, xt: Tensor, tweedie: Tensor) -> Tensor:
         """Follow the gradient with respect to x_t, through the denoiser."""
-        (slope,) = torch.autograd.grad(-energy(belief).sum(), belief.xt)
-        return self.strength * self.through * tweedie * slope
+        with torch.enable_grad():
+            (slope,) = torch.autograd.grad(-energy(belief).sum(), xt, retain_graph=True)  # the tilt goes on from there
+        return self._weight(belief.logits, belief.mask) * self.through * tweedie * slope
+
+    def _weight(self, logits: Tensor, mask: Tensor) -> Tensor:
+        """Return the strength for each text, (B, 1, 1)."""
+        return self.strength * torch.where(openness(logits, mask) > OPEN, self.early, 1.0)[:, None, None]
 
 
-def word_slopes(energy: Energy, logits: Tensor, xt: Tensor, t: Tensor, mask: Tensor, embedding: Tensor) -> Tensor:
+def openness(logits: Tensor, mask: Tensor) -> Tensor:
+    """Return how likely (B,) it is that two draws of a word from what is believed of it differ, a mean over the text."""
+    differ = 1 - logits.detach().float().softmax(-1).square().sum(-1)
+    return (differ * mask).sum(1) / mask.sum(1)
+
+
+def word_slopes(energy: Energy, belief: Belief, embedding: Tensor) -> Tensor:
     """Return dlog p(c) / dp (B, L, V): how much more likely each word makes what is asked, 0 on average over p."""
+    assert belief.words is not None
     with torch.enable_grad():
-        p = logits.detach().softmax(-1).requires_grad_()
-        noisy = xt.detach().requires_grad_()
-        believed = Denoised(p @ embedding.to(p), (p + SMALLEST).log())
-        value = -energy(Belief(noisy, t, mask, lambda: believed)).sum()
-        by_word, by_vector = torch.autograd.grad(value, [p, noisy], allow_unused=True)
+        value = -energy(belief).sum()
+        by_word, by_vector = torch.autograd.grad(value, [belief.words, belief.xt], retain_graph=True, allow_unused=True)
+    p = belief.words.detach()
     slope = torch.zeros_like(p) if by_word is None else by_word
     if by_vector is not None:
         slope = slope + by_vector @ embedding.T.to(p)

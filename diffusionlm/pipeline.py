@@ -15,7 +15,7 @@ from torch import Tensor
 from diffusionlm.config import UserError
 from diffusionlm.controls import Binding, Control, outcomes, read_controls
 from diffusionlm.denoiser import WordDenoiser
-from diffusionlm.guidance import Swarm
+from diffusionlm.guidance import Belief, Swarm
 from diffusionlm.lengths import draw_lengths
 from diffusionlm.model import DiffusionLM, boundaries
 from diffusionlm.sampling import RowNoise, State, correct, generator_of, given, pinned, sample, settle
@@ -208,7 +208,7 @@ class Pipeline(Writer[DiffusionLM]):
                     logits = logits + denoiser.barred
                     if steering is None:
                         return logits
-                    return steering.prefer(logits, words, x0, clean, mask, denoiser.E, steering.guidance.at_once)
+                    return steering.prefer(logits, words, x0, clean, mask, denoiser.E)
 
             rounds, odds = sampling.corrections, sampling.correction_odds
             return settle(words, ~fixed, cloze, rounds=rounds, odds=odds, allowed=allowed)
@@ -222,7 +222,9 @@ class Pipeline(Writer[DiffusionLM]):
                 if steering is None:
                     return denoised.logits
                 sure = replace(denoised, logits=pinned(denoised.logits, ~hidden, words))
-                return steering.believe(sure, x0, clean, mask, denoiser.E, steering.guidance.at_once).logits
+                with torch.enable_grad():
+                    belief = Belief.of_words(sure.logits, x0, clean, mask, denoiser.E)
+                return steering.believe(sure, mask, denoiser.E, belief).logits
 
         return correct(words, ~fixed, posterior, sweeps=sampling.corrections, odds=sampling.correction_odds, allowed=allowed)
 

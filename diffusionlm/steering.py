@@ -14,7 +14,7 @@ from torch import Tensor
 from diffusionlm.config import UserError
 from diffusionlm.controls import All, Binding, Control, Demand
 from diffusionlm.controls.spelling import proper_texts
-from diffusionlm.guidance import SMALLEST, Energy, Guidance, Particles, total
+from diffusionlm.guidance import SMALLEST, Belief, Energy, Guidance, Particles, total
 from diffusionlm.language import Language, condition, forced, likeliest, substitutes
 from diffusionlm.lengths import length_weights
 from diffusionlm.sampling import Denoised
@@ -91,24 +91,20 @@ class Steering:
             ids[:, 1:] = forced(self.language, mask.sum(1) - 2, mask.shape[1] - 1)
         return ids
 
-    def believe(
-        self, denoised: Denoised, xt: Tensor, t: Tensor, mask: Tensor, embedding: Tensor, guidance: Guidance | None
-    ) -> Denoised:
-        """Condition a belief on the language, tilted by the energy first where there is ``guidance`` for that.
+    def believe(self, denoised: Denoised, mask: Tensor, embedding: Tensor, belief: Belief | None = None) -> Denoised:
+        """Condition what is denoised on the language, tilted by the energy first where there is a ``belief`` made of it.
 
         Logits at START and END must be certain.
         """
         logits = denoised.logits
-        if self.energy is not None and guidance is not None:
-            logits = guidance.tilt(self.energy, denoised, xt, t, mask, embedding)
+        if self.energy is not None and belief is not None:
+            logits = self.guidance.tilt(self.energy, logits, belief, embedding)
         if self.language is not None:
             inside = condition(self.language, logits[:, 1:], mask.sum(1) - 2)
             logits = torch.cat([logits[:, :1], inside], 1)
         return replace(denoised, logits=logits)
 
-    def prefer(
-        self, logits: Tensor, words: Tensor, x0: Tensor, t: Tensor, mask: Tensor, embedding: Tensor, guidance: Guidance
-    ) -> Tensor:
+    def prefer(self, logits: Tensor, words: Tensor, x0: Tensor, t: Tensor, mask: Tensor, embedding: Tensor) -> Tensor:
         """Add what is asked to the ``logits`` of each word, all other ``words`` (B, L) given: how much another would help.
 
         To first order around what is half the text and half its doubts, after Grathwohl et al. 2021 (Gibbs with gradients).
@@ -116,7 +112,9 @@ class Steering:
         if self.energy is not None:
             held = torch.nn.functional.one_hot(words, logits.shape[-1]).to(logits)
             doubted = torch.lerp(logits.softmax(-1), held, HELD).clamp(min=SMALLEST).log()
-            tilted = guidance.tilt(self.energy, Denoised(x0, doubted), x0, t, mask, embedding)
+            with torch.enable_grad():
+                belief = Belief.of_words(doubted, x0, t, mask, embedding)
+            tilted = self.guidance.tilt(self.energy, doubted, belief, embedding)
             logits = logits + tilted - doubted
         if self.language is not None:
             possible = substitutes(self.language, words[:, 1:], mask.sum(1) - 2)

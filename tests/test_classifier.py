@@ -15,12 +15,13 @@ from safetensors.torch import load_file
 from test_labels import records
 from tiny_runs import ROOT, TINY
 from torch import Tensor
+from torch.nn.functional import one_hot
 from transformers import AutoModel
 
 from diffusionlm import Classifier
 from diffusionlm.accuracy import Accuracy, span_scores, value_scores
 from diffusionlm.classification import Classification, ClassificationObjective
-from diffusionlm.classifier import ClassifierConfig, find_classifier
+from diffusionlm.classifier import SENSES, ClassifierConfig, find_classifier
 from diffusionlm.cli import main
 from diffusionlm.config import UserError, build, merge
 from diffusionlm.controls import Binding, Span
@@ -148,7 +149,7 @@ def test_the_denoiser_is_not_saved(trained: Path) -> None:
     for file in (trained / "model" / "model.safetensors", checkpoint / "model.safetensors", checkpoint / "ema.safetensors"):
         saved = load_file(file)
         assert not [name for name in saved if "embedding" in name or "denoiser" in name or "frozen" in name]
-        assert not sizes & {tensor.shape for tensor in saved.values()}
+        assert not sizes & {tensor.shape for name, tensor in saved.items() if "stated" not in name}
 
 
 def test_a_saved_classifier_is_the_same(trained: Path, tmp_path: Path) -> None:
@@ -158,7 +159,8 @@ def test_a_saved_classifier_is_the_same(trained: Path, tmp_path: Path) -> None:
     again = Classifier.load(tmp_path / "saved")
     latents, t = torch.randn(2, 9, 8), torch.tensor([0.3, 0.9])
     mask = torch.arange(9) < torch.tensor([[9], [6]])
-    first, second = model(latents, t, mask), again(latents, t, mask)
+    words = torch.randn(2, 9, model.config.vocabulary).softmax(-1)
+    first, second = model(latents, t, mask, words), again(latents, t, mask, words)
     assert list(first) == list(second) == list(model.labels)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert again.labels == model.labels == json.loads((trained / "model" / "config.json").read_text())["labels"]
@@ -198,7 +200,8 @@ def test_log_probabilities_gradients_and_shapes(trained: Path) -> None:
     model = Classifier.load(trained)
     latents = torch.randn(2, 9, 8, requires_grad=True)
     mask = torch.arange(9) < torch.tensor([[9], [6]])
-    found = model(latents, torch.tensor([0.2, 0.7]), mask)
+    words = torch.randn(2, 9, model.config.vocabulary).softmax(-1)
+    found = model(latents, torch.tensor([0.2, 0.7]), mask, words)
     places = {"sequence": (2,), "token": (2, 9), "span": (2, 9, 9)}[model.settings.head]
     for name, log_probs in found.items():
         assert log_probs.shape == (*places, len(model.labels[name]))
@@ -212,8 +215,9 @@ def test_log_probabilities_gradients_and_shapes(trained: Path) -> None:
 def test_padding_is_not_seen(trained: Path) -> None:
     model = Classifier.load(trained)
     latents, t = torch.randn(1, 12, 8), torch.tensor([0.4])
-    alone = model(latents[:, :7], t)
-    padded = model(latents, t, torch.arange(12)[None] < 7)
+    words = torch.randn(1, 12, model.config.vocabulary).softmax(-1)
+    alone = model(latents[:, :7], t, None, words[:, :7])
+    padded = model(latents, t, torch.arange(12)[None] < 7, words)
     for name, log_probs in alone.items():
         other = padded[name] if model.settings.head == "sequence" else padded[name][:, :7]
         other = other[:, :, :7] if model.settings.head == "span" else other
@@ -224,7 +228,8 @@ def test_the_level_of_noise_is_told_unless_words_are_clean(home: Path) -> None:
     latents, t = torch.randn(1, 5, 8), torch.tensor([0.1])
     for reads in ("belief", "clean"):
         objective, _ = labelled(classifier_config(home, model={"reads": reads}))
-        low, high = (objective.model(latents, time)["begins"] for time in (t, t + 0.8))
+        words = torch.randn(1, 5, objective.model.config.vocabulary).softmax(-1)
+        low, high = (objective.model(latents, time, None, words)["begins"] for time in (t, t + 0.8))
         assert torch.equal(low, high) == (reads == "clean")
 
 
@@ -324,7 +329,9 @@ def test_what_is_read_is_the_belief_of_a_second_pass(home: Path) -> None:
     ids, mask, denoiser = batch["ids"], batch["mask"], objective.denoiser
     t = torch.tensor([0.0, 0.3, 0.5, 0.8], dtype=torch.float64)
     torch.manual_seed(3)
-    read = objective.latents(ids, mask, t)
+    read, words = objective.believed(ids, mask, t)
+    assert torch.equal(words[0].argmax(-1), ids[0])
+    torch.testing.assert_close(words @ denoiser.word_vectors(), read, rtol=1e-4, atol=1e-4)
     x0 = denoiser.embed(ids)
     assert torch.equal(read[0], x0[0])
     torch.manual_seed(3)
@@ -337,6 +344,38 @@ def test_what_is_read_is_the_belief_of_a_second_pass(home: Path) -> None:
     torch.testing.assert_close(read[1:][mask[1:]], expected[1:][mask[1:]], rtol=1e-4, atol=1e-4)
 
 
+def test_a_pointer_tells_the_smallest_chances_and_what_they_are_worth(home: Path) -> None:
+    objective, rows = labelled(classifier_config(home))
+    model, name = objective.model.train(False), "begins"
+    field, index = list(model.labels).index(name), model.labels[name].index("True")
+    ids, word = torch.tensor([rows[0]]), next(i for i in range(4, model.config.vocabulary) if i not in rows[0])
+    with torch.no_grad():
+        # All fields look at all positions alike, for words in each sense; in its first, one word states "True".
+        model.point.weight.zero_()
+        model.stated.weight.zero_()
+        sizes = [SENSES * size for size in model.sizes]
+        model.stated.weight.split(sizes, -1)[field].view(-1, SENSES, len(model.labels[name]))[word, 0, index] = 40.0
+    words = one_hot(ids, model.config.vocabulary).float()
+    latents = objective.denoiser.embed(ids)
+    other = words.clone()
+    for chance in (0.5, 1e-3, 1e-9):
+        other[0, 2] = words[0, 2] * (1 - chance)
+        other[0, 2, word] = chance
+        p = other.clone().requires_grad_()
+        read, pointed = model.readings(latents, torch.zeros(1), None, p)
+        both = (read[name] + pointed[name]) / 2
+        torch.testing.assert_close(model(latents, torch.zeros(1), None, p)[name], both.log_softmax(-1))
+        log_p = pointed[name][0, index]
+        places, even = SENSES * ids.shape[1], 1 / len(model.labels[name])
+        expected = (chance + (places - chance) * even) / places
+        assert log_p.exp().item() == pytest.approx(expected, rel=1e-4)
+        log_p.backward()
+        assert p.grad is not None
+        assert float(p.grad[0, 2, word]) == pytest.approx((1 + even) / places / expected, rel=1e-4)  # one a sense
+    with pytest.raises(UserError, match="needs the chances of the words"):
+        model(latents, torch.zeros(1))
+
+
 def test_accuracy_is_counted_as_by_hand(home: Path) -> None:
     model = Classifier.load(run_of(home, "sequence"))
     objective = Classification().build(model)
@@ -347,8 +386,9 @@ def test_accuracy_is_counted_as_by_hand(home: Path) -> None:
     assert objective.accuracy(rows[:40]) == found
     values, right = model.labels["sentences"], 0
     for row in rows[:40]:
-        latents = objective.denoiser.embed(torch.tensor([row]))
-        guess: Tensor = model(latents, torch.zeros(1))["sentences"].argmax(-1)
+        ids = torch.tensor([row])
+        words = one_hot(ids, model.config.vocabulary).float()
+        guess: Tensor = model(objective.denoiser.embed(ids), torch.zeros(1), None, words)["sentences"].argmax(-1)
         wanted = row.labels["sentences"]
         right += values[int(guess)] == (wanted if wanted in values else "other")
     assert found.scores["sentences"]["accuracy"][0] == right / 40

@@ -19,6 +19,7 @@ from diffusionlm.guidance import (
     Swarm,
     any_of,
     none_of,
+    openness,
     scaled,
     total,
     word_slopes,
@@ -72,14 +73,14 @@ def test_a_belief_asks_the_denoiser_once_and_only_if_it_must() -> None:
 def test_a_tilt_is_bayes_rule_where_log_p_is_linear_in_the_posterior() -> None:
     """With log p(c | w) = sum_i s(i, w_i), p(w | c) is p(w) exp(s), and the gradient is s itself."""
     logits, s = torch.randn(1, 3, 4), torch.randn(3, 4)
-    denoised = Denoised(logits.softmax(-1) @ E, logits)
 
     def energy(belief: Belief) -> Tensor:
         return -(belief.logits.exp() * s).sum((1, 2))
 
     for inner_steps in (1, 4):
-        guidance = Gradient(tilting=1.0, inner_steps=inner_steps)
-        tilted = guidance.tilt(energy, denoised, torch.zeros(1, 3, 2), torch.zeros(1), MASK, E)
+        guidance = Gradient(tilting=1.0, early=1.0, inner_steps=inner_steps)
+        belief = Belief.of_words(logits, torch.zeros(1, 3, 2), torch.zeros(1), MASK, E)
+        tilted = guidance.tilt(energy, logits, belief, E)
         torch.testing.assert_close(tilted.softmax(-1), (logits + s).softmax(-1))
 
 
@@ -89,7 +90,51 @@ def test_slopes_are_taken_through_vectors_and_of_noisy_vectors_too() -> None:
     expected = E @ direction
     expected = expected - (logits.softmax(-1) @ expected)[..., None]
     for energy in (lambda b: -(b.x0 @ direction).sum(1), lambda b: -(b.xt @ direction).sum(1)):
-        torch.testing.assert_close(word_slopes(energy, logits, xt, t, MASK, E), expected)
+        torch.testing.assert_close(word_slopes(energy, Belief.of_words(logits, xt, t, MASK, E), E), expected)
+
+
+def test_an_open_text_is_steered_as_many_times_as_strongly_as_early_says() -> None:
+    xt, t, mask = torch.zeros(2, 3, 2), torch.zeros(2), torch.tensor([[True, True, True], [True, True, False]])
+    logits = torch.zeros(2, 3, 4)
+    logits[1, :2, 0] = 20.0  # sure of both of its words; what is beyond its end does not count
+    torch.testing.assert_close(openness(logits, mask), torch.tensor([0.75, 0.0]))
+    s = torch.randn(3, 4)
+
+    def energy(belief: Belief) -> Tensor:
+        return -(belief.logits.exp() * s).sum((1, 2))
+
+    once, thrice = (
+        Gradient(tilting=1.0, early=early).tilt(energy, logits, Belief.of_words(logits, xt, t, mask, E), E) - logits
+        for early in (1.0, 3.0)
+    )
+    torch.testing.assert_close(thrice, once * torch.tensor([3.0, 1.0])[:, None, None])
+    assert bool(once[0].abs().sum() > 0)
+
+
+def test_a_tilt_goes_on_from_the_belief_that_a_shift_was_taken_of() -> None:
+    """The energy is asked once, and the tilt does not follow the way that x_t takes through the denoiser."""
+    W, s, asked = torch.randn(2, 4), torch.randn(3, 4), []
+    xt = torch.randn(1, 3, 2).requires_grad_()
+    with torch.enable_grad():
+        logits = xt @ W
+        belief = Belief.of_words(logits, xt, torch.zeros(1), MASK, E)
+
+    def energy(belief: Belief) -> Tensor:
+        if "once" not in belief.readings:
+            asked.append(1)
+            belief.readings["once"] = belief.logits.exp() * s + belief.xt.sum(-1, keepdim=True)
+        return -belief.readings["once"].sum((1, 2))
+
+    guidance = Gradient(tilting=1.0, through=1.0, early=1.0)
+    shift = guidance.shift(energy, belief, xt, torch.ones(1, 1, 1))
+    tilted = guidance.tilt(energy, logits.detach(), belief, E)
+    assert len(asked) == 1
+    p = (xt.detach() @ W).softmax(-1)
+    slope = p * (s - (p * s).sum(-1, keepdim=True))
+    torch.testing.assert_close(shift, slope @ W.T + 4)
+    vector = (4 * E).sum(-1)
+    expected = s + vector - (p * (s + vector)).sum(-1, keepdim=True)
+    torch.testing.assert_close(tilted, logits.detach() + expected)
 
 
 def test_the_gradient_through_the_denoiser_is_bayes_rule() -> None:
@@ -107,18 +152,18 @@ def test_the_gradient_through_the_denoiser_is_bayes_rule() -> None:
     tweedie = (sigma(gamma) ** 2 / alpha(gamma))[:, None, None]
     for word in range(4):
         belief = Belief(xt, t, MASK[:, :1], lambda: denoise(xt))
-        shift = Gradient(through=1.0).shift(lambda b, w=word: -b.logits[:, 0, w], belief, tweedie)
+        shift = Gradient(through=1.0, early=1.0).shift(lambda b, w=word: -b.logits[:, 0, w], belief, xt, tweedie)
         torch.testing.assert_close((denoise(xt).x0 + shift)[0, 0], words[word])
 
 
 def test_strength_0_changes_nothing() -> None:
     logits = torch.randn(1, 3, 4)
-    denoised, xt, t = Denoised(logits.softmax(-1) @ E, logits), torch.randn(1, 3, 2), torch.full((1,), 0.5)
+    xt, t = torch.randn(1, 3, 2), torch.full((1,), 0.5)
 
     def energy(belief: Belief) -> Tensor:
         return belief.logits.square().sum((1, 2)) + belief.xt.square().sum((1, 2))
 
-    assert Gradient(strength=0.0).tilt(energy, denoised, xt, t, MASK, E) is logits
+    assert Gradient(strength=0.0).tilt(energy, logits, Belief.of_words(logits, xt, t, MASK, E), E) is logits
     assert not Gradient(strength=0.0, through=3.0).backward
     step = Gaussian(torch.zeros(1, 3, 2), torch.ones(1, 3, 2))
     moved = Adagrad(strength=0.0).move(energy, xt, t, step, lambda x: _belief(logits, x))

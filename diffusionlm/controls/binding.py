@@ -85,7 +85,8 @@ class Binding:
         rows = [self.tokenizer(text)["input_ids"][:longest] for text in texts]
         batch = {k: v.to(self.model.device) for k, v in collate(rows, self.model.config.special_ids["pad"]).items()}
         latents = self.model.embed(batch["ids"])
-        found: dict[str, Tensor] = classifier(latents, torch.zeros(len(rows), device=latents.device), batch["mask"])
+        words = torch.nn.functional.one_hot(batch["ids"], self.model.config.vocabulary).float()
+        found: dict[str, Tensor] = classifier(latents, torch.zeros(len(rows), device=latents.device), batch["mask"], words)
         return {name: value.cpu() for name, value in found.items()}
 
 
@@ -99,7 +100,8 @@ def read(classifier: Classifier, belief: Belief) -> dict[str, Tensor]:
     """Return a classifier's log-probabilities, of the latents that it was trained on; once for each belief."""
     if id(classifier) not in belief.readings:
         latents = belief.xt if classifier.settings.reads == "noisy" else belief.x0
-        belief.readings[id(classifier)] = classifier(latents, belief.t, belief.mask)
+        words = belief.logits.softmax(-1) if classifier.settings.points else None
+        belief.readings[id(classifier)] = classifier(latents, belief.t, belief.mask, words)
     found: dict[str, Tensor] = belief.readings[id(classifier)]
     return found
 
