@@ -30,9 +30,9 @@ from diffusionlm.backbone import Backbone, Transformer
 from diffusionlm.config import UserError, build_untrusted, to_plain
 from diffusionlm.data import DataConfig, Encoded
 from diffusionlm.frames import frames_of
-from diffusionlm.guidance import SMALLEST
 from diffusionlm.labels import OTHER, Head, Labelled, check_vocabulary, fields_of, label_rows, values_of
 from diffusionlm.model import FORMAT_VERSION, MAX_GAMMA, DiffusionLM, load_pretrained, model_folder
+from diffusionlm.sampling import SMALLEST
 from diffusionlm.schedule import NoiseSchedule
 from diffusionlm.spec import ModelSpec
 from diffusionlm.tokenizer import load_tokenizer

@@ -23,10 +23,9 @@ from torch import Tensor
 
 from diffusionlm.config import Component, UserError
 from diffusionlm.diffusion import Gaussian
-from diffusionlm.sampling import Denoised
+from diffusionlm.sampling import SMALLEST, Denoised
 
 OPEN = 0.36  # of a text's openness: above it the frame of the text, which words stand where, is not settled
-SMALLEST = 1e-30  # a chance below this counts as this, so that logarithms stay finite
 
 
 class Belief:

@@ -24,6 +24,8 @@ from torch import Tensor
 from diffusionlm.config import Component, UserError
 from diffusionlm.diffusion import Gaussian, GaussianDiffusion, alpha, over_coordinates, sigma
 
+SMALLEST = 1e-30  # a chance below this counts as this, so that logarithms stay finite
+
 
 @dataclass(frozen=True)
 class Denoised:

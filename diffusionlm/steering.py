@@ -14,10 +14,10 @@ from torch import Tensor
 from diffusionlm.config import UserError
 from diffusionlm.controls import All, Binding, Control, Demand
 from diffusionlm.controls.spelling import proper_texts
-from diffusionlm.guidance import SMALLEST, Belief, Energy, Guidance, Particles, total
+from diffusionlm.guidance import Belief, Energy, Guidance, Particles, total
 from diffusionlm.language import Language, condition, forced, likeliest, substitutes
 from diffusionlm.lengths import length_weights
-from diffusionlm.sampling import Denoised
+from diffusionlm.sampling import SMALLEST, Denoised
 
 HELD = 0.5  # how sure energies are told to be of a finished word: of a certain one they hardly say what another would change
 
