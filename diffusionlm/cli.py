@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         "quickstart", _quickstart, "Train on the embedded corpus for a few minutes, write texts, say how good they are."
     )
     command.add_argument("--out", default="runs/quickstart", metavar="FOLDER", help="the run's folder (%(default)s)")
-    command.add_argument("--minutes", type=float, default=4.55, help="time for training on this machine (%(default)s)")
+    command.add_argument("--minutes", type=float, default=4.2, help="time for training on this machine (%(default)s)")
     command.add_argument("--steps", type=int, help="train exactly so many steps, whatever the time")
     command.add_argument("--texts", type=int, default=500, help="texts to write and judge (%(default)s)")
 

@@ -39,7 +39,7 @@ SAMPLING = SamplingConfig(
 )
 
 
-def quickstart(folder: str | Path, steps: int | None = None, minutes: float = 4.55, texts: int = 500) -> dict[str, Any]:
+def quickstart(folder: str | Path, steps: int | None = None, minutes: float = 4.2, texts: int = 500) -> dict[str, Any]:
     """Train (or resume, or reuse what is there), write texts, free and asked for, and ``quickstart.json``; return its content.
 
     ``texts`` are written freely. ``steps`` fixes the length of training; otherwise a few steps are timed and as many are
