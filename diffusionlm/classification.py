@@ -160,18 +160,17 @@ class ClassificationObjective(Objective):
         return mask & ~boundary if self.denoiser.settings.explicit_length else torch.ones_like(mask)
 
     @torch.no_grad()
-    def believed(self, ids: Tensor, mask: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def believed(self, ids: Tensor, mask: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
         """Draw what the classifier reads (B, L, D) of texts at times ``t`` (B,): at t = 0 the words' own vectors.
 
-        The chances of the words (B, L, V) come with it; of noisy vectors, those of the text's own words.
-
-        A classifier of clean words reads beliefs at other times, for that is what it is used on.
+        The chances of the words (B, L, V) come with it where a pointer asks for them. A classifier of clean words reads
+        beliefs at other times, for that is what it is used on.
         """
         denoiser, free = self.denoiser, self._free(ids, mask)
         with torch.autocast(ids.device.type, enabled=False):
             x0 = denoiser.embed(ids)
             xt = torch.where(free[..., None], denoiser.diffusion.noise(x0, t), x0)
-        words = F.one_hot(ids, self.model.config.vocabulary).float()
+        words = self.model.chances(ids)
         if self.model.settings.reads == "noisy":
             return torch.where((t > 0)[:, None, None], xt, x0), words
         noisy = (t > 0).nonzero()[:, 0]
@@ -183,10 +182,9 @@ class ClassificationObjective(Objective):
             belief = denoiser(xt[noisy], levels, attend, estimate)
             estimate = belief.x0
         open_ = free[noisy][..., None]
-        return (
-            x0.index_copy(0, noisy, torch.where(open_, belief.x0, x0[noisy])),
-            words.index_copy(0, noisy, torch.where(open_, belief.logits.softmax(-1), words[noisy])),
-        )
+        if words is not None:
+            words = words.index_copy(0, noisy, torch.where(open_, belief.logits.softmax(-1), words[noisy]))
+        return x0.index_copy(0, noisy, torch.where(open_, belief.x0, x0[noisy])), words
 
     @torch.no_grad()
     def confusion(self, rows: Sequence[list[int]], log_snr: float) -> dict[str, Tensor]:

@@ -241,8 +241,9 @@ class Classifier(PreTrainedModel):
         read, *pointed = self.readings(latents, t, mask, words)
         # The mean of both: what the network would see in a mixture of words by mistake, the pointer does not, nor the
         # pointer what only the network can tell, such as a "not" far off.
-        both = {name: torch.stack([log_p, *(each[name] for each in pointed)]) for name, log_p in read.items()}
-        return {name: log_p.mean(0).log_softmax(-1) for name, log_p in both.items()}
+        for other in pointed:
+            read = {name: ((log_p + other[name]) / 2).log_softmax(-1) for name, log_p in read.items()}
+        return read
 
     def readings(self, latents: Tensor, t: Tensor, mask: Tensor | None, words: Tensor | None) -> list[dict[str, Tensor]]:
         """Return the log-probabilities of the network and, where there is one, of the pointer, each by itself.
@@ -265,8 +266,7 @@ class Classifier(PreTrainedModel):
             return {names[0]: self.values(F.gelu(pairs))}
         scores, largest = self.attend(features).float(), features
         if mask is not None:
-            scores = scores.masked_fill(~mask[..., None], -torch.inf)
-            largest = features.masked_fill(~mask[..., None], -torch.inf)
+            scores, largest = _barred(scores, mask), _barred(features, mask)
         attended = scores.softmax(1).transpose(1, 2).to(features) @ features
         # One word often settles a value: attention takes long to find it, the largest of each feature does not.
         pooled = attended + largest.amax(1, keepdim=True)
@@ -277,9 +277,7 @@ class Classifier(PreTrainedModel):
         """Return what the words that are pointed at state, weighted by their chances, of which its chance is a mean."""
         if words is None:
             raise UserError("classifier: this one has a pointer, and needs the chances of the words")
-        scores = self.point(features).float()
-        if mask is not None:
-            scores = scores.masked_fill(~mask[..., None], -torch.inf)
+        scores = self.point(features).float() if mask is None else _barred(self.point(features).float(), mask)
         where = scores.unflatten(-1, (-1, SENSES)).transpose(1, 2).flatten(2).softmax(-1).unflatten(-1, (-1, SENSES))
         pointed_at = torch.einsum("bfls,blv->bfsv", where, words.float())
         found = {}
@@ -287,6 +285,10 @@ class Classifier(PreTrainedModel):
             stated = table.unflatten(-1, (SENSES, -1)).softmax(-1)
             found[name] = (torch.einsum("bsv,vsc->bc", pointed_at[:, f], stated) + SMALLEST).log()
         return found
+
+    def chances(self, ids: Tensor) -> Tensor | None:
+        """Return the chances (B, L, V) of words that are certain, ids (B, L); None where no pointer asks for them."""
+        return F.one_hot(ids, self.config.vocabulary).float() if self.settings.points else None
 
     def index(self, name: str, value: str) -> int:
         """Return the index of ``value`` in a field, or of "other" where there is one; -100 where it was never seen."""
@@ -326,6 +328,11 @@ class Classifier(PreTrainedModel):
             UserError: no such folder, another kind of model, of a newer format, or damaged.
         """
         return load_pretrained(cls, model_folder(folder)).train(False)
+
+
+def _barred(x: Tensor, mask: Tensor) -> Tensor:
+    """Return ``x`` (B, L, ...) with no chance where the text is over."""
+    return x.masked_fill(~mask[..., None], -torch.inf)
 
 
 AutoConfig.register(ClassifierModelConfig.model_type, ClassifierModelConfig)

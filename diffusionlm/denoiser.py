@@ -59,8 +59,7 @@ class WordDenoiser:
                 denoised = self._believed(xt, t)
             if steering is not None and words:
                 if steering.energy is not None and last and belief is None:
-                    with torch.enable_grad():
-                        belief = Belief.of_words(denoised.logits, xt, text_times(t), self.mask, self.E)
+                    belief = Belief.of_words(denoised.logits, xt, text_times(t), self.mask, self.E)
                 denoised = steering.believe(denoised, self.mask, self.E, belief)
             told = tempered(denoised, self.E, temperature) if words else denoised
             told = told if shift is None else replace(told, x0=told.x0 + shift)

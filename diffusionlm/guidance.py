@@ -40,11 +40,11 @@ class Belief:
         words: (B, L, V), their chances, of which ``x0`` and ``logits`` are made; only of a belief ``of_words``.
     """
 
-    words: Tensor | None = None
-
-    def __init__(self, xt: Tensor, t: Tensor, mask: Tensor, denoise: Callable[[], Denoised]) -> None:
+    def __init__(
+        self, xt: Tensor, t: Tensor, mask: Tensor, denoise: Callable[[], Denoised], words: Tensor | None = None
+    ) -> None:
         """Hold what is known; ``denoise`` is called where an energy asks for ``x0`` or ``logits``, once."""
-        self.xt, self.t, self.mask, self._denoise = xt, t, mask, denoise
+        self.xt, self.t, self.mask, self.words, self._denoise = xt, t, mask, words, denoise
         self.readings: dict[Any, Any] = {}  # what classifiers have said of it, so that each is asked once
 
     @classmethod
@@ -56,9 +56,9 @@ class Belief:
         """
         p = logits.softmax(-1) if logits.requires_grad else logits.softmax(-1).requires_grad_()
         seen = xt.view_as(xt) if xt.requires_grad else xt.detach().requires_grad_()
-        belief = cls(seen, t, mask, lambda: Denoised(p @ embedding.to(p), (p + SMALLEST).log()))
-        belief.words = p
-        return belief
+        with torch.enable_grad():
+            believed = Denoised(p @ embedding.to(p), (p + SMALLEST).log())
+        return cls(seen, t, mask, lambda: believed, p)
 
     @cached_property
     def _denoised(self) -> Denoised:
@@ -73,6 +73,12 @@ class Belief:
     def logits(self) -> Tensor:
         """Of the words believed."""
         return self._denoised.logits
+
+    @cached_property
+    def openness(self) -> Tensor:
+        """How likely (B,) two draws of a word from what is believed of it differ, a mean over the text."""
+        differ = 1 - self.logits.detach().float().softmax(-1).square().sum(-1)
+        return (differ * self.mask).sum(1) / self.mask.sum(1)
 
 
 class Energy(Protocol):
@@ -183,7 +189,7 @@ class Gradient(Guidance, name="gradient"):
 
     def tilt(self, energy: Energy, logits: Tensor, belief: Belief, embedding: Tensor) -> Tensor:
         """Add the gradient to the logits, in ``inner_steps`` parts."""
-        weight = self._weight(logits, belief.mask) * self.tilting / self.inner_steps
+        weight = self._weight(belief) * self.tilting / self.inner_steps
         for step in range(self.inner_steps if self.strength * self.tilting else 0):
             if step:
                 belief = Belief.of_words(logits, belief.xt.detach(), belief.t, belief.mask, embedding)
@@ -195,17 +201,11 @@ class Gradient(Guidance, name="gradient"):
         """Follow the gradient with respect to x_t, through the denoiser."""
         with torch.enable_grad():
             (slope,) = torch.autograd.grad(-energy(belief).sum(), xt, retain_graph=True)  # the tilt goes on from there
-        return self._weight(belief.logits, belief.mask) * self.through * tweedie * slope
+        return self._weight(belief) * self.through * tweedie * slope
 
-    def _weight(self, logits: Tensor, mask: Tensor) -> Tensor:
+    def _weight(self, belief: Belief) -> Tensor:
         """Return the strength for each text, (B, 1, 1)."""
-        return self.strength * torch.where(openness(logits, mask) > OPEN, self.early, 1.0)[:, None, None]
-
-
-def openness(logits: Tensor, mask: Tensor) -> Tensor:
-    """Return how likely (B,) it is that two draws of a word from what is believed of it differ, a mean over the text."""
-    differ = 1 - logits.detach().float().softmax(-1).square().sum(-1)
-    return (differ * mask).sum(1) / mask.sum(1)
+        return self.strength * torch.where(belief.openness > OPEN, self.early, 1.0)[:, None, None]
 
 
 def word_slopes(energy: Energy, belief: Belief, embedding: Tensor) -> Tensor:

@@ -222,8 +222,7 @@ class Pipeline(Writer[DiffusionLM]):
                 if steering is None:
                     return denoised.logits
                 sure = replace(denoised, logits=pinned(denoised.logits, ~hidden, words))
-                with torch.enable_grad():
-                    belief = Belief.of_words(sure.logits, x0, clean, mask, denoiser.E)
+                belief = Belief.of_words(sure.logits, x0, clean, mask, denoiser.E) if steering.energy else None
                 return steering.believe(sure, mask, denoiser.E, belief).logits
 
         return correct(words, ~fixed, posterior, sweeps=sampling.corrections, odds=sampling.correction_odds, allowed=allowed)

@@ -112,8 +112,7 @@ class Steering:
         if self.energy is not None:
             held = torch.nn.functional.one_hot(words, logits.shape[-1]).to(logits)
             doubted = torch.lerp(logits.softmax(-1), held, HELD).clamp(min=SMALLEST).log()
-            with torch.enable_grad():
-                belief = Belief.of_words(doubted, x0, t, mask, embedding)
+            belief = Belief.of_words(doubted, x0, t, mask, embedding)
             tilted = self.guidance.tilt(self.energy, doubted, belief, embedding)
             logits = logits + tilted - doubted
         if self.language is not None:

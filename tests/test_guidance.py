@@ -19,7 +19,6 @@ from diffusionlm.guidance import (
     Swarm,
     any_of,
     none_of,
-    openness,
     scaled,
     total,
     word_slopes,
@@ -97,7 +96,7 @@ def test_an_open_text_is_steered_as_many_times_as_strongly_as_early_says() -> No
     xt, t, mask = torch.zeros(2, 3, 2), torch.zeros(2), torch.tensor([[True, True, True], [True, True, False]])
     logits = torch.zeros(2, 3, 4)
     logits[1, :2, 0] = 20.0  # sure of both of its words; what is beyond its end does not count
-    torch.testing.assert_close(openness(logits, mask), torch.tensor([0.75, 0.0]))
+    torch.testing.assert_close(Belief.of_words(logits, xt, t, mask, E).openness, torch.tensor([0.75, 0.0]))
     s = torch.randn(3, 4)
 
     def energy(belief: Belief) -> Tensor:

@@ -84,8 +84,7 @@ class Binding:
         longest = self.model.config.max_tokens
         rows = [self.tokenizer(text)["input_ids"][:longest] for text in texts]
         batch = {k: v.to(self.model.device) for k, v in collate(rows, self.model.config.special_ids["pad"]).items()}
-        latents = self.model.embed(batch["ids"])
-        words = torch.nn.functional.one_hot(batch["ids"], self.model.config.vocabulary).float()
+        latents, words = self.model.embed(batch["ids"]), classifier.chances(batch["ids"])
         found: dict[str, Tensor] = classifier(latents, torch.zeros(len(rows), device=latents.device), batch["mask"], words)
         return {name: value.cpu() for name, value in found.items()}
 
