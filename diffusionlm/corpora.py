@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import csv
 import gzip
+import itertools
 import json
+import random
 import re
 import sys
 import zlib
@@ -24,6 +26,7 @@ import numpy as np
 import pyarrow.parquet  # type: ignore[import-untyped]
 
 from diffusionlm.config import Component, UserError, nearest
+from diffusionlm.grammar import generate
 
 SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".txt.gz", ".jsonl.gz", ".json.gz", ".csv.gz", ".parquet")
 
@@ -50,7 +53,19 @@ class Corpus(Component, family="corpus"):
 
 @dataclass(frozen=True)
 class Restaurants(Corpus, name="restaurants"):
-    """The embedded corpus: restaurant descriptions with their attributes, words, tags and trees."""
+    """The embedded corpus: restaurant descriptions with their attributes, words, tags and trees.
+
+    ``drawn`` texts to train on are drawn anew from its grammar, with ``seed``, in place of the 20,000 that come with the
+    package (0). As with those, none says what a test text says (names and landmarks aside), nor is a held-out text itself.
+    """
+
+    drawn: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the number."""
+        if self.drawn < 0:
+            raise UserError(f"drawn: expected 0 (the texts of the package) or more, got {self.drawn}")
 
     def load(self) -> dict[str, datasets.Dataset]:
         """Read it from the installed package or from the checkout. Raises UserError where it is in neither."""
@@ -58,8 +73,21 @@ class Restaurants(Corpus, name="restaurants"):
         folders = (package / "_data" / "restaurants", package.parent / "data" / "restaurants")
         for folder in folders:
             if (folder / "train.jsonl.gz").is_file():
-                return {split: _read(folder / f"{split}.jsonl.gz") for split in ("train", "validation", "test")}
+                splits = {split: _read(folder / f"{split}.jsonl.gz") for split in ("train", "validation", "test")}
+                return splits if not self.drawn else {**splits, "train": self._draw(splits)}
         raise UserError(f"{folders[0]}: the embedded corpus is not here, nor in {folders[1]}: install the package anew")
+
+    def _draw(self, splits: Mapping[str, datasets.Dataset]) -> datasets.Dataset:
+        known, told = set(splits["validation"]["text"][:]), {_said(row) for row in splits["test"]["attributes"][:]}
+        source = random.Random(self.seed)
+        texts = (generate(source) for _ in itertools.count())
+        unseen = (text for text in texts if text.text not in known and _said(text.attributes) not in told)
+        return _dataset([text.to_dict() for text in itertools.islice(unseen, self.drawn)])
+
+
+def _said(attributes: Mapping[str, str]) -> frozenset[tuple[str, str]]:
+    """Return what a restaurant's text says of it, but for what it is called and what it is near."""
+    return frozenset((field, value) for field, value in attributes.items() if field not in ("name", "near"))
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from diffusionlm.config import UserError, build, to_plain
-from diffusionlm.corpora import E2E, Corpus, Files, Hub, Restaurants
+from diffusionlm.corpora import E2E, Corpus, Files, Hub, Restaurants, _said
 from diffusionlm.data import DataConfig, TokenBudgetBatches, collate, encode
+from diffusionlm.grammar import accepts
 from diffusionlm.tokenizer import Words, decode_texts, words_of
 
 ROWS = [
@@ -290,6 +291,23 @@ def test_restaurants() -> None:
         assert len(row["words"]) == len(row["tags"]) == len(tokenizer(row["text"])["input_ids"]) - 2
     texts = rows["text"][:]
     assert decode_texts(tokenizer, encode(texts, tokenizer, 512).ids) == texts
+
+
+def test_restaurants_drawn_anew() -> None:
+    kept, drawn = Restaurants().load(), Restaurants(drawn=3000).load()
+    for split in ("validation", "test"):
+        assert drawn[split]["text"][:] == kept[split]["text"][:]
+    rows = drawn["train"]
+    assert len(rows) == 3000 and rows.features == kept["train"].features
+    assert all(accepts(text) for text in rows["text"][:300])
+    assert Restaurants(drawn=20).load()["train"][:] == rows[:20]
+    assert Restaurants(drawn=20, seed=1).load()["train"]["text"][:] != rows["text"][:20]
+    # Of 3,000 texts that were not chosen some hundred would say just what a test text says.
+    told = {_said(row) for row in kept["test"]["attributes"]}
+    assert not any(_said(row) in told for row in rows["attributes"])
+    assert not {*rows["text"]} & {*kept["validation"]["text"]}
+    with pytest.raises(UserError, match="drawn: expected 0"):
+        Restaurants(drawn=-1)
 
 
 def test_e2e(e2e: str) -> None:
