@@ -27,6 +27,7 @@ from diffusionlm.data import encode
 from diffusionlm.evaluation import SELF_BLEU_TEXTS, TrainingTexts, diversity, grammar_report, mean_error, word_counts
 from diffusionlm.judge import Judge, perplexity
 from diffusionlm.kinds import open_pipeline
+from diffusionlm.likelihood import Order, orders
 from diffusionlm.model import DiffusionLM
 from diffusionlm.provenance import corpus_of, fingerprint, training_of
 from diffusionlm.report import JUDGE, REAL, Likelihood, Report, Row, draw, table, write
@@ -261,19 +262,28 @@ class Judging:
         return self.out
 
     def likelihood(self, system: str, writer: Writer[Any]) -> None:
-        """Score real texts: diffusion and masked models bound their likelihood, autoregressive ones say it exactly."""
+        """Score real texts: diffusion and masked models bound their likelihood, autoregressive ones say it exactly.
+
+        A diffusion model's is bounded for both orders in which its words can come from noise.
+        """
+        for order in orders(writer.model):
+            self._likelihood(system, writer, order)
+
+    def _likelihood(self, system: str, writer: Writer[Any], order: Order) -> None:
         described, exact = self.report.systems[system], writer.model.can_generate()
         settings = {
             "texts": self.config.bound_texts,
             "strata": None if exact else self.config.strata,
             "dtype": str(writer.dtype),
         }
-        if not self.bounded or any((r.system, r.settings) == (system, settings) for r in self.report.likelihoods):
+        known = [(r.system, r.order, r.settings) for r in self.report.likelihoods]
+        if not self.bounded or (system, order, settings) in known:
             return
         encoded = encode(self.bounded, writer.tokenizer, writer.model.config.max_position_embeddings, "drop")
         texts = [self.bounded[i] for i in encoded.texts]
-        found = score(writer, texts, ScoringConfig(strata=self.config.strata, seed=self.config.seed))
-        bar = tqdm(found, f"{system}, likelihood", len(texts), unit="text", disable=self.quiet)
+        found = score(writer, texts, ScoringConfig(strata=self.config.strata, order=order, seed=self.config.seed))
+        name = f"{system}, likelihood" + ", words in turn" * (order == "in-turn")
+        bar = tqdm(found, name, len(texts), unit="text", disable=self.quiet)
         bounds = [one for _, one in bar]
         own, tokens = [one.nats for one in bounds], [one.tokens for one in bounds]
         terms = {name: sum(getattr(one, name) for one in bounds) / sum(tokens) for name in TERMS}
@@ -284,7 +294,7 @@ class Judging:
             system, described["fingerprint"], settings, exact, len(texts), sum(tokens),
             sum(own) / sum(tokens), mean_error(own, tokens), estimate_error, sum(own) / characters, {} if exact else terms,
             sum(judged) / sum(tokens), sum(judged) / characters,
-            mean_error([mine - other for mine, other in zip(own, judged, strict=True)], tokens),
+            mean_error([mine - other for mine, other in zip(own, judged, strict=True)], tokens), order,
         ), self.out)  # fmt: skip
 
     def finish(self) -> None:

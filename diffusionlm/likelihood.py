@@ -14,6 +14,14 @@ lower end. Where START and END are given (explicit length) they cost nothing and
 PAD is a word like others its positions' nats are the text's, and pay for the length. The recipe of the paper has a bound
 of T steps, with noise of its own on x_0 (Li et al. 2022, equation 2): ``objective.bound_term``.
 
+All words of a text need not share one level. Another way from noise to text takes them ``in-turn``: in a random order, each
+from noise to clean at once, given the words before it in that order, clean, and noise in place of those after it. Then
+
+    -log p(w) <= E_k[ N/k sum over k words in noise of -log p(w_i | the others, noise) ] - log p(length)
+
+with k uniform from 1 to N, the words of the text: a mean over orders and noise of products of conditionals, each of which
+sums to one. It is the bound of masked diffusion (``masked_bound``) with noise for a mask.
+
 Counted are a text's words and its END, never START or PAD. Shapes: L positions, D dimension, V words, K draws of gamma.
 """
 
@@ -22,7 +30,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy
 import torch
@@ -33,12 +41,14 @@ from transformers import PreTrainedModel
 from diffusionlm.config import UserError
 from diffusionlm.data import collate
 from diffusionlm.diffusion import Gaussian, alpha, over_coordinates, sigma
+from diffusionlm.masked import hide
 from diffusionlm.model import MAX_GAMMA, DiffusionLM, boundaries
 from diffusionlm.regression import bound_term, lowest_deviation, prior_kl
-from diffusionlm.sampling import Denoised, given
+from diffusionlm.sampling import Denoise, Denoised, given
 from diffusionlm.schedule import Gumbel, StepSchedule
 
 LEAST_GAMMA = -4.0  # where a schedule does not say when words are decided: the noise is then a seventh of the signal
+Order = Literal["together", "in-turn"]
 UNIFORM_SHARE = 0.2  # of the proposal, so that no noise level's weight is large
 
 
@@ -103,7 +113,7 @@ class Terms:
 
 @torch.no_grad()
 def continuous_terms(
-    denoise: Callable[[Tensor, Tensor], Denoised],
+    denoise: Denoise,
     x0: Tensor,
     ids: Tensor,
     free: Tensor,
@@ -145,6 +155,38 @@ def continuous_terms(
     return _terms(standard_kl(x0[free].double(), proposal.edges[-1]), torch.cat(surprises)[:lowest], diffusion)
 
 
+def in_turn_nats(
+    losses: Callable[[Tensor], Tensor], free: Tensor, draw: numpy.random.Generator, strata: int, batch_size: int
+) -> Tensor:
+    """Return estimates of a text's -log p, its ``free`` words (L,) taken in turn, one from each of ``strata`` of k, in nats.
+
+    ``losses`` maps which words are hidden, (K, L) bool, k of the free ones in each row, to -log p of each (K, L).
+    """
+    count = int(free.sum())
+    u = torch.from_numpy((numpy.arange(1, strata + 1) - draw.random(strata)) / strata)
+    k = (u * count).ceil().clamp(min=1).to(free.device)
+    uniform = torch.from_numpy(draw.random((strata, len(free)))).to(free.device)
+    hidden = hide(free.expand(strata, -1), k, uniform)
+    nats = [torch.where(part, losses(part), 0).double().sum(1) for part in hidden.split(batch_size)]
+    return (torch.cat(nats) * count / k).cpu()
+
+
+@torch.no_grad()
+def in_turn_terms(
+    denoise: Denoise, x0: Tensor, ids: Tensor, free: Tensor, *, strata: int, seed: Sequence[int], batch_size: int
+) -> Terms:
+    """Estimate the bound of one text ``ids`` (L,) with vectors ``x0`` (L, D) whose ``free`` words (L,) are taken in turn."""
+    draw = numpy.random.default_rng(list(seed))
+
+    def losses(hidden: Tensor) -> Tensor:
+        noise = torch.from_numpy(draw.standard_normal((len(hidden), *x0.shape), dtype=numpy.float32)).to(x0)
+        believed = given(denoise, ~hidden, x0)(noise, torch.ones(len(hidden), device=x0.device))
+        return F.cross_entropy(believed.logits.transpose(1, 2), ids.expand(len(hidden), -1), reduction="none")
+
+    nats = in_turn_nats(losses, free, draw, strata, batch_size)
+    return Terms(prior=0.0, reconstruction=0.0, diffusion=float(nats.mean()), deviation=math.sqrt(stratified_variance(nats)))
+
+
 def _terms(prior: Tensor, reconstruction: Tensor, diffusion: Tensor) -> Terms:
     """Average a text's draws of the lowest level and those of the strata, each in nats of the whole text."""
     return Terms(
@@ -179,17 +221,21 @@ def bound(
     seed: int = 0,
     batch_size: int = 64,
     temperature: float = 1.0,
+    order: Order = "together",
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[Bound]:
     """Yield the bound of each text, ``rows`` of token ids with START and END; ``texts`` are read for their characters.
 
-    A text's draws depend on ``seed`` and its number alone. ``dtype`` is that of the network's arithmetic.
+    A text's draws depend on ``seed`` and its number alone. ``order`` says how words come from noise: all ``together``, or
+    ``in-turn``. ``dtype`` is that of the network's arithmetic.
 
     Raises:
-        UserError: a row is longer than the model reads; fewer than 2 strata; a temperature where there are no logits.
+        UserError: a row is longer than the model reads; fewer than 2 strata; a temperature or ``in-turn`` without logits.
     """
     if strata < 2:
         raise UserError(f"strata: expected 2 or more, got {strata}")
+    if order not in orders(model):
+        raise UserError(f"order: this model predicts {model.settings.prediction}, not logits; leave it at together")
     if temperature != 1 and model.settings.prediction != "logits":
         raise UserError(f"temperature: this model predicts {model.settings.prediction}, not logits; leave it at 1")
     explicit, longest, special = model.settings.explicit_length, model.config.max_tokens, model.config.special_ids
@@ -197,8 +243,12 @@ def bound(
         ids = collate([row], special["pad"], None if explicit and len(row) <= longest else longest)["ids"].to(model.device)
         draws: dict[str, Any] = {"strata": strata, "seed": (seed, number), "batch_size": batch_size}
         if model.settings.prediction == "logits":
-            denoise, free = denoiser(model, ids, temperature, dtype)
-            terms = continuous_terms(denoise, model.embed(ids)[0], ids[0], free, proposal_for(model), **draws)
+            denoise, known = denoiser(model, ids, temperature, dtype)
+            text = (model.embed(ids)[0], ids[0], ~known)
+            if order == "in-turn":
+                terms = in_turn_terms(denoise, *text, **draws)
+            else:
+                terms = continuous_terms(at_levels(model, denoise, known, text[0]), *text, proposal_for(model), **draws)
         else:
             terms = discrete_terms(model, ids, dtype=dtype, **draws)
         yield Bound(
@@ -206,6 +256,12 @@ def bound(
             length=length_nats(model, len(row)) if explicit else 0.0,
             **counted(model, row, None if texts is None else texts[number]),
         )
+
+
+def orders(model: PreTrainedModel) -> tuple[Order, ...]:
+    """Return the orders in which words of ``model`` can come from noise: in turn where it is a diffusion model with logits."""
+    logits = isinstance(model, DiffusionLM) and model.settings.prediction == "logits"
+    return ("together", "in-turn") if logits else ("together",)
 
 
 def proposal_for(model: DiffusionLM) -> Proposal:
@@ -224,8 +280,8 @@ def proposal_for(model: DiffusionLM) -> Proposal:
 
 def denoiser(
     model: DiffusionLM, ids: Tensor, temperature: float = 1.0, dtype: torch.dtype = torch.float32
-) -> tuple[Callable[[Tensor, Tensor], Denoised], Tensor]:
-    """Return the denoiser of a text ``ids`` (1, L), which takes gamma, and the positions (L,) that it has to find."""
+) -> tuple[Denoise, Tensor]:
+    """Return the denoiser of a text ``ids`` (1, L) and which of its positions (L,) are known and cost nothing."""
     E, special, explicit = model.word_vectors(), model.config.special_ids, model.settings.explicit_length
     barred = torch.zeros(len(E), device=ids.device)
     known = torch.zeros_like(ids, dtype=torch.bool)
@@ -240,8 +296,13 @@ def denoiser(
         logits = (logits + barred) / temperature
         return Denoised(logits.softmax(-1) @ E, logits)
 
-    held = given(twice, known, model.embed(ids)) if explicit else twice
-    return lambda xt, gamma: held(xt, model.settings.schedule.time(gamma)), ~known[0]
+    return twice, known[0]
+
+
+def at_levels(model: DiffusionLM, denoise: Denoise, known: Tensor, x0: Tensor) -> Denoise:
+    """Return ``denoise`` as a function of x_gamma and gamma, the ``known`` positions (L,) held at ``x0`` (L, D)."""
+    held = given(denoise, known, x0) if bool(known.any()) else denoise
+    return lambda xt, gamma: held(xt, model.settings.schedule.time(gamma))
 
 
 @torch.no_grad()

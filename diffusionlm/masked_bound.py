@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from diffusionlm.config import UserError
-from diffusionlm.likelihood import Bound, counted, length_nats, stratified_variance
-from diffusionlm.masked import MaskedLM, hidden_losses, hide, word_positions
+from diffusionlm.likelihood import Bound, counted, in_turn_nats, length_nats, stratified_variance
+from diffusionlm.masked import MaskedLM, hidden_losses, word_positions
 
 
 @torch.no_grad()
@@ -59,13 +59,11 @@ def _text_nats(
     model: MaskedLM, row: Sequence[int], draw: numpy.random.Generator, strata: int, batch_size: int, dtype: torch.dtype
 ) -> Tensor:
     """Return an estimate of a text's diffusion term from each stratum of k, (strata,) in nats."""
-    ids = torch.tensor([row], device=model.device).expand(strata, -1)
+    ids = torch.tensor([row], device=model.device)
     mask = torch.ones_like(ids, dtype=torch.bool)
-    u = torch.from_numpy((numpy.arange(1, strata + 1) - draw.random(strata)) / strata)
-    k = (u * (len(row) - 2)).ceil().clamp(min=1).to(model.device)
-    hidden = hide(word_positions(mask), k, torch.from_numpy(draw.random(ids.shape)).to(model.device))
-    nats = []
-    for part in torch.arange(strata, device=model.device).split(batch_size):
+
+    def losses(hidden: Tensor) -> Tensor:
         with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
-            nats.append(hidden_losses(model, ids[part], mask[part], hidden[part]).double().sum(1))
-    return (torch.cat(nats) * (len(row) - 2) / k).cpu()
+            return hidden_losses(model, ids.expand_as(hidden), mask.expand_as(hidden), hidden)
+
+    return in_turn_nats(losses, word_positions(mask)[0], draw, strata, batch_size)

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, Self
 from diffusionlm import plots
 from diffusionlm.config import UserError, build, to_plain
 from diffusionlm.evaluation import Comparison, Diversity, Point, at_entropy, compare
+from diffusionlm.likelihood import Order
 from diffusionlm.provenance import machine
 from diffusionlm.run_folder import disk_errors
 
@@ -69,6 +70,7 @@ class Likelihood:
     judge_nats_per_token: float
     judge_bits_per_character: float
     difference_error: float
+    order: Order = "together"
 
 
 @dataclass
@@ -135,7 +137,8 @@ class Report(Findings):
         if isinstance(row, Row):
             self.rows.append(row)
         else:
-            self.likelihoods = [known for known in self.likelihoods if known.system != row.system] + [row]
+            key = (row.system, row.order)
+            self.likelihoods = [known for known in self.likelihoods if (known.system, known.order) != key] + [row]
         self.save(folder)
 
     def plain(self) -> dict[str, Any]:
@@ -249,8 +252,9 @@ def _likelihood_lines(report: Report) -> list[str]:
     for found in report.likelihoods:
         terms = ", ".join(f"{name} {value:.3f}" for name, value in found.terms.items() if value)
         difference = found.nats_per_token - found.judge_nats_per_token
+        name = found.system + ", words in turn" * (found.order == "in-turn")
         lines += [
-            f"  {found.system}: {'exactly' if found.exact else 'at most'} {found.nats_per_token:.3f} ± {found.error:.3f} nats"
+            f"  {name}: {'exactly' if found.exact else 'at most'} {found.nats_per_token:.3f} ± {found.error:.3f} nats"
             f" a token, {found.bits_per_character:.3f} bits a character, on {found.texts} texts"
             + (f"\n    {terms}; the draws' own error {found.estimate_error:.3f}" if terms else ""),
             f"    the judge, exactly, on the same: {found.judge_nats_per_token:.3f} nats a token,"

@@ -11,23 +11,27 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from diffusionlm.config import UserError, build, merge, to_plain
 from diffusionlm.diffusion import GaussianDiffusion, alpha, sigma
 from diffusionlm.likelihood import (
     Bound,
+    Order,
     Proposal,
     Terms,
     bound,
     continuous_terms,
     discrete_terms,
+    in_turn_terms,
     length_nats,
+    orders,
     proposal_for,
     standard_kl,
 )
 from diffusionlm.model import DiffusionLM, DiffusionLMConfig, ModelConfig
 from diffusionlm.regression import bound_term, lowest_deviation, prior_kl
-from diffusionlm.sampling import Denoised
+from diffusionlm.sampling import Denoise, Denoised
 from diffusionlm.schedule import Sqrt
 
 PAD, UNKNOWN, START, END = 0, 1, 2, 3
@@ -71,13 +75,21 @@ def bayes(xt: Tensor, gamma: Tensor) -> Denoised:
     vectors = WORDS[SENTENCES]
     fit = a / s2 * torch.einsum("bld,nld->bn", xt, vectors) - a**2 / s2 / 2 * vectors.square().sum((1, 2))
     posterior = (ODDS.log() + fit).softmax(-1)
-    words = torch.einsum("bn,nlv->blv", posterior, torch.nn.functional.one_hot(SENTENCES, 5).double())
+    words = torch.einsum("bn,nlv->blv", posterior, F.one_hot(SENTENCES, 5).double())
     return Denoised(words @ WORDS, words.clamp(min=1e-300).log())
 
 
 def toy(denoise: Callable[[Tensor, Tensor], Denoised], proposal: Proposal, sentence: int, strata: int = 2**16) -> Terms:
     ids = SENTENCES[sentence]
     return continuous_terms(denoise, WORDS[ids], ids, ALL_FREE, proposal, strata=strata, batch_size=2**14)
+
+
+def told(xt: Tensor, t: Tensor) -> Denoised:
+    """Denoise the toy language exactly where words are clean (t 0) or noise (t 1)."""
+    fits = ((xt[:, None] - WORDS[SENTENCES]).norm(dim=-1) < 1e-3) | (t > 0)[:, None]
+    chances = ODDS * fits.all(-1)
+    words = torch.einsum("bn,nlv->blv", chances / chances.sum(1, keepdim=True), F.one_hot(SENTENCES, 5).double())
+    return Denoised(words @ WORDS, words.clamp(min=1e-300).log())
 
 
 PROPOSALS = {
@@ -98,6 +110,34 @@ def test_the_exact_denoiser_reaches_each_sentences_probability(sentence: int) ->
         # What is left at the noisiest level is below a thousandth of a nat here.
         assert found == pytest.approx(truth, abs=4 * error + 1e-3), name
         assert error < 0.07, name
+
+
+def test_words_in_turn_reach_each_sentences_probability() -> None:
+    """With exact conditionals a text costs -log p in every order; others pay more than the entropy."""
+
+    def nats(denoise: Denoise, sentence: int) -> float:
+        ids = SENTENCES[sentence]
+        terms = in_turn_terms(denoise, WORDS[ids], ids, ALL_FREE, strata=6000, seed=(sentence,), batch_size=2000)
+        assert terms.prior == terms.reconstruction == 0 < terms.deviation < 0.02
+        return terms.diffusion
+
+    def flat(xt: Tensor, t: Tensor) -> Denoised:
+        logits = told(xt, t).logits.clamp(min=-30) * 0.5
+        return Denoised(logits.softmax(-1) @ WORDS, logits)
+
+    for sentence in range(5):
+        assert nats(told, sentence) == pytest.approx(-math.log(ODDS[sentence]), abs=0.03)
+    entropy = float(-(ODDS * ODDS.log()).sum())
+    assert sum(float(ODDS[i]) * nats(flat, i) for i in range(5)) > entropy + 0.1
+
+
+def test_words_in_turn_cost_what_a_network_that_knows_nothing_says() -> None:
+    """All words but the three that cannot be are equally likely; a text of N words costs N ln 9, its ends nothing."""
+    model = _model(evidence=0.0, evidence_input=False, self_conditioning=False)
+    cast(Any, model.network).down.weight.data.zero_()
+    for row, found in zip(ROWS, bound(model, ROWS, strata=5, order="in-turn"), strict=True):
+        assert found.diffusion == pytest.approx((len(row) - 2) * math.log(VOCABULARY - 3), rel=1e-6)
+        assert found.deviation == pytest.approx(0, abs=1e-6)
 
 
 def test_the_bound_of_a_worse_denoiser_is_above_the_truth() -> None:
@@ -211,16 +251,21 @@ def test_the_ends_are_given_where_the_length_is() -> None:
     assert four == pytest.approx(4 * one, rel=1e-5)  # rows of E are of equal length
 
 
+@pytest.mark.parametrize("order", ["together", "in-turn"])
 @pytest.mark.parametrize("settings", [{}, {"explicit_length": False}, {"schedule": "cosine"}, PAPER])
-def test_an_estimate_depends_on_seed_text_and_number_alone(settings: dict[str, Any]) -> None:
+def test_an_estimate_depends_on_seed_text_and_number_alone(settings: dict[str, Any], order: Order) -> None:
     model = _model(**settings)
+    if order not in orders(model):
+        with pytest.raises(UserError, match="order: this model predicts x0, not logits; leave it at together"):
+            next(bound(model, ROWS, order=order))
+        return
     state = torch.get_rng_state()
-    whole = list(bound(model, ROWS, strata=6, seed=3))
+    whole = list(bound(model, ROWS, strata=6, seed=3, order=order))
     assert torch.equal(state, torch.get_rng_state())
-    assert list(bound(model, ROWS[:2], strata=6, seed=3)) == whole[:2]
-    for mine, theirs in zip(bound(model, ROWS, strata=6, seed=3, batch_size=3), whole, strict=True):
+    assert list(bound(model, ROWS[:2], strata=6, seed=3, order=order)) == whole[:2]
+    for mine, theirs in zip(bound(model, ROWS, strata=6, seed=3, batch_size=3, order=order), whole, strict=True):
         assert mine.nats == pytest.approx(theirs.nats, rel=1e-5)
-    assert next(bound(model, ROWS, strata=6, seed=4)).nats != whole[0].nats
+    assert next(bound(model, ROWS, strata=6, seed=4, order=order)).nats != whole[0].nats
     assert all(math.isfinite(b.nats) and b.deviation > 0 for b in whole)
 
 
