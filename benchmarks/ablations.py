@@ -2,8 +2,7 @@
 
     python benchmarks/ablations.py --folder E2E --judge runs/e2e-judge [--minutes 10] [--jobs 2] [ROW ...]
 
-Every row is one change of the recipe that configs/e2e-small.yaml came from (``REFERENCE``), trained on one thread for as
-many minutes of processor time, and asked for texts at several temperatures, because a single perplexity is no figure: rows
+Every row is one change of configs/e2e-small.yaml, trained on one thread for as many minutes of processor time, and asked for texts at several temperatures, because a single perplexity is no figure: rows
 are compared where their texts are as diverse as the default's. Rows in ``benchmarks/results/ablations`` are known and not
 measured again; delete a file to measure its row anew. The table goes to stdout.
 """
@@ -26,61 +25,48 @@ from diffusionlm.report import Report
 from diffusionlm.run import RunConfig, read_config
 
 BASE = ROOT / "configs" / "e2e-small.yaml"
-# Every row is a change of this recipe. The config has moved on since, by what the table taught and by its last two rows.
-REFERENCE = {
-    "model.dimension": "64",
-    "objective.mixed_share": "0.7",
-    "model.backbone.gated": "false",
-    "model.backbone.normed_input": "false",
-    "sampling.steps": "64",
-    "sampling.passes": "1",
-}
+READING = {"model.backbone": "{name: transformer, layers: 5, width: 192, heads: 6, dropout: 0.1}"}
 PADDED = {"model.explicit_length": "false", "sampling.corrections": "0"}
-VECTORS = {  # what regression needs: steps of time, padded texts (it gives no position clean), no logits in sampling
+STEPS = {"model.schedule": "sqrt", "model.self_conditioning": "false", "sampling.passes": "1", "sampling.steps": "32"}
+VECTORS = {  # what regression needs: a network that reads all, steps of time, padded texts, no logits in sampling
+    **READING,
     **PADDED,
+    **STEPS,
     "model.prediction": "x0",
-    "model.schedule": "sqrt",
     "objective": "regression",
-    "model.self_conditioning": "false",
-    "sampling.passes": "1",
     "sampling.temperature": "1",
     "sampling.step_temperature": "null",
 }
 ROWS: dict[str, dict[str, str]] = {
     "default": {},
-    "without evidence": {"model.evidence": "0", "model.evidence_input": "false"},
-    "without evidence in the logits": {"model.evidence": "0"},
+    "a network that reads each word's own vector": READING,
+    "clozes of which all words may be hidden": {"objective.cloze_hidden": "1"},
+    "without clozes": {"objective.cloze_share": "0"},
+    "dimension 16": {"model.dimension": "16"},
+    "dimension 64": {"model.dimension": "64"},
+    "AdamW alone": {"training.optimizer": "{name: adamw, learning_rate: 0.004, betas: [0.9, 0.98], weight_decay: 0.01}"},
+    "one noise level a text": {"objective.mixed_share": "0"},
+    "noise levels by position in 50 % of the texts": {"objective.mixed_share": "0.5"},
+    "without self-conditioning": {"model.self_conditioning": "false", "sampling.passes": "1", "sampling.steps": "32"},
+    "padded, no explicit length": PADDED,
+    "random frozen word vectors": {"model.cooccurrence": "0", "model.embedding": "frozen"},
+    "sqrt schedule": {"model.schedule": "sqrt"},
     "without evidence as input": {"model.evidence_input": "false"},
     "without co-occurrence": {"model.cooccurrence": "0"},
     "without neighbours": {"model.backbone.neighbours": "0"},
-    "without self-conditioning": {"model.self_conditioning": "false", "sampling.passes": "1"},
     "noise drawn from the learned density itself": {"model.schedule.training_shift": "0"},
     "word vectors as fast as the rest": {"training.optimizer.word_learning_rate": "0.008"},
-    "padded, no explicit length": PADDED,
-    "AdamW alone": {"training.optimizer": "{name: adamw, learning_rate: 0.004, betas: [0.9, 0.98], weight_decay: 0.01}"},
-    "dimension 16": {"model.dimension": "16"},
-    "dimension 32": {"model.dimension": "32"},
-    "random frozen word vectors": {"model.cooccurrence": "0", "model.embedding": "frozen"},
-    "sqrt schedule": {"model.schedule": "sqrt"},
-    "sqrt schedule, padded, no self-conditioning": {  # to compare the next two with
-        **PADDED,
-        "model.schedule": "sqrt",
-        "model.self_conditioning": "false",
-        "sampling.passes": "1",
-    },
+    "reading network, without evidence in the logits": {**READING, "model.evidence": "0"},
+    "reading network, without evidence": {**READING, "model.evidence": "0", "model.evidence_input": "false"},
+    "reading network, sqrt schedule, padded, no self-conditioning": {**READING, **PADDED, **STEPS},  # beside the next two
     "x0 regression, padded": VECTORS,
     "x0 regression, padded, free word vectors": {**VECTORS, "model.embedding": "free"},  # the paper's objective
-    "one noise level a text": {"objective.mixed_share": "0"},
-    "noise levels by position in 50 % of the texts": {"objective.mixed_share": "0.5"},
-    "noise levels by position in 90 % of the texts": {"objective.mixed_share": "0.9"},
-    "gated perceptron": {"model.backbone.gated": "true"},
-    "gated perceptron, normed input": {"model.backbone.gated": "true", "model.backbone.normed_input": "true"},
 }
 
 
 def config_of(row: str, folder: str) -> RunConfig:
     """Return a row's run on E2E in ``folder``, its steps not settled yet."""
-    return read_config([BASE], [("data.corpus.folder", json.dumps(folder)), *{**REFERENCE, **ROWS[row]}.items()])
+    return read_config([BASE], [("data.corpus.folder", json.dumps(folder)), *ROWS[row].items()])
 
 
 def measured(row: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -92,7 +78,6 @@ def measured(row: str, options: argparse.Namespace) -> dict[str, Any]:
     (system,) = (name for name, about in report.systems.items() if about["folder"] == str(run))
     about = report.systems[system]
     real, *points = report.rows
-    likelihood = report.likelihoods[0] if report.likelihoods else None
     return {
         "row": row,
         "changes": ROWS[row],
@@ -113,10 +98,13 @@ def measured(row: str, options: argparse.Namespace) -> dict[str, Any]:
             }
             for point in points
         ],
-        "likelihood": None if likelihood is None else {
-            name: getattr(likelihood, name)
-            for name in ("nats_per_token", "error", "estimate_error", "terms", "texts", "judge_nats_per_token")
-        },
+        "likelihoods": [
+            {
+                name: getattr(likelihood, name)
+                for name in ("order", "nats_per_token", "error", "estimate_error", "terms", "texts", "judge_nats_per_token")
+            }
+            for likelihood in report.likelihoods
+        ],
     }  # fmt: skip
 
 
@@ -139,7 +127,7 @@ def table(found: Sequence[dict[str, Any]]) -> str:
     anchor = None if default is None else at(default, middle)["entropy"]
     real = found[0]["real"]
     columns = ["", "steps", "tokens", "CPU s", *(f"t {t:g}" for t in TEMPERATURES)]
-    columns += ["at equal entropy", "unique", "copied", "nats a token"]
+    columns += ["at equal entropy", "unique", "copied", "nats a token", "in turn"]
     lines = [
         "Judge perplexity (entropy of the words, nats) of "
         f"{found[0]['texts']} texts at each temperature t; real text: {real['judge_perplexity']:.2f} ({real['entropy']:.3f}).",
@@ -147,7 +135,8 @@ def table(found: Sequence[dict[str, Any]]) -> str:
         if anchor is None
         else f"At equal entropy: {anchor:.3f} nats, the default's at t {middle:g}; log-linear between the"
         " row's temperatures, - beyond them.",
-        f"Unique texts and copies of training texts: at t {middle:g}, or the only one. Nats a token: an upper bound.",
+        f"Unique texts and copies of training texts: at t {middle:g}, or the only one. Nats a token: an upper bound, of words"
+        " that leave the noise together or in turn.",
         "",
         "| " + " | ".join(columns) + " |",
         "|---" + "|---:" * (len(columns) - 1) + "|",
@@ -166,7 +155,7 @@ def cells(row: dict[str, Any], middle: float, anchor: float | None) -> list[str]
     known = {p["temperature"]: f"{p['judge_perplexity']:.2f} ({p['entropy']:.3f})" for p in row["points"]}
     line = [(p["entropy"], p["judge_perplexity"]) for p in row["points"]]
     equal = None if anchor is None else at_entropy(line, anchor)
-    bound = row["likelihood"]
+    bounds = {one["order"]: f"{one['nats_per_token']:.3f} ± {one['error']:.3f}" for one in row["likelihoods"]}
     return [
         row["row"],
         f"{row['training_steps']:,}",
@@ -176,7 +165,7 @@ def cells(row: dict[str, Any], middle: float, anchor: float | None) -> list[str]
         "-" if equal is None else f"{equal:.2f}",
         f"{at(row, middle)['unique']:.1%}",
         f"{at(row, middle)['copied']:.1%}",
-        "-" if bound is None else f"{bound['nats_per_token']:.3f} ± {bound['error']:.3f}",
+        *(bounds.get(order, "-") for order in ("together", "in-turn")),
     ]
 
 

@@ -22,13 +22,14 @@ from diffusionlm.report import table
 from diffusionlm.run import RunConfig, read_config
 from diffusionlm.writer import saved_sampling
 
+ONE = {"model.backbone": "{name: transformer, layers: 5, width: 192, heads: 6, dropout: 0.1}"}  # what all can use
 ROWS: dict[str, tuple[str, dict[str, str]]] = {
-    "ours": ("e2e-small", {}),
-    "masked": ("e2e-masked", {}),
+    "ours": ("e2e-small", ONE),
+    "masked": ("e2e-masked", ONE),
     "paper": (
         "e2e-paper",
         {
-            "model.backbone": "{name: transformer, layers: 5, width: 192, heads: 6, dropout: 0.1}",  # that of the others
+            **ONE,
             # The published rate and average are for 200,000 steps: here they would hardly leave the first weights.
             "training.optimizer.learning_rate": "1.0e-3",
             "training.warmup": "200",

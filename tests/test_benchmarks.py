@@ -85,12 +85,13 @@ def test_a_row_is_measured_once_and_shown_beside_others(
     before, found = path.stat().st_mtime_ns, json.loads(path.read_text())
     assert (found["row"], found["changes"], found["training_steps"], found["seed"]) == ("default", {}, 2, 0)
     assert [point["temperature"] for point in found["points"]] == [0.9, 1.0, 1.1, 1.2]
-    assert all(point["steps"] == 64 and point["judge_perplexity"] > 1 for point in found["points"])
+    assert all(point["steps"] == 16 and point["judge_perplexity"] > 1 for point in found["points"])
     assert found["training_tokens"] > 1000 and found["training_processor_seconds"] > 0
-    assert found["likelihood"]["texts"] == 2 and found["machine"]["threads"] == 1
+    assert [(one["order"], one["texts"]) for one in found["likelihoods"]] == [("together", 2), ("in-turn", 2)]
+    assert found["machine"]["threads"] == 1
     assert "| default | 2 | 0.00 M |" in capsys.readouterr().out
     other = {**found, "row": "dimension 16", "points": [{**p, "entropy": p["entropy"] + 9} for p in found["points"]]}
-    (path.parent / "dimension-16-2-steps.json").write_text(json.dumps({**other, "likelihood": None}))
+    (path.parent / "dimension-16-2-steps.json").write_text(json.dumps({**other, "likelihoods": []}))
     assert ablations.main(words(folder, tmp_path, "default", "dimension 16")) == 0
     said = capsys.readouterr()
     assert "2 of 2 rows are known already" in said.err and path.stat().st_mtime_ns == before
@@ -98,7 +99,7 @@ def test_a_row_is_measured_once_and_shown_beside_others(
     point = found["points"][2]
     assert first[0] == "default" and first[8] == f"{point['judge_perplexity']:.2f}"  # at its own entropy
     assert first[6] == f"{point['judge_perplexity']:.2f} ({point['entropy']:.3f})"
-    assert second[0] == "dimension 16" and (second[8], second[11]) == ("-", "-")
+    assert second[0] == "dimension 16" and (second[8], *second[11:]) == ("-", "-", "-")
 
 
 def test_the_recipes_are_trained_and_judged_together(
@@ -113,7 +114,7 @@ def test_the_recipes_are_trained_and_judged_together(
     report = json.loads((out / "evaluation.json").read_text())
     asked = {(row["system"], row["steps"]) for row in report["rows"] if row["kind"] == "model"}
     assert asked == {("ours", 16), ("masked", 32), ("ours", 1), ("ours", 3)}
-    assert [one["system"] for one in report["likelihoods"]] == ["ours", "masked"]
+    assert [one["system"] for one in report["likelihoods"]] == ["ours", "ours", "masked"]
     rows = [{k: v for k, v in row.items() if k != "seconds"} for row in report["rows"]]
     assert e2e.main(words(folder, tmp_path, "ours", "masked")) == 0
     again = json.loads((out / "evaluation.json").read_text())["rows"]
