@@ -2,8 +2,9 @@
 
     python benchmarks/ablations.py --folder E2E --judge runs/e2e-judge [--minutes 10] [--jobs 2] [ROW ...]
 
-Every row is one change of configs/e2e-small.yaml, trained on one thread for as many minutes of processor time, and asked for texts at several temperatures, because a single perplexity is no figure: rows
-are compared where their texts are as diverse as the default's. Rows in ``benchmarks/results/ablations`` are known and not
+Every row is one change of configs/e2e-small.yaml, trained on one thread for as many minutes of processor time, and asked
+for texts at several temperatures, because a single perplexity is no figure: rows are compared where their texts are as
+diverse as the default's. Rows in ``benchmarks/results/ablations`` are known and not
 measured again; delete a file to measure its row anew. The table goes to stdout.
 """
 
