@@ -50,28 +50,37 @@ def length_weights(model: DiffusionLM, language: Language | None) -> list[float]
 def fits(model: DiffusionLM, language: Language, lengths: Sequence[int]) -> list[float]:
     """Return how likely the model finds texts of ``language`` at each length (start and end counted), 1 at the best.
 
-    Words to which a length leaves no choice count by their pseudo-likelihood (Besag 1975): a third of them at a time is asked
-    for, given the others and noise in the gaps. All else counts by its chance given these words. Four evaluations a length.
+    Words to which a length leaves no choice count by their pseudo-likelihood (Besag 1975), given the others and noise in the
+    gaps; all else counts by its chance given these words. That is one evaluation a length where the backbone leaves out a
+    word's own vector. Elsewhere a word is not asked for where it is seen: they are hidden a third at a time, in three more.
     """
     if len(lengths) == 1:
         return [1.0]
     mask = torch.arange(max(lengths), device=model.device) < torch.tensor(lengths, device=model.device)[:, None]
     known, ids = boundaries(mask, model.config.special_ids)
     words = torch.nn.functional.pad(forced(language, mask.sum(1) - 2, mask.shape[1] - 1), (1, 0), value=-1)
-    known, ids = known | (words >= 0), torch.where(words >= 0, words, ids)
+    given = words >= 0
+    known, ids = known | given, torch.where(given, words, ids)
     x = torch.randn(mask.shape[1], model.settings.dimension, generator=generator_of([0])).to(model.device)
+    leaves_out = model.settings.backbone.leaves_out
 
-    def posterior(known: Tensor) -> Tensor:
+    def context(known: Tensor) -> Tensor:
         clean = known | ~mask
         noisy = torch.where(clean[..., None], model.embed(ids), x)
-        logits = model(noisy, (~clean).float(), mask, None).logits.float()
+        evident = torch.zeros_like(mask) if leaves_out else None
+        logits = model.token_logits(noisy, (~clean).float(), mask, None, evident).float()
         logits[..., list(model.config.special_ids.values())] = -torch.inf
-        return pinned(logits, known, ids).log_softmax(-1)
+        return logits.log_softmax(-1)
 
-    fit = log_mass(language, posterior(known)[:, 1:], mask.sum(1) - 2)
-    third = (words >= 0).cumsum(1) % 3
-    for turn in range(3):
-        hidden = (words >= 0) & (third == turn)
-        chances = posterior(known & ~hidden).gather(-1, ids[..., None])[..., 0]
-        fit = fit + chances.where(hidden, 0).sum(1)
+    def chances(logs: Tensor, among: Tensor) -> Tensor:
+        return logs.gather(-1, ids[..., None])[..., 0].where(among, 0).sum(1)
+
+    free = context(known)
+    fit = log_mass(language, pinned(free, known, ids)[:, 1:], mask.sum(1) - 2)
+    if leaves_out:
+        fit = fit + chances(free, given)
+    else:
+        third = given.cumsum(1) % 3
+        for hidden in (given & (third == turn) for turn in range(3)):
+            fit = fit + chances(context(known & ~hidden), hidden)
     return (fit - fit.max()).exp().tolist()
