@@ -24,10 +24,19 @@ from diffusionlm.frontier import EvaluationConfig, Judging
 from diffusionlm.kinds import open_pipeline
 from diffusionlm.report import Report
 from diffusionlm.run import RunConfig, read_config
+from diffusionlm.writer import saved_sampling
 
 BASE = ROOT / "configs" / "e2e-small.yaml"
-READING = {"model.backbone": "{name: transformer, layers: 5, width: 192, heads: 6, dropout: 0.1}"}
-PADDED = {"model.explicit_length": "false", "sampling.corrections": "0"}
+CORRECTED = (1.1, 1.2, 1.3, 1.4)  # corrections sharpen what they correct
+MIDDLE = 1.3
+# All texts cost 32 evaluations: what a piece makes impossible, or dear (a sweep of corrections of a network that reads each
+# word's own vector takes eleven), goes into steps.
+READING = {
+    "model.backbone": "{name: transformer, layers: 5, width: 192, heads: 6, dropout: 0.1}",
+    "sampling.steps": "10",
+    "sampling.corrections": "1",
+}
+PADDED = {"model.explicit_length": "false", "sampling.corrections": "0", "sampling.steps": "16"}
 STEPS = {"model.schedule": "sqrt", "model.self_conditioning": "false", "sampling.passes": "1", "sampling.steps": "32"}
 VECTORS = {  # what regression needs: a network that reads all, steps of time, padded texts, no logits in sampling
     **READING,
@@ -48,7 +57,7 @@ ROWS: dict[str, dict[str, str]] = {
     "AdamW alone": {"training.optimizer": "{name: adamw, learning_rate: 0.004, betas: [0.9, 0.98], weight_decay: 0.01}"},
     "one noise level a text": {"objective.mixed_share": "0"},
     "noise levels by position in 50 % of the texts": {"objective.mixed_share": "0.5"},
-    "without self-conditioning": {"model.self_conditioning": "false", "sampling.passes": "1", "sampling.steps": "32"},
+    "without self-conditioning": {"model.self_conditioning": "false", "sampling.passes": "1", "sampling.steps": "26"},
     "padded, no explicit length": PADDED,
     "random frozen word vectors": {"model.cooccurrence": "0", "model.embedding": "frozen"},
     "sqrt schedule": {"model.schedule": "sqrt"},
@@ -111,7 +120,8 @@ def measured(row: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def judged(run: Path, config: RunConfig, options: argparse.Namespace) -> Report:
     """Judge a run's texts at each temperature beside real text, and bound its likelihood; resumed in its folder."""
-    asking = EvaluationConfig(temperatures=TEMPERATURES, count=options.texts, bound_texts=options.bound_texts)
+    temperatures = CORRECTED if saved_sampling(run).corrections else TEMPERATURES
+    asking = EvaluationConfig(temperatures=temperatures, count=options.texts, bound_texts=options.bound_texts)
     judging = Judging.prepare(options.judge, config.data.corpus, asking, run / "evaluation", "cpu", quiet=False)
     writer = open_pipeline(run)
     system = judging.enter(run, (), writer)
@@ -123,26 +133,26 @@ def judged(run: Path, config: RunConfig, options: argparse.Namespace) -> Report:
 
 def table(found: Sequence[dict[str, Any]]) -> str:
     """Return the rows as a table in Markdown, compared at the default's entropy."""
-    middle = TEMPERATURES[len(TEMPERATURES) // 2]
+    shown = sorted({*TEMPERATURES, *CORRECTED})
     default = next((row for row in found if row["row"] == "default"), None)
-    anchor = None if default is None else at(default, middle)["entropy"]
+    anchor = None if default is None else at(default, MIDDLE)["entropy"]
     real = found[0]["real"]
-    columns = ["", "steps", "tokens", "CPU s", *(f"t {t:g}" for t in TEMPERATURES)]
+    columns = ["", "steps", "tokens", "CPU s", *(f"t {t:g}" for t in shown)]
     columns += ["at equal entropy", "unique", "copied", "nats a token", "in turn"]
     lines = [
         "Judge perplexity (entropy of the words, nats) of "
         f"{found[0]['texts']} texts at each temperature t; real text: {real['judge_perplexity']:.2f} ({real['entropy']:.3f}).",
         ""
         if anchor is None
-        else f"At equal entropy: {anchor:.3f} nats, the default's at t {middle:g}; log-linear between the"
+        else f"At equal entropy: {anchor:.3f} nats, the default's at t {MIDDLE:g}; log-linear between the"
         " row's temperatures, - beyond them.",
-        f"Unique texts and copies of training texts: at t {middle:g}, or the only one. Nats a token: an upper bound, of words"
+        f"Unique texts and copies of training texts: at t {MIDDLE:g}, or the only one. Nats a token: an upper bound, of words"
         " that leave the noise together or in turn.",
         "",
         "| " + " | ".join(columns) + " |",
         "|---" + "|---:" * (len(columns) - 1) + "|",
     ]
-    return "\n".join([*lines, *("| " + " | ".join(cells(row, middle, anchor)) + " |" for row in found)])
+    return "\n".join([*lines, *("| " + " | ".join(cells(row, shown, anchor)) + " |" for row in found)])
 
 
 def at(row: dict[str, Any], temperature: float) -> dict[str, Any]:
@@ -151,7 +161,7 @@ def at(row: dict[str, Any], temperature: float) -> dict[str, Any]:
     return nearest
 
 
-def cells(row: dict[str, Any], middle: float, anchor: float | None) -> list[str]:
+def cells(row: dict[str, Any], temperatures: Sequence[float], anchor: float | None) -> list[str]:
     """Return a row's cells."""
     known = {p["temperature"]: f"{p['judge_perplexity']:.2f} ({p['entropy']:.3f})" for p in row["points"]}
     line = [(p["entropy"], p["judge_perplexity"]) for p in row["points"]]
@@ -162,10 +172,10 @@ def cells(row: dict[str, Any], middle: float, anchor: float | None) -> list[str]
         f"{row['training_steps']:,}",
         f"{row['training_tokens'] / 1e6:.2f} M",
         f"{row['training_processor_seconds']:.0f}",
-        *(known.get(t, "-") for t in TEMPERATURES),
+        *(known.get(t, "-") for t in temperatures),
         "-" if equal is None else f"{equal:.2f}",
-        f"{at(row, middle)['unique']:.1%}",
-        f"{at(row, middle)['copied']:.1%}",
+        f"{at(row, MIDDLE)['unique']:.1%}",
+        f"{at(row, MIDDLE)['copied']:.1%}",
         *(bounds.get(order, "-") for order in ("together", "in-turn")),
     ]
 

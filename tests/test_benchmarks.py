@@ -84,8 +84,8 @@ def test_a_row_is_measured_once_and_shown_beside_others(
     path = tmp_path / "results" / "ablations" / "default-2-steps.json"
     before, found = path.stat().st_mtime_ns, json.loads(path.read_text())
     assert (found["row"], found["changes"], found["training_steps"], found["seed"]) == ("default", {}, 2, 0)
-    assert [point["temperature"] for point in found["points"]] == [0.9, 1.0, 1.1, 1.2]
-    assert all(point["steps"] == 16 and point["judge_perplexity"] > 1 for point in found["points"])
+    assert [point["temperature"] for point in found["points"]] == [1.1, 1.2, 1.3, 1.4]
+    assert all(point["steps"] == 13 and point["judge_perplexity"] > 1 for point in found["points"])
     assert found["training_tokens"] > 1000 and found["training_processor_seconds"] > 0
     assert [(one["order"], one["texts"]) for one in found["likelihoods"]] == [("together", 2), ("in-turn", 2)]
     assert found["machine"]["threads"] == 1
@@ -97,9 +97,9 @@ def test_a_row_is_measured_once_and_shown_beside_others(
     assert "2 of 2 rows are known already" in said.err and path.stat().st_mtime_ns == before
     *_, first, second = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.out.splitlines()]
     point = found["points"][2]
-    assert first[0] == "default" and first[8] == f"{point['judge_perplexity']:.2f}"  # at its own entropy
-    assert first[6] == f"{point['judge_perplexity']:.2f} ({point['entropy']:.3f})"
-    assert second[0] == "dimension 16" and (second[8], *second[11:]) == ("-", "-", "-")
+    assert first[0] == "default" and first[10] == f"{point['judge_perplexity']:.2f}"  # at its own entropy
+    assert first[8] == f"{point['judge_perplexity']:.2f} ({point['entropy']:.3f})"
+    assert second[0] == "dimension 16" and (second[10], *second[13:]) == ("-", "-", "-")
 
 
 def test_the_recipes_are_trained_and_judged_together(
