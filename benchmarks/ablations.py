@@ -111,7 +111,7 @@ def measured(row: str, options: argparse.Namespace) -> dict[str, Any]:
         "likelihoods": [
             {
                 name: getattr(likelihood, name)
-                for name in ("order", "nats_per_token", "error", "estimate_error", "terms", "texts", "judge_nats_per_token")
+                for name in ("orders", "nats_per_token", "error", "estimate_error", "terms", "texts", "judge_nats_per_token")
             }
             for likelihood in report.likelihoods
         ],
@@ -166,7 +166,7 @@ def cells(row: dict[str, Any], temperatures: Sequence[float], anchor: float | No
     known = {p["temperature"]: f"{p['judge_perplexity']:.2f} ({p['entropy']:.3f})" for p in row["points"]}
     line = [(p["entropy"], p["judge_perplexity"]) for p in row["points"]]
     equal = None if anchor is None else at_entropy(line, anchor)
-    bounds = {one["order"]: f"{one['nats_per_token']:.3f} ± {one['error']:.3f}" for one in row["likelihoods"]}
+    bounds = {one["orders"] > 0: f"{one['nats_per_token']:.3f} ± {one['error']:.3f}" for one in row["likelihoods"]}
     return [
         row["row"],
         f"{row['training_steps']:,}",
@@ -176,7 +176,7 @@ def cells(row: dict[str, Any], temperatures: Sequence[float], anchor: float | No
         "-" if equal is None else f"{equal:.2f}",
         f"{at(row, MIDDLE)['unique']:.1%}",
         f"{at(row, MIDDLE)['copied']:.1%}",
-        *(bounds.get(order, "-") for order in ("together", "in-turn")),
+        *(bounds.get(in_turn, "-") for in_turn in (False, True)),
     ]
 
 

@@ -138,8 +138,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--column", default="text", help="of the file, with the texts (%(default)s)")
     command.add_argument("--strata", type=int, default=128, help="noise levels a text: more is more precise (%(default)s)")
-    command.add_argument("--order", choices=("together", "in-turn"), default="together",
-                         help="in which a diffusion model's words come from noise (%(default)s)")  # fmt: skip
+    command.add_argument("--orders", type=int, default=0, metavar="N",
+                         help="let words leave the noise in turn, in N random orders; 0 is together (%(default)s)")  # fmt: skip
     command.add_argument("--seed", type=int, default=0, help="of the noise (%(default)s)")
     command.add_argument("--batch-size", type=int, default=64, help="noisy copies of a text at a time (%(default)s)")
     command.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps ... (%(default)s)")

@@ -27,7 +27,7 @@ from diffusionlm.data import encode
 from diffusionlm.evaluation import SELF_BLEU_TEXTS, TrainingTexts, diversity, grammar_report, mean_error, word_counts
 from diffusionlm.judge import Judge, perplexity
 from diffusionlm.kinds import open_pipeline
-from diffusionlm.likelihood import Order, orders
+from diffusionlm.likelihood import check_draws, takes_turns
 from diffusionlm.model import DiffusionLM
 from diffusionlm.provenance import corpus_of, fingerprint, training_of
 from diffusionlm.report import JUDGE, REAL, Likelihood, Report, Row, draw, table, write
@@ -47,6 +47,7 @@ class EvaluationConfig(Settings):
         split: of the corpus, whose texts are the real ones.
         bound_texts: the most real texts whose likelihood is bounded; 0 leaves the bound out.
         strata: noise levels a text in that bound.
+        orders: in which its words leave the noise in turn, for a second bound; 0 leaves it out.
     """
 
     temperatures: tuple[float, ...] = (0.7, 0.8, 0.9, 1.0)
@@ -56,10 +57,12 @@ class EvaluationConfig(Settings):
     split: str = "validation"
     bound_texts: int = 200
     strata: int = 128
+    orders: int = 8
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        for name, least in (("count", 2), ("seed", 0), ("bound_texts", 0), ("strata", 2)):
+        check_draws(self.strata, self.orders)
+        for name, least in (("count", 2), ("seed", 0), ("bound_texts", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"{name}: expected at least {least}, got {getattr(self, name)}")
         if self.bound_texts == 1:
@@ -264,25 +267,26 @@ class Judging:
     def likelihood(self, system: str, writer: Writer[Any]) -> None:
         """Score real texts: diffusion and masked models bound their likelihood, autoregressive ones say it exactly.
 
-        A diffusion model's is bounded for both orders in which its words can come from noise.
+        Bounded twice: with words that leave the noise together, and in turn.
         """
-        for order in orders(writer.model):
-            self._likelihood(system, writer, order)
+        self._likelihood(system, writer, 0)
+        if self.config.orders and takes_turns(writer.model):
+            self._likelihood(system, writer, self.config.orders)
 
-    def _likelihood(self, system: str, writer: Writer[Any], order: Order) -> None:
+    def _likelihood(self, system: str, writer: Writer[Any], orders: int) -> None:
         described, exact = self.report.systems[system], writer.model.can_generate()
         settings = {
             "texts": self.config.bound_texts,
             "strata": None if exact else self.config.strata,
             "dtype": str(writer.dtype),
         }
-        known = [(r.system, r.order, r.settings) for r in self.report.likelihoods]
-        if not self.bounded or (system, order, settings) in known:
+        known = [(r.system, r.orders, r.settings) for r in self.report.likelihoods]
+        if not self.bounded or (system, orders, settings) in known:
             return
         encoded = encode(self.bounded, writer.tokenizer, writer.model.config.max_position_embeddings, "drop")
         texts = [self.bounded[i] for i in encoded.texts]
-        found = score(writer, texts, ScoringConfig(strata=self.config.strata, order=order, seed=self.config.seed))
-        name = f"{system}, likelihood" + ", words in turn" * (order == "in-turn")
+        found = score(writer, texts, ScoringConfig(strata=self.config.strata, orders=orders, seed=self.config.seed))
+        name = f"{system}, likelihood" + ", words in turn" * (orders > 0)
         bar = tqdm(found, name, len(texts), unit="text", disable=self.quiet)
         bounds = [one for _, one in bar]
         own, tokens = [one.nats for one in bounds], [one.tokens for one in bounds]
@@ -294,7 +298,7 @@ class Judging:
             system, described["fingerprint"], settings, exact, len(texts), sum(tokens),
             sum(own) / sum(tokens), mean_error(own, tokens), estimate_error, sum(own) / characters, {} if exact else terms,
             sum(judged) / sum(tokens), sum(judged) / characters,
-            mean_error([mine - other for mine, other in zip(own, judged, strict=True)], tokens), order,
+            mean_error([mine - other for mine, other in zip(own, judged, strict=True)], tokens), orders,
         ), self.out)  # fmt: skip
 
     def finish(self) -> None:

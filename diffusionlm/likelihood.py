@@ -14,13 +14,14 @@ lower end. Where START and END are given (explicit length) they cost nothing and
 PAD is a word like others its positions' nats are the text's, and pay for the length. The recipe of the paper has a bound
 of T steps, with noise of its own on x_0 (Li et al. 2022, equation 2): ``objective.bound_term``.
 
-All words of a text need not share one level. Another way from noise to text takes them ``in-turn``: in a random order, each
-from noise to clean at once, given the words before it in that order, clean, and noise in place of those after it. Then
+All words of a text need not share one level. Another way from noise to text takes them in turn: in a random order, each from
+noise to clean at once, given those before it in that order, clean, and noise in place of those after it. With K orders drawn
 
-    -log p(w) <= E_k[ N/k sum over k words in noise of -log p(w_i | the others, noise) ] - log p(length)
+    -log p(w) <= E[-log 1/K sum over orders prod_i p(w_i | the words before it, noise)] - log p(length)
 
-with k uniform from 1 to N, the words of the text: a mean over orders and noise of products of conditionals, each of which
-sums to one. It is the bound of masked diffusion (``masked_bound``) with noise for a mask.
+since each product sums to one over texts, and so does their mean (Uria et al. 2014, *A Deep and Tractable Density Estimator*,
+section 4, mix orders so; the bound is Burda et al. 2016, equation 8). More orders make it tighter, down to the likelihood of a
+writer that draws its order. K = 1 is the bound of masked diffusion (``masked_bound``), with noise for a mask.
 
 Counted are a text's words and its END, never START or PAD. Shapes: L positions, D dimension, V words, K draws of gamma.
 """
@@ -30,7 +31,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy
 import torch
@@ -41,14 +42,12 @@ from transformers import PreTrainedModel
 from diffusionlm.config import UserError
 from diffusionlm.data import collate
 from diffusionlm.diffusion import Gaussian, alpha, over_coordinates, sigma
-from diffusionlm.masked import hide
 from diffusionlm.model import MAX_GAMMA, DiffusionLM, boundaries
 from diffusionlm.regression import bound_term, lowest_deviation, prior_kl
 from diffusionlm.sampling import Denoise, Denoised, given
 from diffusionlm.schedule import Gumbel, StepSchedule
 
 LEAST_GAMMA = -4.0  # where a schedule does not say when words are decided: the noise is then a seventh of the signal
-Order = Literal["together", "in-turn"]
 UNIFORM_SHARE = 0.2  # of the proposal, so that no noise level's weight is large
 
 
@@ -155,36 +154,29 @@ def continuous_terms(
     return _terms(standard_kl(x0[free].double(), proposal.edges[-1]), torch.cat(surprises)[:lowest], diffusion)
 
 
-def in_turn_nats(
-    losses: Callable[[Tensor], Tensor], free: Tensor, draw: numpy.random.Generator, strata: int, batch_size: int
-) -> Tensor:
-    """Return estimates of a text's -log p, its ``free`` words (L,) taken in turn, one from each of ``strata`` of k, in nats.
-
-    ``losses`` maps which words are hidden, (K, L) bool, k of the free ones in each row, to -log p of each (K, L).
-    """
-    count = int(free.sum())
-    u = torch.from_numpy((numpy.arange(1, strata + 1) - draw.random(strata)) / strata)
-    k = (u * count).ceil().clamp(min=1).to(free.device)
-    uniform = torch.from_numpy(draw.random((strata, len(free)))).to(free.device)
-    hidden = hide(free.expand(strata, -1), k, uniform)
-    nats = [torch.where(part, losses(part), 0).double().sum(1) for part in hidden.split(batch_size)]
-    return (torch.cat(nats) * count / k).cpu()
-
-
 @torch.no_grad()
 def in_turn_terms(
-    denoise: Denoise, x0: Tensor, ids: Tensor, free: Tensor, *, strata: int, seed: Sequence[int], batch_size: int
+    losses: Callable[[Tensor], Tensor], free: Tensor, draw: numpy.random.Generator, *, orders: int, batch_size: int
 ) -> Terms:
-    """Estimate the bound of one text ``ids`` (L,) with vectors ``x0`` (L, D) whose ``free`` words (L,) are taken in turn."""
-    draw = numpy.random.default_rng(list(seed))
+    """Estimate the bound of one text whose ``free`` words (L,) are taken in turn, in as many random ``orders``.
 
-    def losses(hidden: Tensor) -> Tensor:
-        noise = torch.from_numpy(draw.standard_normal((len(hidden), *x0.shape), dtype=numpy.float32)).to(x0)
-        believed = given(denoise, ~hidden, x0)(noise, torch.ones(len(hidden), device=x0.device))
-        return F.cross_entropy(believed.logits.transpose(1, 2), ids.expand(len(hidden), -1), reduction="none")
-
-    nats = in_turn_nats(losses, free, draw, strata, batch_size)
-    return Terms(prior=0.0, reconstruction=0.0, diffusion=float(nats.mean()), deviation=math.sqrt(stratified_variance(nats)))
+    ``losses`` maps which words are hidden, (K, L) bool, to -log p of each (K, L), given the others.
+    """
+    words = free.nonzero()[:, 0]
+    place = torch.full((orders, len(free)), -1, device=free.device)  # in its order; what is given comes before all
+    for row in place:
+        row[words] = torch.from_numpy(draw.permutation(len(words))).to(free.device)
+    step = torch.arange(len(words), device=free.device)[:, None]
+    hidden, next_one = ((place[:, None] >= step).flatten(0, 1), (place[:, None] == step).flatten(0, 1))
+    found = torch.cat([losses(part) for part in hidden.split(batch_size)])
+    nats = torch.where(next_one, found, 0).double().sum(1).view(orders, -1).sum(1).cpu()
+    share = (-nats).softmax(0)
+    return Terms(
+        prior=0.0,
+        reconstruction=0.0,
+        diffusion=float(math.log(orders) - (-nats).logsumexp(0)),
+        deviation=math.sqrt(float((share * orders).var()) / orders),
+    )
 
 
 def _terms(prior: Tensor, reconstruction: Tensor, diffusion: Tensor) -> Terms:
@@ -218,24 +210,23 @@ def bound(
     texts: Sequence[str] | None = None,
     *,
     strata: int = 128,
+    orders: int = 0,
     seed: int = 0,
     batch_size: int = 64,
     temperature: float = 1.0,
-    order: Order = "together",
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[Bound]:
     """Yield the bound of each text, ``rows`` of token ids with START and END; ``texts`` are read for their characters.
 
-    A text's draws depend on ``seed`` and its number alone. ``order`` says how words come from noise: all ``together``, or
-    ``in-turn``. ``dtype`` is that of the network's arithmetic.
+    A text's draws depend on ``seed`` and its number alone. Its words leave the noise together, or in turn, in as many random
+    ``orders``. ``dtype`` is that of the network's arithmetic.
 
     Raises:
-        UserError: a row is longer than the model reads; fewer than 2 strata; a temperature or ``in-turn`` without logits.
+        UserError: a row is longer than the model reads; too few strata or orders; a temperature or orders without logits.
     """
-    if strata < 2:
-        raise UserError(f"strata: expected 2 or more, got {strata}")
-    if order not in orders(model):
-        raise UserError(f"order: this model predicts {model.settings.prediction}, not logits; leave it at together")
+    check_draws(strata, orders)
+    if orders and not takes_turns(model):
+        raise UserError(f"orders: this model predicts {model.settings.prediction}, not logits; leave it at 0")
     if temperature != 1 and model.settings.prediction != "logits":
         raise UserError(f"temperature: this model predicts {model.settings.prediction}, not logits; leave it at 1")
     explicit, longest, special = model.settings.explicit_length, model.config.max_tokens, model.config.special_ids
@@ -244,11 +235,14 @@ def bound(
         draws: dict[str, Any] = {"strata": strata, "seed": (seed, number), "batch_size": batch_size}
         if model.settings.prediction == "logits":
             denoise, known = denoiser(model, ids, temperature, dtype)
-            text = (model.embed(ids)[0], ids[0], ~known)
-            if order == "in-turn":
-                terms = in_turn_terms(denoise, *text, **draws)
+            x0 = model.embed(ids)[0]
+            if orders:
+                draw = numpy.random.default_rng([seed, number])
+                losses = hidden_losses(denoise, x0, ids[0], draw)
+                terms = in_turn_terms(losses, ~known, draw, orders=orders, batch_size=batch_size)
             else:
-                terms = continuous_terms(at_levels(model, denoise, known, text[0]), *text, proposal_for(model), **draws)
+                at_level = at_levels(model, denoise, known, x0)
+                terms = continuous_terms(at_level, x0, ids[0], ~known, proposal_for(model), **draws)
         else:
             terms = discrete_terms(model, ids, dtype=dtype, **draws)
         yield Bound(
@@ -258,10 +252,18 @@ def bound(
         )
 
 
-def orders(model: PreTrainedModel) -> tuple[Order, ...]:
-    """Return the orders in which words of ``model`` can come from noise: in turn where it is a diffusion model with logits."""
-    logits = isinstance(model, DiffusionLM) and model.settings.prediction == "logits"
-    return ("together", "in-turn") if logits else ("together",)
+def check_draws(strata: int, orders: int) -> None:
+    """Check how often a text is looked at. Raises UserError where that says nothing of its error."""
+    if strata < 2:
+        raise UserError(f"strata: expected 2 or more, got {strata}")
+    if orders < 0 or orders == 1:
+        raise UserError(f"orders: expected 0 (words leave the noise together) or 2 or more, got {orders}")
+
+
+def takes_turns(model: PreTrainedModel) -> bool:
+    """Tell whether words of ``model`` can leave the noise, or a mask, in turn: it predicts words, in any order."""
+    settings = getattr(model, "settings", None)
+    return settings is not None and getattr(settings, "prediction", "logits") == "logits"
 
 
 def proposal_for(model: DiffusionLM) -> Proposal:
@@ -297,6 +299,20 @@ def denoiser(
         return Denoised(logits.softmax(-1) @ E, logits)
 
     return twice, known[0]
+
+
+def hidden_losses(denoise: Denoise, x0: Tensor, ids: Tensor, draw: numpy.random.Generator) -> Callable[[Tensor], Tensor]:
+    """Return the function from hidden words (K, L) of a text ``ids`` (L,), ``x0`` (L, D), to -log p of each word (K, L).
+
+    The others are clean; in place of the hidden ones there is noise, drawn anew each time.
+    """
+
+    def losses(hidden: Tensor) -> Tensor:
+        noise = torch.from_numpy(draw.standard_normal((len(hidden), *x0.shape), dtype=numpy.float32)).to(x0)
+        believed = given(denoise, ~hidden, x0)(noise, torch.ones(len(hidden), device=x0.device))
+        return F.cross_entropy(believed.logits.transpose(1, 2), ids.expand(len(hidden), -1), reduction="none")
+
+    return losses
 
 
 def at_levels(model: DiffusionLM, denoise: Denoise, known: Tensor, x0: Tensor) -> Denoise:

@@ -2,7 +2,8 @@
 
     -log p(w) <= E_k [ N/k sum over k hidden words of -log p(word | shown words) ] - log p(length)
 
-k is uniform from 1 to N, the words of the text; the first term is exact for a model whose conditionals are (``masked``).
+k is uniform from 1 to N, the words of the text; the first term is exact for a model whose conditionals are (``masked``). Whole
+orders in which the words are shown, several at a time, give a tighter one (``likelihood``).
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import torch
 from torch import Tensor
 
 from diffusionlm.config import UserError
-from diffusionlm.likelihood import Bound, counted, in_turn_nats, length_nats, stratified_variance
-from diffusionlm.masked import MaskedLM, hidden_losses, word_positions
+from diffusionlm.likelihood import Bound, Terms, check_draws, counted, in_turn_terms, length_nats, stratified_variance
+from diffusionlm.masked import MaskedLM, hidden_losses, hide, word_positions
 
 
 @torch.no_grad()
@@ -26,6 +27,7 @@ def masked_bound(
     texts: Sequence[str] | None = None,
     *,
     strata: int = 128,
+    orders: int = 0,
     seed: int = 0,
     batch_size: int = 64,
     dtype: torch.dtype = torch.float32,
@@ -33,32 +35,34 @@ def masked_bound(
     """Yield the likelihood bound of each of ``rows`` of token ids with START and END; ``texts`` are read for characters.
 
     k is stratified: ``strata`` draws a text, each with a random choice of k hidden words, of which ``batch_size`` are
-    read at a time. A text's draws depend on ``seed`` and its number alone. ``dtype`` is that of the network's arithmetic.
+    read at a time; in place of them, as many whole ``orders`` as are asked for. A text's draws depend on ``seed`` and its
+    number alone. ``dtype`` is that of the network's arithmetic.
 
     Raises:
-        UserError: a row is longer than the model reads, or there are fewer than 2 strata.
+        UserError: a row is longer than the model reads, or there are too few strata or orders.
     """
-    if strata < 2:
-        raise UserError(f"strata: expected 2 or more, got {strata}")
+    check_draws(strata, orders)
     longest = model.config.max_tokens
     for number, row in enumerate(rows):
         if len(row) > longest:
             raise UserError(f"text {number}: expected {longest} tokens or fewer, start and end included, got {len(row)}")
-        nats = _text_nats(model, row, numpy.random.default_rng([seed, number]), strata, batch_size, dtype)
+        draw = numpy.random.default_rng([seed, number])
+        if orders:
+            terms = _in_turn(model, row, draw, orders, batch_size, dtype)
+        else:
+            nats = _text_nats(model, row, draw, strata, batch_size, dtype)
+            # Nothing is lost at either end of the process.
+            terms = Terms(0.0, 0.0, float(nats.mean()), math.sqrt(stratified_variance(nats)))
         yield Bound(
-            prior=0.0,  # nothing is lost at either end of the process
-            reconstruction=0.0,
-            diffusion=float(nats.mean()),
+            **vars(terms),
             length=length_nats(model, len(row)),
-            deviation=math.sqrt(stratified_variance(nats)),
             **counted(model, row, None if texts is None else texts[number]),
         )
 
 
-def _text_nats(
-    model: MaskedLM, row: Sequence[int], draw: numpy.random.Generator, strata: int, batch_size: int, dtype: torch.dtype
-) -> Tensor:
-    """Return an estimate of a text's diffusion term from each stratum of k, (strata,) in nats."""
+def _in_turn(
+    model: MaskedLM, row: Sequence[int], draw: numpy.random.Generator, orders: int, batch_size: int, dtype: torch.dtype
+) -> Terms:
     ids = torch.tensor([row], device=model.device)
     mask = torch.ones_like(ids, dtype=torch.bool)
 
@@ -66,4 +70,20 @@ def _text_nats(
         with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
             return hidden_losses(model, ids.expand_as(hidden), mask.expand_as(hidden), hidden)
 
-    return in_turn_nats(losses, word_positions(mask)[0], draw, strata, batch_size)
+    return in_turn_terms(losses, word_positions(mask)[0], draw, orders=orders, batch_size=batch_size)
+
+
+def _text_nats(
+    model: MaskedLM, row: Sequence[int], draw: numpy.random.Generator, strata: int, batch_size: int, dtype: torch.dtype
+) -> Tensor:
+    """Return an estimate of a text's diffusion term from each stratum of k, (strata,) in nats."""
+    ids = torch.tensor([row], device=model.device).expand(strata, -1)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    u = torch.from_numpy((numpy.arange(1, strata + 1) - draw.random(strata)) / strata)
+    k = (u * (len(row) - 2)).ceil().clamp(min=1).to(model.device)
+    hidden = hide(word_positions(mask), k, torch.from_numpy(draw.random(ids.shape)).to(model.device))
+    nats = []
+    for part in torch.arange(strata, device=model.device).split(batch_size):
+        with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
+            nats.append(hidden_losses(model, ids[part], mask[part], hidden[part]).double().sum(1))
+    return (torch.cat(nats) * (len(row) - 2) / k).cpu()

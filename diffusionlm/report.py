@@ -15,7 +15,6 @@ from typing import Any, ClassVar, Literal, Self
 from diffusionlm import plots
 from diffusionlm.config import UserError, build, to_plain
 from diffusionlm.evaluation import Comparison, Diversity, Point, at_entropy, compare
-from diffusionlm.likelihood import Order
 from diffusionlm.provenance import machine
 from diffusionlm.run_folder import disk_errors
 
@@ -70,7 +69,7 @@ class Likelihood:
     judge_nats_per_token: float
     judge_bits_per_character: float
     difference_error: float
-    order: Order = "together"
+    orders: int = 0
 
 
 @dataclass
@@ -137,8 +136,8 @@ class Report(Findings):
         if isinstance(row, Row):
             self.rows.append(row)
         else:
-            key = (row.system, row.order)
-            self.likelihoods = [known for known in self.likelihoods if (known.system, known.order) != key] + [row]
+            key = (row.system, row.orders > 0)
+            self.likelihoods = [known for known in self.likelihoods if (known.system, known.orders > 0) != key] + [row]
         self.save(folder)
 
     def plain(self) -> dict[str, Any]:
@@ -252,7 +251,7 @@ def _likelihood_lines(report: Report) -> list[str]:
     for found in report.likelihoods:
         terms = ", ".join(f"{name} {value:.3f}" for name, value in found.terms.items() if value)
         difference = found.nats_per_token - found.judge_nats_per_token
-        name = found.system + ", words in turn" * (found.order == "in-turn")
+        name = found.system + f", words in turn, {found.orders} orders" * (found.orders > 0)
         lines += [
             f"  {name}: {'exactly' if found.exact else 'at most'} {found.nats_per_token:.3f} ± {found.error:.3f} nats"
             f" a token, {found.bits_per_character:.3f} bits a character, on {found.texts} texts"

@@ -18,7 +18,7 @@ from diffusionlm.config import Settings, UserError
 from diffusionlm.data import encode
 from diffusionlm.judge import Judge
 from diffusionlm.kinds import open_pipeline
-from diffusionlm.likelihood import Bound, Order, bound
+from diffusionlm.likelihood import Bound, bound, check_draws
 from diffusionlm.masked_bound import masked_bound
 from diffusionlm.tokenizer import decode_texts
 from diffusionlm.writer import Writer
@@ -32,8 +32,8 @@ class ScoringConfig(Settings):
 
     Args:
         strata: noise levels a text is looked at, one in each of as many equally likely parts: more is more precise.
-        order: how a diffusion model's words come from noise: all ``together``, or ``in-turn``, one after another in a random
-            order. Both bound the likelihood, of two ways to write with one network; that of masked diffusion is in turn.
+        orders: in which the words leave the noise in turn, drawn at random; 0 is all together. Both bound the likelihood, of
+            two ways to write with one network; more orders make theirs tighter.
         seed: of the noise.
         batch_size: noisy copies of a text that are denoised together.
         device: cpu, cuda, cuda:1, mps ...
@@ -41,7 +41,7 @@ class ScoringConfig(Settings):
     """
 
     strata: int = 128
-    order: Order = "together"
+    orders: int = 0
     seed: int = 0
     batch_size: int = 64
     device: str = "cpu"
@@ -49,7 +49,8 @@ class ScoringConfig(Settings):
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        for name, least in (("strata", 2), ("seed", 0), ("batch_size", 1)):
+        check_draws(self.strata, self.orders)
+        for name, least in (("seed", 0), ("batch_size", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"{name}: expected {least} or more, got {getattr(self, name)}")
 
@@ -89,14 +90,14 @@ def score(
     return zip(kept, SCORERS[writer.model.config.model_type](writer, kept, options), strict=True)
 
 
-def by_bound(function: Callable[..., Iterator[Bound]], *named: str) -> Scorer:
-    """Return the scorer of ``bound(model, rows, texts, *, strata, seed, batch_size, dtype)``, with options ``named`` too."""
+def by_bound(function: Callable[..., Iterator[Bound]]) -> Scorer:
+    """Return the scorer of a ``bound(model, rows, texts, *, strata, orders, seed, batch_size, dtype)``."""
 
     def scorer(writer: Writer[Any], texts: Sequence[str], options: ScoringConfig) -> Iterator[Bound]:
         rows = encode(texts, writer.tokenizer, sys.maxsize).ids
         return function(
-            writer.model, rows, decode_texts(writer.tokenizer, rows), strata=options.strata, seed=options.seed,
-            batch_size=options.batch_size, dtype=writer.dtype, **{name: getattr(options, name) for name in named},
+            writer.model, rows, decode_texts(writer.tokenizer, rows), strata=options.strata, orders=options.orders,
+            seed=options.seed, batch_size=options.batch_size, dtype=writer.dtype,
         )  # fmt: skip
 
     return scorer
@@ -114,7 +115,7 @@ def exactly(writer: Writer[Any], texts: Sequence[str], options: ScoringConfig) -
 
 
 SCORERS: dict[str, Scorer] = {  # by the model_type in the model's config, as the pipelines are in kinds.py
-    "diffusionlm": by_bound(bound, "order"),
+    "diffusionlm": by_bound(bound),
     "diffusionlm-masked": by_bound(masked_bound),
     "llama": exactly,
 }

@@ -87,7 +87,7 @@ def test_a_row_is_measured_once_and_shown_beside_others(
     assert [point["temperature"] for point in found["points"]] == [1.1, 1.2, 1.3, 1.4]
     assert all(point["steps"] == 13 and point["judge_perplexity"] > 1 for point in found["points"])
     assert found["training_tokens"] > 1000 and found["training_processor_seconds"] > 0
-    assert [(one["order"], one["texts"]) for one in found["likelihoods"]] == [("together", 2), ("in-turn", 2)]
+    assert [(one["orders"], one["texts"]) for one in found["likelihoods"]] == [(0, 2), (8, 2)]
     assert found["machine"]["threads"] == 1
     assert "| default | 2 | 0.00 M |" in capsys.readouterr().out
     other = {**found, "row": "dimension 16", "points": [{**p, "entropy": p["entropy"] + 9} for p in found["points"]]}
@@ -114,7 +114,7 @@ def test_the_recipes_are_trained_and_judged_together(
     report = json.loads((out / "evaluation.json").read_text())
     asked = {(row["system"], row["steps"]) for row in report["rows"] if row["kind"] == "model"}
     assert asked == {("ours", 16), ("masked", 32), ("ours", 1), ("ours", 3)}
-    assert [one["system"] for one in report["likelihoods"]] == ["ours", "ours", "masked"]
+    assert [one["system"] for one in report["likelihoods"]] == ["ours", "ours", "masked", "masked"]
     rows = [{k: v for k, v in row.items() if k != "seconds"} for row in report["rows"]]
     assert e2e.main(words(folder, tmp_path, "ours", "masked")) == 0
     again = json.loads((out / "evaluation.json").read_text())["rows"]

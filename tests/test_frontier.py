@@ -103,16 +103,16 @@ def test_the_likelihood_stands_beside_the_judges_on_the_same_texts(folder: Path,
     config = EvaluationConfig(count=2, temperatures=(1.0,), bound_texts=4, strata=16)
     models = [folder / "run", folder / "masked", folder / "judge"]
     report = evaluate(folder / "judge", models, config=config, out=tmp_path / "out", quiet=True)
-    bounded, in_turn, masked, exact = report.likelihoods
-    assert [one.order for one in report.likelihoods] == ["together", "in-turn", "together", "together"]
+    bounded, in_turn, masked, shown, exact = report.likelihoods
+    assert [one.orders for one in report.likelihoods] == [0, 8, 0, 8, 0]
     assert in_turn.nats_per_token != bounded.nats_per_token and in_turn.tokens == bounded.tokens
     assert in_turn.terms["prior"] == in_turn.terms["reconstruction"] == 0
-    for one in (bounded, in_turn, masked):
+    for one in (bounded, in_turn, masked, shown):
         assert sum(one.terms.values()) == pytest.approx(one.nats_per_token)
         assert set(one.terms) == {"prior", "reconstruction", "diffusion", "length"}
     assert not masked.exact and masked.estimate_error > 0 and masked.tokens == bounded.tokens
     said = table(report)
-    assert f"  run, words in turn: at most {in_turn.nats_per_token:.3f} ± " in said
+    assert f"  run, words in turn, 8 orders: at most {in_turn.nats_per_token:.3f} ± " in said
     assert f"  masked: at most {masked.nats_per_token:.3f} ± " in said
     assert f"    diffusion {masked.terms['diffusion']:.3f}, length {masked.terms['length']:.3f}; the draws' own error" in said
     assert (bounded.exact, exact.exact, exact.terms, exact.estimate_error) == (False, True, {}, 0)

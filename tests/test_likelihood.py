@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy
 import pytest
 import torch
 from torch import Tensor
@@ -17,17 +18,17 @@ from diffusionlm.config import UserError, build, merge, to_plain
 from diffusionlm.diffusion import GaussianDiffusion, alpha, sigma
 from diffusionlm.likelihood import (
     Bound,
-    Order,
     Proposal,
     Terms,
     bound,
     continuous_terms,
     discrete_terms,
+    hidden_losses,
     in_turn_terms,
     length_nats,
-    orders,
     proposal_for,
     standard_kl,
+    takes_turns,
 )
 from diffusionlm.model import DiffusionLM, DiffusionLMConfig, ModelConfig
 from diffusionlm.regression import bound_term, lowest_deviation, prior_kl
@@ -87,7 +88,7 @@ def toy(denoise: Callable[[Tensor, Tensor], Denoised], proposal: Proposal, sente
 def told(xt: Tensor, t: Tensor) -> Denoised:
     """Denoise the toy language exactly where words are clean (t 0) or noise (t 1)."""
     fits = ((xt[:, None] - WORDS[SENTENCES]).norm(dim=-1) < 1e-3) | (t > 0)[:, None]
-    chances = ODDS * fits.all(-1)
+    chances = ODDS * fits.all(-1) + 1e-12
     words = torch.einsum("bn,nlv->blv", chances / chances.sum(1, keepdim=True), F.one_hot(SENTENCES, 5).double())
     return Denoised(words @ WORDS, words.clamp(min=1e-300).log())
 
@@ -112,30 +113,54 @@ def test_the_exact_denoiser_reaches_each_sentences_probability(sentence: int) ->
         assert error < 0.07, name
 
 
+def in_turn(denoise: Denoise, sentence: int, orders: int, seed: int = 0) -> Terms:
+    ids, draw = SENTENCES[sentence], numpy.random.default_rng(seed)
+    losses = hidden_losses(denoise, WORDS[ids], ids, draw)
+    return in_turn_terms(losses, ALL_FREE, draw, orders=orders, batch_size=50)
+
+
 def test_words_in_turn_reach_each_sentences_probability() -> None:
-    """With exact conditionals a text costs -log p in every order; others pay more than the entropy."""
+    """With exact conditionals a text costs -log p in every order."""
+    for sentence in range(5):
+        terms = in_turn(told, sentence, orders=4)
+        assert terms.prior == terms.reconstruction == 0
+        assert terms.diffusion == pytest.approx(-math.log(ODDS[sentence]), abs=1e-6)
+        assert terms.deviation == pytest.approx(0, abs=1e-6)
 
-    def nats(denoise: Denoise, sentence: int) -> float:
-        ids = SENTENCES[sentence]
-        terms = in_turn_terms(denoise, WORDS[ids], ids, ALL_FREE, strata=6000, seed=(sentence,), batch_size=2000)
-        assert terms.prior == terms.reconstruction == 0 < terms.deviation < 0.02
-        return terms.diffusion
 
-    def flat(xt: Tensor, t: Tensor) -> Denoised:
-        logits = told(xt, t).logits.clamp(min=-30) * 0.5
+def test_more_orders_bound_the_mixture_of_all_of_them_tighter() -> None:
+    """Conditionals that are not of one language give each order a probability of its own; the truth is their mean's."""
+
+    def blurred(xt: Tensor, t: Tensor) -> Denoised:
+        logits = told(xt, t).logits.clamp(min=-6) * (0.3 + 0.6 * (t[:, :1] == 0))[..., None]
         return Denoised(logits.softmax(-1) @ WORDS, logits)
 
-    for sentence in range(5):
-        assert nats(told, sentence) == pytest.approx(-math.log(ODDS[sentence]), abs=0.03)
-    entropy = float(-(ODDS * ODDS.log()).sum())
-    assert sum(float(ODDS[i]) * nats(flat, i) for i in range(5)) > entropy + 0.1
+    def chance(order: Sequence[int], sentence: Tensor) -> float:
+        nats = 0.0
+        for number, place in enumerate(order):
+            hidden = torch.tensor([[other in order[number:] for other in range(3)]])
+            xt = torch.where(hidden[..., None], 0, WORDS[sentence])
+            nats -= float(blurred(xt, hidden.double()).logits.log_softmax(-1)[0, place, sentence[place]])
+        return math.exp(-nats)
+
+    every = list(itertools.permutations(range(3)))
+    assert sum(chance(order, torch.tensor(s)) for order in every for s in itertools.product(range(5), repeat=3)) == (
+        pytest.approx(len(every))
+    )
+    for sentence in (0, 2):
+        truth = -math.log(sum(chance(order, SENTENCES[sentence]) for order in every) / len(every))
+        few, many = ([in_turn(blurred, sentence, n, seed) for seed in range(200)] for n in (2, 60))
+        mean_few, mean_many = (sum(terms.diffusion for terms in found) / 200 for found in (few, many))
+        assert mean_few > mean_many + 0.01 and mean_many == pytest.approx(truth, abs=0.01)
+        spread = float(torch.tensor([terms.diffusion for terms in many]).std())
+        assert sum(terms.deviation for terms in many) / 200 == pytest.approx(spread, rel=0.2)
 
 
 def test_words_in_turn_cost_what_a_network_that_knows_nothing_says() -> None:
     """All words but the three that cannot be are equally likely; a text of N words costs N ln 9, its ends nothing."""
     model = _model(evidence=0.0, evidence_input=False, self_conditioning=False)
     cast(Any, model.network).down.weight.data.zero_()
-    for row, found in zip(ROWS, bound(model, ROWS, strata=5, order="in-turn"), strict=True):
+    for row, found in zip(ROWS, bound(model, ROWS, orders=5), strict=True):
         assert found.diffusion == pytest.approx((len(row) - 2) * math.log(VOCABULARY - 3), rel=1e-6)
         assert found.deviation == pytest.approx(0, abs=1e-6)
 
@@ -251,21 +276,21 @@ def test_the_ends_are_given_where_the_length_is() -> None:
     assert four == pytest.approx(4 * one, rel=1e-5)  # rows of E are of equal length
 
 
-@pytest.mark.parametrize("order", ["together", "in-turn"])
+@pytest.mark.parametrize("orders", [0, 3])
 @pytest.mark.parametrize("settings", [{}, {"explicit_length": False}, {"schedule": "cosine"}, PAPER])
-def test_an_estimate_depends_on_seed_text_and_number_alone(settings: dict[str, Any], order: Order) -> None:
+def test_an_estimate_depends_on_seed_text_and_number_alone(settings: dict[str, Any], orders: int) -> None:
     model = _model(**settings)
-    if order not in orders(model):
-        with pytest.raises(UserError, match="order: this model predicts x0, not logits; leave it at together"):
-            next(bound(model, ROWS, order=order))
+    if orders and not takes_turns(model):
+        with pytest.raises(UserError, match="orders: this model predicts x0, not logits; leave it at 0"):
+            next(bound(model, ROWS, orders=orders))
         return
     state = torch.get_rng_state()
-    whole = list(bound(model, ROWS, strata=6, seed=3, order=order))
+    whole = list(bound(model, ROWS, strata=6, seed=3, orders=orders))
     assert torch.equal(state, torch.get_rng_state())
-    assert list(bound(model, ROWS[:2], strata=6, seed=3, order=order)) == whole[:2]
-    for mine, theirs in zip(bound(model, ROWS, strata=6, seed=3, batch_size=3, order=order), whole, strict=True):
+    assert list(bound(model, ROWS[:2], strata=6, seed=3, orders=orders)) == whole[:2]
+    for mine, theirs in zip(bound(model, ROWS, strata=6, seed=3, batch_size=3, orders=orders), whole, strict=True):
         assert mine.nats == pytest.approx(theirs.nats, rel=1e-5)
-    assert next(bound(model, ROWS, strata=6, seed=4, order=order)).nats != whole[0].nats
+    assert next(bound(model, ROWS, strata=6, seed=4, orders=orders)).nats != whole[0].nats
     assert all(math.isfinite(b.nats) and b.deviation > 0 for b in whole)
 
 
@@ -308,6 +333,9 @@ def test_the_range_of_levels() -> None:
 def test_mistakes() -> None:
     with pytest.raises(UserError, match="strata: expected 2 or more, got 1"):
         next(bound(_model(), ROWS, strata=1))
+    for orders in (1, -1):
+        with pytest.raises(UserError, match=r"orders: expected 0 \(words leave the noise together\) or 2 or more, got"):
+            next(bound(_model(), ROWS, orders=orders))
     with pytest.raises(UserError, match="expected 11 or more, the longest row, got 10"):
         next(bound(_model(), [[START, *[4] * 9, END]]))
 

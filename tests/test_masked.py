@@ -142,6 +142,15 @@ def test_the_bound_of_each_text_is_its_cost_and_that_of_its_length() -> None:
     assert list(masked_bound(model, rows, strata=300, seed=1)) != found
 
 
+def test_whole_orders_cost_what_the_text_does() -> None:
+    model, texts, chances = _toy()
+    model.config.length_counts = [0, 0, 0, 6, 0, 2]
+    rows = texts[[0, 13, 26]].tolist()
+    for bound, chance in zip(masked_bound(model, rows, orders=4), chances[[0, 13, 26]].tolist(), strict=True):
+        assert bound.diffusion == pytest.approx(-math.log(chance), abs=1e-3)
+        assert bound.nats == bound.diffusion + bound.length
+
+
 def test_the_standard_error_is_that_of_repetitions() -> None:
     model, texts, _ = _toy(0.2)
     model.config.length_counts = [0, 0, 0, 6, 0, 2]
