@@ -58,9 +58,9 @@ class Pipeline(Writer[DiffusionLM]):
         if settings.prediction != "logits" and (sampling.temperature, sampling.step_temperature or 1) != (1, 1):
             raise UserError(f"temperature: this model predicts {settings.prediction}, not logits; leave it at 1")
         if sampling.corrections and not (settings.prediction == "logits" and settings.explicit_length):
-            raise UserError("corrections: needs a model that predicts logits and is told the length; leave it at 0")
+            raise UserError("corrections: needs a model that predicts logits and is told the length; set it to 0")
         if sampling.passes > 1 and not settings.self_conditioning:
-            raise UserError("passes: this model is not told its last estimate (no self-conditioning); leave it at 1")
+            raise UserError("passes: this model is not told its last estimate (no self-conditioning); set it to 1")
         if sampling.length is not None:
             if not settings.explicit_length:
                 raise UserError("length: this model writes its own length (it models PAD); leave it empty")

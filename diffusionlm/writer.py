@@ -52,12 +52,12 @@ class SamplingConfig(Settings):
         seed: of the noise and the lengths.
     """
 
-    steps: int = 128
-    passes: int = 1
+    steps: int = 28
+    passes: int = 2
     sampler: Sampler = field(default_factory=DDPM)
     temperature: float = 1.0
     step_temperature: float | None = None
-    corrections: int = 0
+    corrections: int = 6
     correction_odds: float = 3.0
     guidance: Guidance = field(default_factory=Gradient)
     particles: Particles = field(default_factory=Particles)
@@ -184,8 +184,8 @@ def check_length(length: int, longest: int) -> None:
 
 def refuse_vectors(sampling: SamplingConfig, kind: str) -> None:
     """Check that nothing is asked of ``kind`` that only a model of word vectors does. Raises UserError."""
-    for name in ("clamp", "passes", "step_temperature", "corrections"):
-        if getattr(sampling, name) != getattr(SamplingConfig(), name):
+    for name, without in {"clamp": False, "passes": 1, "step_temperature": None, "corrections": 0}.items():
+        if getattr(sampling, name) not in (without, getattr(SamplingConfig(), name)):
             raise UserError(f"{name}: {kind} has no noisy vectors; leave it out")
 
 

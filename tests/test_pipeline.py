@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,9 @@ PAPER: dict[str, Any] = {
 }
 
 
+PLAIN = SamplingConfig(steps=6, passes=1, corrections=0)  # any model can be sampled so
+
+
 def _pipeline(sampling: SamplingConfig | None = None, **settings: Any) -> Pipeline:
     tokenizer = Words().make(SENTENCES, LONGEST)
     config = DiffusionLMConfig(
@@ -61,7 +65,7 @@ def _pipeline(sampling: SamplingConfig | None = None, **settings: Any) -> Pipeli
         },
     )
     torch.manual_seed(0)
-    return Pipeline(DiffusionLM(config).train(False), tokenizer, sampling or SamplingConfig(steps=6))
+    return Pipeline(DiffusionLM(config).train(False), tokenizer, sampling or PLAIN)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +75,7 @@ def pipeline() -> Pipeline:
 
 @pytest.fixture(scope="module")
 def paper() -> Pipeline:
-    return _pipeline(SamplingConfig(steps=10, clamp=True), **PAPER)
+    return _pipeline(replace(PLAIN, steps=10, clamp=True), **PAPER)
 
 
 def _texts(generated: list[Generated]) -> list[str]:
@@ -110,7 +114,7 @@ def test_the_batch_size_changes_no_text(batch_size: int, settings: dict[str, Any
 
 def test_texts_come_batch_by_batch(pipeline: Pipeline) -> None:
     states: list[float] = []
-    stream = pipeline.stream(9, SamplingConfig(steps=4, batch_size=3), lambda state, texts: states.append(state.t))
+    stream = pipeline.stream(9, replace(PLAIN, steps=4, batch_size=3), lambda state, texts: states.append(state.t))
     next(stream)
     assert len(states) == 4
     assert len(list(stream)) == 8
@@ -173,7 +177,7 @@ def test_special_tokens_are_never_written(settings: dict[str, Any], changes: dic
 
 def test_boundaries_are_given_to_the_model_and_padding_is_hidden(pipeline: Pipeline) -> None:
     model, mask = pipeline.model, torch.arange(6) < torch.tensor([[6], [4]])
-    denoise = WordDenoiser(pipeline.model, mask, SamplingConfig()).wrapped()
+    denoise = WordDenoiser(pipeline.model, mask, PLAIN).wrapped()
     xt = torch.randn(2, 6, 8)
     with torch.no_grad():
         believed = denoise(xt, torch.full((2,), 0.7)).x0
@@ -183,20 +187,20 @@ def test_boundaries_are_given_to_the_model_and_padding_is_hidden(pipeline: Pipel
         assert torch.equal(believed[row, last], E[special["end"]])
     other = torch.where(mask[..., None], xt, 50.0)
     with torch.no_grad():
-        again = WordDenoiser(pipeline.model, mask, SamplingConfig()).wrapped()(other, torch.full((2,), 0.7)).x0
+        again = WordDenoiser(pipeline.model, mask, PLAIN).wrapped()(other, torch.full((2,), 0.7)).x0
     torch.testing.assert_close(again[mask], believed[mask])
 
 
 def test_self_conditioning_carries_the_last_estimate(pipeline: Pipeline) -> None:
     mask, t = torch.ones(1, 6, dtype=torch.bool), torch.full((1,), 0.7)
     xt = torch.randn(1, 6, 8)
-    denoise = WordDenoiser(pipeline.model, mask, SamplingConfig()).wrapped()
+    denoise = WordDenoiser(pipeline.model, mask, PLAIN).wrapped()
     with torch.no_grad():
         first = denoise(xt, t)
         second = denoise(xt, t)
         held = torch.where(torch.tensor([True, *[False] * 4, True])[:, None], first.x0, xt)
         levels = torch.tensor([[0, *[0.7] * 4, 0]])
-        assert torch.equal(WordDenoiser(pipeline.model, mask, SamplingConfig()).wrapped()(xt, t).x0, first.x0)
+        assert torch.equal(WordDenoiser(pipeline.model, mask, PLAIN).wrapped()(xt, t).x0, first.x0)
         unconditioned = pipeline.model(held, levels)
     inside = slice(1, 5)
     words = [i for i in range(len(pipeline.tokenizer)) if i not in pipeline.model.config.special_ids.values()]
@@ -212,9 +216,9 @@ def test_the_last_pass_is_told_what_the_others_believed(pipeline: Pipeline) -> N
     mask = torch.ones(2, 6, dtype=torch.bool)
     xt, t = torch.randn(2, 6, pipeline.model.settings.dimension), torch.full((2,), 0.7)
     with torch.no_grad():
-        apart = WordDenoiser(pipeline.model, mask, SamplingConfig(temperature=0.8)).wrapped()
+        apart = WordDenoiser(pipeline.model, mask, replace(PLAIN, temperature=0.8)).wrapped()
         separate = [apart(xt, t) for _ in range(3)]
-        together = WordDenoiser(pipeline.model, mask, SamplingConfig(temperature=0.8, passes=3)).wrapped()(xt, t)
+        together = WordDenoiser(pipeline.model, mask, replace(PLAIN, temperature=0.8, passes=3)).wrapped()(xt, t)
     assert torch.equal(together.x0, separate[-1].x0)
     assert not torch.equal(separate[-1].x0, separate[0].x0)
 
@@ -223,8 +227,8 @@ def test_the_step_has_a_temperature_of_its_own(pipeline: Pipeline) -> None:
     mask = torch.ones(2, 6, dtype=torch.bool)
     xt, t = torch.randn(2, 6, pipeline.model.settings.dimension), torch.full((2,), 0.7)
     with torch.no_grad():
-        plain = WordDenoiser(pipeline.model, mask, SamplingConfig(temperature=0.8)).wrapped()
-        sharp = WordDenoiser(pipeline.model, mask, SamplingConfig(temperature=0.8, step_temperature=1e-6)).wrapped()
+        plain = WordDenoiser(pipeline.model, mask, replace(PLAIN, temperature=0.8)).wrapped()
+        sharp = WordDenoiser(pipeline.model, mask, replace(PLAIN, temperature=0.8, step_temperature=1e-6)).wrapped()
         likeliest = plain(xt, t).logits.argmax(-1)[:, 1:-1]
         nearest = sharp(xt, t).x0[:, 1:-1]
         # What is told onward is the same: the second estimates differ in their sharpness alone.
@@ -275,7 +279,7 @@ def test_every_step_is_watched(settings: dict[str, Any]) -> None:
         assert state.x.shape[0] == len(texts)
         seen.append((state.t, texts))
 
-    sampling = SamplingConfig(steps=5, batch_size=4)
+    sampling = replace(PLAIN, steps=5, batch_size=4)
     generated = list(pipeline.stream(6, sampling, watch))
     times = pipeline.model.settings.schedule.sampling_times(5)[:-1].tolist()
     assert [t for t, _ in seen] == pytest.approx(times * 2)
@@ -334,7 +338,7 @@ def test_the_last_vectors_are_rounded_as_they_stand(paper: Pipeline) -> None:
         last.append(state)
         read.append(texts)
 
-    list(paper.stream(20, SamplingConfig(steps=5, clamp=True), watch))
+    list(paper.stream(20, replace(PLAIN, steps=5, clamp=True), watch))
     E = paper.model.word_vectors()
     assert bool((torch.cdist(last[-1].x, E.expand(20, -1, -1)).amin(-1) < 1e-3).all())
     ids = [paper._content(row) for row in paper.model.round(last[-1].x).argmax(-1).tolist()]
@@ -381,8 +385,8 @@ def test_coarser_arithmetic_writes_too(pipeline: Pipeline) -> None:
         ({}, {"passes": 0}, "passes: expected at least 1, got 0"),
         ({}, {"corrections": -1}, "corrections: expected 0 or more, got -1"),
         ({}, {"correction_odds": 0.5}, "correction_odds: expected at least 1, got 0.5"),
-        (PAPER, {"corrections": 1}, "corrections: needs a model that predicts logits and is told the length; leave it at 0"),
-        (PAPER, {"passes": 2}, "passes: this model is not told its last estimate (no self-conditioning); leave it at 1"),
+        (PAPER, {"corrections": 1}, "corrections: needs a model that predicts logits and is told the length; set it to 0"),
+        (PAPER, {"passes": 2}, "passes: this model is not told its last estimate (no self-conditioning); set it to 1"),
         ({}, {"seed": -1}, "seed: expected 0 or more, got -1"),
     ],
 )
@@ -416,13 +420,13 @@ def test_the_best_of_several_candidates_is_kept(pipeline: Pipeline, batch_size: 
     def watch(state: State, texts: list[str]) -> None:
         asked.append(texts)
 
-    sampling = SamplingConfig(steps=3, candidates=4, batch_size=batch_size, length=5)
+    sampling = replace(PLAIN, steps=3, candidates=4, batch_size=batch_size, length=5)
     chosen = list(pipeline.stream(3, sampling, watch))
     all_candidates = [text for texts in asked[2::3] for text in texts]
     groups = [all_candidates[4 * i : 4 * i + 4] for i in range(3)]
     assert _texts(chosen) == [group[minimum_bayes_risk(group)] for group in groups]
     # The first candidate is the text that plain sampling would write.
-    plain = pipeline.stream(3, SamplingConfig(steps=3, length=5))
+    plain = pipeline.stream(3, replace(PLAIN, steps=3, length=5))
     assert [group[0] for group in groups] == _texts(list(plain))
 
 
@@ -430,7 +434,7 @@ def test_the_best_of_several_candidates_is_kept(pipeline: Pipeline, batch_size: 
 
 
 def _save(folder: Path, sampling: str | None = None) -> Pipeline:
-    pipeline = _pipeline()
+    pipeline = _pipeline(SamplingConfig())
     pipeline.model.save_pretrained(folder)
     pipeline.tokenizer.save_pretrained(folder)
     if sampling is not None:
