@@ -167,7 +167,7 @@ def in_turn_terms(
     for row in place:
         row[words] = torch.from_numpy(draw.permutation(len(words))).to(free.device)
     step = torch.arange(len(words), device=free.device)[:, None]
-    hidden, next_one = ((place[:, None] >= step).flatten(0, 1), (place[:, None] == step).flatten(0, 1))
+    hidden, next_one = (place[:, None] >= step).flatten(0, 1), (place[:, None] == step).flatten(0, 1)
     found = torch.cat([losses(part) for part in hidden.split(batch_size)])
     nats = torch.where(next_one, found, 0).double().sum(1).view(orders, -1).sum(1).cpu()
     share = (-nats).softmax(0)
