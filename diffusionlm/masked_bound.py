@@ -9,7 +9,7 @@ orders in which the words are shown, several at a time, give a tighter one (``li
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy
 import torch
@@ -46,11 +46,12 @@ def masked_bound(
     for number, row in enumerate(rows):
         if len(row) > longest:
             raise UserError(f"text {number}: expected {longest} tokens or fewer, start and end included, got {len(row)}")
+        losses, words = _losses(model, row, dtype)
         draw = numpy.random.default_rng([seed, number])
         if orders:
-            terms = _in_turn(model, row, draw, orders, batch_size, dtype)
+            terms = in_turn_terms(losses, words, draw, orders=orders, batch_size=batch_size)
         else:
-            nats = _text_nats(model, row, draw, strata, batch_size, dtype)
+            nats = _text_nats(losses, words, draw, strata, batch_size)
             # Nothing is lost at either end of the process.
             terms = Terms(0.0, 0.0, float(nats.mean()), math.sqrt(stratified_variance(nats)))
         yield Bound(
@@ -60,9 +61,8 @@ def masked_bound(
         )
 
 
-def _in_turn(
-    model: MaskedLM, row: Sequence[int], draw: numpy.random.Generator, orders: int, batch_size: int, dtype: torch.dtype
-) -> Terms:
+def _losses(model: MaskedLM, row: Sequence[int], dtype: torch.dtype) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """Return the function from hidden words (K, L) of a text to -log p of each (K, L), and where its words are (L,)."""
     ids = torch.tensor([row], device=model.device)
     mask = torch.ones_like(ids, dtype=torch.bool)
 
@@ -70,20 +70,17 @@ def _in_turn(
         with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
             return hidden_losses(model, ids.expand_as(hidden), mask.expand_as(hidden), hidden)
 
-    return in_turn_terms(losses, word_positions(mask)[0], draw, orders=orders, batch_size=batch_size)
+    return losses, word_positions(mask)[0]
 
 
 def _text_nats(
-    model: MaskedLM, row: Sequence[int], draw: numpy.random.Generator, strata: int, batch_size: int, dtype: torch.dtype
+    losses: Callable[[Tensor], Tensor], words: Tensor, draw: numpy.random.Generator, strata: int, batch_size: int
 ) -> Tensor:
     """Return an estimate of a text's diffusion term from each stratum of k, (strata,) in nats."""
-    ids = torch.tensor([row], device=model.device).expand(strata, -1)
-    mask = torch.ones_like(ids, dtype=torch.bool)
+    count = int(words.sum())
     u = torch.from_numpy((numpy.arange(1, strata + 1) - draw.random(strata)) / strata)
-    k = (u * (len(row) - 2)).ceil().clamp(min=1).to(model.device)
-    hidden = hide(word_positions(mask), k, torch.from_numpy(draw.random(ids.shape)).to(model.device))
-    nats = []
-    for part in torch.arange(strata, device=model.device).split(batch_size):
-        with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
-            nats.append(hidden_losses(model, ids[part], mask[part], hidden[part]).double().sum(1))
-    return (torch.cat(nats) * (len(row) - 2) / k).cpu()
+    k = (u * count).ceil().clamp(min=1).to(words.device)
+    uniform = torch.from_numpy(draw.random((strata, len(words)))).to(words.device)
+    hidden = hide(words.expand(strata, -1), k, uniform)
+    nats = torch.cat([losses(part).double().sum(1) for part in hidden.split(batch_size)])
+    return (nats * count / k).cpu()
