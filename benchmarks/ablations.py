@@ -4,8 +4,9 @@
 
 Every row is one change of configs/e2e-small.yaml, trained on one thread for as many minutes of processor time, and asked
 for texts at several temperatures, because a single perplexity is no figure: rows are compared where their texts are as
-diverse as the default's. Rows in ``benchmarks/results/ablations`` are known and not
-measured again; delete a file to measure its row anew. The table goes to stdout.
+diverse as the default's. With ``--settle`` the steps that these minutes hold are only timed; ``--device cuda`` then
+trains so many on a GPU. Rows in ``benchmarks/results/ablations`` are known and not measured again; delete a file to
+measure its row anew. The table goes to stdout.
 """
 
 from __future__ import annotations
@@ -79,10 +80,15 @@ def config_of(row: str, folder: str) -> RunConfig:
     return read_config([BASE], [("data.corpus.folder", json.dumps(folder)), *ROWS[row].items()])
 
 
+def run_of(row: str, options: argparse.Namespace) -> Path:
+    """Return where a row is trained."""
+    return Path(options.runs) / "ablations" / options.length / file_name(row)
+
+
 def measured(row: str, options: argparse.Namespace) -> dict[str, Any]:
     """Train and judge one row; return its figures."""
     config = config_of(row, options.folder)
-    run = Path(options.runs) / "ablations" / options.length / file_name(row)
+    run = run_of(row, options)
     trained(config, run, options)
     report = judged(run, config, options)
     (system,) = (name for name, about in report.systems.items() if about["folder"] == str(run))
@@ -122,8 +128,8 @@ def judged(run: Path, config: RunConfig, options: argparse.Namespace) -> Report:
     """Judge a run's texts at each temperature beside real text, and bound its likelihood; resumed in its folder."""
     temperatures = CORRECTED if saved_sampling(run).corrections else TEMPERATURES
     asking = EvaluationConfig(temperatures=temperatures, count=options.texts, bound_texts=options.bound_texts)
-    judging = Judging.prepare(options.judge, config.data.corpus, asking, run / "evaluation", "cpu", quiet=False)
-    writer = open_pipeline(run)
+    judging = Judging.prepare(options.judge, config.data.corpus, asking, run / "evaluation", options.device, quiet=False)
+    writer = open_pipeline(run, options.device)
     system = judging.enter(run, (), writer)
     real = next(judging.reference_cells())  # the judge's own samples would be the same in every row
     judging.fill([real, *judging.model_cells(system, writer, (), "fp32")])
@@ -187,13 +193,19 @@ def main(words: Sequence[str] | None = None) -> int:
     paths = {row: results / f"{file_name(row)}-{options.length}.json" for row in options.rows}
     logs = Path(options.runs) / "ablations" / options.length
 
+    def make(row: str) -> None:
+        if options.settle:
+            trained(config_of(row, options.folder), run_of(row, options), options)
+        else:
+            kept(paths[row], lambda: measured(row, options))
+
     def measure_missing() -> list[str]:
         if not options.alone:
             check(config_of("default", options.folder).data.corpus, options)
         missing = [row for row, path in paths.items() if not path.exists()]
         if known := len(paths) - len(missing):
             print(f"{known} of {len(paths)} rows are known already, in {results}", file=sys.stderr)
-        return every(missing, __file__, options, lambda row: kept(paths[row], lambda: measured(row, options)), logs)
+        return every(missing, __file__, options, make, logs)
 
     def show() -> None:
         found = [json.loads(path.read_text()) for path in paths.values() if path.exists()]

@@ -57,12 +57,12 @@ def judge_all(runs: dict[str, Path], options: argparse.Namespace) -> None:
     corpus, out = config_of("ours", options.folder).data.corpus, Path(options.results) / f"e2e-{options.length}"
     count = {"count": options.texts, "bound_texts": options.bound_texts}
     plain = EvaluationConfig(temperatures=TEMPERATURES, **count)
-    report = evaluate(options.judge, list(finished.values()), config=plain, corpus=corpus, out=out)
+    report = evaluate(options.judge, list(finished.values()), config=plain, corpus=corpus, out=out, device=options.device)
     if "ours" in finished:
         passes = saved_sampling(finished["ours"]).passes
         steps = tuple(max(1, n // passes) for n in EVALUATIONS)
         several = EvaluationConfig(temperatures=TEMPERATURES, steps=steps, **count)
-        report = evaluate(options.judge, [finished["ours"]], config=several, corpus=corpus, out=out)
+        report = evaluate(options.judge, [finished["ours"]], config=several, corpus=corpus, out=out, device=options.device)
     print(table(report), end="", flush=True)
 
 

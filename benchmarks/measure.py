@@ -1,7 +1,8 @@
 """What the benchmarks share: runs of so many minutes of one thread's time, several at once, and results that are kept.
 
 A run's steps are fixed before it starts, so that its own steps are timed first. Minutes are the processor's, not the
-clock's: what else the machine does then changes no row much. Whatever was stopped goes on with the same command.
+clock's: what else the machine does then changes no row much. Whatever was stopped goes on with the same command. Runs
+whose steps are settled (``--settle``) may be trained elsewhere, on a GPU: so many steps are what the minutes hold.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from diffusionlm.corpora import Corpus
 from diffusionlm.frontier import EvaluationConfig, Judging
 from diffusionlm.provenance import machine
 from diffusionlm.report import write
-from diffusionlm.run import RunConfig, read_config, train
+from diffusionlm.run import RunConfig, claim, read_config, train
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -69,14 +70,21 @@ def trained(config: RunConfig, folder: Path, options: argparse.Namespace) -> Non
     """Train in ``folder`` for ``options.steps`` or ``options.minutes``; a run that is there goes on as it began.
 
     Raises:
+        UserError: minutes of the processor cannot be timed on another device.
         KeyboardInterrupt: Ctrl-C stopped it after a step.
     """
     torch.set_num_threads(1)
     if (folder / "config.yaml").exists():
         config = read_config([folder / "config.yaml"])
+    elif options.steps:
+        config = of_steps(config, options.steps)
+    elif options.device == "cpu":
+        config = of_minutes(config, options.minutes)
     else:
-        config = of_steps(config, options.steps) if options.steps else of_minutes(config, options.minutes)
-    if not train(config, folder, write_samples=False):
+        raise UserError(f"{folder}: not settled; call with --settle and --device cpu first, or say --steps")
+    if options.settle:
+        claim(config, folder)
+    elif not train(config, folder, write_samples=False):
         raise KeyboardInterrupt
 
 
@@ -93,7 +101,7 @@ def file_name(row: str) -> str:
     return re.sub(r"\W+", "-", row)
 
 
-def in_processes(commands: Mapping[str, Sequence[str]], jobs: int, logs: Path) -> list[str]:
+def in_processes(commands: Mapping[str, Sequence[str]], jobs: int, logs: Path, device: str = "cpu") -> list[str]:
     """Run named commands, ``jobs`` at a time and each on one thread; return the names of those that failed.
 
     What they say goes to ``logs``. After Ctrl-C, which they get as well, no other is started, and this waits for those
@@ -104,7 +112,9 @@ def in_processes(commands: Mapping[str, Sequence[str]], jobs: int, logs: Path) -
 
     def run(name: str) -> int:
         with (logs / f"{file_name(name)}.log").open("w") as log:
-            env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}  # what is timed is the processor
+            env = {**os.environ, "OMP_NUM_THREADS": "1"}
+            if device == "cpu":
+                env["CUDA_VISIBLE_DEVICES"] = ""  # what is timed is the processor
             return subprocess.run(commands[name], stdout=log, stderr=log, env=env, check=False).returncode
 
     with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(commands), unit="row", disable=not commands) as bar:
@@ -136,6 +146,8 @@ def arguments(description: str | None, rows: Sequence[str], minutes: float) -> a
     parser.add_argument("--texts", type=int, default=500, help="to write at each setting (%(default)s)")
     parser.add_argument("--bound-texts", type=int, default=100, help="real texts whose likelihood is bounded (%(default)s)")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time; 0 is one, in this process (%(default)s)")
+    parser.add_argument("--device", default="cpu", help="what trains and writes; minutes stay a processor's (%(default)s)")
+    parser.add_argument("--settle", action="store_true", help="time the rows' steps on this processor, and train nothing yet")
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)  # one row's process, started by ``every``
     parser.add_argument("--runs", default="runs/benchmarks", help="where the trained models go (%(default)s)")
     parser.add_argument("--results", default=str(RESULTS), help="where the figures go (%(default)s)")
@@ -158,16 +170,17 @@ def asked(parser: argparse.ArgumentParser, rows: Sequence[str], words: Sequence[
 def check(corpus: Corpus, options: argparse.Namespace) -> None:
     """Find mistakes before anything is trained for minutes. Raises UserError: the judge, the data or a number is wrong."""
     asking = EvaluationConfig(count=options.texts, bound_texts=options.bound_texts)
-    Judging.prepare(options.judge, corpus, asking, None, "cpu", quiet=True)
+    Judging.prepare(options.judge, corpus, asking, None, options.device, quiet=True)
 
 
 def every(rows: Sequence[str], script: str, options: argparse.Namespace, make: Callable[[str], Any], logs: Path) -> list[str]:
     """Call ``make`` for each row, or the same script for one row each in processes of its own; return which failed."""
     if options.jobs and not options.alone:
-        names = ("folder", "judge", "minutes", "steps", "texts", "bound_texts", "runs", "results")
+        names = ("folder", "judge", "minutes", "steps", "texts", "bound_texts", "device", "runs", "results")
         given = {name.replace("_", "-"): value for name in names if (value := getattr(options, name)) is not None}
-        flags = [f"--{name}={value}" for name, value in given.items()]
-        return in_processes({row: [sys.executable, script, "--alone", *flags, row] for row in rows}, options.jobs, logs)
+        flags = [*(f"--{name}={value}" for name, value in given.items()), *["--settle"] * options.settle]
+        commands = {row: [sys.executable, script, "--alone", *flags, row] for row in rows}
+        return in_processes(commands, options.jobs, logs, options.device)
     for row in rows:
         make(row)
     return []

@@ -96,7 +96,7 @@ def train(
         model.config.length_counts = torch.bincount(torch.tensor([len(row) for row in train_rows])).tolist()
         pipeline_of(model)(model, tokenizer, config.sampling).check(config.sampling)
     objective = config.objective.build(model)
-    _claim(config, folder)
+    claim(config, folder)
 
     def export(averaged: PreTrainedModel) -> None:
         save_model(averaged, tokenizer, config.sampling if writes else None, folder / "model")
@@ -181,8 +181,8 @@ def _refuse_another(config: RunConfig, folder: Path) -> None:
         raise UserError(f"{folder}: expected an empty or new folder, or a run's, but it holds other files")
 
 
-def _claim(config: RunConfig, folder: Path) -> None:
-    """Write the run's config into its folder, unless it is there."""
+def claim(config: RunConfig, folder: Path) -> None:
+    """Write a run's config into its folder, unless it is there; ``train`` begins there. Raises UserError: a full disk, say."""
     path = folder / "config.yaml"
     if path.exists():
         return

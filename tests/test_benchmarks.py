@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import ablations
@@ -16,7 +17,7 @@ import measure
 import pytest
 from tiny_runs import restaurant_texts, tiny_config, tiny_plain
 
-from diffusionlm.config import build, to_plain
+from diffusionlm.config import UserError, build, to_plain
 from diffusionlm.data import encode
 from diffusionlm.kinds import pipeline_of
 from diffusionlm.run import RunConfig, read_config, train
@@ -120,6 +121,25 @@ def test_the_recipes_are_trained_and_judged_together(
     again = json.loads((out / "evaluation.json").read_text())["rows"]
     assert [{k: v for k, v in row.items() if k != "seconds"} for row in again] == rows
     assert capsys.readouterr().out == table
+
+
+def test_settled_steps_are_trained_on_any_device(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "seconds_a_step", lambda config: 0.2)
+    asked = words(folder, tmp_path, "default")
+    at = asked.index("--steps")
+    asked[at : at + 2] = ["--minutes", "0.01"]
+    run = tmp_path / "runs" / "ablations" / "0.01-minutes" / "default"
+    assert ablations.main([*asked, "--settle"]) == 0
+    assert [path.name for path in run.iterdir()] == ["config.yaml"] and not (tmp_path / "results").exists()
+    assert ablations.main(asked) == 0
+    found = json.loads((tmp_path / "results" / "ablations" / "default-0.01-minutes.json").read_text())
+    assert found["training_steps"] == 3
+
+
+def test_a_gpu_needs_settled_steps(folder: Path, tmp_path: Path) -> None:
+    options = Namespace(steps=None, minutes=1.0, device="cuda", settle=False)
+    with pytest.raises(UserError, match="not settled; call with --settle"):
+        measure.trained(ablations.config_of("default", str(folder)), tmp_path / "run", options)
 
 
 def test_mistakes_are_found_before_training(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
