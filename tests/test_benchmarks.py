@@ -124,7 +124,7 @@ def test_the_recipes_are_trained_and_judged_together(
 
 
 def test_settled_steps_are_trained_on_any_device(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "seconds_a_step", lambda config: 0.2)
+    monkeypatch.setattr(measure, "seconds_a_step", lambda config: 0.17)
     asked = words(folder, tmp_path, "default")
     at = asked.index("--steps")
     asked[at : at + 2] = ["--minutes", "0.01"]
