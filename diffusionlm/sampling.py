@@ -289,14 +289,16 @@ def settle(
     """Change the ``free`` words of ``words`` (B, L) that the others contradict most, until none is left or ``rounds`` are over.
 
     ``cloze`` (words -> logits (B, L, V)) tells each word from all the others. A word gives way as in ``correct``, where no word
-    within ``near`` positions has more to gain: what is wrong there may be the other. Where all that give way would not
-    be ``allowed`` together, the one with the most to gain does alone.
+    within ``near`` positions has more to gain: what is wrong there may be the other. Each round looks twice as far as the
+    last, or two that contradict each other from afar would both give way, and again both. Where all that give way would
+    not be ``allowed`` together, the one with the most to gain does alone.
     """
-    for _ in range(rounds):
+    for turn in range(rounds):
         logits = cloze(words)
         best, likeliest = logits.max(-1)
         gain = torch.where(free & best.isfinite(), best - logits.gather(-1, words[..., None])[..., 0], 0)
-        most = torch.nn.functional.max_pool1d(gain[:, None], 2 * near + 1, 1, near)[:, 0]
+        reach = min(near * 2**turn, words.shape[1])
+        most = torch.nn.functional.max_pool1d(gain[:, None], 2 * reach + 1, 1, reach)[:, 0]
         wrong = (gain > math.log(odds)) & (gain == most)
         if not wrong.any():
             break

@@ -454,6 +454,19 @@ def test_settling_changes_what_fits_least_and_asks_again() -> None:
     assert torch.equal(settle(words, free, cloze, rounds=3, odds=21.0), words)  # e to the third is 20.1
 
 
+def test_two_words_that_contradict_each_other_from_afar_settle() -> None:
+    words = torch.tensor([[0, 1, 0, 0, 0, 0, 0, 0, 2, 0]])
+
+    def cloze(words: Tensor) -> Tensor:
+        logits = torch.zeros(1, 10, 3)
+        logits[0, 1, words[0, 8]], logits[0, 8, words[0, 1]] = 3.0, 2.0
+        return logits
+
+    free = words > 0
+    assert settle(words, free, cloze, rounds=1, odds=2.0).tolist() == [[0, 2, 0, 0, 0, 0, 0, 0, 1, 0]]  # both give way
+    assert settle(words, free, cloze, rounds=6, odds=2.0).tolist() == [[0, 1, 0, 0, 0, 0, 0, 0, 1, 0]]
+
+
 def test_settling_stays_within_what_is_allowed() -> None:
     words, free = torch.tensor([[1, 2, 1], [1, 2, 2]]), torch.ones(2, 3, dtype=torch.bool)
 
