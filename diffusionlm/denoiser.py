@@ -21,8 +21,15 @@ class WordDenoiser:
     asked built in.
     """
 
-    def __init__(self, model: DiffusionLM, mask: Tensor, sampling: SamplingConfig, steering: Steering | None = None) -> None:
-        """Start with no estimate."""
+    def __init__(
+        self,
+        model: DiffusionLM,
+        mask: Tensor,
+        sampling: SamplingConfig,
+        steering: Steering | None = None,
+        words: Tensor | None = None,
+    ) -> None:
+        """Start with no estimate; ``words`` (B, L) are ids that are given, -1 elsewhere."""
         self.model, self.mask, self.sampling, self.steering = model, mask, sampling, steering
         self.E = model.word_vectors()
         self.previous: Tensor | None = None
@@ -33,8 +40,7 @@ class WordDenoiser:
         self.attend = mask if self.explicit and not bool(mask.all()) else None
         if self.explicit:
             self.known, self.ids = boundaries(mask, model.config.special_ids)
-            if steering is not None:
-                words = steering.given_words(mask)
+            if words is not None:
                 self.known, self.ids = self.known | (words >= 0), torch.where(words >= 0, words, self.ids)
 
     def wrapped(self) -> Denoise:

@@ -118,6 +118,7 @@ class Guidance(Component, family="guidance"):
     """Base of the mechanisms; ``strength`` multiplies every energy, and 0 leaves the sampling exactly as it is without."""
 
     strength: float = 1.0
+    draft: float = 0.0  # the share of the steps that go into a draft: see ``Gradient``
 
     @property
     def backward(self) -> bool:
@@ -157,6 +158,9 @@ class Gradient(Guidance, name="gradient"):
         early: how many times as strong while the text is open (more than ``OPEN``): then the words around can still follow.
         inner_steps: in which the tilt is taken, each at the posterior that the last one left.
         largest: nats by which one inner step may change the odds of a word.
+        draft: share of the steps that go into a draft, of which only the few words that carry what is asked are kept. The
+            rest is written anew around them, where energies have little left to ask: a gradient that still has to bring
+            in what is asked breaks sentences. 0 writes at once, and so does a model without logits or explicit length.
     """
 
     strength: float = 1.0
@@ -165,10 +169,13 @@ class Gradient(Guidance, name="gradient"):
     early: float = 2.0
     inner_steps: int = 1
     largest: float = 20.0
+    draft: float = 0.4
 
     def __post_init__(self) -> None:
         """Check the numbers."""
         check_strength(self.strength)
+        if not 0 <= self.draft < 1:
+            raise UserError(f"draft: expected a share from 0 to below 1, got {self.draft}")
         if self.inner_steps < 1:
             raise UserError(f"inner_steps: expected at least 1, got {self.inner_steps}")
         if self.early <= 0:

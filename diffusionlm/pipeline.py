@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -148,12 +148,14 @@ class Pipeline(Writer[DiffusionLM]):
         """Run the sampler from noise, and round."""
         lengths = self.lengths(seeds, sampling, steering)
         copies = steering.copies if steering else 1
+        given_words = None
+        if steering is not None:
+            given_words, sampling = self._given(seeds, lengths, sampling, steering)
+            given_words = given_words.repeat_interleave(copies, 0)
         lengths = [n for n in lengths for _ in range(copies)]
-        device = self.model.device
-        mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).to(device)
+        mask = self._mask(lengths)
         noise = RowNoise([[*seed, 0, *([p] if p else [])] for seed in seeds for p in range(copies)], lengths)
-        x = noise(torch.zeros(*mask.shape, self.model.settings.dimension, device=device))
-        denoise = WordDenoiser(self.model, mask, sampling, steering)
+        denoise = WordDenoiser(self.model, mask, sampling, steering, given_words)
         swarm = Swarm(sampling.particles, [generator_of([*seed, 2]) for seed in seeds]) if copies > 1 else None
         last_time = float(self.model.settings.schedule.sampling_times(sampling.steps)[-2])
 
@@ -169,33 +171,74 @@ class Pipeline(Writer[DiffusionLM]):
             kept = None if state.t == last_time else swarm.resample()
             return None if kept is None else denoise.select(kept)
 
-        states = sample(
-            denoise.wrapped(), self.model.diffusion, x,
-            sampler=sampling.sampler, steps=sampling.steps, noise=noise,
-            steer=denoise.move if steering and steering.energy else None, select=select if swarm else None,
-        )  # fmt: skip
-        for state in self._in_precision(states):
+        for state in self._states(denoise, noise, select if swarm else None):
             if watch is not None or state.t == last_time:
                 words = self._words(state, mask, state.t == last_time, steering)
             if watch is not None:
                 watch(state, decode_texts(self.tokenizer, rows(words)))
         if sampling.corrections:
-            words = self._corrected(words, mask, sampling, noise, steering)
+            words = self._corrected(words, mask, sampling, noise, steering, given_words)
             if watch is not None:
                 watch(state, decode_texts(self.tokenizer, rows(words)))
         written = rows(words)
         return written if swarm is None else [written[row] for row in swarm.chosen()]
 
+    def _mask(self, lengths: Sequence[int]) -> Tensor:
+        return (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).to(self.model.device)
+
+    def _given(
+        self, seeds: Sequence[Sequence[int]], lengths: Sequence[int], sampling: SamplingConfig, steering: Steering
+    ) -> tuple[Tensor, SamplingConfig]:
+        """Return the words (B, L) that texts are written around, -1 elsewhere, and the sampling that is left to do so.
+
+        Given are words that leave no choice, and those that carry what is asked in a draft, where there is to be one.
+        """
+        mask, settings = self._mask(lengths), self.model.settings
+        words, steps = steering.given_words(mask), round(sampling.guidance.draft * sampling.steps)
+        able = settings.explicit_length and settings.prediction == "logits"
+        if steering.energy is None or not able or not 0 < steps < sampling.steps:
+            return words, sampling
+        noise = RowNoise([[*seed, 3] for seed in seeds], lengths)
+        draft = WordDenoiser(self.model, mask, replace(sampling, steps=steps), steering, words)
+        for state in self._states(draft, noise):
+            written = state
+        drafted = self._words(written, mask, True, steering)
+        plain = replace(sampling, passes=1, temperature=1.0, step_temperature=None, clamp=False)
+        nothing = torch.zeros(*mask.shape, settings.dimension, device=mask.device)  # the likeliest noise says nothing
+        with torch.autocast(mask.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            blank = WordDenoiser(self.model, mask, plain, None, words).wrapped()(nothing, torch.ones_like(nothing[:, 0, 0]))
+            kept = steering.carriers(drafted, blank.logits.float(), mask & ~draft.known, mask, draft.E)
+        return torch.where(kept, drafted, words), replace(sampling, steps=sampling.steps - steps)
+
+    def _states(
+        self, denoise: WordDenoiser, noise: RowNoise, select: Callable[[State], Tensor | None] | None = None
+    ) -> Iterator[State]:
+        """Run the sampler from ``noise``, in the arithmetic asked for."""
+        mask, sampling, steering = denoise.mask, denoise.sampling, denoise.steering
+        x = noise(torch.zeros(*mask.shape, self.model.settings.dimension, device=mask.device))
+        states = sample(
+            denoise.wrapped(), self.model.diffusion, x, sampler=sampling.sampler, steps=sampling.steps, noise=noise,
+            steer=denoise.move if steering and steering.energy else None, select=select,
+        )  # fmt: skip
+        with torch.autocast(mask.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            yield from states
+
     def _corrected(
-        self, words: Tensor, mask: Tensor, sampling: SamplingConfig, noise: RowNoise, steering: Steering | None
+        self,
+        words: Tensor,
+        mask: Tensor,
+        sampling: SamplingConfig,
+        noise: RowNoise,
+        steering: Steering | None,
+        given_words: Tensor | None,
     ) -> Tensor:
         """Ask again for each word, all the others clean: from pure noise, or at once where its own vector is not read."""
         known, boundary = boundaries(mask, self.model.config.special_ids)
         plain = replace(sampling, passes=1, temperature=1.0, step_temperature=None, clamp=False)
         fixed = known | ~mask
         words = torch.where(fixed, boundary, words)
-        if steering is not None:
-            fixed = fixed | (steering.given_words(mask) >= 0)
+        if given_words is not None:
+            fixed = fixed | (given_words >= 0)
         clean = torch.zeros(len(words), device=mask.device)
         denoiser = WordDenoiser(self.model, mask, plain)
         allowed = partial(steering.allowed, mask=mask) if steering and steering.language else None
@@ -226,10 +269,6 @@ class Pipeline(Writer[DiffusionLM]):
                 return steering.believe(sure, mask, denoiser.E, belief).logits
 
         return correct(words, ~fixed, posterior, sweeps=sampling.corrections, odds=sampling.correction_odds, allowed=allowed)
-
-    def _in_precision(self, states: Iterator[State]) -> Iterator[State]:
-        with torch.autocast(self.model.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            yield from states
 
     def _words(self, state: State, mask: Tensor, last: bool, steering: Steering | None) -> Tensor:
         """Round: the logits where the model gives them, else the final vectors (Diffusion-LM rounds x_0 itself)."""

@@ -14,11 +14,13 @@ from torch import Tensor
 from diffusionlm.config import UserError
 from diffusionlm.controls import All, Binding, Control, Demand
 from diffusionlm.controls.spelling import proper_texts
-from diffusionlm.guidance import Belief, Energy, Guidance, Particles, total
+from diffusionlm.guidance import Belief, Energy, Guidance, Particles, total, word_slopes
 from diffusionlm.language import Language, condition, forced, likeliest, substitutes
 from diffusionlm.lengths import length_weights
 from diffusionlm.sampling import SMALLEST, Denoised
 
+CARRIERS = 6  # the most words of a draft that are kept
+CLEAR = 0.5  # nats: what is asked is as good as said
 HELD = 0.5  # how sure energies are told to be of a finished word: of a certain one they hardly say what another would change
 
 
@@ -119,6 +121,32 @@ class Steering:
             possible = substitutes(self.language, words[:, 1:], mask.sum(1) - 2)
             logits = torch.cat([logits[:, :1], logits[:, 1:].masked_fill(~possible, -math.inf)], 1)
         return logits
+
+    def carriers(self, words: Tensor, open_logits: Tensor, free: Tensor, mask: Tensor, embedding: Tensor) -> Tensor:
+        """Tell (B, L) which few ``free`` words of a draft (B, L) carry what is asked.
+
+        Those whose gradients are largest, as many as make it clear where of all others no more is known than their
+        ``open_logits`` (B, L, V) say.
+        """
+        assert self.energy is not None
+        energy, chances = self.energy, open_logits.softmax(-1)
+        held = torch.nn.functional.one_hot(words, chances.shape[-1]).to(chances)
+        clean = torch.zeros(len(words), device=words.device)
+
+        def belief(share: Tensor | float) -> Belief:
+            p = torch.lerp(chances, held, torch.as_tensor(share).to(chances))
+            return Belief.of_words(p.clamp(min=SMALLEST).log(), p @ embedding.to(p), clean, mask, embedding)
+
+        slopes = word_slopes(energy, belief(HELD), embedding).gather(-1, words[..., None])[..., 0]
+        order = slopes.masked_fill(~free, -math.inf).argsort(-1, descending=True)[:, :CARRIERS]
+        kept, tried, nats = torch.zeros_like(free), [], []
+        for place in order.unbind(1):
+            kept = kept.scatter(1, place[:, None], True) & free
+            tried.append(kept)
+            nats.append(energy(belief(kept[..., None])).detach())
+        left = torch.stack(nats, 1)
+        enough = torch.where((left < CLEAR).any(1), (left < CLEAR).int().argmax(1), left.argmin(1))
+        return torch.stack(tried, 1)[torch.arange(len(words), device=words.device), enough]
 
     def words(self, logits: Tensor, mask: Tensor) -> Tensor:
         """Return the likeliest words (B, L) that are in the language."""

@@ -99,9 +99,74 @@ def test_corrections_stay_within_what_is_asked(backbone: dict[str, Any]) -> None
 def test_corrections_bring_in_what_is_asked_for() -> None:
     pipeline = _pipeline(**LEFT_OUT)
     asked = Often("rain")
-    settings: dict[str, Any] = {"length": 8, "guidance": Gradient(tilting=20.0, through=0.0)}
+    settings: dict[str, Any] = {"length": 8, "guidance": Gradient(tilting=20.0, through=0.0, draft=0.0)}
     before, after = (_share(pipeline(12, asked, corrections=n, **settings), "rain") for n in (0, 4))
     assert before < after
+
+
+@dataclass(frozen=True)
+class Says(Control, name="says-for-test"):
+    """Each of some words, somewhere, by the gradient of its chance."""
+
+    words: tuple[str, ...]
+
+    def bind(self, binding: Binding) -> Demand:
+        ids = _ids(binding, self.words)
+
+        def energy(belief: Belief) -> Tensor:
+            assert belief.words is not None
+            return -torch.stack([(1 - (1 - belief.words[..., i]).prod(1)).clamp(min=1e-9).log() for i in ids]).sum(0)
+
+        return Demand(energies=(energy,))
+
+    def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
+        return [sum(word in text.split() for word in self.words) / len(self.words) for text in texts]
+
+
+def test_as_many_words_of_a_draft_are_kept_as_make_it_clear(pipeline: Pipeline) -> None:
+    steering = pipeline.steering([Says(("rain", "tea"))], pipeline.sampling)
+    E = pipeline.model.word_vectors()
+    draft = [
+        ["cold", "rain", "the", "tea", "cold"],
+        ["rain", "rain", "the", "tea", "cold"],
+        ["tea", "the", "cold", "the", "the"],
+    ]
+    words = torch.tensor([_ids(pipeline.binding, text) for text in draft])
+    free = torch.ones_like(words, dtype=torch.bool)
+    anything = torch.zeros(*words.shape, len(E))
+    kept = steering.carriers(words, anything, free, free, E)
+    assert kept[0].tolist() == [False, True, False, True, False]
+    assert kept[1, 3] and kept[1].sum() == 2, "one of two that say the same is enough"
+    assert kept[2, 0], "what the draft does not say is left to the second time"
+    free[0, 1] = False
+    assert not steering.carriers(words, anything, free, free, E)[0, 1]
+
+
+def test_a_draft_costs_no_more_steps_and_one_look_at_nothing(pipeline: Pipeline) -> None:
+    calls = 0
+
+    def count(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    asked = {"controls": Says(("rain", "tea")), "length": 6, "steps": 10, "sampler": DDPM()}
+    for draft, expected in ((0.0, 10), (0.04, 10), (0.4, 11)):
+        calls, handle = 0, pipeline.model.network.register_forward_pre_hook(count)
+        written = pipeline(8, guidance=Gradient(draft=draft), **asked)
+        handle.remove()
+        assert calls == expected
+        assert all(isinstance(row, Controlled) and row.controls[0].score == 1 for row in written)
+    assert _texts(written) == _texts(pipeline(3, guidance=Gradient(draft=0.4), **asked)) + _texts(written)[3:]
+
+
+def test_a_draft_is_shared_by_the_particles_of_a_text(pipeline: Pipeline) -> None:
+    asked = [Says(("rain",)), Reward(_length)]
+    rows = pipeline(4, asked, length=6, steps=9, particles=Particles(count=3, every=2))
+    assert all(isinstance(row, Controlled) and row.controls[0].passed for row in rows)
+
+
+def _length(texts: Sequence[str]) -> list[float]:
+    return [float(len(text)) for text in texts]
 
 
 def test_lengths_are_drawn_from_the_possible_ones(pipeline: Pipeline) -> None:
