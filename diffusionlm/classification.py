@@ -40,6 +40,8 @@ class Classification(ObjectiveConfig, name="classification"):
 
     Args:
         clean_share: of the texts, whose words are given as they are, at t = 0.
+        blank_share: of the texts, of which nothing is seen but how long they are, at t = 1: how likely a label is at each
+            length decides how long texts are to be that have it.
         replaced_share: of the words, each replaced by a random one, where the classifier reads clean words: else it would
             be sure of itself on words that say nothing yet.
         none_weight: of a span that is no constituent, as most are, where a constituent counts 1; what the classifier then says
@@ -48,13 +50,14 @@ class Classification(ObjectiveConfig, name="classification"):
     """
 
     clean_share: float = 0.2
+    blank_share: float = 0.1
     replaced_share: float = 0.15
     none_weight: float = 0.3
     report_texts: int = 1000
 
     def __post_init__(self) -> None:
         """Check the numbers."""
-        for name in ("clean_share", "replaced_share"):
+        for name in ("clean_share", "blank_share", "replaced_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name}: expected a share between 0 and 1, got {getattr(self, name)}")
         if self.none_weight <= 0:
@@ -131,7 +134,8 @@ class ClassificationObjective(Objective):
         t = self.model.schedule.training_times(u)
         reads = self.model.settings.reads
         clean = torch.rand(B, device=device) < (1.0 if reads == "clean" else self.spec.clean_share)
-        t = torch.where(clean, 0, t)
+        blank = torch.rand(B, device=device) < self.spec.blank_share
+        t = torch.where(clean, 0, torch.where(blank, 1, t))
         if reads == "clean" and self.training:
             replaced = (torch.rand(ids.shape, device=device) < self.spec.replaced_share) & self._free(ids, mask)
             ids = torch.where(replaced, torch.randint_like(ids, self.model.config.vocabulary), ids)

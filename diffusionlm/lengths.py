@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from diffusionlm.config import UserError
+from diffusionlm.guidance import Belief, Energy
 from diffusionlm.language import Language, forced, log_mass
 from diffusionlm.model import DiffusionLM, boundaries
-from diffusionlm.sampling import generator_of, pinned
+from diffusionlm.sampling import pinned
 
 
 def draw_lengths(weights: Sequence[float], seeds: Sequence[Sequence[int]], length: int | None) -> list[int]:
@@ -30,20 +31,68 @@ def draw_lengths(weights: Sequence[float], seeds: Sequence[Sequence[int]], lengt
     return [int(numpy.searchsorted(cumulative, draw, side="right")) for draw in draws]
 
 
-def length_weights(model: DiffusionLM, language: Language | None) -> list[float]:
+def length_weights(model: DiffusionLM, language: Language | None, energy: Energy | None = None) -> list[float]:
     """Return how likely each length is (start and end counted): to the training texts, and to the model of what is asked.
 
     Only lengths of the ``language`` have a weight. Those that no training text has are taken where no other is possible.
+    An ``energy`` weighs by Bayes' rule, as far as it tells lengths apart where nothing else is known: an evaluation each.
     """
     counts = [*model.config.length_counts, *[0] * (model.config.max_tokens + 1 - len(model.config.length_counts))]
-    if language is None:
-        return [float(count) for count in counts]
-    possible = [n + 2 for n in language.lengths(model.config.max_tokens - 2)]
-    chosen = [n for n in possible if counts[n]] or possible
-    weights = [0.0] * len(counts)
-    for n, fit in zip(chosen, fits(model, language, chosen), strict=True):
-        weights[n] = max(counts[n], 1) * fit
+    weights = [float(count) for count in counts]
+    if language is not None:
+        possible = [n + 2 for n in language.lengths(model.config.max_tokens - 2)]
+        chosen = [n for n in possible if counts[n]] or possible
+        weights = [0.0] * len(counts)
+        for n, fit in zip(chosen, fits(model, language, chosen), strict=True):
+            weights[n] = max(counts[n], 1) * fit
+    if energy is not None and model.settings.prediction == "logits":
+        chosen = [n for n, weight in enumerate(weights) if weight]
+        for n, chance in zip(chosen, chances(model, language, energy, chosen), strict=True):
+            weights[n] *= chance
     return weights
+
+
+@torch.no_grad()
+def chances(model: DiffusionLM, language: Language | None, energy: Energy, lengths: Sequence[int]) -> list[float]:
+    """Return how likely what an ``energy`` asks is at each length (start and end counted), 1 at the best."""
+    if len(lengths) == 1:
+        return [1.0]
+    mask = _mask(model, lengths)
+    logits = blank(model, mask, given_words(language, mask))
+    x, t = torch.zeros(*mask.shape, model.settings.dimension, device=mask.device), torch.ones(len(mask), device=mask.device)
+    nats = energy(Belief.of_words(logits, x, t, mask, model.word_vectors()))
+    return (nats.min() - nats).exp().tolist()
+
+
+def given_words(language: Language | None, mask: Tensor) -> Tensor:
+    """Return ids (B, L) of the words that a ``language`` leaves no choice in texts of ``mask`` (B, L), -1 elsewhere."""
+    ids = torch.full(mask.shape, -1, device=mask.device)
+    if language is not None:
+        ids[:, 1:] = forced(language, mask.sum(1) - 2, mask.shape[1] - 1)
+    return ids
+
+
+def blank(model: DiffusionLM, mask: Tensor, words: Tensor) -> Tensor:
+    """Return what is believed (B, L, V) of texts of ``mask`` (B, L) where only ``words`` (B, L) are seen, -1 being unseen.
+
+    Noise that is 0 stands for the others: it is the likeliest, and says nothing.
+    """
+    known, ids = boundaries(mask, model.config.special_ids)
+    known, ids = known | (words >= 0), torch.where(words >= 0, words, ids)
+    return pinned(_around(model, mask, known, ids), known, ids)
+
+
+def _around(model: DiffusionLM, mask: Tensor, known: Tensor, ids: Tensor, evident: Tensor | None = None) -> Tensor:
+    """Return the log-probabilities (B, L, V) of words around the ``ids`` (B, L) that are ``known`` (B, L)."""
+    clean = known | ~mask
+    x = torch.where(clean[..., None], model.embed(ids), 0.0)
+    logits = model.token_logits(x, (~clean).float(), mask, None, evident).float()
+    logits[..., list(model.config.special_ids.values())] = -torch.inf
+    return logits.log_softmax(-1)
+
+
+def _mask(model: DiffusionLM, lengths: Sequence[int]) -> Tensor:
+    return torch.arange(max(lengths), device=model.device) < torch.tensor(lengths, device=model.device)[:, None]
 
 
 @torch.no_grad()
@@ -56,31 +105,23 @@ def fits(model: DiffusionLM, language: Language, lengths: Sequence[int]) -> list
     """
     if len(lengths) == 1:
         return [1.0]
-    mask = torch.arange(max(lengths), device=model.device) < torch.tensor(lengths, device=model.device)[:, None]
+    mask = _mask(model, lengths)
     known, ids = boundaries(mask, model.config.special_ids)
-    words = torch.nn.functional.pad(forced(language, mask.sum(1) - 2, mask.shape[1] - 1), (1, 0), value=-1)
+    words = given_words(language, mask)
     given = words >= 0
     known, ids = known | given, torch.where(given, words, ids)
-    x = torch.randn(mask.shape[1], model.settings.dimension, generator=generator_of([0])).to(model.device)
     leaves_out = model.settings.backbone.leaves_out
+    evident = torch.zeros_like(mask) if leaves_out else None
 
-    def context(known: Tensor) -> Tensor:
-        clean = known | ~mask
-        noisy = torch.where(clean[..., None], model.embed(ids), x)
-        evident = torch.zeros_like(mask) if leaves_out else None
-        logits = model.token_logits(noisy, (~clean).float(), mask, None, evident).float()
-        logits[..., list(model.config.special_ids.values())] = -torch.inf
-        return logits.log_softmax(-1)
+    def nats(logs: Tensor, among: Tensor) -> Tensor:
+        return -logs.gather(-1, ids[..., None])[..., 0].where(among, 0).sum(1)
 
-    def chances(logs: Tensor, among: Tensor) -> Tensor:
-        return logs.gather(-1, ids[..., None])[..., 0].where(among, 0).sum(1)
-
-    free = context(known)
+    free = _around(model, mask, known, ids, evident)
     fit = log_mass(language, pinned(free, known, ids)[:, 1:], mask.sum(1) - 2)
     if leaves_out:
-        fit = fit + chances(free, given)
+        fit = fit - nats(free, given)
     else:
         third = given.cumsum(1) % 3
         for hidden in (given & (third == turn) for turn in range(3)):
-            fit = fit + chances(context(known & ~hidden), hidden)
+            fit = fit - nats(_around(model, mask, known & ~hidden, ids), hidden)
     return (fit - fit.max()).exp().tolist()

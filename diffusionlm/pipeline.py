@@ -16,7 +16,7 @@ from diffusionlm.config import UserError
 from diffusionlm.controls import Binding, Control, outcomes, read_controls
 from diffusionlm.denoiser import WordDenoiser
 from diffusionlm.guidance import Belief, Swarm
-from diffusionlm.lengths import draw_lengths
+from diffusionlm.lengths import blank, draw_lengths
 from diffusionlm.model import DiffusionLM, boundaries
 from diffusionlm.sampling import RowNoise, State, correct, generator_of, given, pinned, sample, settle
 from diffusionlm.steering import Steering
@@ -203,11 +203,8 @@ class Pipeline(Writer[DiffusionLM]):
         for state in self._states(draft, noise):
             written = state
         drafted = self._words(written, mask, True, steering)
-        plain = replace(sampling, passes=1, temperature=1.0, step_temperature=None, clamp=False)
-        nothing = torch.zeros(*mask.shape, settings.dimension, device=mask.device)  # the likeliest noise says nothing
         with torch.autocast(mask.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            blank = WordDenoiser(self.model, mask, plain, None, words).wrapped()(nothing, torch.ones_like(nothing[:, 0, 0]))
-            kept = steering.carriers(drafted, blank.logits.float(), mask & ~draft.known, mask, draft.E)
+            kept = steering.carriers(drafted, blank(self.model, mask, words), mask & ~draft.known, mask, draft.E)
         return torch.where(kept, drafted, words), replace(sampling, steps=sampling.steps - steps)
 
     def _states(

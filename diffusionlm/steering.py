@@ -15,8 +15,8 @@ from diffusionlm.config import UserError
 from diffusionlm.controls import All, Binding, Control, Demand
 from diffusionlm.controls.spelling import proper_texts
 from diffusionlm.guidance import Belief, Energy, Guidance, Particles, total, word_slopes
-from diffusionlm.language import Language, condition, forced, likeliest, substitutes
-from diffusionlm.lengths import length_weights
+from diffusionlm.language import Language, condition, likeliest, substitutes
+from diffusionlm.lengths import given_words, length_weights
 from diffusionlm.sampling import SMALLEST, Denoised
 
 CARRIERS = 6  # the most words of a draft that are kept
@@ -84,14 +84,11 @@ class Steering:
     @cached_property
     def length_weights(self) -> list[float]:
         """How likely each length is (start and end counted), to the training texts and as far as it can be what is asked."""
-        return length_weights(self.binding.model, self.language)
+        return length_weights(self.binding.model, self.language, self.energy)
 
     def given_words(self, mask: Tensor) -> Tensor:
         """Return ids (B, L) of the words that leave no choice in texts of ``mask`` (B, L), -1 elsewhere."""
-        ids = torch.full(mask.shape, -1, device=mask.device)
-        if self.language is not None:
-            ids[:, 1:] = forced(self.language, mask.sum(1) - 2, mask.shape[1] - 1)
-        return ids
+        return given_words(self.language, mask)
 
     def believe(self, denoised: Denoised, mask: Tensor, embedding: Tensor, belief: Belief | None = None) -> Denoised:
         """Condition what is denoised on the language, tilted by the energy first where there is a ``belief`` made of it.

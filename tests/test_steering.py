@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -149,7 +150,7 @@ def test_a_draft_costs_no_more_steps_and_one_look_at_nothing(pipeline: Pipeline)
         nonlocal calls
         calls += 1
 
-    asked = {"controls": Says(("rain", "tea")), "length": 6, "steps": 10, "sampler": DDPM()}
+    asked: dict[str, Any] = {"controls": Says(("rain", "tea")), "length": 6, "steps": 10, "sampler": DDPM()}
     for draft, expected in ((0.0, 10), (0.04, 10), (0.4, 11)):
         calls, handle = 0, pipeline.model.network.register_forward_pre_hook(count)
         written = pipeline(8, guidance=Gradient(draft=draft), **asked)
@@ -175,6 +176,28 @@ def test_lengths_are_drawn_from_the_possible_ones(pipeline: Pipeline) -> None:
     assert {row.length for row in pipeline(20, Only(words, 2))} == {2, 8}
     assert {row.length for row in pipeline(20, Only(words, 3, 5))} == {3, 4, 5}, "none of these is in training"
     assert {row.length for row in pipeline(3, Only(("tea",)), length=4)} == {4}
+
+
+@dataclass(frozen=True)
+class Long(Control, name="long-for-test"):
+    """Texts whose length an energy finds ``odds`` times as likely where there are eight words or more."""
+
+    odds: float
+
+    def bind(self, binding: Binding) -> Demand:
+        return Demand(energies=(lambda belief: math.log(self.odds) * (belief.mask.sum(1) < 10) + 0 * belief.x0.sum((1, 2)),))
+
+    def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
+        return [1.0 for _ in texts]
+
+
+def test_lengths_follow_energies_by_bayes_rule(pipeline: Pipeline) -> None:
+    prior = pipeline.steering([Long(1.0)], pipeline.sampling).length_weights
+    assert prior == [*LENGTH_COUNTS, *[0] * (len(prior) - len(LENGTH_COUNTS))]
+    posterior = pipeline.steering([Long(20.0)], pipeline.sampling).length_weights
+    assert posterior == pytest.approx([w / 20 if n < 10 else w for n, w in enumerate(prior)])
+    assert {row.length for row in pipeline(8, Long(1e9), steps=2)} == {8}
+    assert {row.length for row in pipeline(8, Long(1e9), steps=2, guidance=Gradient(strength=0.0))} == {1, 2, 8}
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
