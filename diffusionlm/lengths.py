@@ -14,6 +14,8 @@ from diffusionlm.language import Language, forced, log_mass
 from diffusionlm.model import DiffusionLM, boundaries
 from diffusionlm.sampling import pinned
 
+ASKED = 8  # lengths at which an energy is asked how likely they make what it asks
+
 
 def draw_lengths(weights: Sequence[float], seeds: Sequence[Sequence[int]], length: int | None) -> list[int]:
     """Return tokens a text, start and end counted: ``length`` and these two, or drawn from the training texts' ``weights``.
@@ -35,7 +37,7 @@ def length_weights(model: DiffusionLM, language: Language | None, energy: Energy
     """Return how likely each length is (start and end counted): to the training texts, and to the model of what is asked.
 
     Only lengths of the ``language`` have a weight. Those that no training text has are taken where no other is possible.
-    An ``energy`` weighs by Bayes' rule, as far as it tells lengths apart where nothing else is known: an evaluation each.
+    An ``energy`` weighs by Bayes' rule, as far as it tells lengths apart where nothing else is known.
     """
     counts = [*model.config.length_counts, *[0] * (model.config.max_tokens + 1 - len(model.config.length_counts))]
     weights = [float(count) for count in counts]
@@ -46,22 +48,27 @@ def length_weights(model: DiffusionLM, language: Language | None, energy: Energy
         for n, fit in zip(chosen, fits(model, language, chosen), strict=True):
             weights[n] = max(counts[n], 1) * fit
     if energy is not None and model.settings.prediction == "logits":
-        chosen = [n for n, weight in enumerate(weights) if weight]
-        for n, chance in zip(chosen, chances(model, language, energy, chosen), strict=True):
-            weights[n] *= chance
+        weights = (numpy.array(weights) * chances(model, language, energy, weights)).tolist()
     return weights
 
 
 @torch.no_grad()
-def chances(model: DiffusionLM, language: Language | None, energy: Energy, lengths: Sequence[int]) -> list[float]:
-    """Return how likely what an ``energy`` asks is at each length (start and end counted), 1 at the best."""
+def chances(model: DiffusionLM, language: Language | None, energy: Energy, weights: Sequence[float]) -> numpy.ndarray:
+    """Return how likely what an ``energy`` asks is at each length that has a weight, 1 at the best.
+
+    Asked at ``ASKED`` lengths that part the texts evenly, an evaluation each; between them its logarithm is interpolated, and
+    beyond them it stays what it was: of the longest and shortest texts classifiers have seen too few.
+    """
+    cumulative = numpy.cumsum(weights) / sum(weights)
+    places = (numpy.arange(ASKED) + 0.5) / ASKED
+    lengths = sorted(set(numpy.searchsorted(cumulative, places, side="right").tolist()))
     if len(lengths) == 1:
-        return [1.0]
+        return numpy.ones(len(weights))
     mask = _mask(model, lengths)
     logits = blank(model, mask, given_words(language, mask))
     x, t = torch.zeros(*mask.shape, model.settings.dimension, device=mask.device), torch.ones(len(mask), device=mask.device)
-    nats = energy(Belief.of_words(logits, x, t, mask, model.word_vectors()))
-    return (nats.min() - nats).exp().tolist()
+    nats = energy(Belief.of_words(logits, x, t, mask, model.word_vectors())).double().cpu().numpy()
+    return numpy.exp(nats.min() - numpy.interp(numpy.arange(len(weights)), lengths, nats))
 
 
 def given_words(language: Language | None, mask: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from diffusionlm.config import UserError
 from diffusionlm.controls import Binding, Control, Demand, Reward
 from diffusionlm.guidance import Adagrad, Belief, Gradient, Particles
 from diffusionlm.language import Language, any_number, one_of, repeat, sequence
+from diffusionlm.lengths import chances
 from diffusionlm.pipeline import Pipeline
 from diffusionlm.sampling import DDIM, DDPM, DPMSolver, Renoise
 from diffusionlm.writer import Controlled, Generated
@@ -198,6 +199,22 @@ def test_lengths_follow_energies_by_bayes_rule(pipeline: Pipeline) -> None:
     assert posterior == pytest.approx([w / 20 if n < 10 else w for n, w in enumerate(prior)])
     assert {row.length for row in pipeline(8, Long(1e9), steps=2)} == {8}
     assert {row.length for row in pipeline(8, Long(1e9), steps=2, guidance=Gradient(strength=0.0))} == {1, 2, 8}
+
+
+def test_energies_are_asked_at_few_lengths(pipeline: Pipeline) -> None:
+    asked = []
+
+    def energy(belief: Belief) -> Tensor:
+        asked.extend(belief.mask.sum(1).tolist())
+        return 0.5 * belief.mask.sum(1)
+
+    found = chances(pipeline.model, None, energy, [0.0] * 3 + [1.0] * 8 + [100.0])  # nearly all texts have length 11
+    assert asked == [9, 11]
+    assert found[3:] == pytest.approx([1.0] * 7 + [math.exp(-0.5), math.exp(-1)])
+    even = [0.0] * 3 + [1.0] * 10
+    found = chances(pipeline.model, None, energy, even)
+    assert len(asked) == 2 + 8 and (asked[2], asked[-1]) == (3, 12)
+    assert found[3:] == pytest.approx([math.exp(-0.5 * (n - 3)) for n in range(3, 13)])
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
