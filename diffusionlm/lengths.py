@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy
@@ -33,17 +34,26 @@ def draw_lengths(weights: Sequence[float], seeds: Sequence[Sequence[int]], lengt
     return [int(numpy.searchsorted(cumulative, draw, side="right")) for draw in draws]
 
 
-def length_weights(model: DiffusionLM, language: Language | None, energy: Energy | None = None) -> list[float]:
+def length_weights(
+    model: DiffusionLM, language: Language | None, energy: Energy | None = None, known: Sequence[Sequence[float]] = ()
+) -> list[float]:
     """Return how likely each length is (start and end counted): to the training texts, and to the model of what is asked.
 
     Only lengths of the ``language`` have a weight. Those that no training text has are taken where no other is possible.
-    An ``energy`` weighs by Bayes' rule, as far as it tells lengths apart where nothing else is known.
+    An ``energy`` weighs by Bayes' rule, as far as it tells lengths apart where nothing else is known. Where the chances of
+    what is asked at each length are ``known`` they alone decide, and the model is not asked.
     """
     counts = [*model.config.length_counts, *[0] * (model.config.max_tokens + 1 - len(model.config.length_counts))]
-    weights = [float(count) for count in counts]
+    chosen = list(range(len(counts)))
     if language is not None:
         possible = [n + 2 for n in language.lengths(model.config.max_tokens - 2)]
         chosen = [n for n in possible if counts[n]] or possible
+    if known:
+        told = {n: counts[n] * math.prod(chance[n] for chance in known) for n in chosen}
+        if any(told.values()):
+            return [told.get(n, 0.0) for n in range(len(counts))]
+    weights = [float(count) for count in counts]
+    if language is not None:
         weights = [0.0] * len(counts)
         for n, fit in zip(chosen, fits(model, language, chosen), strict=True):
             weights[n] = max(counts[n], 1) * fit

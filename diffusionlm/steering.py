@@ -84,7 +84,7 @@ class Steering:
     @cached_property
     def length_weights(self) -> list[float]:
         """How likely each length is (start and end counted), to the training texts and as far as it can be what is asked."""
-        return length_weights(self.binding.model, self.language, self.energy)
+        return length_weights(self.binding.model, self.language, self.energy, self.demand.lengths)
 
     def given_words(self, mask: Tensor) -> Tensor:
         """Return ids (B, L) of the words that leave no choice in texts of ``mask`` (B, L), -1 elsewhere."""

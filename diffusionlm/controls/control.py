@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial, reduce
 
 import torch
@@ -25,15 +25,24 @@ Reward = Callable[[Sequence[str]], Tensor]  # texts to log-probabilities or scor
 
 @dataclass(frozen=True)
 class Demand:
-    """What sampling is asked for: texts in every language, of low energy and high reward."""
+    """What sampling is asked for: texts in every language, of low energy and high reward.
+
+    ``lengths``, where they are known, are the chances of what is asked in texts of each length (start and end counted).
+    """
 
     languages: tuple[Language, ...] = ()
     energies: tuple[Energy, ...] = ()
     rewards: tuple[Reward, ...] = ()
+    lengths: tuple[Sequence[float], ...] = ()
 
     def __and__(self, other: Demand) -> Demand:
         """Both."""
-        return Demand(self.languages + other.languages, self.energies + other.energies, self.rewards + other.rewards)
+        return Demand(
+            self.languages + other.languages,
+            self.energies + other.energies,
+            self.rewards + other.rewards,
+            self.lengths + other.lengths,
+        )
 
     @property
     def language(self) -> Language | None:
@@ -183,7 +192,8 @@ class Weighted(Control, name="weighted"):
         """Scale energies and rewards."""
         demand = self.control.bind(binding)
         rewards = [partial(_weighted, reward, self.weight) for reward in demand.rewards]
-        return Demand(demand.languages, tuple(scaled(e, self.weight) for e in demand.energies), tuple(rewards))
+        energies = tuple(scaled(energy, self.weight) for energy in demand.energies)
+        return replace(demand, energies=energies, rewards=tuple(rewards))
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
         """Return the control's own score."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from diffusionlm.annotation import brackets
+from diffusionlm.classifier import Classifier
 from diffusionlm.config import UserError, nearest
 from diffusionlm.controls.binding import Binding, read
 from diffusionlm.controls.control import Control, Demand
@@ -43,8 +44,10 @@ class Span(Control, name="span"):
 
     def bind(self, binding: Binding) -> Demand:
         """Return texts that have a frame there, and -log p of the constituent. Raises UserError for an unknown label."""
-        energy = span_energy(binding, self.classifier, self.first, self.last, self.label, str(self))
-        return Demand(languages=(self._framed(binding),), energies=(energy,))
+        trained, chains = span_chains(binding, self.classifier, self.label, str(self))
+        lengths = trained.length_chances(self.first + 1, self.last + 1, chains)
+        energy = span_energy(trained, chains, self.first, self.last)
+        return Demand((self._framed(binding),), (energy,), lengths=(lengths,) if lengths else ())
 
     def _framed(self, binding: Binding) -> Language:
         """Return the texts with one of the frames in its place; all that are long enough where none is known."""
@@ -71,8 +74,8 @@ class Span(Control, name="span"):
         ]
 
 
-def span_energy(binding: Binding, classifier: str, first: int, last: int, label: str, where: str) -> Energy:
-    """Return -log p that a span (words counted from 0) has ``label``, alone or in a chain such as ``S::VP``.
+def span_chains(binding: Binding, classifier: str, label: str, where: str) -> tuple[Classifier, Tensor]:
+    """Return a classifier of spans and the indices of the labels that are ``label``, alone or in a chain such as ``S::VP``.
 
     Raises:
         UserError: the classifier knows no such label.
@@ -83,7 +86,12 @@ def span_energy(binding: Binding, classifier: str, first: int, last: int, label:
     parts = set(label.split("::"))
     if not parts <= known:
         raise UserError(f"{where}: no constituent is called {label!r}{nearest(label, known)}")
-    chains = torch.tensor([i for i, chain in enumerate(trained.labels[field]) if parts <= set(chain.split("::"))])
+    return trained, torch.tensor([i for i, chain in enumerate(trained.labels[field]) if parts <= set(chain.split("::"))])
+
+
+def span_energy(trained: Classifier, chains: Tensor, first: int, last: int) -> Energy:
+    """Return -log p that a span (words counted from 0) has one of the labels ``chains``."""
+    (field,) = trained.labels
 
     def energy(belief: Belief) -> Tensor:
         # The start token is at position 0, so that word k is at k + 1.

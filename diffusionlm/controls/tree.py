@@ -12,7 +12,7 @@ from diffusionlm.annotation import bracket_f1, brackets
 from diffusionlm.controls.binding import Binding
 from diffusionlm.controls.control import Control, Demand
 from diffusionlm.controls.parts_of_speech import tag_language
-from diffusionlm.controls.span import span_energy
+from diffusionlm.controls.span import span_chains, span_energy
 from diffusionlm.guidance import Belief
 from diffusionlm.labels import spans_of, tags_of
 
@@ -38,7 +38,8 @@ class Tree(Control, name="tree"):
         """Return the texts with these tags, and -log p of all constituents. Raises UserError for an unknown tag or label."""
         language = tag_language([tags_of(self.tree)], binding, self.tags, self.least, "Tree")
         energies = [
-            span_energy(binding, self.classifier, first, last, chain, "Tree") for first, last, chain in spans_of(self.tree)
+            span_energy(*span_chains(binding, self.classifier, chain, "Tree"), first, last)
+            for first, last, chain in spans_of(self.tree)
         ]
 
         def energy(belief: Belief) -> Tensor:
