@@ -6,6 +6,7 @@ import datasets  # type: ignore[import-untyped]
 from test_labels import records
 
 from diffusionlm.annotation import brackets
+from diffusionlm.classifier import span_lengths
 from diffusionlm.data import encode
 from diffusionlm.frames import FEWEST, frame, frames_of
 from diffusionlm.labels import Field, Labelled, label_rows, tags_of
@@ -36,6 +37,20 @@ def test_frames_that_are_common_and_sure_are_kept_and_the_surest_where_none_is()
     better = [row(["PRON", "NOUN", "AUX"], {(1, 2): "NP"})] * FEWEST
     assert frames_of([*seldom, *better], "tree")["NP"] == ["^ PRON NOUN AUX"]
     assert frames_of([Labelled([2, 4, 5, 3], {"tree": {(1, 2): "S"}})], "tree") == {}, "a tree need not tell tags"
+
+
+def test_constituents_are_counted_by_the_length_of_their_texts_and_in_frames_alone() -> None:
+    longer = [*TAGS, "PUNCT"]
+    rows = [row(TAGS, {(1, 2): "NP", (3, 5): "S::VP", (6, 6): "X"})] * 3 + [row(longer, {(1, 2): "NP"})] * 2
+    values, frames = ["", "NP", "S::VP", "X"], {"NP": ["^ DET NOUN AUX"]}
+    all_texts = [[0, 0, 0, 8, 3], [0, 0, 0, 9, 2]]
+    chains = [[3, 5, 2, 8, 3]]  # of which no frame is known
+    noun_phrases = [[1, 2, 1, 8, 3], [1, 2, 1, 9, 2]]
+    assert span_lengths(rows, "tree", values, frames).tolist() == [*all_texts, *noun_phrases, *chains]
+    other = {"NP": ["^ PRON NOUN AUX"], "VP": ["NOUN AUX ADV ADJ PUNCT"]}
+    assert span_lengths(rows, "tree", values, other).tolist() == [*all_texts, *chains]
+    bare = [Labelled(list(each), each.labels) for each in rows]
+    assert span_lengths(bare, "tree", values, other).tolist() == [*all_texts, *noun_phrases, *chains]
 
 
 def test_frames_of_the_embedded_corpus_tell_constituents_of_other_texts() -> None:
