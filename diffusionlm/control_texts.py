@@ -82,7 +82,10 @@ class Meter:
     def reading(self, pipeline: Pipeline) -> Iterator[None]:
         """Count what a pipeline does."""
         with ExitStack() as stack:
-            for network, count in [(pipeline.model, self._denoises), *((c, self._reads) for c in pipeline.binding.networks)]:
+            for network, count in [
+                (pipeline.model.network, self._denoises),
+                *((c, self._reads) for c in pipeline.binding.networks),
+            ]:
                 hook = torch.nn.Module.register_forward_pre_hook(network, count, with_kwargs=True)
                 stack.callback(hook.remove)
             yield
