@@ -75,7 +75,7 @@ def classifier_config(home: Path, head: str = "sequence", steps: int = 8, **chan
 
 def run_of(home: Path, head: str) -> Path:
     """Return the run of a small classifier, trained by the first test that needs it."""
-    assert train(classifier_config(home, head, steps=120), home / head, quiet=True)
+    assert train(classifier_config(home, head, steps=140), home / head, quiet=True)
     return home / head
 
 
@@ -117,7 +117,7 @@ def test_a_few_steps_beat_the_commonest_value(trained: Path) -> None:
     assert all(len(scores[shown]) == 7 for scores in found["scores"].values())
     if found["head"] != "span":
         scores = found["scores"]["begins" if found["head"] == "sequence" else "tags"]
-        assert scores["accuracy"][0] > scores["majority"][0] + 0.15, scores
+        assert scores["accuracy"][0] > scores["majority"][0] + 0.2, scores
 
 
 def test_a_few_steps_tell_constituents_from_other_spans(home: Path) -> None:
