@@ -123,8 +123,10 @@ class ClassifierConfig(ModelSpec, name="classifier"):
         varied = {name: known for name, known in values.items() if len(known) > 1}
         if constant := [name for name in names if name not in varied and (name in self.labels or not varied)]:
             raise UserError(f"labels: {constant[0]!r} has one value only in the training texts: {values[constant[0]]}")
-        frames = frames_of(labelled, names[0]) if self.head == "span" else {}
-        counted = span_lengths(labelled, names[0], varied[names[0]], frames) if self.head == "span" else torch.zeros(0, 5)
+        frames, counted = {}, torch.zeros(0, 5)
+        if self.head == "span":
+            frames = frames_of(labelled, names[0])
+            counted = span_lengths(labelled, names[0], varied[names[0]], frames)
         model = Classifier(
             ClassifierModelConfig(
                 settings=to_plain(self),

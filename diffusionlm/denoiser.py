@@ -39,9 +39,7 @@ class WordDenoiser:
             self.barred[list(model.config.special_ids.values())] = -math.inf
         self.attend = mask if self.explicit and not bool(mask.all()) else None
         if self.explicit:
-            self.known, self.ids = boundaries(mask, model.config.special_ids)
-            if words is not None:
-                self.known, self.ids = self.known | (words >= 0), torch.where(words >= 0, words, self.ids)
+            self.known, self.ids = boundaries(mask, model.config.special_ids, words)
 
     def wrapped(self) -> Denoise:
         """Return it with clamping, and the words that are known held clean."""

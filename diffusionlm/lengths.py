@@ -12,7 +12,7 @@ from torch import Tensor
 from diffusionlm.config import UserError
 from diffusionlm.guidance import Belief, Energy
 from diffusionlm.language import Language, forced, log_mass
-from diffusionlm.model import DiffusionLM, boundaries
+from diffusionlm.model import DiffusionLM, boundaries, text_mask
 from diffusionlm.sampling import pinned
 
 ASKED = 8  # lengths at which an energy is asked how likely they make what it asks
@@ -57,7 +57,7 @@ def length_weights(
         weights = [0.0] * len(counts)
         for n, fit in zip(chosen, fits(model, language, chosen), strict=True):
             weights[n] = max(counts[n], 1) * fit
-    if energy is not None and model.settings.prediction == "logits":
+    if energy is not None and any(weights) and model.settings.prediction == "logits":
         weights = (numpy.array(weights) * chances(model, language, energy, weights)).tolist()
     return weights
 
@@ -74,7 +74,7 @@ def chances(model: DiffusionLM, language: Language | None, energy: Energy, weigh
     lengths = sorted(set(numpy.searchsorted(cumulative, places, side="right").tolist()))
     if len(lengths) == 1:
         return numpy.ones(len(weights))
-    mask = _mask(model, lengths)
+    mask = text_mask(lengths, model.device)
     logits = blank(model, mask, given_words(language, mask))
     x, t = torch.zeros(*mask.shape, model.settings.dimension, device=mask.device), torch.ones(len(mask), device=mask.device)
     nats = energy(Belief.of_words(logits, x, t, mask, model.word_vectors())).double().cpu().numpy()
@@ -94,8 +94,7 @@ def blank(model: DiffusionLM, mask: Tensor, words: Tensor) -> Tensor:
 
     Noise that is 0 stands for the others: it is the likeliest, and says nothing.
     """
-    known, ids = boundaries(mask, model.config.special_ids)
-    known, ids = known | (words >= 0), torch.where(words >= 0, words, ids)
+    known, ids = boundaries(mask, model.config.special_ids, words)
     return pinned(_around(model, mask, known, ids), known, ids)
 
 
@@ -108,10 +107,6 @@ def _around(model: DiffusionLM, mask: Tensor, known: Tensor, ids: Tensor, eviden
     return logits.log_softmax(-1)
 
 
-def _mask(model: DiffusionLM, lengths: Sequence[int]) -> Tensor:
-    return torch.arange(max(lengths), device=model.device) < torch.tensor(lengths, device=model.device)[:, None]
-
-
 @torch.no_grad()
 def fits(model: DiffusionLM, language: Language, lengths: Sequence[int]) -> list[float]:
     """Return how likely the model finds texts of ``language`` at each length (start and end counted), 1 at the best.
@@ -122,23 +117,22 @@ def fits(model: DiffusionLM, language: Language, lengths: Sequence[int]) -> list
     """
     if len(lengths) == 1:
         return [1.0]
-    mask = _mask(model, lengths)
-    known, ids = boundaries(mask, model.config.special_ids)
+    mask = text_mask(lengths, model.device)
     words = given_words(language, mask)
     given = words >= 0
-    known, ids = known | given, torch.where(given, words, ids)
+    known, ids = boundaries(mask, model.config.special_ids, words)
     leaves_out = model.settings.backbone.leaves_out
     evident = torch.zeros_like(mask) if leaves_out else None
 
-    def nats(logs: Tensor, among: Tensor) -> Tensor:
-        return -logs.gather(-1, ids[..., None])[..., 0].where(among, 0).sum(1)
+    def said(logs: Tensor, among: Tensor) -> Tensor:
+        return logs.gather(-1, ids[..., None])[..., 0].where(among, 0).sum(1)
 
     free = _around(model, mask, known, ids, evident)
     fit = log_mass(language, pinned(free, known, ids)[:, 1:], mask.sum(1) - 2)
     if leaves_out:
-        fit = fit - nats(free, given)
+        fit = fit + said(free, given)
     else:
         third = given.cumsum(1) % 3
         for hidden in (given & (third == turn) for turn in range(3)):
-            fit = fit - nats(_around(model, mask, known & ~hidden, ids), hidden)
+            fit = fit + said(_around(model, mask, known & ~hidden, ids), hidden)
     return (fit - fit.max()).exp().tolist()

@@ -377,9 +377,18 @@ AutoConfig.register(DiffusionLMConfig.model_type, DiffusionLMConfig)
 AutoModel.register(DiffusionLMConfig, DiffusionLM)
 
 
-def boundaries(mask: Tensor, special: dict[str, int]) -> tuple[Tensor, Tensor]:
-    """Return where start and end are in texts of ``mask`` (B, L), and ids (B, L) that hold them there, PAD elsewhere."""
+def text_mask(lengths: Sequence[int], device: torch.device) -> Tensor:
+    """Return the mask (B, L), True at the tokens of texts of ``lengths`` (start and end counted)."""
+    return (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).to(device)
+
+
+def boundaries(mask: Tensor, special: dict[str, int], words: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return where start and end are in texts of ``mask`` (B, L), and ids (B, L) that hold them there, PAD elsewhere.
+
+    So they hold ``words`` (B, L) as well, where these are not -1.
+    """
     ids = torch.full(mask.shape, special["pad"], device=mask.device)
     ids[:, 0] = special["start"]
     ids.scatter_(1, mask.sum(1, keepdim=True) - 1, special["end"])
-    return (ids == special["start"]) | (ids == special["end"]), ids
+    known = (ids == special["start"]) | (ids == special["end"])
+    return (known, ids) if words is None else (known | (words >= 0), torch.where(words >= 0, words, ids))

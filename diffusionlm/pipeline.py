@@ -17,7 +17,7 @@ from diffusionlm.controls import Binding, Control, outcomes, read_controls
 from diffusionlm.denoiser import WordDenoiser
 from diffusionlm.guidance import Belief, Swarm
 from diffusionlm.lengths import blank, draw_lengths
-from diffusionlm.model import DiffusionLM, boundaries
+from diffusionlm.model import DiffusionLM, boundaries, text_mask
 from diffusionlm.sampling import RowNoise, State, correct, generator_of, given, pinned, sample, settle
 from diffusionlm.steering import Steering
 from diffusionlm.tokenizer import decode_texts
@@ -153,7 +153,7 @@ class Pipeline(Writer[DiffusionLM]):
             given_words, sampling = self._given(seeds, lengths, sampling, steering)
             given_words = given_words.repeat_interleave(copies, 0)
         lengths = [n for n in lengths for _ in range(copies)]
-        mask = self._mask(lengths)
+        mask = text_mask(lengths, self.model.device)
         noise = RowNoise([[*seed, 0, *([p] if p else [])] for seed in seeds for p in range(copies)], lengths)
         denoise = WordDenoiser(self.model, mask, sampling, steering, given_words)
         swarm = Swarm(sampling.particles, [generator_of([*seed, 2]) for seed in seeds]) if copies > 1 else None
@@ -183,9 +183,6 @@ class Pipeline(Writer[DiffusionLM]):
         written = rows(words)
         return written if swarm is None else [written[row] for row in swarm.chosen()]
 
-    def _mask(self, lengths: Sequence[int]) -> Tensor:
-        return (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).to(self.model.device)
-
     def _given(
         self, seeds: Sequence[Sequence[int]], lengths: Sequence[int], sampling: SamplingConfig, steering: Steering
     ) -> tuple[Tensor, SamplingConfig]:
@@ -193,7 +190,7 @@ class Pipeline(Writer[DiffusionLM]):
 
         Given are words that leave no choice, and those that carry what is asked in a draft, where there is to be one.
         """
-        mask, settings = self._mask(lengths), self.model.settings
+        mask, settings = text_mask(lengths, self.model.device), self.model.settings
         words, steps = steering.given_words(mask), round(sampling.guidance.draft * sampling.steps)
         able = settings.explicit_length and settings.prediction == "logits"
         if steering.energy is None or not able or not 0 < steps < sampling.steps:

@@ -109,8 +109,7 @@ class Steering:
         To first order around what is half the text and half its doubts, after Grathwohl et al. 2021 (Gibbs with gradients).
         """
         if self.energy is not None:
-            held = torch.nn.functional.one_hot(words, logits.shape[-1]).to(logits)
-            doubted = torch.lerp(logits.softmax(-1), held, HELD).clamp(min=SMALLEST).log()
+            doubted = leaning(logits, words, HELD)
             belief = Belief.of_words(doubted, x0, t, mask, embedding)
             tilted = self.guidance.tilt(self.energy, doubted, belief, embedding)
             logits = logits + tilted - doubted
@@ -126,13 +125,11 @@ class Steering:
         ``open_logits`` (B, L, V) say.
         """
         assert self.energy is not None
-        energy, chances = self.energy, open_logits.softmax(-1)
-        held = torch.nn.functional.one_hot(words, chances.shape[-1]).to(chances)
-        clean = torch.zeros(len(words), device=words.device)
+        energy, clean = self.energy, torch.zeros(len(words), device=words.device)
 
         def belief(share: Tensor | float) -> Belief:
-            p = torch.lerp(chances, held, torch.as_tensor(share).to(chances))
-            return Belief.of_words(p.clamp(min=SMALLEST).log(), p @ embedding.to(p), clean, mask, embedding)
+            logits = leaning(open_logits, words, share)
+            return Belief.of_words(logits, logits.exp() @ embedding.to(logits), clean, mask, embedding)
 
         slopes = word_slopes(energy, belief(HELD), embedding).gather(-1, words[..., None])[..., 0]
         order = slopes.masked_fill(~free, -math.inf).argsort(-1, descending=True)[:, :CARRIERS]
@@ -160,6 +157,12 @@ class Steering:
         lengths = mask.sum(1).tolist()
         inside = [language.contains(row[1 : n - 1]) for row, n in zip(words.tolist(), lengths, strict=True)]
         return torch.tensor(inside, device=words.device)
+
+
+def leaning(logits: Tensor, words: Tensor, share: Tensor | float) -> Tensor:
+    """Return the log of the chances (B, L, V) of ``logits`` with a ``share`` given to ``words`` (B, L): 1 is certainty."""
+    held = torch.nn.functional.one_hot(words, logits.shape[-1]).to(logits)
+    return torch.lerp(logits.softmax(-1), held, torch.as_tensor(share).to(logits)).clamp(min=SMALLEST).log()
 
 
 def why_impossible(controls: Sequence[Control], binding: Binding, length: int | None) -> str:

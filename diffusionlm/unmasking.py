@@ -21,7 +21,7 @@ from diffusionlm.config import UserError, plain_name
 from diffusionlm.diffusion import Gaussian, GaussianDiffusion
 from diffusionlm.lengths import draw_lengths
 from diffusionlm.masked import MaskedLM, lowest, word_positions
-from diffusionlm.model import boundaries
+from diffusionlm.model import boundaries, text_mask
 from diffusionlm.sampling import History, RowNoise, Sampler
 from diffusionlm.tokenizer import decode_texts
 from diffusionlm.writer import SamplingConfig, Watch, Writer, check_length, refuse_vectors
@@ -181,7 +181,7 @@ class MaskedPipeline(Writer[MaskedLM]):
         """Hide all words, and unmask."""
         assert isinstance(sampling.sampler, Unmasking)
         lengths = draw_lengths(self.model.config.length_counts, seeds, sampling.length)
-        mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).to(self.model.device)
+        mask = text_mask(lengths, self.model.device)
         _, ids = boundaries(mask, self.model.config.special_ids)
         drafts = unmask(
             self._predict(mask), ids, word_positions(mask), decoder=sampling.sampler, steps=sampling.steps,
