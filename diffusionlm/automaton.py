@@ -151,6 +151,14 @@ def repeat(part: Language, low: int, high: int | None = None) -> Language:
     return sequence(empty(len(part.classes)), *[part] * low, *[optional] * (high - low))
 
 
+def of_lengths(lengths: Iterable[int], size: int) -> Language:
+    """Return the texts of so many tokens, any of ``lengths``, over a vocabulary of ``size``."""
+    wanted = set(lengths)
+    longest = max(wanted, default=-1)
+    step = numpy.array([[min(n + 1, longest + 1)] for n in range(longest + 2)])
+    return _minimal(numpy.zeros(size, dtype=numpy.int64), step, numpy.isin(numpy.arange(longest + 2), sorted(wanted)))
+
+
 def union(*parts: Language) -> Language:
     """Return the texts in any of ``parts``."""
     classes, symbols = _refined(parts)

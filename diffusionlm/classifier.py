@@ -13,7 +13,7 @@ Shape letters: B batch, L positions, D latent dimension, W features, V words, F 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,7 +29,7 @@ from diffusionlm.annotation import Annotator, annotated
 from diffusionlm.backbone import Backbone, Transformer
 from diffusionlm.config import UserError, build_untrusted, to_plain
 from diffusionlm.data import DataConfig, Encoded
-from diffusionlm.frames import frame, frames_of
+from diffusionlm.frames import all_frames, frames_of, span_places
 from diffusionlm.labels import OTHER, Head, Labelled, check_vocabulary, fields_of, label_rows, values_of
 from diffusionlm.model import FORMAT_VERSION, MAX_GAMMA, DiffusionLM, load_pretrained, model_folder
 from diffusionlm.sampling import SMALLEST
@@ -123,10 +123,10 @@ class ClassifierConfig(ModelSpec, name="classifier"):
         varied = {name: known for name, known in values.items() if len(known) > 1}
         if constant := [name for name in names if name not in varied and (name in self.labels or not varied)]:
             raise UserError(f"labels: {constant[0]!r} has one value only in the training texts: {values[constant[0]]}")
-        frames, counted = {}, torch.zeros(0, 5)
+        frames, places = {}, torch.zeros(0, 6)
         if self.head == "span":
             frames = frames_of(labelled, names[0])
-            counted = span_lengths(labelled, names[0], varied[names[0]], frames)
+            places = span_places(labelled, names[0], varied[names[0]], frames)
         model = Classifier(
             ClassifierModelConfig(
                 settings=to_plain(self),
@@ -137,11 +137,11 @@ class ClassifierConfig(ModelSpec, name="classifier"):
                 labels=varied,
                 words=words_digest(denoiser),
                 frames=frames,
-                span_counts=len(counted),
+                span_places=len(places),
             )
         )
         if self.head == "span":
-            model.span_lengths.copy_(counted)
+            model.span_places.copy_(places)
         if self.head == "token":
             model.count_lexicon(labelled)
         return model
@@ -171,7 +171,7 @@ class ClassifierModelConfig(PreTrainedConfig):
         labels: dict[str, list[str]] | None = None,
         words: str = "",
         frames: dict[str, list[str]] | None = None,
-        span_counts: int = 0,
+        span_places: int = 0,
         format_version: int = FORMAT_VERSION,
         **kwargs: Any,
     ) -> None:
@@ -186,7 +186,7 @@ class ClassifierModelConfig(PreTrainedConfig):
             labels: the values of each field in index order.
             words: the digest of the denoiser's word vectors.
             frames: of each kind of constituent, where the head is of spans.
-            span_counts: rows of the table of constituents and lengths, there too.
+            span_places: rows of the table of where constituents stood, there too.
             format_version: of the folder; a newer one is refused.
             **kwargs: transformers' own.
         """
@@ -197,7 +197,7 @@ class ClassifierModelConfig(PreTrainedConfig):
         self.labels = labels or {"label": ["no", "yes"]}
         self.words = words
         self.frames = frames or {}
-        self.span_counts = span_counts
+        self.span_places = span_places
         self.format_version = format_version
 
 
@@ -206,15 +206,14 @@ class Classifier(PreTrainedModel):
 
     ``labels`` says what they are of: for each field its values in index order. A text, or a word, that has none has the
     value ""; a span that is no constituent as well. ``lexicon_counts`` (V, tags) is how often words had tags in training,
-    ``span_lengths`` (N, 5) in texts of which length a constituent stood: first and last token, label, length, texts; a
-    row whose first three are 0 counts all texts of that length.
+    ``span_places`` (N, 6) where constituents stood, as ``frames.span_places`` counts.
     """
 
     config_class = ClassifierModelConfig
     base_model_prefix = "classifier"
     main_input_name = "latents"
     lexicon_counts: Tensor
-    span_lengths: Tensor
+    span_places: Tensor
 
     def __init__(self, config: ClassifierModelConfig) -> None:
         """Make a model with random weights.
@@ -241,8 +240,8 @@ class Classifier(PreTrainedModel):
             self.register_buffer("lexicon_counts", counts)
         else:
             self.first, self.last = nn.Linear(W, W), nn.Linear(W, W, bias=False)
-            counts = torch.zeros(config.span_counts, 5, dtype=torch.int32)
-            self.register_buffer("span_lengths", counts, persistent=bool(config.span_counts))
+            places = torch.zeros(config.span_places, 6, dtype=torch.int32)
+            self.register_buffer("span_places", places, persistent=bool(config.span_places))
         self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(self, latents: Tensor, t: Tensor, mask: Tensor | None = None, words: Tensor | None = None) -> dict[str, Tensor]:
@@ -335,14 +334,27 @@ class Classifier(PreTrainedModel):
         Lengths are in tokens, START and END counted. As counted in training, each length with one text more that has as
         much of a chance as any; empty where no training text has such a span.
         """
-        i, j, label, length, texts = self.span_lengths.cpu().unbind(1)
-        there = (i == first) & (j == last) & torch.isin(label, chains)
+        there = self._standing(first, last, chains)
 
         def of_length(rows: Tensor) -> Tensor:
-            return torch.zeros(self.config.max_tokens + 1).index_add_(0, length[rows], texts[rows].float())
+            length, texts = rows[:, 4:].unbind(1)
+            return torch.zeros(self.config.max_tokens + 1).index_add_(0, length, texts.float())
 
-        having, all_texts = of_length(there), of_length(j == 0)
+        having, all_texts = of_length(there), of_length(self._standing(0, 0, torch.tensor([0])))
         return ((having + having.sum() / all_texts.sum()) / (all_texts + 1)).tolist() if having.any() else []
+
+    def frame_lengths(self, first: int, last: int, chains: Tensor) -> dict[str, set[int]]:
+        """Return in which frames such a span stood in training, as ``length_chances`` has it, and in texts of which lengths."""
+        frames, found = all_frames(self.config.frames), defaultdict(set)
+        for _, _, _, number, length, _ in self._standing(first, last, chains).tolist():
+            if number:
+                found[frames[number - 1]].add(length)
+        return dict(found)
+
+    def _standing(self, first: int, last: int, chains: Tensor) -> Tensor:
+        """Return the rows of ``span_places`` that are of these."""
+        places = self.span_places.cpu()
+        return places[(places[:, 0] == first) & (places[:, 1] == last) & torch.isin(places[:, 2], chains.int())]
 
     def check_fits(self, model: DiffusionLM) -> None:
         """Check that the classifier was trained on the word vectors of ``model``. Raises UserError."""
@@ -373,28 +385,6 @@ def words_digest(model: DiffusionLM) -> str:
     """Return a digest of a model's word vectors that is the same whether it was loaded in fp32 or bf16."""
     words = model.embedding.weight.detach().cpu().bfloat16().contiguous().view(torch.int16)
     return hashlib.sha256(words.numpy().tobytes()).hexdigest()[:16]
-
-
-def span_lengths(rows: Iterable[Labelled], name: str, values: Sequence[str], frames: Mapping[str, Sequence[str]]) -> Tensor:
-    """Count in texts of which length each constituent stands, (N, 5) as ``Classifier.span_lengths``, and all texts.
-
-    Where a constituent of its size has frames, which is then asked for, it is counted in one of them only.
-    """
-    indices = {value: i for i, value in enumerate(values)}
-    sizes = {(label, text.count(" ") - 1) for label, texts in frames.items() for text in texts}
-    known = {label: set(texts) for label, texts in frames.items()}
-    counts: Counter[tuple[int, int, int, int]] = Counter()
-    for row in rows:
-        counts[0, 0, 0, len(row)] += 1
-        tags = [str(tag) for tag in (row.tags or ())[1:-1]]
-        for (i, j), chain in row.labels[name].items():
-            stands = any(
-                (label, j - i + 1) not in sizes or not tags or frame(tags, i - 1, j - 1) in known[label]
-                for label in chain.split("::")
-            )
-            if i < j and stands and (label := indices.get(chain, 0)):
-                counts[i, j, label, len(row)] += 1
-    return torch.tensor([[*place, texts] for place, texts in sorted(counts.items())], dtype=torch.int32)
 
 
 def find_classifier(model: str | Path, name: str) -> Path:

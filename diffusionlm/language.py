@@ -14,11 +14,23 @@ import math
 import torch
 from torch import Tensor
 
-from diffusionlm.automaton import Language, any_number, empty, erase, everything, from_table, one_of, repeat, sequence, union
+from diffusionlm.automaton import (
+    Language,
+    any_number,
+    empty,
+    erase,
+    everything,
+    from_table,
+    of_lengths,
+    one_of,
+    repeat,
+    sequence,
+    union,
+)
 
 __all__ = [
     "Language", "any_number", "condition", "empty", "erase", "everything", "forced", "from_table", "likeliest", "log_mass",
-    "one_of", "repeat", "sequence", "substitutes", "union",
+    "of_lengths", "one_of", "repeat", "sequence", "substitutes", "union",
 ]  # fmt: skip
 
 NEVER = -1e30  # the log of a chance of 0, finite so that no difference or gradient is NaN

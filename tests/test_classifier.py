@@ -25,6 +25,7 @@ from diffusionlm.classifier import SENSES, ClassifierConfig, find_classifier
 from diffusionlm.cli import main
 from diffusionlm.config import UserError, build, merge
 from diffusionlm.controls import Binding, Span
+from diffusionlm.frames import all_frames
 from diffusionlm.kinds import open_pipeline
 from diffusionlm.labels import Labelled, spans_of
 from diffusionlm.language import likeliest
@@ -265,31 +266,35 @@ def test_the_lexicon_is_what_the_corpus_counts(home: Path) -> None:
         labelled(classifier_config(home))[0].model.lexicon()
 
 
-def test_a_constituent_asked_for_stands_in_a_frame(home: Path) -> None:
+def test_a_constituent_asked_for_stands_in_a_frame_that_it_had_in_texts_of_that_length(home: Path) -> None:
     spans, tags = (str(run_of(home, head)) for head in ("span", "token"))
     binding = Binding(DiffusionLM.load(home / "denoiser" / "model"), load_tokenizer(home / "denoiser" / "model"))
-    frames, (field,) = binding.classifier(spans).config.frames, binding.classifier(tags).labels
-    likely = binding.classifier(tags).lexicon()
+    trained, (field,) = binding.classifier(spans), binding.classifier(tags).labels
+    likely, names = binding.classifier(tags).lexicon(), binding.classifier(tags).labels[field]
+    fewer = 0
     for first, last, label in ((0, 2, "NP"), (3, 5, "PP"), (4, 6, "NP")):
         language = Span(first, last, label, spans, tags).bind(binding).language
         assert language is not None
+        chains = torch.tensor([i for i, chain in enumerate(trained.labels["tree"]) if label in chain.split("::")])
+        there = trained.frame_lengths(first + 1, last + 1, chains)
         generator = torch.Generator().manual_seed(first)
-        words = likeliest(language, 3 * torch.randn(20, 12, len(likely), generator=generator), torch.full((20,), 12))
-        for text in words.tolist():
-            possible = [
-                {
-                    tag
-                    for tag, share in zip(binding.classifier(tags).labels[field], likely[i].tolist(), strict=True)
-                    if share >= 0.3
-                }
-                for i in text
-            ]
-            places = possible[max(first - 1, 0) : last + 2]
-            known = [each.split()[first == 0 :] for each in frames[label]]
-            assert any(
-                len(each) == len(places) and all(tag in place for tag, place in zip(each, places, strict=True))
-                for each in known
-            )
+        for length in (8, 12, 40):
+            logits = 3 * torch.randn(20, length, len(likely), generator=generator)
+            words = likeliest(language, logits, torch.full((20,), length))
+            everywhere = {text for text in trained.config.frames[label] if text.count(" ") == last - first + 2}
+            known = {text for text, lengths in there.items() if length + 2 in lengths} or everywhere
+            fewer += len(known) < len(everywhere)
+            for text in words.tolist():
+                possible = [
+                    {tag for tag, share in zip(names, likely[i].tolist(), strict=True) if share >= 0.3}
+                    for i in text[max(first - 1, 0) : last + 2]
+                ]
+                assert any(
+                    len(wanted) == len(possible) and all(tag in place for tag, place in zip(wanted, possible, strict=True))
+                    for wanted in (each.split()[first == 0 :] for each in known)
+                )
+        assert not any(42 in lengths for lengths in there.values()), "of so long a text no frame is known"
+    assert fewer
     free = Span(4, 6, "NP", spans, "no-such-classifier").bind(binding).language
     assert free is not None and free.lengths(9) == [7, 8, 9]
 
@@ -297,16 +302,20 @@ def test_a_constituent_asked_for_stands_in_a_frame(home: Path) -> None:
 def test_a_constituent_is_asked_for_in_texts_as_long_as_those_that_had_it(home: Path) -> None:
     folder = run_of(home, "span")
     model, (_, rows) = Classifier.load(folder), labelled(classifier_config(home, "span"))
-    counts = model.span_lengths.tolist()
-    assert sum(n for first, last, label, _, n in counts if not (first or last or label)) == len(rows)
+    places = model.span_places.tolist()
+    assert sum(n for first, last, label, number, _, n in places if not (first or last or label or number)) == len(rows)
     chains = torch.tensor([i for i, chain in enumerate(model.labels["tree"]) if "NP" in chain.split("::")])
     chances = model.length_chances(1, 3, chains)
     lengths = Counter(len(row) for row in rows)
-    having = Counter(length for i, j, label, length, n in counts for _ in range(n) if (i, j) == (1, 3) and label in chains)
+    there = [(number, length, n) for i, j, label, number, length, n in places if (i, j) == (1, 3) and label in chains]
+    having = Counter(length for _, length, n in there for _ in range(n))
     share = sum(having.values()) / len(rows)
     assert 0 < share < 1
     assert chances == pytest.approx([(having[n] + share) / (lengths[n] + 1) for n in range(len(chances))])
     assert model.length_chances(1, 3, torch.tensor([len(model.labels["tree"])])) == []
+    found = {(frame, length) for frame, seen in model.frame_lengths(1, 3, chains).items() for length in seen}
+    assert found == {(all_frames(model.config.frames)[number - 1], length) for number, length, _ in there if number}
+    assert found
     binding = Binding(DiffusionLM.load(home / "denoiser" / "model"), load_tokenizer(home / "denoiser" / "model"))
     demand = (2 * Span(0, 2, "NP", str(folder))).bind(binding)
     assert demand.lengths == (chances,)

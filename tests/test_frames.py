@@ -6,9 +6,8 @@ import datasets  # type: ignore[import-untyped]
 from test_labels import records
 
 from diffusionlm.annotation import brackets
-from diffusionlm.classifier import span_lengths
 from diffusionlm.data import encode
-from diffusionlm.frames import FEWEST, frame, frames_of
+from diffusionlm.frames import FEWEST, all_frames, frame, frames_of, span_places
 from diffusionlm.labels import Field, Labelled, label_rows, tags_of
 from diffusionlm.tokenizer import Words
 
@@ -32,25 +31,28 @@ def test_frames_that_are_common_and_sure_are_kept_and_the_surest_where_none_is()
     chain = ["NOUN AUX ADV ADJ PUNCT"]
     assert frames_of(sure, "tree") == {"NP": ["^ DET NOUN AUX"], "S": chain, "VP": chain}
     assert frames_of(sure[1:], "tree") == {}
-    seldom = [*sure, *[row(TAGS, {(3, 5): "VP"})] * FEWEST]
-    assert frames_of(seldom, "tree")["NP"] == ["^ DET NOUN AUX"], "half of the places, and there is no better one"
+    seldom = [*sure, *[row(TAGS, {(3, 5): "VP"})] * (2 * FEWEST)]
+    assert frames_of(seldom, "tree")["NP"] == ["^ DET NOUN AUX"], "a third of the places, and there is no better one"
     better = [row(["PRON", "NOUN", "AUX"], {(1, 2): "NP"})] * FEWEST
     assert frames_of([*seldom, *better], "tree")["NP"] == ["^ PRON NOUN AUX"]
     assert frames_of([Labelled([2, 4, 5, 3], {"tree": {(1, 2): "S"}})], "tree") == {}, "a tree need not tell tags"
 
 
-def test_constituents_are_counted_by_the_length_of_their_texts_and_in_frames_alone() -> None:
+def test_constituents_are_counted_by_frame_and_by_the_length_of_their_texts_and_in_frames_alone() -> None:
     longer = [*TAGS, "PUNCT"]
     rows = [row(TAGS, {(1, 2): "NP", (3, 5): "S::VP", (6, 6): "X"})] * 3 + [row(longer, {(1, 2): "NP"})] * 2
     values, frames = ["", "NP", "S::VP", "X"], {"NP": ["^ DET NOUN AUX"]}
-    all_texts = [[0, 0, 0, 8, 3], [0, 0, 0, 9, 2]]
-    chains = [[3, 5, 2, 8, 3]]  # of which no frame is known
-    noun_phrases = [[1, 2, 1, 8, 3], [1, 2, 1, 9, 2]]
-    assert span_lengths(rows, "tree", values, frames).tolist() == [*all_texts, *noun_phrases, *chains]
+    all_texts = [[0, 0, 0, 0, 8, 3], [0, 0, 0, 0, 9, 2]]
+    chains = [[3, 5, 2, 0, 8, 3]]  # of which no frame is known
+    noun_phrases = [[1, 2, 1, 1, 8, 3], [1, 2, 1, 1, 9, 2]]
+    assert span_places(rows, "tree", values, frames).tolist() == [*all_texts, *noun_phrases, *chains]
     other = {"NP": ["^ PRON NOUN AUX"], "VP": ["NOUN AUX ADV ADJ PUNCT"]}
-    assert span_lengths(rows, "tree", values, other).tolist() == [*all_texts, *chains]
+    assert all_frames(other) == ["NOUN AUX ADV ADJ PUNCT", "^ PRON NOUN AUX"]
+    framed = [[3, 5, 2, 1, 8, 3]]
+    assert span_places(rows, "tree", values, other).tolist() == [*all_texts, *framed]
     bare = [Labelled(list(each), each.labels) for each in rows]
-    assert span_lengths(bare, "tree", values, other).tolist() == [*all_texts, *noun_phrases, *chains]
+    untagged = [[1, 2, 1, 0, 8, 3], [1, 2, 1, 0, 9, 2]]
+    assert span_places(bare, "tree", values, other).tolist() == [*all_texts, *untagged, *chains]
 
 
 def test_frames_of_the_embedded_corpus_tell_constituents_of_other_texts() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,16 +17,16 @@ from diffusionlm.controls.control import Control, Demand
 from diffusionlm.controls.parts_of_speech import MANY, tag_language
 from diffusionlm.frames import ANY, END, START
 from diffusionlm.guidance import Belief, Energy
-from diffusionlm.language import Language, one_of, repeat
+from diffusionlm.language import Language, of_lengths, one_of, repeat, union
 
 
 @dataclass(frozen=True)
 class Span(Control, name="span"):
     """The words ``first`` to ``last``, counted from 0 and both included, are a constituent called ``label``.
 
-    Their tags and those of their neighbours are, by construction, such as the classifier ``spans`` has seen around almost
-    nothing else (its frames), as far as the classifier ``tags`` knows words; the rest is left to the gradient of ``spans``,
-    or all of it where there is no ``tags`` or no frame. Checked in the annotator's parse, exactly.
+    Their tags and those of their neighbours are, by construction, such as the classifier ``spans`` has seen around little
+    else (its frames), there and in texts of that length, as far as the classifier ``tags`` knows words; the rest is left to
+    the gradient of ``spans``, or all of it where there is no ``tags`` or no frame. Checked in the annotator's parse, exactly.
     """
 
     first: int
@@ -47,23 +48,37 @@ class Span(Control, name="span"):
         trained, chains = span_chains(binding, self.classifier, self.label, str(self))
         lengths = trained.length_chances(self.first + 1, self.last + 1, chains)
         energy = span_energy(trained, chains, self.first, self.last)
-        return Demand((self._framed(binding),), (energy,), lengths=(lengths,) if lengths else ())
+        return Demand((self._framed(binding, trained, chains),), (energy,), lengths=(lengths,) if lengths else ())
 
-    def _framed(self, binding: Binding) -> Language:
-        """Return the texts with one of the frames in its place; all that are long enough where none is known."""
+    def _framed(self, binding: Binding, trained: Classifier, chains: Tensor) -> Language:
+        """Return the texts with one of the frames in its place; all that are long enough where none is known.
+
+        Of a length that training texts had with this constituent there, a text has one of their frames.
+        """
+        size = len(binding.tokenizer)
         frames = [
-            tags
-            for tags in map(str.split, binding.classifier(self.classifier).config.frames.get(self.label, []))
-            if len(tags) == self.last - self.first + 3 and (tags[0] == START) == (self.first == 0)
+            text
+            for text in trained.config.frames.get(self.label, [])
+            if text.count(" ") == self.last - self.first + 2 and text.startswith(START) == (self.first == 0)
         ]
         if not frames or not binding.has_classifier(self.tags):
-            size = len(binding.tokenizer)
             return repeat(one_of(range(size), size), self.last + 1)
-        # The word before the constituent is the frame's first; before that anything may stand, and so after its last.
-        ahead = [ANY] * (self.first - 1)
-        inside = [tags[self.first == 0 :] for tags in frames]
-        open_ends = [tags[:-1] if tags[-1] == END else [*tags, MANY] for tags in inside]
-        return tag_language([[*ahead, *tags] for tags in open_ends], binding, self.tags, self.least, str(self))
+        known = trained.frame_lengths(self.first + 1, self.last + 1, chains)
+        seen = set().union(*known.values())
+        alike = defaultdict(list)
+        for text in frames:
+            alike[frozenset(seen - known.get(text, set()))].append(self._pattern(text.split()))
+        return union(
+            *(
+                tag_language(patterns, binding, self.tags, self.least, str(self)) & ~of_lengths([n - 2 for n in barred], size)
+                for barred, patterns in alike.items()
+            )
+        )
+
+    def _pattern(self, tags: Sequence[str]) -> list[str]:
+        """Return the tags of a text with a frame in its place: its first is of the word before the constituent."""
+        ahead, inside = [ANY] * (self.first - 1), tags[self.first == 0 :]
+        return [*ahead, *(inside[:-1] if inside[-1] == END else [*inside, MANY])]
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
         """Return 1 where the parse has the constituent."""
