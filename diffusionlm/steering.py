@@ -138,6 +138,8 @@ class Steering:
             kept = kept.scatter(1, place[:, None], True) & free
             tried.append(kept)
             nats.append(energy(belief(kept[..., None])).detach())
+            if bool((torch.stack(nats).amin(0) < CLEAR).all()):
+                break
         left = torch.stack(nats, 1)
         enough = torch.where((left < CLEAR).any(1), (left < CLEAR).int().argmax(1), left.argmin(1))
         return torch.stack(tried, 1)[torch.arange(len(words), device=words.device), enough]
