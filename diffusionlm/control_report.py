@@ -223,7 +223,7 @@ def draw_control(report: ControlReport, folder: Path) -> None:
         free = rows[0].metrics[ALL].get(UNGUIDED)
         if free is not None and 0 not in [row.strength for row in rows]:
             judged = rows[0].perplexity[UNGUIDED]
-            steered, marks = [(100 * free.mean, judged.mean, judged.error or 0.0), *steered], ["unguided", *marks]
+            steered, marks = [(100 * free.mean, judged.mean, judged.error or 0.0), *steered], ["0", *marks]
         points, errors = [(x, y) for x, y, _ in steered], [error for _, _, error in steered]
         lines.append(plots.Line(f"{system}: {task}" if several else task, points, marks, errors, ordered=True))
     real = [row for row in report.rows if REAL in row.perplexity]
@@ -234,5 +234,5 @@ def draw_control(report: ControlReport, folder: Path) -> None:
             for i, (point, row) in enumerate(at.items())
         ]
     with disk_errors(folder):
-        title = "texts that pass every control; marked with the strength"
+        title = "texts that pass every control; marked with the strength (0: unguided)"
         plots.save(plots.frontier(lines, title, "share of the texts that are what was asked (%)"), folder / "control.png")

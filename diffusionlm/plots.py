@@ -59,8 +59,9 @@ def frontier(lines: Sequence[Line], title: str, across: str = ENTROPY) -> Figure
         size = 14 if style == "*" else 5
         axes.errorbar(xs, ys, errors, fmt=style, color=colour, elinewidth=0.7, label=line.label, markersize=size)
         for i in order:
+            offset, side = ((-8, -10), "right") if style == "*" else ((5, -10), "left")
             axes.annotate(
-                line.marks[i], line.points[i], (5, -10), textcoords="offset points", fontsize=7, color=colour
+                line.marks[i], line.points[i], offset, textcoords="offset points", fontsize=7, color=colour, ha=side
             )  # fmt: skip
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
