@@ -10,13 +10,16 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from diffusionlm.config import UserError, build, nearest, override, to_plain
 
 if TYPE_CHECKING:
+    from diffusionlm.controls import Control
+    from diffusionlm.pipeline import Pipeline
     from diffusionlm.sampling import State
+    from diffusionlm.writer import SamplingConfig
 
 FAMILIES = {  # what ``show`` lists, and where it lives
     "models": "diffusionlm.spec:ModelSpec",
@@ -117,6 +120,9 @@ def _parser() -> argparse.ArgumentParser:
                          help="what is asked: food=Japanese, 'Length(20) & ~Words(\"cheap\")'; may be repeated")  # fmt: skip
     command.add_argument("--targets", metavar="FILE",
                          help=".jsonl or .yaml of texts to ask for, each with its controls; --count of each")  # fmt: skip
+    command.add_argument("--annotator", metavar="SPEC",
+                         help="what reads tags and parses of finished texts, to check them: grammar, the embedded corpus's "
+                              "own (default), words, or '{name: tagger, folder: F}'; see: show annotators")  # fmt: skip
     command.add_argument("--strength", type=float, help="of controls that steer by gradients; 0 does not steer (1)")
     command.add_argument("--particles", type=int, help="copies of a text that compete where a control can only score")
     command.add_argument("--ensure", type=int, default=1, metavar="TRIES",
@@ -240,8 +246,12 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _generate(options: argparse.Namespace) -> int:
-    from diffusionlm.controls import read_controls, read_targets
+    import yaml
+
+    from diffusionlm.annotation import Annotator
+    from diffusionlm.controls import read_controls, target_rows
     from diffusionlm.kinds import open_pipeline
+    from diffusionlm.pipeline import Pipeline
     from diffusionlm.writer import SamplingConfig, saved_sampling
 
     if options.count < 1:
@@ -254,13 +264,30 @@ def _generate(options: argparse.Namespace) -> int:
     given = [(name, str(value)) for flag, name in flags.items() if (value := getattr(options, flag, None)) is not None]
     sampling = build(SamplingConfig, override(override(plain, given), options.overrides), "sampling")
     pipeline = open_pipeline(options.model, options.device, options.dtype)
+    if options.annotator is not None and isinstance(pipeline, Pipeline):
+        annotator = build(Annotator, yaml.safe_load(options.annotator), "--annotator")
+        pipeline.binding = replace(pipeline.binding, annotator=annotator)
     watch = _watcher() if options.watch else None
-    targets = read_targets(options.targets) if options.targets else [()]
-    for target in targets:
-        asked = read_controls([*options.controls, *target])
+    always = read_controls(options.controls)
+    targets = [("", always)]
+    if options.targets is not None:
+        targets = [(place, (*always, *controls)) for place, _, controls in target_rows(options.targets)]
+        if isinstance(pipeline, Pipeline):
+            check_targets(pipeline, targets, sampling)
+    for number, (_, asked) in enumerate(targets):
+        told = {} if options.targets is None else {"target": number}
         for row in pipeline.stream(options.count, sampling, watch, asked, options.ensure):
-            print(json.dumps(asdict(row), ensure_ascii=False), flush=True)
+            print(json.dumps({**told, **asdict(row)}, ensure_ascii=False), flush=True)
     return 0
+
+
+def check_targets(pipeline: Pipeline, targets: Sequence[tuple[str, tuple[Control, ...]]], sampling: SamplingConfig) -> None:
+    """Check that each target can be asked, before any is. Raises UserError with its place."""
+    for place, asked in targets:
+        try:
+            pipeline.steering(asked, sampling)
+        except UserError as error:
+            raise UserError(f"{place}: {error}") from None
 
 
 def _score(options: argparse.Namespace) -> int:

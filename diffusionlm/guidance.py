@@ -13,6 +13,7 @@ Shapes: x is (B, L, D), logits (B, L, V), energies (B,).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -143,7 +144,7 @@ class Guidance(Component, family="guidance"):
 
 def check_strength(strength: float) -> None:
     """Check a strength. Raises UserError where it is negative."""
-    if strength < 0:
+    if not 0 <= strength < math.inf:
         raise UserError(f"strength: expected 0 or more, got {strength} (to ask for the opposite, write ~ before the control)")
 
 
@@ -178,6 +179,8 @@ class Gradient(Guidance, name="gradient"):
             raise UserError(f"draft: expected a share from 0 to below 1, got {self.draft}")
         if self.inner_steps < 1:
             raise UserError(f"inner_steps: expected at least 1, got {self.inner_steps}")
+        if not self.largest > 0:
+            raise UserError(f"largest: expected a positive number of nats, got {self.largest}")
         if self.early <= 0:
             raise UserError(f"early: expected a positive number, got {self.early}")
 

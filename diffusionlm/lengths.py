@@ -28,6 +28,8 @@ def draw_lengths(weights: Sequence[float], seeds: Sequence[Sequence[int]], lengt
         return [length + 2] * len(seeds)
     if not sum(weights):
         raise UserError("length: this model knows no training lengths to draw from; give a length")
+    if not math.isfinite(sum(weights)):
+        raise UserError("control: no text that this model writes is what is asked")
     cumulative = numpy.cumsum(weights)
     cumulative = cumulative / cumulative[-1]
     draws = [numpy.random.default_rng([*seed, 1]).random() for seed in seeds]

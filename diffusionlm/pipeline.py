@@ -181,7 +181,11 @@ class Pipeline(Writer[DiffusionLM]):
             if watch is not None:
                 watch(state, decode_texts(self.tokenizer, rows(words)))
         written = rows(words)
-        return written if swarm is None else [written[row] for row in swarm.chosen()]
+        if swarm is None or steering is None:
+            return written
+        if sampling.corrections:  # which know of no reward
+            swarm.weigh(steering.rewards(decode_texts(self.tokenizer, written)))
+        return [written[row] for row in swarm.chosen()]
 
     def _given(
         self, seeds: Sequence[Sequence[int]], lengths: Sequence[int], sampling: SamplingConfig, steering: Steering

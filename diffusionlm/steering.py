@@ -187,10 +187,7 @@ def why_impossible(controls: Sequence[Control], binding: Binding, length: int | 
 
 
 def _told(lengths: Sequence[int]) -> str:
-    if len(lengths) == 1:
-        return f"{lengths[0]} tokens"
-    return (
-        f"{lengths[0]} to {lengths[-1]} tokens"
-        if lengths[-1] - lengths[0] == len(lengths) - 1
-        else f"{lengths[0]} tokens or more"
-    )
+    if lengths[-1] - lengths[0] == len(lengths) - 1 > 0:
+        return f"{lengths[0]} to {lengths[-1]} tokens"
+    named = [str(n) for n in lengths[:4]] + ["more"] * (len(lengths) > 4)
+    return f"{', '.join(named[:-1])}{' or ' * (len(named) > 1)}{named[-1]} tokens"

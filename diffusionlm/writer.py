@@ -7,6 +7,7 @@ depend neither on how many are asked for nor, beyond rounding, on the batch size
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -73,7 +74,7 @@ class SamplingConfig(Settings):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}")
         for name in ("temperature", "step_temperature"):
-            if (temperature := getattr(self, name)) is not None and temperature <= 0:
+            if (temperature := getattr(self, name)) is not None and not 0 < temperature < math.inf:
                 raise UserError(f"{name}: expected a positive number, got {temperature}")
         if self.corrections < 0:
             raise UserError(f"corrections: expected 0 or more, got {self.corrections}")

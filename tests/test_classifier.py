@@ -24,7 +24,7 @@ from diffusionlm.classification import Classification, ClassificationObjective
 from diffusionlm.classifier import SENSES, ClassifierConfig, find_classifier
 from diffusionlm.cli import main
 from diffusionlm.config import UserError, build, merge
-from diffusionlm.controls import Binding, Span
+from diffusionlm.controls import Attribute, Binding, PartsOfSpeech, Span
 from diffusionlm.frames import all_frames
 from diffusionlm.kinds import open_pipeline
 from diffusionlm.labels import Labelled, spans_of
@@ -537,3 +537,16 @@ def test_finding_a_models_classifiers(home: Path, tmp_path: Path) -> None:
     assert Classifier.load(find_classifier(run, "food")).labels.keys() == {"begins", "sentences"}
     with pytest.raises(UserError, match=r"no classifier is called 'fod' \(there are food\)"):
         find_classifier(run, "fod")
+
+
+def test_a_classifier_of_another_head_is_told(home: Path) -> None:
+    folders = {head: str(run_of(home, head)) for head in HEADS}
+    binding = Binding(DiffusionLM.load(home / "denoiser" / "model"), load_tokenizer(home / "denoiser" / "model"))
+    wrong = {
+        "sequence": Attribute("begins", "True", folders["token"]),
+        "token": PartsOfSpeech("DET NOUN", classifier=folders["span"]),
+        "span": Span(0, 2, "NP", folders["sequence"]),
+    }
+    for head, control in wrong.items():
+        with pytest.raises(UserError, match=f"^classifier: expected one with head '{head}', and '"):
+            control.bind(binding)

@@ -198,6 +198,27 @@ def test_generate_writes_rows_and_the_same_again(trained: Path, capsys: pytest.C
     assert len(rows("--count", "2", "--candidates", "3", "--sampler", "ddim", "--sampler.eta", "0.5", "--dtype", "bf16")) == 2
 
 
+def test_targets_are_all_checked_before_any_is_written(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "targets.jsonl"
+    path.write_text('{"controls": ["Length(5)"]}\n{"controls": ["Length(6)"]}\n')
+    asked = ["generate", str(trained), "--steps", "2", "--count", "2", "--targets", str(path)]
+    assert main(asked) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row["target"], row["index"], row["length"]) for row in rows] == [(0, 0, 5), (0, 1, 5), (1, 0, 6), (1, 1, 6)]
+    path.write_text('{"controls": ["Length(5)"]}\n{"controls": ["Length(5000)"]}\n')
+    assert f"{path}, line 2: Length(5000): no text of up to" in refused(asked, capsys)
+    assert "cannot read these targets" in refused([*asked[:-1], ""], capsys)
+
+
+def test_another_annotator_can_check_texts(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["generate", str(trained), "--steps", "2", "--count", "1", "--control", "Length(5)", "--annotator"]
+    assert main([*asked, "words"]) == 0
+    assert json.loads(capsys.readouterr().out)["controls"][0]["passed"]
+    assert "--annotator" in refused([*asked, "wrods"], capsys)
+
+
 def test_watch_shows_every_step_and_keeps_stdout_clean(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", str(trained), "--count", "2", "--steps", "3", "--corrections", "0", "--watch"]) == 0
     out, err = capsys.readouterr()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -79,6 +81,8 @@ ATTRIBUTE, REWARD = Attribute("food", "Japanese"), Reward("math:sqrt")
         ('Reward("math:sqrt") * 0.5', Weighted(REWARD, 0.5)),
         ('(Span(0, 1, "NP") | Span(0, 2, "NP")) & Reward("a & b: (c", 1)', None),
         ('PartsOfSpeech("DET NOUN", least=0.5)', PartsOfSpeech("DET NOUN", 0.5)),
+        ('~(0.1234567 * Reward("math:sqrt"))', Not(Weighted(REWARD, 0.1234567))),
+        ('2 * (3 * Reward("math:sqrt"))', Weighted(Weighted(REWARD, 3), 2)),
     ],
 )
 def test_expressions_are_read(expression: str, control: Control | None) -> None:
@@ -107,7 +111,15 @@ def test_a_control_is_read_as_itself_and_one_expression_as_one() -> None:
         ("Attribute(food, 'y')", "food is no plain value; put words in quotes"),
         ("Attribute('food', 'Thai') and Attribute('price', 'low')", "is no control"),
         ("Attribute('food', 'Thai'", "is not an expression such as"),
-        ("-1 * Attribute('food', 'Thai')", "is no control|expected a weight of 0 or more"),
+        ("-1 * Attribute('food', 'Thai')", "expected a weight of 0 or more; for the opposite write ~"),
+        ("1e400 * Attribute('food', 'Thai')", "expected a weight of 0 or more"),
+        ("Attribute('food', 4)", "value: expected text in quotes, got 4"),
+        ("Span(0.5, 2, 'NP')", "first: expected a whole number, got 0.5"),
+        ("PartsOfSpeech(3)", "PartsOfSpeech\\(3\\)': "),
+        ("food=Japanese & Length(3)", r'a short form stands alone; here write Attribute\("food", "Japanese"\)'),
+        ("~" * 3000 + "Length(3)", "is not an expression such as"),
+        ("__stranger_0(3)", "no control is called '__stranger_0'"),
+        ("Length({[1]: 2})", "is no plain value"),
         ("nowhere.at_all:Thing(3)", "cannot import the control 'nowhere.at_all:Thing'"),
         ("math:sqrt(3)", "'math:sqrt' is no control"),
         ("Span(3, 2, 'NP')", "expected two words counted from 0"),
@@ -118,6 +130,12 @@ def test_a_control_is_read_as_itself_and_one_expression_as_one() -> None:
 def test_mistakes_are_one_sentence(expression: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         read_control(expression)
+
+
+@pytest.mark.parametrize("given", [5, None, [5], [{"food": "Thai"}]])
+def test_what_is_no_expression_is_told(given: Any) -> None:
+    with pytest.raises(UserError, match=r"^control: expected an expression such as food=Japanese or Length\(20\), got"):
+        read_controls(given)
 
 
 def test_a_strangers_control_is_one_file_elsewhere(tmp_path: Path) -> None:
@@ -207,6 +225,35 @@ def test_outcomes_follow_the_algebra(binding: Binding) -> None:
     assert first[3].control == '~Fixed("energy")'
 
 
+@dataclass(frozen=True)
+class Judged(Control, name="judged"):
+    """A control that nothing acts on; its ``scores`` are what is tested."""
+
+    scores: Any = ()
+
+    def bind(self, binding: Binding) -> Demand:
+        return Demand()
+
+    def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
+        return cast(list[float], self.scores)
+
+
+def test_scores_of_any_number_type_are_taken_and_others_told(binding: Binding) -> None:
+    ((first,), (second,)) = outcomes([Judged(torch.tensor([1.0, 0.5]))], ["a", "b"], binding)
+    assert (first.passed, second.passed) == (True, False)
+    assert json.loads(json.dumps([first.score, second.score])) == [1.0, 0.5]
+    for wrong in ([1.0], [1.0, math.nan], [1.0, "yes"], [1.0, None]):
+        with pytest.raises(UserError, match="score: expected a finite number for each of 2 texts"):
+            outcomes([Judged(wrong)], ["a", "b"], binding)
+
+
+@pytest.mark.parametrize("asked", [Judged() | Fixed("language", 1), Judged() | Judged(), ~Judged(), Judged() | Fixed("energy")])
+def test_what_is_only_checked_stands_beside_no_bar_and_behind_no_tilde(binding: Binding, asked: Control) -> None:
+    with pytest.raises(UserError, match="is only checked, nothing acts on it"):
+        asked.bind(binding)
+    assert (Judged() & Fixed("language", 1)).bind(binding).language == one_of([1], 6)
+
+
 def test_targets_are_read_from_json_lines_and_yaml(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"controls": ["food=Japanese", "Span(0, 2, \\"NP\\")"]}\n\n{"controls": "food=Thai"}\n')
     (tmp_path / "t.yaml").write_text("- controls: [food=Japanese, 'Span(0, 2, \"NP\")']\n- controls: food=Thai\n")
@@ -263,6 +310,7 @@ def test_a_text_outside_the_grammar_is_searched_for_the_value(binding: Binding) 
     text = "near Burger King you find cheap japanese food"
     assert Attribute("food", "Japanese").score([text], binding) == [1.0]
     assert Attribute("near", "Café Rouge").score([text], binding) == [0.0]
+    assert Attribute("type", "inn").score(["we serve dinner"], binding) == [0.0], "words, not letters"
 
 
 def test_trees_are_compared_by_labelled_f1() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -52,6 +53,7 @@ class Named:
     """What these controls need of a binding."""
 
     tokenizer: PreTrainedTokenizerFast
+    model: Any = field(default_factory=lambda: SimpleNamespace(config=SimpleNamespace(max_tokens=128)))
 
 
 @cache

@@ -10,6 +10,7 @@ import torch
 from test_pipeline import SENTENCES, _pipeline
 from transformers import DistilBertConfig, DistilBertForSequenceClassification, PreTrainedTokenizerFast
 
+from diffusionlm.config import UserError
 from diffusionlm.controls import Binding, Classifier
 from diffusionlm.guidance import Belief, Gradient, Particles
 from diffusionlm.pipeline import Pipeline
@@ -108,3 +109,33 @@ def test_particles_follow_it_where_they_do_not(pipeline: Pipeline, other: Path) 
     assert demand.rewards and not demand.energies
     before = _share(pipeline, other, None)
     assert _share(pipeline, other, control, particles=Particles(count=8, every=2)) > before + 0.1
+
+
+def _untrained(folder: Path, tokenizer: PreTrainedTokenizerFast, **changes: Any) -> str:
+    config = DistilBertConfig(
+        vocab_size=len(tokenizer), dim=16, n_layers=1, n_heads=2, hidden_dim=32, max_position_embeddings=8, **changes
+    )
+    DistilBertForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_one_number_is_no_label(pipeline: Pipeline, tmp_path: Path) -> None:
+    folder = _untrained(tmp_path, BytePairs(60).make(SENTENCES), num_labels=1)
+    with pytest.raises(UserError, match="gives one number, not labels; a Reward can follow it"):
+        Binding(pipeline.model, pipeline.tokenizer).foreign(folder)
+
+
+def test_labels_that_can_hold_together_have_chances_of_their_own_and_long_texts_are_cut(
+    pipeline: Pipeline, tmp_path: Path
+) -> None:
+    tokenizer = BytePairs(60).make(SENTENCES)
+    tokenizer.model_max_length = int(1e30)
+    folder = _untrained(tmp_path, tokenizer, num_labels=3, problem_type="multi_label_classification")
+    foreign = Binding(pipeline.model, pipeline.tokenizer).foreign(folder)
+    assert foreign is not None
+    long = " ".join(SENTENCES)
+    assert len(tokenizer(long)["input_ids"]) > 8
+    ids = torch.tensor([tokenizer(long, truncation=True, max_length=8)["input_ids"]])
+    logits = foreign.model(input_ids=ids).logits[0]
+    torch.testing.assert_close(foreign.log_probabilities([long])[0].exp(), logits.sigmoid())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -380,6 +381,8 @@ def test_coarser_arithmetic_writes_too(pipeline: Pipeline) -> None:
         ({}, {"candidates": 0}, "candidates: expected at least 1, got 0"),
         ({}, {"batch_size": 0}, "batch_size: expected at least 1, got 0"),
         ({}, {"temperature": 0.0}, "temperature: expected a positive number, got 0.0"),
+        ({}, {"temperature": math.nan}, "temperature: expected a positive number, got nan"),
+        ({}, {"temperature": math.inf}, "temperature: expected a positive number, got inf"),
         ({}, {"step_temperature": -1.0}, "step_temperature: expected a positive number, got -1.0"),
         (PAPER, {"step_temperature": 0.5}, "temperature: this model predicts x0, not logits; leave it at 1"),
         ({}, {"passes": 0}, "passes: expected at least 1, got 0"),

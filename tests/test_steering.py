@@ -286,6 +286,20 @@ def test_particles_follow_any_callable(pipeline: Pipeline, sampler: Any) -> None
     assert mean(16) > mean(1) + 0.05
 
 
+def test_particles_are_weighed_as_corrections_left_them(pipeline: Pipeline) -> None:
+    asked: list[list[str]] = []
+
+    def rain(texts: Sequence[str]) -> list[float]:
+        asked.append(list(texts))
+        return _rain(texts)
+
+    particles = Particles(count=6, strength=1e6, every=100)
+    rows = pipeline(3, Reward(rain), length=6, steps=4, corrections=3, particles=particles)
+    *_, finished, written = asked
+    assert written == _texts(rows) and len(finished) == 18
+    assert _rain(written) == [max(_rain(finished[i : i + 6])) for i in (0, 6, 12)]
+
+
 def test_particles_draw_from_generators_of_their_own(pipeline: Pipeline) -> None:
     """Indifferent particles: the text is one of those that the same noise writes without a reward."""
 

@@ -9,6 +9,7 @@ from diffusionlm.annotation import Grammar
 from diffusionlm.config import UserError, nearest
 from diffusionlm.controls.binding import Binding, label_energy
 from diffusionlm.controls.control import Control, Demand
+from diffusionlm.tokenizer import split_words
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,13 @@ class Attribute(Control, name="attribute"):
 
     def bind(self, binding: Binding) -> Demand:
         """Take the classifier's -log p. Raises UserError for a field or value that it does not know."""
-        classifier = binding.classifier(self.classifier)
+        classifier = binding.classifier(self.classifier, "sequence")
         fields = {name.removeprefix("attributes."): name for name in classifier.labels}
         if self.field not in fields:
             raise UserError(f"{self}: no field of the texts' attributes is called {self.field!r}{nearest(self.field, fields)}")
         values = classifier.labels[fields[self.field]]
-        if self.value not in values:
-            known = [value for value in values if value]
-            raise UserError(f"{self}: {self.field} is never {self.value!r}{nearest(self.value, known)}")
+        if not self.value or self.value not in values:
+            raise UserError(f"{self}: {self.field} is never {self.value!r}{nearest(self.value, filter(None, values))}")
         return Demand(energies=(label_energy(classifier, fields[self.field], self.value),))
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
@@ -43,4 +43,5 @@ class Attribute(Control, name="attribute"):
         parsed = Grammar().annotate(text)
         if parsed is not None and parsed.attributes is not None:
             return parsed.attributes.get(self.field) == self.value
-        return self.value.lower() in text.lower()
+        words, stated = split_words(text.lower()), split_words(self.value.lower())
+        return any(words[i : i + len(stated)] == stated for i in range(len(words)))

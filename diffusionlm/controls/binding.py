@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,6 +22,8 @@ from diffusionlm.guidance import Belief, Energy
 from diffusionlm.model import DiffusionLM, model_folder
 from diffusionlm.tokenizer import BLANK, load_tokenizer
 
+UNBOUNDED = 1e9  # tokenizers that know no bound of their own name a number far beyond this
+
 
 @dataclass(frozen=True)
 class Binding:
@@ -32,13 +35,16 @@ class Binding:
     annotator: Annotator = field(default_factory=Grammar)
     _loaded: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
-    def classifier(self, name: str) -> Classifier:
+    def classifier(self, name: str, head: str | None = None) -> Classifier:
         """Return the model's classifier ``name``, or the one in the folder ``name``.
 
         Raises:
-            UserError: there is none, or it was trained on another model's word vectors.
+            UserError: there is none, it was trained on another model's word vectors, or it has another ``head``.
         """
-        return self._once(name, self._open)
+        found: Classifier = self._once(name, self._open)
+        if head is not None and found.settings.head != head:
+            raise UserError(f"classifier: expected one with head {head!r}, and {name!r} has {found.settings.head!r}")
+        return found
 
     def has_classifier(self, name: str) -> bool:
         """Tell whether the model has a classifier ``name``, or a folder is called so."""
@@ -89,6 +95,10 @@ class Binding:
         return {name: value.cpu() for name, value in found.items()}
 
 
+def _either(one: int | None, other: int | None) -> int | None:
+    return other if one is None else one
+
+
 def label_energy(classifier: Classifier, name: str, value: str) -> Energy:
     """Return -log p of ``value`` in the field ``name`` of a text."""
     index = classifier.labels[name].index(value)
@@ -123,6 +133,9 @@ class SequenceClassifier:
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"{folder}: cannot load a sequence classifier from here: {str(error).splitlines()[0]}") from None
+        if self.model.config.num_labels < 2:
+            raise UserError(f"{folder}: this one gives one number, not labels; a Reward can follow it")
+        self.many = self.model.config.problem_type == "multi_label_classification"
         self.model.to(device).train(False).requires_grad_(False)
 
     def index(self, label: str, where: str) -> int:
@@ -135,10 +148,17 @@ class SequenceClassifier:
     @torch.no_grad()
     def log_probabilities(self, texts: Sequence[str]) -> Tensor:
         """Return the log-probability (B, labels) of each label of each text."""
-        batch = self.tokenizer(list(texts), return_tensors="pt", padding=True, truncation=True).to(self.model.device)
+        longest = min(self.tokenizer.model_max_length, getattr(self.model.config, "max_position_embeddings", None) or math.inf)
+        batch = self.tokenizer(
+            list(texts), return_tensors="pt", padding=True, truncation=True,
+            max_length=int(longest) if longest < UNBOUNDED else None,
+        ).to(self.model.device)  # fmt: skip
         batch.pop("token_type_ids", None)
-        logits: Tensor = self.model(**batch).logits
-        return logits.float().log_softmax(-1).cpu()
+        return self._log_probabilities(self.model(**batch).logits).cpu()
+
+    def _log_probabilities(self, logits: Tensor) -> Tensor:
+        """Return those of labels that exclude each other, or of each alone where several can hold."""
+        return torch.nn.functional.logsigmoid(logits.float()) if self.many else logits.float().log_softmax(-1)
 
     @cached_property
     def aligned(self) -> Tensor | None:
@@ -147,8 +167,8 @@ class SequenceClassifier:
         special = {
             self.ours.pad_token_id: self.tokenizer.pad_token_id,
             self.ours.unk_token_id: unknown,
-            self.ours.bos_token_id: self.tokenizer.cls_token_id or self.tokenizer.bos_token_id,
-            self.ours.eos_token_id: self.tokenizer.sep_token_id or self.tokenizer.eos_token_id,
+            self.ours.bos_token_id: _either(self.tokenizer.cls_token_id, self.tokenizer.bos_token_id),
+            self.ours.eos_token_id: _either(self.tokenizer.sep_token_id, self.tokenizer.eos_token_id),
         }
         ids = []
         for token, index in sorted(self.ours.get_vocab().items(), key=lambda item: item[1]):
@@ -170,6 +190,6 @@ class SequenceClassifier:
         def energy(belief: Belief) -> Tensor:
             p = belief.logits.softmax(-1)
             logits: Tensor = self.model(inputs_embeds=p @ vectors.to(p), attention_mask=belief.mask.long()).logits
-            return -logits.float().log_softmax(-1)[:, index]
+            return -self._log_probabilities(logits)[:, index]
 
         return energy

@@ -36,15 +36,16 @@ class Classifier(Control, name="classifier"):
             if foreign.aligned is not None:
                 return Demand(energies=(foreign.energy(index),))
             return Demand(rewards=(lambda texts: foreign.log_probabilities(texts)[:, index],))
-        classifier = binding.classifier(self.classifier)
+        classifier = binding.classifier(self.classifier, "sequence")
         return Demand(energies=(label_energy(classifier, self._field(classifier.labels), self.label),))
 
     def _field(self, labels: dict[str, list[str]]) -> str:
         field = self.field or next(iter(labels))
         if field not in labels or (self.field is None and len(labels) > 1):
             raise UserError(f"{self}: field: expected one of the classifier's{nearest(self.field or '', labels)}")
-        if self.label not in labels[field]:
-            raise UserError(f"{self}: {field} is never {self.label!r}{nearest(self.label, labels[field])}")
+        if not self.label or self.label not in labels[field]:
+            known = filter(None, labels[field])
+            raise UserError(f"{self}: {field} is never {self.label!r}{nearest(self.label, known)}")
         return field
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:

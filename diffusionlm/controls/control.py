@@ -8,6 +8,7 @@ drafts, for particles. ``&``, ``|``, ``~`` and ``2 *`` combine controls.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial, reduce
@@ -133,7 +134,7 @@ class AnyOf(Control, name="any"):
 
     def bind(self, binding: Binding) -> Demand:
         """Unite the languages; where a part is no language, all become energies."""
-        demands = [control.bind(binding) for control in self.controls]
+        demands = [_acting(control.bind(binding), control, str(self)) for control in self.controls]
         if any(demand.rewards for demand in demands):
             rewards = [_reward(demand, str(self)) for demand in demands]
             return Demand(rewards=(lambda texts: torch.stack([reward(texts) for reward in rewards]).amax(0),))
@@ -159,7 +160,7 @@ class Not(Control, name="not"):
 
     def bind(self, binding: Binding) -> Demand:
         """Take the complement of a language, and 1 - p of an energy."""
-        demand = self.control.bind(binding)
+        demand = _acting(self.control.bind(binding), self.control, str(self))
         if demand.rewards:
             return Demand(rewards=(partial(_weighted, _reward(demand, str(self)), -1.0),))
         if demand.energies:
@@ -173,7 +174,7 @@ class Not(Control, name="not"):
 
     def __str__(self) -> str:
         """Return the expression."""
-        return "~" + _bracketed(self.control, All, AnyOf)
+        return "~" + _bracketed(self.control, All, AnyOf, Weighted)
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ class Weighted(Control, name="weighted"):
 
     def __post_init__(self) -> None:
         """Check the weight."""
-        if self.weight < 0:
+        if not 0 <= self.weight < math.inf:
             raise UserError(f"{self}: expected a weight of 0 or more; for the opposite write ~ before the control")
 
     def bind(self, binding: Binding) -> Demand:
@@ -201,7 +202,8 @@ class Weighted(Control, name="weighted"):
 
     def __str__(self) -> str:
         """Return the expression."""
-        return f"{self.weight:g} * {_bracketed(self.control, All, AnyOf)}"
+        weight = f"{self.weight:.0f}" if self.weight == round(self.weight, 0) else repr(self.weight)
+        return f"{weight} * {_bracketed(self.control, All, AnyOf, Weighted)}"
 
 
 def _weighted(reward: Reward, weight: float, texts: Sequence[str]) -> Tensor:
@@ -210,6 +212,13 @@ def _weighted(reward: Reward, weight: float, texts: Sequence[str]) -> Tensor:
 
 def _bracketed(control: Control, *kinds: type[Control]) -> str:
     return f"({control})" if isinstance(control, kinds) else str(control)
+
+
+def _acting(demand: Demand, control: Control, where: str) -> Demand:
+    """Return a demand that something acts on. Raises UserError for a control that is only checked."""
+    if not (demand.languages or demand.energies or demand.rewards):
+        raise UserError(f"{where}: {control} is only checked, nothing acts on it; it cannot stand beside | or behind ~")
+    return demand
 
 
 def _as_energy(demand: Demand) -> Energy:
@@ -243,7 +252,17 @@ class Outcome:
 
 def outcomes(controls: Sequence[Control], texts: Sequence[str], binding: Binding) -> list[tuple[Outcome, ...]]:
     """Check ``texts``; return a tuple of each text's outcomes, one for every control."""
-    columns = [
-        [Outcome(str(control), score >= 1, float(score)) for score in control.score(texts, binding)] for control in controls
-    ]
+    columns = [[Outcome(str(control), score >= 1, score) for score in _scores(control, texts, binding)] for control in controls]
     return [tuple(row) for row in zip(*columns, strict=True)] if columns else [() for _ in texts]
+
+
+def _scores(control: Control, texts: Sequence[str], binding: Binding) -> list[float]:
+    """Return a control's scores. Raises UserError where they are no finite number for each text."""
+    found = control.score(texts, binding)
+    try:
+        scores = [float(score) for score in found]
+    except (TypeError, ValueError):
+        scores = []
+    if len(scores) != len(texts) or not all(map(math.isfinite, scores)):
+        raise UserError(f"{control}: score: expected a finite number for each of {len(texts)} texts, got {found!r}")
+    return scores

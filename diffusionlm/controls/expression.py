@@ -10,6 +10,7 @@ import ast
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,12 @@ from diffusionlm.controls.control import Control
 _SHORT = re.compile(r"\s*([A-Za-z_][\w ]*?)\s*=\s*([^\"'()&|~=]+?)\s*")
 _STRING_OR_PATH = re.compile(r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|([A-Za-z_][\w.]*):([A-Za-z_]\w*)(?=\s*\()""")
 _STRANGER = "__stranger_{}"
+COMPOUND = ("all", "any", "not", "weighted")  # written with operators
+PLAIN: dict[str, tuple[type, str]] = {  # fields of which a wrong value can be told apart before it does harm
+    "str": (str, "text in quotes"),
+    "int": (int, "a whole number"),
+    "Control": (Control, "a control"),
+}
 
 
 def read_controls(expressions: Iterable[str | Control] | str | Control) -> tuple[Control, ...]:
@@ -29,7 +36,7 @@ def read_controls(expressions: Iterable[str | Control] | str | Control) -> tuple
     Raises:
         UserError: as ``read_control``.
     """
-    if isinstance(expressions, str | Control):
+    if isinstance(expressions, str | Control) or not isinstance(expressions, Iterable):
         return (read_control(expressions),)
     return tuple(read_control(expression) for expression in expressions)
 
@@ -42,6 +49,8 @@ def read_control(expression: str | Control) -> Control:
     """
     if isinstance(expression, Control):
         return expression
+    if not isinstance(expression, str):
+        raise UserError(f"control: expected an expression such as food=Japanese or Length(20), got {expression!r}")
     if short := _SHORT.fullmatch(expression):
         return _short(*short.groups())
     paths: list[str] = []
@@ -54,11 +63,15 @@ def read_control(expression: str | Control) -> Control:
 
     try:
         tree = ast.parse(_STRING_OR_PATH.sub(hidden, expression.strip()), mode="eval").body
-    except SyntaxError as error:
+        return _control(tree, paths, expression)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = 'a short form stands alone; here write Attribute("food", "Japanese")' if "=" in expression else error
+        told = expression if len(expression) <= 100 else f"{expression[:100]} ..."
         raise UserError(
-            f'control: {expression!r} is not an expression such as food=Japanese or Length(20) & ~Words("cheap"): {error.msg}'
+            f'control: {told!r} is not an expression such as food=Japanese or Length(20) & ~Words("cheap"): {reason}'
         ) from None
-    return _control(tree, paths, expression)
 
 
 def read_targets(path: str | Path) -> list[tuple[Control, ...]]:
@@ -108,7 +121,7 @@ def _file_rows(path: str | Path) -> Iterator[tuple[str, Any]]:
 
 def _short(name: str, value: str) -> Control:
     """Read ``length=20``: a control's name in small letters, or else a field of the texts' attributes."""
-    if name.lower() not in Control.members:
+    if name.lower() not in Control.members or name.lower() in COMPOUND:
         return _make(Control.find("attribute"), [name, value], {}, f"{name}={value}")
     try:
         plain = ast.literal_eval(value)
@@ -129,6 +142,8 @@ def _control(node: ast.expr, paths: list[str], whole: str) -> Control:
             return weight * _control(right, paths, whole)
         case ast.BinOp(left, ast.Mult(), ast.Constant(float() | int() as weight)):
             return weight * _control(left, paths, whole)
+        case ast.BinOp(ast.UnaryOp(ast.USub(), ast.Constant(float() | int() as weight)), ast.Mult(), right):
+            return -weight * _control(right, paths, whole)
         case ast.UnaryOp(ast.Invert(), operand):
             return ~_control(operand, paths, whole)
         case ast.Call(ast.Name(name), arguments, keywords):
@@ -145,7 +160,7 @@ def _value(node: ast.expr, paths: list[str], whole: str) -> object:
         return _control(node, paths, whole)
     try:
         return ast.literal_eval(node)
-    except ValueError:
+    except (ValueError, TypeError):
         raise UserError(f"control: {whole!r}: {ast.unparse(node)} is no plain value; put words in quotes") from None
 
 
@@ -154,8 +169,9 @@ def _names() -> dict[str, type[Control]]:
 
 
 def _kind(name: str, paths: list[str]) -> type[Control]:
-    if name.startswith("__stranger_"):
-        return Control.find(paths[int(name.rpartition("_")[2])])
+    strangers = {_STRANGER.format(number): path for number, path in enumerate(paths)}
+    if name in strangers:
+        return Control.find(strangers[name])
     if name not in _names():
         raise UserError(f"control: no control is called {name!r}{nearest(name, _names())}")
     return _names()[name]
@@ -163,9 +179,16 @@ def _kind(name: str, paths: list[str]) -> type[Control]:
 
 def _make(kind: type[Control], positional: list[object], named: dict[str, object], whole: str) -> Control:
     try:
-        return kind(*positional, **named)
+        made = kind(*positional, **named)
+        known: tuple[Field[Any], ...] = fields(made) if is_dataclass(made) else ()
+        for each in known:
+            kind_of, told = PLAIN.get(str(each.type), (object, ""))
+            value = getattr(made, each.name)
+            if not isinstance(value, kind_of) or (kind_of is int and isinstance(value, bool)):
+                raise UserError(f"{each.name}: expected {told}, got {value!r}")
+        return made
     except UserError as error:
         raise UserError(f"control: {whole!r}: {error}") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError) as error:
         reason = re.sub(r"^\w*\.?__init__\(\) ", f"{kind.__name__} ", str(error))
         raise UserError(f"control: {whole!r}: {reason}") from None

@@ -33,11 +33,18 @@ class Length(Control, name="length"):
         return self.low if self.high is None else self.high
 
     def bind(self, binding: Binding) -> Demand:
-        """Return the texts of this length; where tokens are words, those whose words stay apart."""
-        speller, size = spelling(binding.tokenizer), len(binding.tokenizer)
+        """Return the texts of this length; where tokens are words, those whose words stay apart.
+
+        Raises:
+            UserError: the model writes no texts that long.
+        """
+        speller, size, most = spelling(binding.tokenizer), len(binding.tokenizer), binding.model.config.max_tokens - 2
+        if self.low > most:
+            raise UserError(f"{self}: no text of up to {most} tokens, which is what this model writes, is so long")
+        longest = min(self.longest, most)
         if speller.whole_words:
-            return Demand(languages=(speller.over_tokens(repeat(speller.any_word, self.low, self.longest)),))
-        return Demand(languages=(repeat(one_of(range(size), size), self.low, self.longest),))
+            return Demand(languages=(speller.over_tokens(repeat(speller.any_word, self.low, longest)),))
+        return Demand(languages=(repeat(one_of(range(size), size), self.low, longest),))
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
         """Return 1 where the tokenizer makes of the text as many tokens as asked, else 0."""

@@ -48,7 +48,7 @@ class PartsOfSpeech(Control, name="parts-of-speech"):
 
 def tag_language(choices: Sequence[Sequence[str]], binding: Binding, classifier: str, least: float, where: str) -> Language:
     """Return the texts whose words can have one of ``choices`` of tags. Raises UserError for an unknown tag."""
-    trained = binding.classifier(classifier)
+    trained = binding.classifier(classifier, "token")
     (field,) = trained.labels
     known, lexicon = trained.indices[field], trained.lexicon().cpu()
     size = len(lexicon)

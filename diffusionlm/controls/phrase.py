@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 
+from diffusionlm.config import UserError
 from diffusionlm.controls.binding import Binding
 from diffusionlm.controls.control import Control, Demand
 from diffusionlm.controls.spelling import Spelling, spelling
@@ -92,6 +93,8 @@ class Repeat(Phrase):
 
     def language(self, spelling: Spelling, where: str) -> Language:
         """Repeat it."""
+        if max(self.low, self.high or 0) > MOST:
+            raise UserError(f"{where}: expected at most {MOST} times, got {max(self.low, self.high or 0)}")
         return repeat(self.part.language(spelling, where), self.low, self.high)
 
     def ends(self, words: Sequence[str], starts: set[int]) -> set[int]:
@@ -105,6 +108,7 @@ class Repeat(Phrase):
         return found
 
 
+MOST = 512  # times that a part is repeated: more than texts have words, and quick to build
 ANYTHING = Repeat(OneOf())
 
 

@@ -95,7 +95,7 @@ def span_chains(binding: Binding, classifier: str, label: str, where: str) -> tu
     Raises:
         UserError: the classifier knows no such label.
     """
-    trained = binding.classifier(classifier)
+    trained = binding.classifier(classifier, "span")
     (field,) = trained.labels
     known = {name for chain in trained.labels[field] for name in chain.split("::") if name}
     parts = set(label.split("::"))
