@@ -209,6 +209,8 @@ def main(words: Sequence[str] | None = None) -> int:
 
     def show() -> None:
         found = [json.loads(path.read_text()) for path in paths.values() if path.exists()]
+        if counts := {row["texts"] for row in found} - {options.texts}:
+            print(f"rows of {', '.join(map(str, sorted(counts)))} texts are among them, kept from before", file=sys.stderr)
         if found and not options.alone:
             print(table(found), flush=True)
 

@@ -164,6 +164,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--steps", type=int, nargs="+", metavar="N", help="of a diffusion model (its default)")
     command.add_argument("--count", "-n", type=int, help="texts a row, and real texts beside them (500)")
     command.add_argument("--seed", type=int, help="of the texts, and of the choice of real ones (0)")
+    command.add_argument("--strata", type=int, help="noise levels a text in the likelihood's bound (128)")
+    command.add_argument("--orders", type=int, help="in which words leave the noise in turn, for a second bound; 0: none (8)")
     command.add_argument("--controls", action="append", default=[], metavar="FILE",
                          help="measure control: a task of configs/control, or .jsonl of targets; may be repeated")  # fmt: skip
     command.add_argument("--targets-count", type=int, metavar="M", help="of each task, the first M targets (the task's)")

@@ -117,7 +117,7 @@ class TokenBudgetBatches(torch.utils.data.Sampler[list[int]]):
             raise UserError("data: there is no text to make batches of")
         if self.lengths.max() > tokens:
             row = int(self.lengths.argmax())
-            raise UserError(f"tokens: a batch may hold {tokens}, but text {row} alone has {self.lengths[row]}")
+            raise UserError(f"training.batch_tokens: a batch may hold {tokens}, but text {row} alone has {self.lengths[row]}")
 
     def __len__(self) -> int:
         """Return the number of batches."""

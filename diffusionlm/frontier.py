@@ -120,6 +120,7 @@ def evaluate(
         UserError: a folder, file or setting is wrong, or ``out`` holds something else.
     """
     config = config or EvaluationConfig()
+    judge, models = Path(judge), [Path(folder) for folder in models]  # "run/" and "run" are one
     corpus = corpus or corpus_of([*models[:1], judge])
     judging = Judging.prepare(judge, corpus, config, None if out is None else Path(out), device, quiet)
     cells = [*judging.reference_cells(), *(judging.file_cell(Path(path)) for path in texts)]
@@ -202,8 +203,10 @@ class Judging:
         if len(texts) < self.config.count:
             raise UserError(f"{path}: expected {self.config.count} texts or more, got {len(texts)}; say --count {len(texts)}")
         digest = hashlib.sha256(path.expanduser().read_bytes()).hexdigest()[:16]
-        self.report.enter(path.name, {"folder": str(path), "fingerprint": digest, "family": "texts"})
-        return Cell(path.name, "texts", lambda: texts[: self.config.count], digest)
+        known = self.report.systems.get(path.name, {"folder": str(path)})
+        label = path.name if known["folder"] == str(path) else str(path)
+        self.report.enter(label, {"folder": str(path), "fingerprint": digest, "family": "texts"})
+        return Cell(label, "texts", lambda: texts[: self.config.count], digest)
 
     def model_cells(self, system: str, writer: Writer[Any], changes: Sequence[tuple[str, str]], dtype: str) -> list[Cell]:
         """Return a model's cells, each checked: over steps and temperatures as far as it has them."""
@@ -214,9 +217,9 @@ class Judging:
         if tuple(temperatures) != self.config.temperatures:
             print(f"{system}: has no temperature (it predicts no logits): asked at 1 only", file=sys.stderr)
         cells = []
-        for n in steps:
-            for temperature in temperatures:
-                asked = replace(base, steps=n or base.steps, temperature=temperature, seed=self.config.seed)
+        for n in dict.fromkeys(steps):
+            for temperature in dict.fromkeys(temperatures):
+                asked = replace(base, steps=base.steps if n is None else n, temperature=temperature, seed=self.config.seed)
                 writer.check(asked)
                 cells.append(Cell(
                     system, "model",

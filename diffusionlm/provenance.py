@@ -72,8 +72,8 @@ def corpus_of(folders: Sequence[str | Path]) -> Corpus:
     """
     if path := config_of(folders):
         return read_config([path]).data.corpus
-    named = " nor ".join(str(folder) for folder in folders)
-    raise UserError(f"corpus: neither {named} is a run's folder with a config.yaml; say --data.corpus, or --config FILE")
+    named = " and ".join(str(folder) for folder in folders)
+    raise UserError(f"corpus: expected a run's folder with a config.yaml, got {named}; say --data.corpus, or --config FILE")
 
 
 def training_of(folder: str | Path) -> dict[str, Any]:

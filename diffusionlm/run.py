@@ -112,6 +112,7 @@ def train(
     if done and trainer.is_world_process_zero():
         if (told := trainer.averaged.report(validation_rows, folder)) and not quiet:
             print(told, file=sys.stderr)
+        export(trainer.averaged_model())  # a run that was stopped between its last checkpoint and this has an older one
         (folder / "model" / "finished").write_text(f"{trainer.state.global_step} steps\n")
     return done
 

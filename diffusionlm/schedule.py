@@ -99,6 +99,12 @@ class Sqrt(StepSchedule, name="sqrt"):
     T: int = 2000
     offset: float = 1e-4
 
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        super().__post_init__()
+        if not 0 <= self.offset < 1:
+            raise UserError(f"offset: expected a number from 0 to below 1, got {self.offset}")
+
     def _noise_and_signal(self, t: Tensor) -> tuple[Tensor, Tensor]:
         start = math.sqrt(self.offset)
         root = torch.sqrt(t + self.offset)
@@ -133,6 +139,13 @@ class Linear(StepSchedule, name="linear"):
     T: int = 1000
     beta_start: float = 1e-4
     beta_end: float = 2e-2
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        super().__post_init__()
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            got = f"{self.beta_start}, {self.beta_end}"
+            raise UserError(f"beta_start, beta_end: expected rising numbers between 0 and 1, got {got}")
 
     @cached_property
     def _log_alpha2(self) -> Tensor:

@@ -20,7 +20,6 @@ from diffusionlm.judge import Judge
 from diffusionlm.kinds import open_pipeline
 from diffusionlm.likelihood import Bound, bound, check_draws
 from diffusionlm.masked_bound import masked_bound
-from diffusionlm.tokenizer import decode_texts
 from diffusionlm.writer import Writer
 
 TERMS = ("prior", "reconstruction", "diffusion", "length")
@@ -96,7 +95,7 @@ def by_bound(function: Callable[..., Iterator[Bound]]) -> Scorer:
     def scorer(writer: Writer[Any], texts: Sequence[str], options: ScoringConfig) -> Iterator[Bound]:
         rows = encode(texts, writer.tokenizer, sys.maxsize).ids
         return function(
-            writer.model, rows, decode_texts(writer.tokenizer, rows), strata=options.strata, orders=options.orders,
+            writer.model, rows, texts, strata=options.strata, orders=options.orders,
             seed=options.seed, batch_size=options.batch_size, dtype=writer.dtype,
         )  # fmt: skip
 

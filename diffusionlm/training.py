@@ -9,6 +9,7 @@ loss and figures, a callable gives sample texts.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -101,6 +102,9 @@ class TrainingConfig(Settings):
         for name in least_one.split():
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("warmup", "clip", "patience", "seed"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
         if not 0 <= self.ema < 1:
             raise UserError(f"ema: expected a decay of at least 0 and below 1, got {self.ema}")
         if self.threads is not None and self.threads < 1:
@@ -289,11 +293,17 @@ class DiffusionTrainer(Trainer):
         save_file(self.model.state_dict() if state_dict is None else state_dict, Path(output_dir) / "model.safetensors")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        """Load weights and EMA."""
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        """Load weights and EMA. Raises UserError where a file is damaged."""
         path = Path(resume_from_checkpoint)
-        self.ema.load_state_dict(load_file(path / "ema.safetensors"))
-        self.tokens_seen = json.loads((path / MARKER).read_text())["tokens"]
+        try:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            self.ema.load_state_dict(load_file(path / "ema.safetensors"))
+            self.tokens_seen = json.loads((path / MARKER).read_text())["tokens"]
+        except (OSError, SafetensorError, ValueError) as error:
+            raise UserError(
+                f"{path}: this checkpoint is damaged ({' '.join(str(error).split())}); delete it, and the run goes on from the "
+                "one before"
+            ) from None
 
     @property
     def averaged(self) -> Objective:

@@ -384,7 +384,7 @@ def test_few_rows_for_many_ranks() -> None:
 
 
 def test_mistakes_in_batches() -> None:
-    with pytest.raises(UserError, match="^tokens: a batch may hold 16, but text 1 alone has 20"):
+    with pytest.raises(UserError, match="^training.batch_tokens: a batch may hold 16, but text 1 alone has 20"):
         TokenBudgetBatches([3, 20, 4], 16, 1, 0)
     with pytest.raises(UserError, match="^data: there is no text"):
         TokenBudgetBatches([], 16, 1, 0)

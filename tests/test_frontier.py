@@ -152,6 +152,16 @@ def test_an_evaluation_goes_on_where_it_stopped(folder: Path, tmp_path: Path, ca
     assert "its count is 5, not 6" in refused([*command, "--count", "6"], capsys)
 
 
+def test_a_folder_is_itself_with_a_slash_and_each_row_is_asked_once(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    asked = ["--count", "5", "--no-bound", "--temperatures", "0.8", "0.8", "--steps", "2", "2", "--out", str(out)]
+    run([str(folder / "run"), "--judge", str(folder / "judge"), *asked])
+    before = (out / "evaluation.json").read_text()
+    assert [row["system"] for row in json.loads(before)["rows"]].count("run") == 1
+    run([f"{folder / 'run'}/", "--judge", f"{folder / 'judge'}/", *asked])
+    assert (out / "evaluation.json").read_text() == before
+
+
 def test_a_model_trained_anew_is_judged_anew(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "run", tmp_path / "run")
     config = EvaluationConfig(count=3, temperatures=(1.0,), steps=(2,), bound_texts=0)
@@ -197,6 +207,11 @@ def test_other_systems_texts_are_judged_alike(folder: Path, tmp_path: Path, caps
     assert second["diversity"]["unique"] == 0.2 and second["diversity"]["self_bleu"] == pytest.approx(100)
     assert real["diversity"]["texts"] == 5
     assert "expected 9 texts or more, got 6; say --count 6" in refused([*command, "--count", "9"], capsys)
+    (tmp_path / "other").mkdir()
+    same_name = tmp_path / "other" / "mine.jsonl"
+    same_name.write_text(mine.read_text())
+    assert main(["evaluate", *command[:2], "--texts", str(same_name), *command[4:], "--json"]) == 0
+    assert [row["system"] for row in json.loads(capsys.readouterr().out)["rows"][-2:]] == ["mine.jsonl", str(same_name)]
 
 
 def test_the_grammar_speaks_of_the_embedded_corpus(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -218,6 +233,7 @@ def test_the_grammar_speaks_of_the_embedded_corpus(folder: Path, tmp_path: Path,
         (["RUN", "--count", "2", "--no-bound", "--split", "tests"], "split: this corpus has no split 'tests'"),
         (["RUN", "--temperatures", "warm"], "invalid float value: 'warm'"),
         (["RUN", "--temperatures", "0", "--count", "2", "--no-bound"], "temperature: expected a positive number"),
+        (["RUN", "--steps", "0", "--count", "2", "--no-bound"], "steps: expected at least 1, got 0"),
         (["RUN", "--steps", "100000", "--count", "2", "--no-bound"], "steps: expected 1 to 4096"),
         (["RUN", "--count", "2", "--no-bound", "--sampling.samplr", "ddim"], "there is no such setting"),
         (["RUN", "--count", "2", "--no-bound", "--device", "cudda"], "'cudda' cannot be used here"),

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,6 +103,30 @@ def test_killed_and_started_again_it_ends_with_the_same_bits(unbroken: Path, tmp
     assert_same(weights(tmp_path / "run"), weights(unbroken))
     assert [r["step"] for r in rows(tmp_path / "run") if "loss" in r] == list(range(1, 9))
     assert (tmp_path / "run/samples/step-8.txt").read_text() == (unbroken / "samples/step-8.txt").read_text()
+
+
+def test_a_run_stopped_before_its_last_export_ends_with_its_last_model(unbroken: Path, tmp_path: Path) -> None:
+    shutil.copytree(unbroken, tmp_path / "run")
+    for left in ("junk", "nothing"):
+        (tmp_path / "run" / "model" / "finished").unlink()
+        if left == "junk":
+            (tmp_path / "run" / "model" / "model.safetensors").write_text("an older model")
+        else:
+            shutil.rmtree(tmp_path / "run" / "model")
+        assert train(tiny_config(unbroken.parent), tmp_path / "run", write_samples=False, quiet=True)
+        assert_same(weights(tmp_path / "run"), weights(unbroken))
+
+
+def test_a_damaged_checkpoint_is_told(unbroken: Path, tmp_path: Path) -> None:
+    shutil.copytree(unbroken, tmp_path / "run")
+    (tmp_path / "run" / "model" / "finished").unlink()
+    newest = tmp_path / "run" / "checkpoints" / "checkpoint-8"
+    (newest / "ema.safetensors").write_bytes((newest / "ema.safetensors").read_bytes()[:100])
+    with pytest.raises(UserError, match=r"checkpoint-8: this checkpoint is damaged .*; delete it, and the run goes on"):
+        train(tiny_config(unbroken.parent), tmp_path / "run", quiet=True)
+    shutil.rmtree(newest)
+    assert train(tiny_config(unbroken.parent), tmp_path / "run", write_samples=False, quiet=True)
+    assert_same(weights(tmp_path / "run"), weights(unbroken))
 
 
 def test_an_interrupt_keeps_a_checkpoint_and_every_row(unbroken: Path, tmp_path: Path) -> None:
