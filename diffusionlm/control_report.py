@@ -230,7 +230,13 @@ def draw_control(report: ControlReport, folder: Path) -> None:
     if real:
         at = {(100 * row.metrics[ALL][REAL].mean, row.perplexity[REAL].mean): row for row in real}  # strengths share theirs
         lines += [
-            plots.Line(REAL if i == 0 else "", [point], [row.task], [row.perplexity[REAL].error or 0.0], peer=True)
+            plots.Line(
+                REAL if i == 0 else "",
+                [point],
+                [row.task if len(at) > 1 else ""],
+                [row.perplexity[REAL].error or 0.0],
+                peer=True,
+            )
             for i, (point, row) in enumerate(at.items())
         ]
     with disk_errors(folder):
