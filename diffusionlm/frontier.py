@@ -203,8 +203,7 @@ class Judging:
         if len(texts) < self.config.count:
             raise UserError(f"{path}: expected {self.config.count} texts or more, got {len(texts)}; say --count {len(texts)}")
         digest = hashlib.sha256(path.expanduser().read_bytes()).hexdigest()[:16]
-        known = self.report.systems.get(path.name, {"folder": str(path)})
-        label = path.name if known["folder"] == str(path) else str(path)
+        label = unless_taken(path.name, path, self.report.systems)
         self.report.enter(label, {"folder": str(path), "fingerprint": digest, "family": "texts"})
         return Cell(label, "texts", lambda: texts[: self.config.count], digest)
 
@@ -322,8 +321,13 @@ def system_name(folder: str | Path, sampling: Sequence[tuple[str, str]], known: 
     name = path.parent.name if path.name == "model" else path.name
     changed = ", ".join(f"{key} {value}" for key, value in sampling)
     label = f"{name} ({changed})" if changed else name
-    taken = label in (REAL, JUDGE) or (label in known and known[label]["folder"] != str(folder))
-    return str(folder) if taken else label
+    return unless_taken(label, folder, known)
+
+
+def unless_taken(label: str, path: str | Path, known: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return ``label``; the ``path`` itself where a report calls something else so."""
+    taken = label in (REAL, JUDGE) or (label in known and known[label]["folder"] != str(path))
+    return str(path) if taken else label
 
 
 def described(folder: str | Path, model: PreTrainedModel) -> dict[str, Any]:

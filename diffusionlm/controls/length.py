@@ -9,7 +9,7 @@ from diffusionlm.config import UserError
 from diffusionlm.controls.binding import Binding
 from diffusionlm.controls.control import Control, Demand
 from diffusionlm.controls.spelling import spelling
-from diffusionlm.language import one_of, repeat
+from diffusionlm.language import of_lengths, repeat
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Length(Control, name="length"):
         longest = min(self.longest, most)
         if speller.whole_words:
             return Demand(languages=(speller.over_tokens(repeat(speller.any_word, self.low, longest)),))
-        return Demand(languages=(repeat(one_of(range(size), size), self.low, longest),))
+        return Demand(languages=(of_lengths(range(self.low, longest + 1), size),))
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
         """Return 1 where the tokenizer makes of the text as many tokens as asked, else 0."""
