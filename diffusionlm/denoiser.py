@@ -15,6 +15,8 @@ from diffusionlm.sampling import Denoise, Denoised, clamp, given, pinned, temper
 from diffusionlm.steering import Steering
 from diffusionlm.writer import SamplingConfig
 
+SETTLED = 1e-6  # nats: what is asked holds whatever the rest is, such as words given at fixed places
+
 
 class WordDenoiser:
     """The model as a denoiser of texts of ``mask`` (B, L): self-conditioned, special tokens barred, boundaries and what is
@@ -52,7 +54,7 @@ class WordDenoiser:
         The first is told what the last step's energies led to, so that asking classifiers there as well is hardly worth it.
         """
         steering, temperature, told_apart = self.steering, self.sampling.temperature, self.sampling.step_temperature
-        shifted = steering is not None and steering.energy is not None and steering.guidance.backward
+        shifted = steering is not None and steering.through_denoiser is not None
         words = self.model.settings.prediction == "logits"
         for turn in range(self.sampling.passes):
             last = turn == self.sampling.passes - 1
@@ -82,7 +84,7 @@ class WordDenoiser:
 
     def _shifted(self, xt: Tensor, t: Tensor) -> tuple[Denoised, Belief, Tensor]:
         """Denoise with a graph, and return also what energies are asked about, and how far they move the clean vectors."""
-        assert self.steering is not None and self.steering.energy is not None
+        assert self.steering is not None and self.steering.through_denoiser is not None
         gamma = self.model.diffusion.schedule.gamma(t)
         tweedie = over_coordinates(sigma(gamma) ** 2 / alpha(gamma).clamp(min=1e-3), xt)
         with torch.enable_grad():
@@ -92,8 +94,12 @@ class WordDenoiser:
                 belief = Belief.of_words(denoised.logits, xt, text_times(t), self.mask, self.E)
             else:
                 belief = Belief(xt, text_times(t), self.mask, lambda: denoised)
-        shift = self.steering.guidance.shift(self.steering.energy, belief, xt, tweedie)
-        return replace(denoised, x0=denoised.x0.detach(), logits=denoised.logits.detach()), belief, shift.detach()
+            asked = self.steering.through_denoiser(belief)
+            if bool((asked.detach().abs() > SETTLED).any()):
+                (slope,) = torch.autograd.grad(-asked.sum(), xt, retain_graph=True)  # the tilt goes on from there
+            else:
+                slope = torch.zeros_like(xt)
+        return replace(denoised, x0=denoised.x0.detach(), logits=denoised.logits.detach()), belief, tweedie * slope
 
     def move(self, x: Tensor, s: Tensor, step: Gaussian) -> Tensor:
         """Let the guidance move x_s."""

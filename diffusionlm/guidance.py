@@ -8,6 +8,10 @@ An energy is -log p(c | what the model believes), in nats; lower is better. Thre
 
 The first is Bayes' rule to first order around the posterior mean and stays on the simplex; with energies on noisy vectors
 it takes E^T times their gradient. The second is exact for an exact classifier, and costs a backward pass of the denoiser.
+
+What holds by construction has an energy too, the log of the chance that words drawn one by one are in the language. That
+posterior is conditioned on it exactly, as if words did not depend on each other; through the denoiser, which knows how they
+do, its gradient brings along the rest of the text.
 Shapes: x is (B, L, D), logits (B, L, V), energies (B,).
 """
 
@@ -121,11 +125,6 @@ class Guidance(Component, family="guidance"):
     strength: float = 1.0
     draft: float = 0.0  # the share of the steps that go into a draft: see ``Gradient``
 
-    @property
-    def backward(self) -> bool:
-        """Whether ``shift`` acts, and needs the denoiser's graph."""
-        return False
-
     def check(self, prediction: str) -> None:
         """Check that a model of this ``prediction`` can be steered so. Raises UserError."""
 
@@ -133,9 +132,12 @@ class Guidance(Component, family="guidance"):
         """Return ``logits`` (B, L, V), of which ``belief`` is made, that know what is asked; ``embedding`` is E (V, D)."""
         return logits
 
-    def shift(self, energy: Energy, belief: Belief, xt: Tensor, tweedie: Tensor) -> Tensor:
-        """Return how far (B, L, D) the clean vectors move; ``belief`` is made of ``xt``, ``tweedie`` is sigma^2 / alpha."""
-        return torch.zeros_like(xt)
+    def through_denoiser(self, energy: Energy | None, constraint: Energy | None) -> Energy | None:
+        """Return what is followed through the denoiser, by sigma^2 / alpha times its gradient; None takes no backward pass.
+
+        ``energy`` is of what gradients ask, ``constraint`` of what holds by construction, where there are such.
+        """
+        return None
 
     def move(self, energy: Energy, x: Tensor, s: Tensor, step: Gaussian, believe: Callable[[Tensor], Belief]) -> Tensor:
         """Return x_s moved toward what is asked; ``step`` is the Gaussian it was drawn from, ``believe`` the model at s."""
@@ -156,6 +158,7 @@ class Gradient(Guidance, name="gradient"):
         strength: of all energies; 1 is Bayes' rule for ``through``.
         tilting: weight of the tilt of the posterior; 0 leaves it out.
         through: weight of the gradient through the denoiser, about twice the work; 0 leaves it out.
+        constraints: the same for what holds by construction, whatever the ``strength``: 1 is Bayes' rule.
         early: how many times as strong while the text is open (more than ``OPEN``): then the words around can still follow.
         inner_steps: in which the tilt is taken, each at the posterior that the last one left.
         largest: nats by which one inner step may change the odds of a word.
@@ -167,6 +170,7 @@ class Gradient(Guidance, name="gradient"):
     strength: float = 1.0
     tilting: float = 4.0
     through: float = 10.0
+    constraints: float = 1.0
     early: float = 2.0
     inner_steps: int = 1
     largest: float = 20.0
@@ -183,6 +187,8 @@ class Gradient(Guidance, name="gradient"):
             raise UserError(f"largest: expected a positive number of nats, got {self.largest}")
         if self.early <= 0:
             raise UserError(f"early: expected a positive number, got {self.early}")
+        if not 0 <= self.constraints < math.inf:
+            raise UserError(f"constraints: expected 0 or more, got {self.constraints}")
 
     def check(self, prediction: str) -> None:
         """Check that there are logits to tilt."""
@@ -192,14 +198,9 @@ class Gradient(Guidance, name="gradient"):
                 "or name adagrad"
             )
 
-    @property
-    def backward(self) -> bool:
-        """Whether the denoiser's graph is needed."""
-        return self.through > 0 and self.strength > 0
-
     def tilt(self, energy: Energy, logits: Tensor, belief: Belief, embedding: Tensor) -> Tensor:
         """Add the gradient to the logits, in ``inner_steps`` parts."""
-        weight = self._weight(belief) * self.tilting / self.inner_steps
+        weight = self._weight(belief)[:, None, None] * self.tilting / self.inner_steps
         for step in range(self.inner_steps if self.strength * self.tilting else 0):
             if step:
                 belief = Belief.of_words(logits, belief.xt.detach(), belief.t, belief.mask, embedding)
@@ -207,15 +208,18 @@ class Gradient(Guidance, name="gradient"):
             logits = logits + (weight * slope).clamp(-self.largest, self.largest)
         return logits
 
-    def shift(self, energy: Energy, belief: Belief, xt: Tensor, tweedie: Tensor) -> Tensor:
-        """Follow the gradient with respect to x_t, through the denoiser."""
-        with torch.enable_grad():
-            (slope,) = torch.autograd.grad(-energy(belief).sum(), xt, retain_graph=True)  # the tilt goes on from there
-        return self._weight(belief) * self.through * tweedie * slope
+    def through_denoiser(self, energy: Energy | None, constraint: Energy | None) -> Energy | None:
+        """Follow both, each by its weight."""
+        followed: list[Energy] = []
+        if energy is not None and self.through * self.strength:
+            followed.append(lambda belief: self.through * self._weight(belief) * energy(belief))
+        if constraint is not None and self.constraints:
+            followed.append(scaled(constraint, self.constraints))
+        return total(followed) if followed else None
 
     def _weight(self, belief: Belief) -> Tensor:
-        """Return the strength for each text, (B, 1, 1)."""
-        return self.strength * torch.where(belief.openness > OPEN, self.early, 1.0)[:, None, None]
+        """Return the strength (B,) for each text."""
+        return self.strength * torch.where(belief.openness > OPEN, self.early, 1.0)
 
 
 def word_slopes(energy: Energy, belief: Belief, embedding: Tensor) -> Tensor:

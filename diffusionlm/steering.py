@@ -15,7 +15,7 @@ from diffusionlm.config import UserError
 from diffusionlm.controls import All, Binding, Control, Demand
 from diffusionlm.controls.spelling import proper_texts
 from diffusionlm.guidance import Belief, Energy, Guidance, Particles, total, word_slopes
-from diffusionlm.language import Language, condition, likeliest, substitutes
+from diffusionlm.language import Language, condition, likeliest, log_mass, substitutes
 from diffusionlm.lengths import given_words, length_weights
 from diffusionlm.sampling import SMALLEST, Denoised
 
@@ -66,6 +66,19 @@ class Steering:
     def energy(self) -> Energy | None:
         """What gradients follow; nothing at strength 0."""
         return total(self.demand.energies) if self.demand.energies and self.guidance.strength else None
+
+    @cached_property
+    def constraint(self) -> Energy | None:
+        """-log of the chance (B,) that words drawn one by one are in the language, in nats."""
+        if self.language is None:
+            return None
+        language = self.language
+        return lambda belief: -log_mass(language, belief.logits[:, 1:], belief.mask.sum(1) - 2)
+
+    @cached_property
+    def through_denoiser(self) -> Energy | None:
+        """What is followed through the denoiser, if anything."""
+        return self.guidance.through_denoiser(self.energy, self.constraint)
 
     @property
     def tilts(self) -> bool:

@@ -13,6 +13,7 @@ from diffusionlm.diffusion import Gaussian, GaussianDiffusion, alpha, sigma
 from diffusionlm.guidance import (
     Adagrad,
     Belief,
+    Energy,
     Gradient,
     Guidance,
     Particles,
@@ -92,6 +93,15 @@ def test_slopes_are_taken_through_vectors_and_of_noisy_vectors_too() -> None:
         torch.testing.assert_close(word_slopes(energy, Belief.of_words(logits, xt, t, MASK, E), E), expected)
 
 
+def _pull(guidance: Gradient, energy: Energy, belief: Belief, xt: Tensor) -> Tensor:
+    """Return minus the gradient with respect to x_t of what is followed through the denoiser."""
+    followed = guidance.through_denoiser(energy, None)
+    assert followed is not None
+    with torch.enable_grad():
+        (slope,) = torch.autograd.grad(-followed(belief).sum(), xt, retain_graph=True)
+    return slope
+
+
 def test_an_open_text_is_steered_as_many_times_as_strongly_as_early_says() -> None:
     xt, t, mask = torch.zeros(2, 3, 2), torch.zeros(2), torch.tensor([[True, True, True], [True, True, False]])
     logits = torch.zeros(2, 3, 4)
@@ -125,7 +135,7 @@ def test_a_tilt_goes_on_from_the_belief_that_a_shift_was_taken_of() -> None:
         return -belief.readings["once"].sum((1, 2))
 
     guidance = Gradient(tilting=1.0, through=1.0, early=1.0)
-    shift = guidance.shift(energy, belief, xt, torch.ones(1, 1, 1))
+    shift = _pull(guidance, energy, belief, xt)
     tilted = guidance.tilt(energy, logits.detach(), belief, E)
     assert len(asked) == 1
     p = (xt.detach() @ W).softmax(-1)
@@ -151,7 +161,7 @@ def test_the_gradient_through_the_denoiser_is_bayes_rule() -> None:
     tweedie = (sigma(gamma) ** 2 / alpha(gamma))[:, None, None]
     for word in range(4):
         belief = Belief(xt, t, MASK[:, :1], lambda: denoise(xt))
-        shift = Gradient(through=1.0, early=1.0).shift(lambda b, w=word: -b.logits[:, 0, w], belief, xt, tweedie)
+        shift = tweedie * _pull(Gradient(through=1.0, early=1.0), lambda b, w=word: -b.logits[:, 0, w], belief, xt)
         torch.testing.assert_close((denoise(xt).x0 + shift)[0, 0], words[word])
 
 
@@ -163,7 +173,7 @@ def test_strength_0_changes_nothing() -> None:
         return belief.logits.square().sum((1, 2)) + belief.xt.square().sum((1, 2))
 
     assert Gradient(strength=0.0).tilt(energy, logits, Belief.of_words(logits, xt, t, MASK, E), E) is logits
-    assert not Gradient(strength=0.0, through=3.0).backward
+    assert Gradient(strength=0.0, through=3.0).through_denoiser(energy, None) is None
     step = Gaussian(torch.zeros(1, 3, 2), torch.ones(1, 3, 2))
     moved = Adagrad(strength=0.0).move(energy, xt, t, step, lambda x: _belief(logits, x))
     assert torch.equal(moved, xt)

@@ -15,11 +15,14 @@ from torch import Tensor
 
 from diffusionlm.config import UserError
 from diffusionlm.controls import Binding, Control, Demand, Reward
+from diffusionlm.diffusion import GaussianDiffusion, alpha, sigma
 from diffusionlm.guidance import Adagrad, Belief, Gradient, Particles
 from diffusionlm.language import Language, any_number, one_of, repeat, sequence
 from diffusionlm.lengths import chances
 from diffusionlm.pipeline import Pipeline
-from diffusionlm.sampling import DDIM, DDPM, DPMSolver, Renoise
+from diffusionlm.sampling import DDIM, DDPM, Denoised, DPMSolver, Renoise
+from diffusionlm.schedule import Cosine
+from diffusionlm.steering import Steering
 from diffusionlm.writer import Controlled, Generated
 
 
@@ -240,6 +243,50 @@ def test_the_papers_model_is_steered_too() -> None:
     assert _texts(paper(8, asked, guidance=Adagrad(strength=0.0))) == unguided
     with pytest.raises(UserError, match="this model predicts x0, not logits to tilt"):
         paper(8, asked)
+
+
+def test_what_holds_for_one_word_moves_the_words_that_depend_on_it_by_bayes_rule() -> None:
+    """Texts of two words with a joint distribution, and their exact denoiser: E[x_0 | x_t, the first is one of two words]."""
+    q, t, draws = GaussianDiffusion(Cosine()), torch.full((1,), 0.6, dtype=torch.float64), torch.Generator().manual_seed(2)
+    gamma = q.schedule.gamma(t)
+    words, xt = (torch.randn(*shape, dtype=torch.float64, generator=draws) for shape in ((4, 3), (1, 4, 3)))
+    joint = torch.rand(4, 4, dtype=torch.float64, generator=draws).square()
+    told = torch.tensor([False, True, False, True])
+    binding = _pipeline().binding
+    steering = Steering(
+        (), binding, Demand(languages=(sequence(one_of(told, 4), one_of(~told | told, 4)),)), Gradient(), Particles()
+    )
+
+    def means(joint: Tensor, xt: Tensor) -> Denoised:
+        near = [-(xt[0, i] - alpha(gamma) * words).square().sum(-1) / (2 * sigma(gamma) ** 2) for i in (1, 2)]
+        p = (joint.log() + near[0][:, None] + near[1]).flatten().softmax(0).view(4, 4)
+        inside = torch.stack([p.sum(1), p.sum(0)])
+        logits = torch.cat([torch.ones(1, 4) / 4, inside, torch.ones(1, 4) / 4]).log()[None]
+        return Denoised(inside @ words, logits)
+
+    with torch.enable_grad():
+        xt = xt.requires_grad_()
+        free = means(joint, xt)
+        assert steering.through_denoiser is not None
+        asked = steering.through_denoiser(Belief(xt, t, torch.ones(1, 4, dtype=torch.bool), lambda: free))
+        (slope,) = torch.autograd.grad(-asked.sum(), xt)
+    expected = means(joint * told[:, None] + 1e-300, xt).x0
+    torch.testing.assert_close(free.x0 + (sigma(gamma) ** 2 / alpha(gamma)) * slope[0, 1:3], expected)
+    assert float((expected - free.x0)[1].detach().abs().sum()) > 0.1  # the second word, of which nothing is asked
+
+
+def test_what_holds_by_construction_is_followed_through_the_denoiser_where_words_are_left_to_choose(pipeline: Pipeline) -> None:
+    """As strongly as ``constraints`` says, whatever the strength of energies; fixed words and a gap leave nothing to follow."""
+
+    def written(control: Control | str, constraints: float, strength: float = 1.0) -> list[str]:
+        guidance = Gradient(constraints=constraints, strength=strength)
+        return _texts(pipeline(8, control, length=6, guidance=guidance, corrections=0))
+
+    somewhere = 'Words("rain", "green")'
+    assert written(somewhere, 1.0) == written(somewhere, 1.0, strength=0.0) != written(somewhere, 0.0)
+    assert all({"rain", "green"} <= set(text.split()) for text in written(somewhere, 1.0))
+    filled = 'Infill("rain {4} green")'
+    assert written(filled, 1.0) == written(filled, 0.0)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
