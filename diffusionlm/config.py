@@ -173,8 +173,11 @@ def merge(base: dict[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def override(plain: dict[str, Any], assignments: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """Apply dotted overrides such as ``("training.steps", "100")``; values are read as YAML."""
-    for dotted, value in assignments:
+    """Apply dotted overrides such as ``("training.steps", "100")``; values are read as YAML.
+
+    What a setting is part of comes before it, and a component's name before its settings, in whatever order they are given.
+    """
+    for dotted, value in sorted(assignments, key=lambda each: (each[0].count("."), not each[0].endswith(".name"))):
         try:
             change: Any = yaml.safe_load(value)
         except yaml.YAMLError as error:

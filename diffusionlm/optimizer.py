@@ -11,11 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusionlm.config import Component
+from diffusionlm.config import Component, UserError
 
 
 class OptimizerConfig(Component, family="optimizer"):
     """Base of the optimizers' specs."""
+
+    def __post_init__(self) -> None:
+        """Check that no rate is negative, and shares are below 1."""
+        for name, value in vars(self).items():
+            values = value if isinstance(value, tuple) else (value,)
+            if name.endswith(("learning_rate", "weight_decay")) and not 0 <= value < math.inf:
+                raise UserError(f"{name}: expected 0 or more, got {value}")
+            if name in ("betas", "momentum") and not all(0 <= share < 1 for share in values):
+                raise UserError(f"{name}: expected at least 0 and below 1, got {', '.join(map(str, values))}")
 
     def build(self, module: nn.Module) -> torch.optim.Optimizer:
         """Make the optimizer of the module's trainable weights."""
@@ -52,6 +61,12 @@ class MuonAdamW(OptimizerConfig, name="muon"):
     word_learning_rate: float = 1.6e-3
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        super().__post_init__()
+        if self.newton_schulz_steps < 1:
+            raise UserError(f"newton_schulz_steps: expected at least 1, got {self.newton_schulz_steps}")
 
     def build(self, module: nn.Module) -> torch.optim.Optimizer:
         """Make both, as one optimizer."""

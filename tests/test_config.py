@@ -246,6 +246,14 @@ def test_dotted_overrides() -> None:
     assert override({"s": "sqrt"}, [("s", "{name: cosine, T: 9}")]) == {"s": {"name": "cosine", "T": 9}}
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_overrides_hold_in_whatever_order_they_are_given(order: tuple[int, ...]) -> None:
+    given = [("data.corpus.train", "a.txt"), ("data.corpus.name", "files"), ("data", "{max_length: 9}")]
+    changed = override({"data": {"corpus": {"name": "restaurants"}}}, [given[i] for i in order])
+    assert changed == {"data": {"corpus": {"name": "files", "train": "a.txt"}, "max_length": 9}}
+    assert override({}, [("seed", "1"), ("seed", "2")]) == {"seed": 2}
+
+
 def test_an_override_that_is_no_yaml_is_told_in_a_sentence() -> None:
     with pytest.raises(UserError, match=r"^training\.steps: [^\n]*$"):
         override({}, [("training.steps", "[1")])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+import re
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusionlm.backbone import Bert, Transformer
+from diffusionlm.config import UserError
 from diffusionlm.optimizer import AdamW, Joined, Muon, MuonAdamW, OptimizerConfig, layer_matrices, orthogonal
 
 CONFIGS: list[OptimizerConfig] = [AdamW(learning_rate=1e-2, weight_decay=0.1), MuonAdamW()]
@@ -81,6 +84,22 @@ def test_frozen_matrices_are_left_out(config: OptimizerConfig) -> None:
     names = _names(module, config.build(module))
     assert names.isdisjoint({"network.blocks.0.query.weight", "embedding.weight", "network.down.bias"})
     assert "network.blocks.1.query.weight" in names
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "sentence"),
+    [
+        (AdamW, {"learning_rate": -1e-4}, "learning_rate: expected 0 or more, got -0.0001"),
+        (MuonAdamW, {"word_learning_rate": math.inf}, "word_learning_rate: expected 0 or more, got inf"),
+        (MuonAdamW, {"betas": (0.9, 1.0)}, "betas: expected at least 0 and below 1, got 0.9, 1.0"),
+        (MuonAdamW, {"momentum": 1.5}, "momentum: expected at least 0 and below 1, got 1.5"),
+        (AdamW, {"weight_decay": -1.0}, "weight_decay: expected 0 or more, got -1.0"),
+        (MuonAdamW, {"newton_schulz_steps": 0}, "newton_schulz_steps: expected at least 1, got 0"),
+    ],
+)
+def test_impossible_numbers_are_refused(kind: type[OptimizerConfig], changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=f"^{re.escape(sentence)}$"):
+        kind(**changes)
 
 
 def test_adamw_is_pytorchs() -> None:

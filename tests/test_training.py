@@ -272,3 +272,18 @@ def test_two_processes_train_as_one_on_the_joint_batch(tmp_path: Path) -> None:
 def test_impossible_numbers_are_refused(changes: dict[str, float], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         TrainingConfig(**changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"batch_tokens": 10}, r"^training\.batch_tokens: a batch may hold 10, but text \d+ alone has \d+"),
+        ({"patience": 2}, r"^training\.patience: expected 0, since there is no held-out text to stop by, got 2"),
+    ],
+)
+def test_a_run_that_cannot_begin_leaves_nothing(tmp_path: Path, changes: dict[str, int], sentence: str) -> None:
+    tiny_plain(tmp_path)
+    corpus = {"name": "files", "train": str(tmp_path / "texts.txt"), "validation_share": 0.0}
+    with pytest.raises(UserError, match=sentence):
+        train(tiny_config(tmp_path, training=changes, data={"corpus": corpus}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
