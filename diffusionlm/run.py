@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -107,7 +109,7 @@ def train(
         objective, config.training, folder, train_rows, validation_rows,
         write_samples=sampled if write_samples and writes else None, export=export, show_texts=show_texts, quiet=quiet,
     )  # fmt: skip
-    claim(config, folder)
+    claim(config, folder, train_rows)
     done = trainer.run()
     if done and trainer.is_world_process_zero():
         if (told := trainer.averaged.report(validation_rows, folder)) and not quiet:
@@ -182,16 +184,26 @@ def _refuse_another(config: RunConfig, folder: Path) -> None:
         raise UserError(f"{folder}: expected an empty or new folder, or a run's, but it holds other files")
 
 
-def claim(config: RunConfig, folder: Path) -> None:
-    """Write a run's config into its folder, unless it is there; ``train`` begins there. Raises UserError: a full disk, say."""
-    path = folder / "config.yaml"
-    if path.exists():
-        return
+def claim(config: RunConfig, folder: Path, rows: Sequence[list[int]] | None = None) -> None:
+    """Write a run's config, and what its training ``rows`` are, into its folder, unless they are there; ``train`` begins there.
+
+    Raises:
+        UserError: the run began with other rows; a full disk, say.
+    """
+    files = {"config.yaml": yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)}
+    if rows is not None:
+        digest = hashlib.sha256(b"".join(numpy.array([len(row), *row], numpy.int32).tobytes() for row in rows)).hexdigest()
+        files["data.json"] = json.dumps({"training_texts": len(rows), "sha256": digest}) + "\n"
+        path = folder / "data.json"
+        if path.exists() and path.read_text() != files["data.json"]:
+            raise UserError(f"{folder}: the training texts are not those that this run began with; choose another --out")
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        staged = path.with_suffix(".new")
-        staged.write_text(yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True))
-        staged.replace(path)
+        for name, text in files.items():
+            if not (folder / name).exists():
+                staged = folder / f"{name}.{os.getpid()}.new"  # of several processes each has its own
+                staged.write_text(text)
+                staged.replace(folder / name)
 
 
 def _same_config(config: RunConfig, folder: Path) -> bool:

@@ -55,6 +55,19 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+def test_a_run_goes_on_with_the_texts_it_began_with(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    assert train(config, tmp_path / "run", quiet=True)
+    (tmp_path / "run" / "model" / "finished").unlink()  # as if it had been stopped just before
+    corpus = tmp_path / "texts.txt"
+    texts = corpus.read_text()
+    corpus.write_text(texts.replace("restaurant", "pub"))
+    with pytest.raises(UserError, match="run: the training texts are not those that this run began with"):
+        train(config, tmp_path / "run", quiet=True)
+    corpus.write_text(texts)
+    assert train(config, tmp_path / "run", quiet=True)
+
+
 def test_a_run_directory_explains_itself(unbroken: Path) -> None:
     assert yaml.safe_load((unbroken / "config.yaml").read_text())["training"]["steps"] == 8
     assert sorted(p.name for p in (unbroken / "samples").iterdir()) == ["step-4.txt", "step-8.txt"]
