@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,15 @@ def test_every_module_has_its_place() -> None:
 def test_modules_import_from_above_only(module: str) -> None:
     above = set(ORDER[: ORDER.index(module)])
     assert imported((LIBRARY / f"{module}.py").read_text()) <= above
+
+
+def test_the_readme_lists_every_module_after_all_that_it_imports() -> None:
+    table = (LIBRARY.parent / "README.md").read_text().split("| module | what it is for |")[1].split("\n\n")[0]
+    cells = [row.split("|")[1] for row in table.splitlines() if row]
+    listed = [name.removesuffix(".py").rstrip("/") for cell in cells for name in re.findall(r"`(.+?)`", cell)]
+    rooms = [module.partition("/")[0] for module in MODULES if module != "__init__"]
+    assert sorted(listed) == sorted(set(rooms))
+    for module in set(MODULES) - {"__init__"}:
+        room = module.partition("/")[0]
+        above = {other.partition("/")[0] for other in imported((LIBRARY / f"{module}.py").read_text())} - {room}
+        assert above <= set(listed[: listed.index(room)]), module
