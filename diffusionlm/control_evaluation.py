@@ -119,6 +119,7 @@ def evaluate_control(
             for task in tasks
         ]
         report.enter(system, described(path, pipeline.model))
+    report.save(folder)  # so that a call that is stopped before its first row is known again
     for each in asked:
         work.fill(each)
     work.finish()

@@ -9,13 +9,11 @@ import torch
 from torch import Tensor
 
 from diffusionlm.diffusion import Gaussian, alpha, over_coordinates, sigma
-from diffusionlm.guidance import Belief
+from diffusionlm.guidance import Belief, Energy
 from diffusionlm.model import DiffusionLM, boundaries
 from diffusionlm.sampling import Denoise, Denoised, clamp, given, pinned, tempered
 from diffusionlm.steering import Steering
 from diffusionlm.writer import SamplingConfig
-
-SETTLED = 1e-6  # nats: what is asked holds whatever the rest is, such as words given at fixed places
 
 
 class WordDenoiser:
@@ -42,6 +40,10 @@ class WordDenoiser:
         self.attend = mask if self.explicit and not bool(mask.all()) else None
         if self.explicit:
             self.known, self.ids = boundaries(mask, model.config.special_ids, words)
+        self.followed: Energy | None = None
+        if steering is not None:
+            free = self.barred.expand(*mask.shape, -1)
+            self.followed = steering.followed(mask, pinned(free, self.known, self.ids) if self.explicit else free)
 
     def wrapped(self) -> Denoise:
         """Return it with clamping, and the words that are known held clean."""
@@ -54,12 +56,11 @@ class WordDenoiser:
         The first is told what the last step's energies led to, so that asking classifiers there as well is hardly worth it.
         """
         steering, temperature, told_apart = self.steering, self.sampling.temperature, self.sampling.step_temperature
-        shifted = steering is not None and steering.through_denoiser is not None
         words = self.model.settings.prediction == "logits"
         for turn in range(self.sampling.passes):
             last = turn == self.sampling.passes - 1
             belief, shift = None, None
-            if shifted and last:
+            if self.followed is not None and last:
                 denoised, belief, shift = self._shifted(xt, t)
             else:
                 denoised = self._believed(xt, t)
@@ -84,7 +85,7 @@ class WordDenoiser:
 
     def _shifted(self, xt: Tensor, t: Tensor) -> tuple[Denoised, Belief, Tensor]:
         """Denoise with a graph, and return also what energies are asked about, and how far they move the clean vectors."""
-        assert self.steering is not None and self.steering.through_denoiser is not None
+        assert self.followed is not None
         gamma = self.model.diffusion.schedule.gamma(t)
         tweedie = over_coordinates(sigma(gamma) ** 2 / alpha(gamma).clamp(min=1e-3), xt)
         with torch.enable_grad():
@@ -94,11 +95,7 @@ class WordDenoiser:
                 belief = Belief.of_words(denoised.logits, xt, text_times(t), self.mask, self.E)
             else:
                 belief = Belief(xt, text_times(t), self.mask, lambda: denoised)
-            asked = self.steering.through_denoiser(belief)
-            if bool((asked.detach().abs() > SETTLED).any()):
-                (slope,) = torch.autograd.grad(-asked.sum(), xt, retain_graph=True)  # the tilt goes on from there
-            else:
-                slope = torch.zeros_like(xt)
+            (slope,) = torch.autograd.grad(-self.followed(belief).sum(), xt, retain_graph=True)  # the tilt goes on from there
         return replace(denoised, x0=denoised.x0.detach(), logits=denoised.logits.detach()), belief, tweedie * slope
 
     def move(self, x: Tensor, s: Tensor, step: Gaussian) -> Tensor:

@@ -21,6 +21,7 @@ from diffusionlm.sampling import SMALLEST, Denoised
 
 CARRIERS = 6  # the most words of a draft that are kept
 CLEAR = 0.5  # nats: what is asked is as good as said
+SETTLED = 1e-3  # nats: all proper texts are as good as sure to be what is asked
 HELD = 0.5  # how sure energies are told to be of a finished word: of a certain one they hardly say what another would change
 
 
@@ -67,18 +68,22 @@ class Steering:
         """What gradients follow; nothing at strength 0."""
         return total(self.demand.energies) if self.demand.energies and self.guidance.strength else None
 
-    @cached_property
-    def constraint(self) -> Energy | None:
-        """-log of the chance (B,) that words drawn one by one are in the language, in nats."""
-        if self.language is None:
-            return None
-        language = self.language
-        return lambda belief: -log_mass(language, belief.logits[:, 1:], belief.mask.sum(1) - 2)
+    def followed(self, mask: Tensor, free: Tensor) -> Energy | None:
+        """Return what is followed through the denoiser of texts of ``mask`` (B, L), if anything.
 
-    @cached_property
-    def through_denoiser(self) -> Energy | None:
-        """What is followed through the denoiser, if anything."""
-        return self.guidance.through_denoiser(self.energy, self.constraint)
+        Nothing that holds by construction where any words do that ``free`` logits (B, L, V) leave possible: those that go
+        between given ones at fixed places, say.
+        """
+        language, lengths = self.language, mask.sum(1) - 2
+        if language is None:
+            return self.guidance.through_denoiser(self.energy, None)
+        asked, proper = (log_mass(each, free[:, 1:], lengths) for each in (language, proper_texts(self.binding.tokenizer)))
+        settled = proper - asked < SETTLED
+
+        def constraint(belief: Belief) -> Tensor:
+            return -log_mass(language, belief.logits[:, 1:], lengths).masked_fill(settled, 0)
+
+        return self.guidance.through_denoiser(self.energy, None if bool(settled.all()) else constraint)
 
     @property
     def tilts(self) -> bool:

@@ -19,13 +19,15 @@ from tiny_runs import ROOT, tiny_plain
 
 from diffusionlm.cli import main
 from diffusionlm.config import UserError, build
-from diffusionlm.control_evaluation import ControlConfig, evaluate_control
+from diffusionlm.control_evaluation import ControlConfig, Evaluation, evaluate_control
 from diffusionlm.control_report import LEFT_ONLY, REAL, STEERED, UNGUIDED, ControlReport
+from diffusionlm.control_texts import Asked, Written
 from diffusionlm.controls import Words
 from diffusionlm.judge import Judge, perplexity
 from diffusionlm.pipeline import Pipeline
 from diffusionlm.run import RunConfig, train
 from diffusionlm.tasks import Reader, Row, Target, Task, read_tasks
+from diffusionlm.writer import SamplingConfig
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +158,27 @@ def test_it_goes_on_where_it_stopped(folder: Path, tmp_path: Path) -> None:
     run(command(folder, out, "infill", more=["--samples", "2"]))
     assert len(list((out / "texts").glob("run-infill-*"))) == 2
     assert all((out / "texts" / file.name).exists() for file in before)
+
+
+def test_it_goes_on_where_it_stopped_before_the_first_row(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, ask = tmp_path / "out", Evaluation.ask
+
+    def stopped(
+        work: Evaluation, asked: Asked, sampling: SamplingConfig, target: Target, line: Written, guided: bool
+    ) -> Written:
+        if line.target == 1:
+            raise KeyboardInterrupt
+        return ask(work, asked, sampling, target, line, guided)
+
+    monkeypatch.setattr(Evaluation, "ask", stopped)
+    assert main(command(folder, out, "length")) == 130
+    (path,) = (out / "texts").glob("run-unguided-*")
+    (kept,) = texts_of(path)
+    monkeypatch.undo()
+    assert run(command(folder, out, "length")) == (out / "table.txt").read_text()
+    assert texts_of(path)[0] == kept
 
 
 def test_a_task_that_was_edited_is_written_anew(folder: Path, tmp_path: Path) -> None:

@@ -246,30 +246,31 @@ def test_the_papers_model_is_steered_too() -> None:
 
 
 def test_what_holds_for_one_word_moves_the_words_that_depend_on_it_by_bayes_rule() -> None:
-    """Texts of two words with a joint distribution, and their exact denoiser: E[x_0 | x_t, the first is one of two words]."""
+    """Texts of two words with a joint distribution, and their exact denoiser: E[x_0 | x_t, the first is one of a few]."""
     q, t, draws = GaussianDiffusion(Cosine()), torch.full((1,), 0.6, dtype=torch.float64), torch.Generator().manual_seed(2)
     gamma = q.schedule.gamma(t)
-    words, xt = (torch.randn(*shape, dtype=torch.float64, generator=draws) for shape in ((4, 3), (1, 4, 3)))
-    joint = torch.rand(4, 4, dtype=torch.float64, generator=draws).square()
-    told = torch.tensor([False, True, False, True])
     binding = _pipeline().binding
-    steering = Steering(
-        (), binding, Demand(languages=(sequence(one_of(told, 4), one_of(~told | told, 4)),)), Gradient(), Particles()
-    )
+    size = len(binding.tokenizer)
+    words, xt = (torch.randn(*shape, dtype=torch.float64, generator=draws) for shape in ((size, 3), (1, 4, 3)))
+    joint = torch.rand(size, size, dtype=torch.float64, generator=draws).square()
+    told = torch.arange(size) % 22 == 7
+    first = sequence(one_of(told, size), one_of(told | ~told, size))
+    steering = Steering((), binding, Demand(languages=(first,)), Gradient(), Particles())
 
     def means(joint: Tensor, xt: Tensor) -> Denoised:
         near = [-(xt[0, i] - alpha(gamma) * words).square().sum(-1) / (2 * sigma(gamma) ** 2) for i in (1, 2)]
-        p = (joint.log() + near[0][:, None] + near[1]).flatten().softmax(0).view(4, 4)
+        p = (joint.log() + near[0][:, None] + near[1]).flatten().softmax(0).view(size, size)
         inside = torch.stack([p.sum(1), p.sum(0)])
-        logits = torch.cat([torch.ones(1, 4) / 4, inside, torch.ones(1, 4) / 4]).log()[None]
+        logits = torch.cat([torch.ones(1, size) / size, inside, torch.ones(1, size) / size]).log()[None]
         return Denoised(inside @ words, logits)
 
     with torch.enable_grad():
         xt = xt.requires_grad_()
         free = means(joint, xt)
-        assert steering.through_denoiser is not None
-        asked = steering.through_denoiser(Belief(xt, t, torch.ones(1, 4, dtype=torch.bool), lambda: free))
-        (slope,) = torch.autograd.grad(-asked.sum(), xt)
+        mask = torch.ones(1, 4, dtype=torch.bool)
+        followed = steering.followed(mask, torch.zeros(1, 4, size))
+        assert followed is not None
+        (slope,) = torch.autograd.grad(-followed(Belief(xt, t, mask, lambda: free)).sum(), xt)
     expected = means(joint * told[:, None] + 1e-300, xt).x0
     torch.testing.assert_close(free.x0 + (sigma(gamma) ** 2 / alpha(gamma)) * slope[0, 1:3], expected)
     assert float((expected - free.x0)[1].detach().abs().sum()) > 0.1  # the second word, of which nothing is asked
