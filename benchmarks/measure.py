@@ -162,6 +162,8 @@ def asked(parser: argparse.ArgumentParser, rows: Sequence[str], words: Sequence[
     for name in ("minutes", "steps"):
         if (value := getattr(options, name)) is not None and value <= 0:
             parser.error(f"--{name}: expected more than 0, got {value}")
+    if options.jobs < 0:
+        parser.error(f"--jobs: expected 0 or more, got {options.jobs}")
     options.rows = options.rows or list(rows)
     options.length = f"{options.steps}-steps" if options.steps else f"{options.minutes:g}-minutes"
     return options
@@ -192,6 +194,11 @@ def exit_status(run: Callable[[], list[str]], finish: Callable[[], None]) -> int
         status = 1 if run() else 0
     except UserError as error:
         print(error, file=sys.stderr)
+        return 2
+    except LookupError as error:
+        if not (missing := re.search(r"nltk\.download\('(\w+)'\)", str(error))):
+            raise
+        print(f"NLTK_DATA: NLTK's {missing[1]} is neither there nor where NLTK keeps its own; download it", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         status = 130

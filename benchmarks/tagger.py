@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from measure import exit_status
 from nltk.corpus import brown
 from nltk.tag import PerceptronTagger
 
@@ -45,9 +46,13 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", required=True, help="the tagger's folder")
     parser.add_argument("--sentences", type=int, help="of Brown, the first so many (all 57,340)")
     options = parser.parse_args(words)
-    accuracy = train_tagger(Path(options.out), sentences=options.sentences)
-    print(f"{options.out}: {accuracy:.1%} of held-out words are tagged right", file=sys.stderr)
-    return 0
+
+    def ask() -> list[str]:
+        accuracy = train_tagger(Path(options.out), sentences=options.sentences)
+        print(f"{options.out}: {accuracy:.1%} of held-out words are tagged right", file=sys.stderr)
+        return []
+
+    return exit_status(ask, lambda: None)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ import e2e
 import embedded
 import measure
 import pytest
+from nltk.corpus.reader import PlaintextCorpusReader
+from nltk.corpus.util import LazyCorpusLoader
 from tiny_runs import restaurant_texts, tiny_config, tiny_plain
 
 from diffusionlm.config import UserError, build, to_plain
@@ -150,7 +152,23 @@ def test_mistakes_are_found_before_training(folder: Path, tmp_path: Path, capsys
     with pytest.raises(SystemExit):
         ablations.main([*words(folder, tmp_path), "no such row"])
     assert "no row is called 'no such row'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        ablations.main([*words(folder, tmp_path), "--jobs", "-1"])
+    assert "--jobs: expected 0 or more, got -1" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_corpus_that_was_not_downloaded_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    corpus = LazyCorpusLoader("no_such_corpus", PlaintextCorpusReader, ".*")
+
+    def read() -> list[str]:
+        return list(corpus.fileids())
+
+    assert measure.exit_status(read, lambda: None) == 2
+    assert capsys.readouterr().err.startswith("NLTK_DATA: NLTK's no_such_corpus is neither there nor where NLTK keeps its own")
+    rows: dict[str, list[str]] = {}
+    with pytest.raises(KeyError):
+        measure.exit_status(lambda: rows["else"], lambda: None)
 
 
 def test_steps_are_settled_by_the_runs_own_time(tmp_path: Path) -> None:
