@@ -98,6 +98,8 @@ def train(
         model.config.length_counts = torch.bincount(torch.tensor([len(row) for row in train_rows])).tolist()
         pipeline_of(model)(model, tokenizer, config.sampling).check(config.sampling)
     objective = config.objective.build(model)
+    config.training.check(train_rows, validation_rows, objective.width)
+    claim(config, folder, train_rows)
 
     def export(averaged: PreTrainedModel) -> None:
         save_model(averaged, tokenizer, config.sampling if writes else None, folder / "model")
@@ -109,7 +111,6 @@ def train(
         objective, config.training, folder, train_rows, validation_rows,
         write_samples=sampled if write_samples and writes else None, export=export, show_texts=show_texts, quiet=quiet,
     )  # fmt: skip
-    claim(config, folder, train_rows)
     done = trainer.run()
     if done and trainer.is_world_process_zero():
         if (told := trainer.averaged.report(validation_rows, folder)) and not quiet:

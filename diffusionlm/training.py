@@ -110,6 +110,16 @@ class TrainingConfig(Settings):
         if self.threads is not None and self.threads < 1:
             raise UserError(f"threads: expected at least 1, got {self.threads}")
 
+    def check(self, train: Sequence[list[int]], validation: Sequence[list[int]], width: int | None) -> None:
+        """Check that there can be batches of these rows, padded to ``width`` tokens if it is given.
+
+        Raises:
+            UserError: a text is longer than a batch; ``patience`` without held-out texts to be patient about.
+        """
+        if self.patience and not validation:
+            raise UserError(f"training.patience: expected 0, since there is no held-out text to stop by, got {self.patience}")
+        TokenBudgetBatches([width or len(row) for row in train], self.batch_tokens, self.steps, self.seed)
+
 
 class TextRows(Dataset[list[int]]):
     """Encoded texts as a dataset; a row is a list of token ids."""
@@ -146,13 +156,7 @@ class DiffusionTrainer(Trainer):
         show_texts: bool = False,
         quiet: bool = False,
     ) -> None:
-        """Set up the run in ``folder``; nothing is written before ``run``.
-
-        Raises:
-            UserError: a text is longer than a batch; ``patience`` without held-out texts to be patient about.
-        """
-        if config.patience and not validation:
-            raise UserError(f"training.patience: expected 0, since there is no held-out text to stop by, got {config.patience}")
+        """Set up the run in ``folder``; nothing is written before ``run``."""
         self.config, self.folder, self.write_samples, self.export = config, folder, write_samples, export
         self.collated, self.width = objective.collate, objective.width
         self.validation = list(validation[: config.evaluation_texts])
@@ -163,14 +167,9 @@ class DiffusionTrainer(Trainer):
         callbacks: list[TrainerCallback] = [self.progress, Samples(self)]
         if config.patience:
             callbacks.append(EarlyStoppingCallback(config.patience))
-        args = _arguments(config, folder, bool(self.validation))
-        self.batches = TokenBudgetBatches(
-            [self.width or len(row) for row in train], config.batch_tokens, config.steps * config.accumulation, config.seed,
-            args.process_index, args.world_size,
-        )  # fmt: skip
         super().__init__(
             model=objective,
-            args=args,
+            args=_arguments(config, folder, bool(self.validation)),
             train_dataset=TextRows(train),
             eval_dataset=TextRows(self.validation),
             callbacks=callbacks,
@@ -214,10 +213,18 @@ class DiffusionTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[list[int]]:
         """Return the whole run's batches as one pass, so that batch i depends on the seed and i alone."""
-        # A generator of its own: making an iterator must not draw from the one that draws the noise.
         assert isinstance(self.train_dataset, TextRows)
+        batches = TokenBudgetBatches(
+            [self.width or len(row) for row in self.train_dataset.rows],
+            self.config.batch_tokens,
+            self.config.steps * self.config.accumulation,
+            self.config.seed,
+            self.args.process_index,
+            self.args.world_size,
+        )
+        # A generator of its own: making an iterator must not draw from the one that draws the noise.
         return DataLoader(
-            self.train_dataset, batch_sampler=self.batches, collate_fn=self.collated, generator=torch.Generator(),
+            self.train_dataset, batch_sampler=batches, collate_fn=self.collated, generator=torch.Generator(),
             pin_memory=torch.cuda.is_available(),
         )  # fmt: skip
 
