@@ -8,11 +8,13 @@ import os
 import signal
 import sys
 from argparse import Namespace
+from collections import Counter
 from pathlib import Path
 
 import ablations
 import e2e
 import embedded
+import fillings
 import measure
 import pytest
 from nltk.corpus.reader import PlaintextCorpusReader
@@ -169,6 +171,15 @@ def test_a_corpus_that_was_not_downloaded_is_named(capsys: pytest.CaptureFixture
     rows: dict[str, list[str]] = {}
     with pytest.raises(KeyError):
         measure.exit_status(lambda: rows["else"], lambda: None)
+
+
+def test_fillings_of_a_gap_are_counted_and_drawn() -> None:
+    texts = [text.split() for text in ("a b c d", "a x y d", "a b c d", "d a")]
+    assert fillings.fillings(texts, ["a"], ["d"]) == {"b c": 2, "x y": 1}
+    assert fillings.fillings(texts, [], ["c"]) == {"a b": 2} and fillings.fillings(texts, ["c"], []) == {"d": 2}
+    assert fillings.around("The {2} is near {} .", 1) == (["The"], ["is"])
+    assert fillings.distinct(Counter({"b c": 9}), 8) == 1 / 8
+    assert fillings.distinct(Counter({"b c": 5, "x y": 5}), 2) == pytest.approx(0.75, abs=0.03)
 
 
 def test_steps_are_settled_by_the_runs_own_time(tmp_path: Path) -> None:
