@@ -93,7 +93,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if corpus == "e2e" and not (options.folder and options.tagger):
         parser.error("--e2e: expected --folder and --tagger as well")
 
-    def ask() -> list[str]:
+    def ask() -> None:
         tasks = tasks_of(corpus, options)
         if unknown := set(options.tasks) - {task.title for task in tasks}:
             raise UserError(f"--tasks: no task is called {min(unknown)!r}: {', '.join(task.title for task in tasks)}")
@@ -102,9 +102,8 @@ def main(words: Sequence[str] | None = None) -> int:
         config = ControlConfig(targets_count=options.targets, samples=options.samples)
         out = Path(options.results) / f"control-{corpus}"
         print(control_table(evaluate_control(options.judge, [options.run], asked, config, out=out)), end="", flush=True)
-        return []
 
-    return exit_status(ask, lambda: None)
+    return exit_status(ask)
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def main(words: Sequence[str] | None = None) -> int:
         judge_all(runs, options)
         return failed
 
-    return exit_status(train_missing, lambda: None)
+    return exit_status(train_missing)
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ def main(words: Sequence[str] | None = None) -> int:
     options = parser.parse_args(words)
     folder = Path(options.runs)
 
-    def ask() -> list[str]:
+    def ask() -> None:
         paths = prepare(folder)
         changes = [("data.corpus", json.dumps({"name": "files", **paths}))]
         changes += [("training.steps", str(options.steps))] if options.steps else []
@@ -136,9 +136,8 @@ def main(words: Sequence[str] | None = None) -> int:
         config = ControlConfig(samples=options.samples, strengths=tuple(options.strengths))
         out = Path(options.results) / "film-reviews"
         print(control_table(evaluate_control(judge, [model], read_tasks(targets), config, out=out)), end="", flush=True)
-        return []
 
-    return exit_status(ask, lambda: None)
+    return exit_status(ask)
 
 
 if __name__ == "__main__":

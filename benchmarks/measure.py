@@ -188,8 +188,8 @@ def every(rows: Sequence[str], script: str, options: argparse.Namespace, make: C
     return []
 
 
-def exit_status(run: Callable[[], list[str]], finish: Callable[[], None]) -> int:
-    """Run, then finish with what there is; return 0, 1 where a row failed, 2 for a user's mistake, 130 after Ctrl-C."""
+def exit_status(run: Callable[[], list[str] | None], finish: Callable[[], None] | None = None) -> int:
+    """Run, then finish with what there is; return 0, 1 where rows failed, 2 for a user's mistake, 130 after Ctrl-C."""
     try:
         status = 1 if run() else 0
     except UserError as error:
@@ -202,5 +202,6 @@ def exit_status(run: Callable[[], list[str]], finish: Callable[[], None]) -> int
         return 2
     except KeyboardInterrupt:
         status = 130
-    finish()
+    if finish is not None:
+        finish()
     return status
