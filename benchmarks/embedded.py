@@ -3,20 +3,20 @@
     python benchmarks/embedded.py [--steps 600] [--texts 300] [ROW ...]
 
 Each row is a run on one thread with the same steps, seed and sampling; rows already in ``benchmarks/results`` are
-skipped. The table is written to stdout.
+skipped, and one that Ctrl-C stopped goes on with the same command. The table is written to stdout.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import tempfile
+import sys
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from measure import RESULTS, ROOT, file_name, kept
+from measure import RESULTS, ROOT, exit_status, file_name, kept
 
 from diffusionlm.evaluation import grammar_report
 from diffusionlm.pipeline import Pipeline
@@ -43,22 +43,22 @@ ROWS = {
 }
 
 
-def measure(row: str, steps: int, texts: int) -> dict[str, Any]:
-    """Train and sample one row; return its figures."""
+def measure(row: str, steps: int, texts: int, run: Path) -> dict[str, Any]:
+    """Train one row in the folder ``run`` and sample it; return its figures. Raises KeyboardInterrupt on Ctrl-C."""
     fixed = {
         "training.steps": str(steps),
         "training.threads": "1",
+        "training.log_every": str(min(50, steps)),
         "training.evaluate_every": str(steps),
         "training.sample_every": str(steps),
         "training.save_every": str(steps),
     }
     config = read_config([EMBEDDED], list({**fixed, **ROWS[row]}.items()))
     splits = config.data.corpus.load()
-    with tempfile.TemporaryDirectory() as folder:
-        train(config, Path(folder) / "run")
-        pipeline = Pipeline.from_pretrained(Path(folder) / "run")
-        written = [generated.text for generated in pipeline.stream(texts)]
-        log = [json.loads(line) for line in (Path(folder) / "run" / "log.jsonl").read_text().splitlines()]
+    if not train(config, run):
+        raise KeyboardInterrupt
+    written = [generated.text for generated in Pipeline.from_pretrained(run).stream(texts)]
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     report = asdict(grammar_report(written, splits["train"]["text"][:], splits["validation"]["text"][:]))
     seconds = [line["seconds"] for line in log if "seconds" in line][-1]
     return {"row": row, "steps": steps, **report, "seconds": seconds, "seed": config.training.seed}
@@ -70,11 +70,13 @@ def main() -> None:
     parser.add_argument("rows", nargs="*", choices=[[], *ROWS], default=[], metavar="ROW")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--texts", type=int, default=300)
+    parser.add_argument("--runs", default="runs", help="where to train")
     options = parser.parse_args()
     print(f"{'':40} accepted  distinct  entropy (real)   seconds")
     for row in options.rows or ROWS:
-        path = RESULTS / "embedded" / f"{file_name(row)}-{options.steps}.json"
-        found = kept(path, partial(measure, row, options.steps, options.texts))
+        name = f"{file_name(row)}-{options.steps}"
+        run = Path(options.runs) / "embedded" / name
+        found = kept(RESULTS / "embedded" / f"{name}.json", partial(measure, row, options.steps, options.texts, run))
         entropy = f"{found['entropy']:.3f} ({found['entropy_real']:.3f})"
         print(
             f"{row:40} {found['accepted']:8.1%}  {found['distinct']:8.1%}  {entropy:14}  {found['seconds']:7.0f}",
@@ -83,4 +85,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

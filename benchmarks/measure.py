@@ -37,14 +37,19 @@ TEMPERATURES = (0.9, 1.0, 1.1, 1.2)
 
 
 def seconds_a_step(config: RunConfig) -> float:
-    """Time a few steps of a run on one thread; return the processor's seconds a step, the first steps left out."""
+    """Time a few steps of a run on one thread; return the processor's seconds a step, the first steps left out.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C stopped them.
+    """
     never = 10**9
     training = replace(
         config.training, steps=TIMED_STEPS, threads=1, log_every=IGNORED_STEPS, evaluate_every=never, evaluation_texts=1,
         sample_every=never, save_every=never,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        train(replace(config, training=training), Path(folder) / "timed", write_samples=False, quiet=True)
+        if not train(replace(config, training=training), Path(folder) / "timed", write_samples=False, quiet=True):
+            raise KeyboardInterrupt
         lines = (Path(folder) / "timed" / "log.jsonl").read_text().splitlines()
     seconds = [row["processor_seconds"] for row in map(json.loads, lines) if "processor_seconds" in row]
     return float(seconds[-1] - seconds[0]) / (TIMED_STEPS - IGNORED_STEPS)

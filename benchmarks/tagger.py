@@ -41,7 +41,7 @@ def train_tagger(folder: Path, iterations: int = 3, sentences: int | None = None
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Train, unless it is there."""
+    """Train, and say how many held-out words are right."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, help="the tagger's folder")
     parser.add_argument("--sentences", type=int, help="of Brown, the first so many (all 57,340)")

@@ -196,12 +196,13 @@ class LeaveOneOut(Backbone, name="leave-one-out"):
     """A Transformer that predicts each word from all the others: no position's outputs depend on its own noisy vector.
 
     What that vector says is added outside, as evidence, and with words noised independently this is Bayes' rule with nothing
-    left out: p(w_i | x_t) ~ p(x_t at i | w_i) p(w_i | x_t elsewhere). What it buys is training: where the other words are
-    clean, every position of a text is a cloze, while a network that reads all positions learns how words depend on each other
-    only from those that happen to be hidden. Two streams read the text from the left and from the right, and queries, which
-    start as their position and the streams' states beside it, attend to what the one has read up to there and the
-    other from there on (the two towers of Baevski et al. 2019, *Cloze-driven Pretraining*, section 3; the queries of the
-    Transformer-based Text Autoencoder, Shin et al. 2020).
+    left out: p(w_i | x_t) ~ p(x_t at i | w_i) p(w_i | x_t elsewhere). That is exact where the network is told no earlier
+    estimate: a self-conditioned one hears of a word's own vector through the others' estimates, as it did in training. What it
+    buys is training: where the other words are clean, every position of a text is a cloze, while a network that reads all
+    positions learns how words depend on each other only from those that happen to be hidden. Two streams read the text from the
+    left and from the right, and queries, which start as their position and the streams' states beside it, attend to what the
+    one has read up to there and the other from there on (the two towers of Baevski et al. 2019, *Cloze-driven Pretraining*,
+    section 3; the queries of the Transformer-based Text Autoencoder, Shin et al. 2020).
 
     Args:
         layers: attention and perceptron, each, of each stream.

@@ -248,8 +248,6 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _generate(options: argparse.Namespace) -> int:
-    import yaml
-
     from diffusionlm.annotation import Annotator
     from diffusionlm.controls import read_controls, target_rows
     from diffusionlm.kinds import open_pipeline
@@ -267,7 +265,8 @@ def _generate(options: argparse.Namespace) -> int:
     sampling = build(SamplingConfig, override(override(plain, given), options.overrides), "sampling")
     pipeline = open_pipeline(options.model, options.device, options.dtype)
     if options.annotator is not None and isinstance(pipeline, Pipeline):
-        annotator = build(Annotator, yaml.safe_load(options.annotator), "--annotator")
+        annotator = override({"annotator": None}, [("annotator", options.annotator)])["annotator"]
+        annotator = build(Annotator, annotator, "--annotator")
         pipeline.binding = replace(pipeline.binding, annotator=annotator)
     watch = _watcher() if options.watch else None
     always = read_controls(options.controls)
@@ -334,7 +333,7 @@ def _evaluate_control(options: argparse.Namespace) -> int:
 
     if not options.models:
         raise UserError("evaluate: expected the folder of a model to be asked")
-    for name in ("texts", "temperatures", "steps", "count", "split", "bound_texts"):
+    for name in ("texts", "temperatures", "steps", "count", "split", "bound_texts", "strata", "orders"):
         if getattr(options, name):
             raise UserError(
                 f"--{name.replace('_', '-')}: does not go with --controls; see --samples, --sampling.steps and alike"

@@ -198,17 +198,21 @@ def read_texts(path: str, column: str = "text") -> list[tuple[str, str]]:
     """
     name = "standard input" if path == "-" else path
     rows = list(_text_rows(sys.stdin, Path(name)) if path == "-" else _rows(Path(path).expanduser()))
-    _tidy(_dataset([row for _, row in rows]), name, column)
+    _tidy(_checked(rows, name), name, column)
     found = [(f"{name}, line {line}", row.get(column)) for line, row in rows]
     return [(place, text) for place, text in found if text and not text.isspace()]
 
 
 def _read(path: Path, text: str = "text", attributes: Sequence[str] = ()) -> datasets.Dataset:
     path = path.expanduser()
+    return _tidy(_checked(_rows(path), str(path)), str(path), text, attributes)
+
+
+def _checked(rows: Iterable[tuple[int, Mapping[str, Any]]], place: str) -> datasets.Dataset:
     try:
-        return _tidy(_dataset([row for _, row in _rows(path)]), str(path), text, attributes)
+        return _dataset([row for _, row in rows])
     except UnicodeEncodeError as error:
-        raise UserError(f"{path}: half a surrogate pair, which is no character, in {error.object[:60]!r}") from None
+        raise UserError(f"{place}: half a surrogate pair, which is no character, in {error.object[:60]!r}") from None
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -81,7 +81,8 @@ def encode(
         ids += [[tokenizer.bos_token_id, *piece, tokenizer.eos_token_id] for piece in pieces]
         origins += [number] * len(pieces)
     if not ids:
-        raise UserError(f"texts: of {len(texts)} none is left: {empty} empty, {long} over {max_length} tokens")
+        longer = f", {long} over {max_length} tokens" if long else ""
+        raise UserError(f"texts: of {len(texts)} none is left: {empty} empty{longer}")
     return Encoded(ids, origins, long, empty)
 
 

@@ -28,9 +28,10 @@ class WordDenoiser:
         sampling: SamplingConfig,
         steering: Steering | None = None,
         words: Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        """Start with no estimate; ``words`` (B, L) are ids that are given, -1 elsewhere."""
-        self.model, self.mask, self.sampling, self.steering = model, mask, sampling, steering
+        """Start with no estimate; ``words`` (B, L) are ids that are given, -1 elsewhere; ``dtype`` is the network's alone."""
+        self.model, self.mask, self.sampling, self.steering, self.dtype = model, mask, sampling, steering, dtype
         self.E = model.word_vectors()
         self.previous: Tensor | None = None
         self.explicit = model.settings.explicit_length
@@ -76,8 +77,14 @@ class WordDenoiser:
         step = tempered(denoised, self.E, told_apart)
         return step if shift is None else replace(step, x0=step.x0 + shift)
 
+    def asked(self, xt: Tensor, t: Tensor, previous: Tensor | None, evident: Tensor | None = None) -> Denoised:
+        """Ask the model, as its ``forward`` says, in the arithmetic of the network; all around it is in fp32."""
+        with torch.autocast(xt.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            denoised: Denoised = self.model(xt, t, self.attend, previous, evident)
+        return denoised
+
     def _believed(self, xt: Tensor, t: Tensor) -> Denoised:
-        denoised = self.model(xt, t, self.attend, self.previous)
+        denoised = self.asked(xt, t, self.previous)
         logits = denoised.logits + self.barred
         if self.steering is not None and self.steering.tilts and self.explicit:
             logits = pinned(logits, self.known, self.ids)
@@ -103,7 +110,7 @@ class WordDenoiser:
         assert self.steering is not None and self.steering.energy is not None
 
         def believe(moved: Tensor) -> Belief:
-            return Belief(moved, s, self.mask, lambda: self.model(moved, s, self.attend, self.previous))
+            return Belief(moved, s, self.mask, lambda: self.asked(moved, s, self.previous))
 
         return self.steering.guidance.move(self.steering.energy, x, s, step, believe)
 

@@ -37,12 +37,14 @@ def distinct(texts: Sequence[str], n: int) -> float:
 
 
 def self_bleu(texts: Sequence[str], seed: int = 0, sample: int = SELF_BLEU_TEXTS) -> float:
-    """Return the mean BLEU-4 (0 to 100) of each text against all others (Zhu et al. 2018, Texygen, section 3.2).
+    """Return the mean BLEU-4 (0 to 100) of each text against all others, 0 of a single one (Zhu et al. 2018, section 3.2).
 
     It grows with the number of texts, and its work with the square: a random ``sample`` of them is taken.
     """
     chosen = random.Random(seed).sample(list(texts), min(sample, len(texts)))
     words = [" ".join(tokenize(text)) for text in chosen]
+    if len(words) == 1:
+        return 0.0
     bleu = sacrebleu.BLEU(tokenize="none", effective_order=True)
     scores = [bleu.sentence_score(text, words[:i] + words[i + 1 :]).score for i, text in enumerate(words)]
     return sum(scores) / len(scores)

@@ -127,7 +127,8 @@ def evaluate(
     writers = {}
     for folder in models:
         writer = open_pipeline(folder, device, dtype)
-        writers[judging.enter(folder, sampling, writer)] = writer
+        changes = [*sampling, ("dtype", dtype)] if dtype != "fp32" else sampling
+        writers[judging.enter(folder, changes, writer)] = writer
     for system, writer in writers.items():
         cells += judging.model_cells(system, writer, sampling, dtype)
     judging.fill(cells)
@@ -182,9 +183,9 @@ class Judging:
             (training, real) if isinstance(corpus, Restaurants) else None, report, out, quiet,
         )  # fmt: skip
 
-    def enter(self, folder: str | Path, sampling: Sequence[tuple[str, str]], writer: Writer[Any]) -> str:
-        """Describe a model in the report, and return what it is called there."""
-        label = system_name(folder, sampling, self.report.systems)
+    def enter(self, folder: str | Path, changes: Sequence[tuple[str, str]], writer: Writer[Any]) -> str:
+        """Describe a model in the report, and return what it is called there, with the ``changes`` of how it writes."""
+        label = system_name(folder, changes, self.report.systems)
         self.report.enter(label, described(folder, writer.model))
         return label
 
@@ -213,7 +214,7 @@ class Judging:
         base = build(SamplingConfig, override(to_plain(writer.sampling), changes), "sampling")
         steps = [None] if writer.model.can_generate() else self.config.steps or [base.steps]  # can_generate: word by word
         temperatures = [1.0] if settings and settings.prediction != "logits" else self.config.temperatures
-        if tuple(temperatures) != self.config.temperatures:
+        if tuple(temperatures) != tuple(self.config.temperatures):
             print(f"{system}: has no temperature (it predicts no logits): asked at 1 only", file=sys.stderr)
         cells = []
         for n in dict.fromkeys(steps):
@@ -315,11 +316,11 @@ class Judging:
             print("no figures: matplotlib is not installed (pip install matplotlib)", file=sys.stderr)
 
 
-def system_name(folder: str | Path, sampling: Sequence[tuple[str, str]], known: Mapping[str, Mapping[str, Any]]) -> str:
+def system_name(folder: str | Path, changes: Sequence[tuple[str, str]], known: Mapping[str, Mapping[str, Any]]) -> str:
     """Return what a model is called in a report: its run's name with what was changed; its folder where that is taken."""
     path = Path(folder).resolve()
     name = path.parent.name if path.name == "model" else path.name
-    changed = ", ".join(f"{key} {value}" for key, value in sampling)
+    changed = ", ".join(f"{key} {value}" for key, value in changes)
     label = f"{name} ({changed})" if changed else name
     return unless_taken(label, folder, known)
 

@@ -187,8 +187,9 @@ class Gradient(Guidance, name="gradient"):
             raise UserError(f"largest: expected a positive number of nats, got {self.largest}")
         if self.early <= 0:
             raise UserError(f"early: expected a positive number, got {self.early}")
-        if not 0 <= self.constraints < math.inf:
-            raise UserError(f"constraints: expected 0 or more, got {self.constraints}")
+        for name in ("tilting", "through", "constraints"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
 
     def check(self, prediction: str) -> None:
         """Check that there are logits to tilt."""
@@ -260,6 +261,11 @@ class Adagrad(Guidance, name="adagrad"):
     def __post_init__(self) -> None:
         """Check the numbers."""
         check_strength(self.strength)
+        for name in ("fluency", "learning_rate"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        if self.inner_steps < 1:
+            raise UserError(f"inner_steps: expected at least 1, got {self.inner_steps}")
 
     def move(self, energy: Energy, x: Tensor, s: Tensor, step: Gaussian, believe: Callable[[Tensor], Belief]) -> Tensor:
         """Take the inner steps."""

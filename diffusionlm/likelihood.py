@@ -10,8 +10,8 @@ Going from noise, gamma = high, to the level where words are read off, gamma = l
 
 It holds for any function x0(x_gamma, gamma), so also for one that denoises the same x_gamma twice (self-conditioning), and
 for any low < high; the schedule changes only the variance of the estimate. x_0 = E_w is exact, so nothing is lost at the
-lower end. Where START and END are given (explicit length) they cost nothing and the length's term pays for END; where
-PAD is a word like others its positions' nats are the text's, and pay for the length. The recipe of the paper has a bound
+lower end. Where START and END are given (explicit length) they cost nothing here, and the length's term pays for END; where PAD
+is a word like others its positions' nats are the text's, and pay for the length. The recipe of the paper has a bound
 of T steps, with noise of its own on x_0 (Li et al. 2022, equation 2): ``objective.bound_term``.
 
 All words of a text need not share one level. Another way from noise to text takes them in turn: in a random order, each from

@@ -49,7 +49,7 @@ class ModelConfig(ModelSpec, name="diffusion"):
         backbone: the network.
         schedule: the noise schedule; a ``gumbel`` left at its defaults starts from the vocabulary's geometry.
         prediction: what the network puts out.
-        embedding: ``normalised`` rows of norm sqrt(D), ``free`` rows, or ``frozen`` (random, normalised, not learned).
+        embedding: ``normalised`` rows of norm sqrt(D), ``free`` rows, or ``frozen`` (normalised, as they start).
         cooccurrence: how much of a normalised row's squared length starts from the words' neighbours in the training texts,
             so that words that can replace each other start close together; the rest is random.
         initial_deviation: of the free rows' coordinates, at the start.

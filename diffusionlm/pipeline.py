@@ -91,6 +91,8 @@ class Pipeline(Writer[DiffusionLM]):
             UserError: a setting that does not go with the model; a control that is impossible, before any work is done.
         """
         sampling = self.sampling if sampling is None else sampling
+        if tries < 1:
+            raise UserError(f"tries: expected at least 1, got {tries}")
         if not controls:
             yield from super().stream(count, sampling, watch)
             return
@@ -134,8 +136,12 @@ class Pipeline(Writer[DiffusionLM]):
     def __call__(
         self, count: int, controls: Sequence[str | Control] | str | Control = (), tries: int = 1, **changes: Any
     ) -> list[Generated]:
-        """Write ``count`` texts that are what ``controls`` ask; ``changes`` are fields of ``SamplingConfig``."""
-        return list(self.stream(count, replace(self.sampling, **changes), None, read_controls(controls), tries))
+        """Write ``count`` texts that are what ``controls`` ask; ``changes`` are fields of ``SamplingConfig``.
+
+        Raises:
+            UserError: as ``stream``; there is no such field, or its value is wrong.
+        """
+        return list(self.stream(count, self.changed(changes), None, read_controls(controls), tries))
 
     @torch.no_grad()
     def sample_ids(
@@ -155,25 +161,25 @@ class Pipeline(Writer[DiffusionLM]):
         lengths = [n for n in lengths for _ in range(copies)]
         mask = text_mask(lengths, self.model.device)
         noise = RowNoise([[*seed, 0, *([p] if p else [])] for seed in seeds for p in range(copies)], lengths)
-        denoise = WordDenoiser(self.model, mask, sampling, steering, given_words)
+        denoise = WordDenoiser(self.model, mask, sampling, steering, given_words, self.dtype)
         swarm = Swarm(sampling.particles, [generator_of([*seed, 2]) for seed in seeds]) if copies > 1 else None
-        last_time = float(self.model.settings.schedule.sampling_times(sampling.steps)[-2])
 
         def rows(words: Tensor) -> list[list[int]]:
             return [self._content(row[:n].tolist()) for row, n in zip(words, lengths, strict=True)]
 
         def select(state: State) -> Tensor | None:
             assert swarm is not None and steering is not None
-            step = round((1 - state.t) * sampling.steps)
-            if state.t != last_time and (step + 1) % sampling.particles.every:
+            last = state.step == sampling.steps
+            if not last and state.step % sampling.particles.every:
                 return None
             swarm.weigh(steering.rewards(decode_texts(self.tokenizer, rows(self._words(state, mask, False, steering)))))
-            kept = None if state.t == last_time else swarm.resample()
+            kept = None if last else swarm.resample()
             return None if kept is None else denoise.select(kept)
 
         for state in self._states(denoise, noise, select if swarm else None):
-            if watch is not None or state.t == last_time:
-                words = self._words(state, mask, state.t == last_time, steering)
+            last = state.step == sampling.steps
+            if watch is not None or last:
+                words = self._words(state, mask, last, steering)
             if watch is not None:
                 watch(state, decode_texts(self.tokenizer, rows(words)))
         if sampling.corrections:
@@ -200,26 +206,23 @@ class Pipeline(Writer[DiffusionLM]):
         if steering.energy is None or not able or not 0 < steps < sampling.steps:
             return words, sampling
         noise = RowNoise([[*seed, 3] for seed in seeds], lengths)
-        draft = WordDenoiser(self.model, mask, replace(sampling, steps=steps), steering, words)
+        draft = WordDenoiser(self.model, mask, replace(sampling, steps=steps), steering, words, self.dtype)
         for state in self._states(draft, noise):
             written = state
         drafted = self._words(written, mask, True, steering)
-        with torch.autocast(mask.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            kept = steering.carriers(drafted, blank(self.model, mask, words), mask & ~draft.known, mask, draft.E)
+        kept = steering.carriers(drafted, blank(self.model, mask, words), mask & ~draft.known, mask, draft.E)
         return torch.where(kept, drafted, words), replace(sampling, steps=sampling.steps - steps)
 
     def _states(
         self, denoise: WordDenoiser, noise: RowNoise, select: Callable[[State], Tensor | None] | None = None
     ) -> Iterator[State]:
-        """Run the sampler from ``noise``, in the arithmetic asked for."""
+        """Run the sampler from ``noise``."""
         mask, sampling, steering = denoise.mask, denoise.sampling, denoise.steering
         x = noise(torch.zeros(*mask.shape, self.model.settings.dimension, device=mask.device))
-        states = sample(
+        return sample(
             denoise.wrapped(), self.model.diffusion, x, sampler=sampling.sampler, steps=sampling.steps, noise=noise,
             steer=denoise.move if steering and steering.energy else None, select=select,
         )  # fmt: skip
-        with torch.autocast(mask.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            yield from states
 
     def _corrected(
         self,
@@ -238,18 +241,14 @@ class Pipeline(Writer[DiffusionLM]):
         if given_words is not None:
             fixed = fixed | (given_words >= 0)
         clean = torch.zeros(len(words), device=mask.device)
-        denoiser = WordDenoiser(self.model, mask, plain)
+        denoiser = WordDenoiser(self.model, mask, plain, dtype=self.dtype)
         allowed = partial(steering.allowed, mask=mask) if steering and steering.language else None
         if self.model.settings.backbone.leaves_out:
 
             def cloze(words: Tensor) -> Tensor:
                 x0 = self.model.embed(words)
-                with torch.autocast(mask.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                    logits = self.model(x0, clean, denoiser.attend, evident=torch.zeros_like(mask)).logits
-                    logits = logits + denoiser.barred
-                    if steering is None:
-                        return logits
-                    return steering.prefer(logits, words, x0, clean, mask, denoiser.E)
+                logits = denoiser.asked(x0, clean, None, torch.zeros_like(mask)).logits + denoiser.barred
+                return logits if steering is None else steering.prefer(logits, words, x0, clean, mask, denoiser.E)
 
             rounds, odds = sampling.corrections, sampling.correction_odds
             return settle(words, ~fixed, cloze, rounds=rounds, odds=odds, allowed=allowed)
@@ -257,14 +256,12 @@ class Pipeline(Writer[DiffusionLM]):
         def posterior(words: Tensor, hidden: Tensor) -> Tensor:
             x0 = self.model.embed(words)
             denoiser.previous = None  # each group of words is asked for anew
-            denoise = given(denoiser.wrapped(), ~hidden, x0)
-            with torch.autocast(mask.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                denoised = denoise(noise(x0), torch.ones_like(clean))
-                if steering is None:
-                    return denoised.logits
-                sure = replace(denoised, logits=pinned(denoised.logits, ~hidden, words))
-                belief = Belief.of_words(sure.logits, x0, clean, mask, denoiser.E) if steering.energy else None
-                return steering.believe(sure, mask, denoiser.E, belief).logits
+            denoised = given(denoiser.wrapped(), ~hidden, x0)(noise(x0), torch.ones_like(clean))
+            if steering is None:
+                return denoised.logits
+            sure = replace(denoised, logits=pinned(denoised.logits, ~hidden, words))
+            belief = Belief.of_words(sure.logits, x0, clean, mask, denoiser.E) if steering.energy else None
+            return steering.believe(sure, mask, denoiser.E, belief).logits
 
         return correct(words, ~fixed, posterior, sweeps=sampling.corrections, odds=sampling.correction_odds, allowed=allowed)
 

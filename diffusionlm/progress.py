@@ -24,6 +24,7 @@ class Progress(TrainerCallback):
     def __init__(self, folder: Path, steps: int, show_texts: bool, quiet: bool) -> None:
         """Nothing is shown or written before training begins."""
         self.path, self.steps, self.show_texts, self.quiet = folder / "log.jsonl", steps, show_texts, quiet
+        self.seconds = self.processor_seconds = 0.0  # of earlier sittings, up to the checkpoint that this one goes on from
         self.bar: tqdm[Any] | None = None
         self.file: TextIO | None = None
 
@@ -32,8 +33,9 @@ class Progress(TrainerCallback):
         if state.is_world_process_zero:
             self.bar = tqdm(total=self.steps, initial=state.global_step, desc="training", unit="step", disable=self.quiet)
             self.file = self.path.open("a")
-            self.begun = self.clock = time.perf_counter()
-            self.processor_begun = time.process_time()
+            self.clock = time.perf_counter()
+            self.begun = self.clock - self.seconds
+            self.processor_begun = time.process_time() - self.processor_seconds
             self.tokens: int | None = None
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -51,11 +53,15 @@ class Progress(TrainerCallback):
                 logs["tokens_per_second"] = round((logs["tokens"] - self.tokens) / (now - self.clock))
                 self.bar.set_postfix_str(f"loss {logs['loss']:.3f}, {logs['tokens_per_second']:,} tokens/s")
             self.clock, self.tokens = now, logs["tokens"]
-            logs["seconds"] = round(now - self.begun, 3)
-            logs["processor_seconds"] = round(time.process_time() - self.processor_begun, 3)  # of all threads together
+            logs |= self.spent()
         with disk_errors(self.path):
             self.file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
             self.file.flush()
+
+    def spent(self) -> dict[str, float]:
+        """Return the run's seconds so far, of all its sittings: the clock's, and the processor's of all threads together."""
+        clock, processor = time.perf_counter() - self.begun, time.process_time() - self.processor_begun
+        return {"seconds": round(clock, 3), "processor_seconds": round(processor, 3)}
 
     def close(self) -> None:
         """Close both."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import itertools
 import json
 import platform
 from collections.abc import Sequence
@@ -49,10 +48,10 @@ def _version() -> str | None:
 
 
 def fingerprint(folder: str | Path) -> str:
-    """Return a hash of a model's weights, config and tokenizer: a model trained anew is told from the old one."""
+    """Return a hash of a model's weights, config, tokenizer and sampling defaults: one that changed is another."""
     digest = hashlib.sha256()
     for path in sorted(model_folder(folder).glob("*")):
-        if path.suffix == ".safetensors" or path.name in ("config.json", "tokenizer.json"):
+        if path.suffix == ".safetensors" or path.name in ("config.json", "tokenizer.json", "sampling.json"):
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
@@ -89,9 +88,6 @@ def training_of(folder: str | Path) -> dict[str, Any]:
         return {}
     if not logged:
         return {}
-    found = {"training_steps": logged[-1]["step"], "training_tokens": logged[-1]["tokens"]}
-    for name in ("seconds", "processor_seconds"):
-        if all(name in row for row in logged):
-            clock = itertools.pairwise([0.0, *(row[name] for row in logged)])
-            found[f"training_{name}"] = round(sum(now - before if now > before else now for before, now in clock), 1)
-    return found
+    last = logged[-1]
+    seconds = {f"training_{name}": round(last[name], 1) for name in ("seconds", "processor_seconds") if name in last}
+    return {"training_steps": last["step"], "training_tokens": last["tokens"], **seconds}

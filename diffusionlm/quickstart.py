@@ -7,7 +7,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,11 @@ import torch
 from diffusionlm.classification import Classification
 from diffusionlm.classifier import ClassifierConfig
 from diffusionlm.config import UserError
+from diffusionlm.corpora import Restaurants
 from diffusionlm.evaluation import grammar_report, trigram_texts
 from diffusionlm.optimizer import has_bf16
 from diffusionlm.pipeline import Pipeline
+from diffusionlm.provenance import training_of
 from diffusionlm.run import RunConfig, read_config, train
 from diffusionlm.run_folder import disk_errors
 from diffusionlm.training import TrainingConfig
@@ -51,11 +52,8 @@ def quickstart(folder: str | Path, steps: int | None = None, minutes: float = 4.
     folder, started = Path(folder), time.perf_counter()
     config = _config(folder, steps, minutes)
     say(f"Training {config.training.steps} steps on the embedded corpus of restaurant descriptions, in {folder} ...")
-    begun = time.perf_counter()
-    was_there = _report(folder).get("seconds_training", 0.0) if (folder / "model" / "finished").exists() else 0.0
     if not train(config, folder, show_texts=True):
         raise UserError(f"{folder}: stopped before the end; the same command goes on from there")
-    seconds_training = was_there or time.perf_counter() - begun
     say(f"Writing {texts} texts ...")
     pipeline = Pipeline.from_pretrained(folder, dtype="bf16" if has_bf16() else "fp32")
     rows = list(pipeline.stream(texts, config.sampling))
@@ -71,8 +69,8 @@ def quickstart(folder: str | Path, steps: int | None = None, minutes: float = 4.
     _classify(folder, config.training)
     controlled = _controlled(pipeline, config.sampling)
     report["controlled"] = sum(row.controls[0].passed for row in controlled) / len(controlled)
-    report["seconds_training"] = round(seconds_training, 1)
-    report["seconds_total"] = round(time.perf_counter() - started + was_there, 1)
+    report["seconds_training"] = training_of(folder)["training_seconds"]
+    report["seconds_total"] = round(time.perf_counter() - started, 1)
     with disk_errors(folder / "quickstart.json"):
         (folder / "quickstart.json").write_text(json.dumps(report, indent=2) + "\n")
     _close(folder, written, report, controlled)
@@ -109,14 +107,20 @@ def say(text: str) -> None:
 def _config(folder: Path, steps: int | None, minutes: float) -> RunConfig:
     """Return the config of the run in ``folder``, or a new one whose number of steps fits in ``minutes``."""
     if (folder / "config.yaml").exists():
+        config = read_config([folder / "config.yaml"])
+        if not isinstance(config.data.corpus, Restaurants):
+            raise UserError(f"{folder}: holds another run, not a quickstart's; choose another --out")
         say(f"Found a run in {folder}: going on with it.")
-        return read_config([folder / "config.yaml"])
+        return config
     config = RunConfig(sampling=SAMPLING)
     if steps is None:
         steps, threads = _fitting(config, minutes)
         config = replace(config, training=replace(config.training, threads=threads))
     share = max(1, steps // 4)
-    training = replace(config.training, steps=steps, evaluate_every=share, sample_every=share, save_every=share)
+    training = replace(
+        config.training, steps=steps, log_every=min(config.training.log_every, steps), evaluate_every=share,
+        sample_every=share, save_every=share,
+    )  # fmt: skip
     return replace(config, training=training)
 
 
@@ -130,24 +134,17 @@ def _fitting(config: RunConfig, minutes: float) -> tuple[int, int]:
 
 
 def _tokens_per_second(config: RunConfig, threads: int) -> float:
-    """Return the speed of training, counting padding as the batches' budget does."""
+    """Return the speed of training, counting padding as the batches' budget does. Raises KeyboardInterrupt on Ctrl-C."""
     with tempfile.TemporaryDirectory() as folder:
         training = replace(
             config.training, steps=TIMED_STEPS, threads=threads, log_every=TIMED_STEPS // 3, evaluate_every=10**9,
             sample_every=10**9, save_every=10**9, evaluation_texts=1,
         )  # fmt: skip
-        train(replace(config, training=training), Path(folder) / "timed", write_samples=False, quiet=True)
+        if not train(replace(config, training=training), Path(folder) / "timed", write_samples=False, quiet=True):
+            raise KeyboardInterrupt
         rows = [json.loads(line) for line in (Path(folder) / "timed" / "log.jsonl").read_text().splitlines()]
     seconds = [row["seconds"] for row in rows if "tokens" in row]
     return config.training.batch_tokens * (TIMED_STEPS - TIMED_STEPS // 3) / (seconds[-1] - seconds[0])
-
-
-def _report(folder: Path) -> dict[str, Any]:
-    """Return the last run's figures, if there are any."""
-    with suppress(OSError, ValueError):
-        report = json.loads((folder / "quickstart.json").read_text())
-        return report if isinstance(report, dict) else {}
-    return {}
 
 
 def _close(folder: Path, texts: Sequence[str], report: dict[str, Any], controlled: Sequence[Controlled]) -> None:
@@ -163,7 +160,7 @@ Of {report["texts"]} consecutive, unfiltered texts of one seed
   {report["new"]:6.1%}  of those are not in the training texts
   {report["distinct"]:6.1%}  are distinct
   {report["entropy"]:6.3f}  nats of unigram entropy (real texts: {report["entropy_real"]:.3f})
-after {report["seconds_training"]:.0f} seconds of training, {report["seconds_total"]:.0f} in all.
+after {report["seconds_training"]:.0f} seconds of training; this call took {report["seconds_total"]:.0f}.
 
 Where things are
   {folder}/model           the model, for Pipeline.from_pretrained and AutoModel

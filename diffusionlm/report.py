@@ -99,7 +99,7 @@ class Findings:
         except (OSError, ValueError, KeyError, TypeError):
             raise UserError(f"{path}: this evaluation is damaged; choose another --out") from None
         report = build(cls, known, str(path))
-        for key in [*about, *report.about]:
+        for key in {**about, **report.about}.keys() - {"judge"}:  # its fingerprint says whether it is the same
             if report.about.get(key) != about.get(key):
                 what = f"its {key} is {report.about.get(key)}, not {about.get(key)}"
                 raise UserError(f"{folder}: holds another evaluation ({what}); choose another --out")
@@ -267,7 +267,8 @@ def _system_lines(report: Report) -> list[str]:
     for name, about in report.systems.items():
         parts = [about["family"], f"{about['parameters']:,} parameters" if "parameters" in about else ""]
         if "training_tokens" in about:
-            parts.append(f"trained on {about['training_tokens']:,} tokens in {about['training_seconds']:,.0f} seconds")
+            took = f" in {about['training_seconds']:,.0f} seconds" if "training_seconds" in about else ""
+            parts.append(f"trained on {about['training_tokens']:,} tokens{took}")
         if "training_processor_seconds" in about:
             parts.append(f"{about['training_processor_seconds']:,.0f} of the processor")
         lines.append(f"  {name} ({about['folder']}): {', '.join(filter(None, parts))}")

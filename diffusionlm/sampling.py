@@ -153,11 +153,15 @@ class DPMSolver(Sampler, name="dpm++2m"):
 
 @dataclass(frozen=True)
 class State:
-    """A moment of a sampling run: ``x`` is x_s (B, L, D), ``denoised`` the belief at ``t`` that led there, ``t`` in [0, 1]."""
+    """A moment of a sampling run, after ``step`` steps, the first of which is 1.
+
+    ``x`` is x_s (B, L, D), ``denoised`` the belief at ``t`` in [0, 1] that led there.
+    """
 
     x: Tensor
     denoised: Denoised
     t: float
+    step: int
 
 
 def sample(
@@ -181,7 +185,7 @@ def sample(
     """
     times = q.schedule.sampling_times(steps).to(x.device)
     history: list[tuple[Tensor, Denoised]] = []
-    for t, s in itertools.pairwise(times):
+    for number, (t, s) in enumerate(itertools.pairwise(times), 1):
         t_rows, s_rows = t.expand(len(x)), s.expand(len(x))
         history = [*history[-1:], (t_rows, denoise(x, t_rows))]
         step = sampler.transition(q, history, x, t_rows, s_rows)
@@ -189,7 +193,7 @@ def sample(
         if s > 0:
             x = x + step.variance.sqrt() * noise(x)
             x = steer(x, s_rows, step) if steer else x
-        state = State(x, history[-1][1], float(t))
+        state = State(x, history[-1][1], float(t), number)
         if select and (rows := select(state)) is not None:
             history = [(time, rows_of(denoised, rows)) for time, denoised in history]
             x = x[rows]

@@ -58,7 +58,10 @@ class NoiseSchedule(Component, family="noise schedule"):
 
 
 class StepSchedule(NoiseSchedule):
-    """Base of the schedules of T steps: trained at t = 1/T, ..., 1; alpha^2(1) is .001 alpha^2(1 - 1/T) (last beta .999)."""
+    """Base of the schedules of T steps: trained at t = 1/T, ..., 1; alpha^2(1) is at least .001 alpha^2(1 - 1/T).
+
+    That is a last beta of .999 at most, as the released code of Diffusion-LM clips it.
+    """
 
     T: int
 
@@ -120,6 +123,12 @@ class Cosine(StepSchedule, name="cosine"):
 
     T: int = 2000
     offset: float = 0.008
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        super().__post_init__()
+        if not 0 <= self.offset < math.inf:
+            raise UserError(f"offset: expected 0 or more, got {self.offset}")
 
     def _noise_and_signal(self, t: Tensor) -> tuple[Tensor, Tensor]:
         angle = torch.pi / 2 * (t + self.offset) / (1 + self.offset)

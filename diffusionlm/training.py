@@ -166,7 +166,7 @@ class DiffusionTrainer(Trainer):
         self.progress = Progress(folder, config.steps, show_texts, quiet)
         callbacks: list[TrainerCallback] = [self.progress, Samples(self)]
         if config.patience:
-            callbacks.append(EarlyStoppingCallback(config.patience))
+            callbacks.append(Patience(config.patience))
         super().__init__(
             model=objective,
             args=_arguments(config, folder, bool(self.validation)),
@@ -286,7 +286,8 @@ class DiffusionTrainer(Trainer):
                     save_file({k: v.contiguous() for k, v in self.ema.state_dict().items()}, path / "ema.safetensors")
                 self.accelerator.wait_for_everyone()
                 if self.is_world_process_zero():
-                    (path / MARKER).write_text(json.dumps({"step": self.state.global_step, "tokens": self.tokens_seen}))
+                    done = {"step": self.state.global_step, "tokens": self.tokens_seen, **self.progress.spent()}
+                    (path / MARKER).write_text(json.dumps(done))
             except (OSError, RuntimeError, SafetensorError):
                 shutil.rmtree(path, ignore_errors=True)
                 raise
@@ -308,7 +309,9 @@ class DiffusionTrainer(Trainer):
         try:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             self.ema.load_state_dict(load_file(path / "ema.safetensors"))
-            self.tokens_seen = json.loads((path / MARKER).read_text())["tokens"]
+            done = json.loads((path / MARKER).read_text())
+            self.tokens_seen = done["tokens"]
+            self.progress.seconds, self.progress.processor_seconds = done.get("seconds", 0), done.get("processor_seconds", 0)
         except (OSError, SafetensorError, ValueError) as error:
             raise UserError(
                 f"{path}: this checkpoint is damaged ({' '.join(str(error).split())}); delete it, and the run goes on from the "
@@ -397,6 +400,17 @@ def evaluate_terms(
             tokens += size
     objective.train(was_training)
     return {name: total / max(tokens, 1) for name, total in sums.items()}
+
+
+class Patience(EarlyStoppingCallback):
+    """Stops where the loss on held-out text has got no better for a while; a resumed run goes on counting."""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **named: Any) -> None:
+        """Take the count from the checkpoint: transformers would restore it together with a control of its own."""
+        super().on_train_begin(args, state, control, **named)  # type: ignore[no-untyped-call]
+        callbacks: Any = state.stateful_callbacks  # by name, once the state has been made
+        kept = callbacks.get(type(self).__name__)
+        self.early_stopping_patience_counter = kept["attributes"]["early_stopping_patience_counter"] if kept else 0
 
 
 class Samples(TrainerCallback):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
@@ -17,7 +17,7 @@ import sacrebleu
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from diffusionlm.config import Settings, UserError, build_untrusted
+from diffusionlm.config import Settings, UserError, build, build_untrusted, merge, to_plain
 from diffusionlm.controls import Control, Outcome
 from diffusionlm.guidance import Gradient, Guidance, Particles
 from diffusionlm.model import model_folder
@@ -134,7 +134,7 @@ class Writer(Generic[M]):
     ) -> Iterator[Generated]:
         """Yield ``count`` texts in order, each as soon as it is known.
 
-        ``watch`` is called after every step with the state (its ``t`` goes from 1 to 0) and the texts as they now read.
+        ``watch`` is called after every step with the state (its ``t`` falls from 1) and the texts as they now read.
 
         Raises:
             UserError: a setting that does not go with the model; ``controls``, which only diffusion models can be asked.
@@ -169,8 +169,16 @@ class Writer(Generic[M]):
         return cls(model, tokenizer, saved_sampling(folder), placed(model, device, dtype), folder)
 
     def __call__(self, count: int, **changes: Any) -> list[Generated]:
-        """Write ``count`` texts; ``changes`` are fields of ``SamplingConfig``."""
-        return list(self.stream(count, replace(self.sampling, **changes)))
+        """Write ``count`` texts; ``changes`` are fields of ``SamplingConfig``, components also by name.
+
+        Raises:
+            UserError: as ``stream``; there is no such field, or its value is wrong.
+        """
+        return list(self.stream(count, self.changed(changes)))
+
+    def changed(self, changes: Mapping[str, Any]) -> SamplingConfig:
+        """Return the defaults with ``changes``. Raises UserError where a field or a value is wrong."""
+        return build(SamplingConfig, merge(to_plain(self.sampling), to_plain(changes)))
 
     def preview(self, count: int) -> list[str]:
         """Write ``count`` texts quickly, for a look during training."""

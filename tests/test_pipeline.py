@@ -365,6 +365,30 @@ def test_coarser_arithmetic_writes_too(pipeline: Pipeline) -> None:
     assert [one.length for one in coarse(5)] == [one.length for one in pipeline(5)]
 
 
+def test_only_the_network_is_in_coarser_arithmetic(pipeline: Pipeline) -> None:
+    coarse = Pipeline(pipeline.model, pipeline.tokenizer, pipeline.sampling, torch.bfloat16)
+    seen: list[bool] = []
+    hook = pipeline.model.network.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    outside: list[bool] = []
+
+    def watch(state: State, texts: list[str]) -> None:
+        outside.append(torch.is_autocast_enabled("cpu"))
+        mean = state.denoised.logits.softmax(-1) @ pipeline.model.word_vectors()
+        torch.testing.assert_close(state.denoised.x0[:, 1:2], mean[:, 1:2], rtol=1e-5, atol=1e-5)
+
+    list(coarse.stream(2, replace(pipeline.sampling, length=5), watch))
+    hook.remove()
+    assert all(seen) and seen and not any(outside) and outside
+
+
+def test_changes_are_told_by_name_too_and_mistakes_in_them(pipeline: Pipeline) -> None:
+    assert pipeline(2, sampler="ddim") == pipeline(2, sampler=DDIM())
+    with pytest.raises(UserError, match=r"^stepz: there is no such setting; did you mean 'steps'\?$"):
+        pipeline(2, stepz=3)
+    with pytest.raises(UserError, match=r"^tries: expected at least 1, got 0$"):
+        pipeline(2, "length=5", tries=0)
+
+
 # Mistakes
 
 

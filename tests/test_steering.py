@@ -348,6 +348,18 @@ def test_particles_are_weighed_as_corrections_left_them(pipeline: Pipeline) -> N
     assert _rain(written) == [max(_rain(finished[i : i + 6])) for i in (0, 6, 12)]
 
 
+def test_particles_are_scored_each_so_many_steps_whatever_their_times(pipeline: Pipeline) -> None:
+    calls: list[int] = []
+
+    def counted(texts: Sequence[str]) -> list[float]:
+        calls.append(len(texts))
+        return [0.0] * len(texts)
+
+    pipeline(2, Reward(counted), length=6, steps=12, particles=Particles(count=3, every=4))
+    *scored, finished = calls
+    assert scored == [6, 6, 6] and finished == 2  # after steps 4, 8 and 12; the texts that are left, in the end
+
+
 def test_particles_draw_from_generators_of_their_own(pipeline: Pipeline) -> None:
     """Indifferent particles: the text is one of those that the same noise writes without a reward."""
 

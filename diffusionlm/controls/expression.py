@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 import yaml
@@ -23,9 +24,10 @@ _SHORT = re.compile(r"\s*([A-Za-z_][\w ]*?)\s*=\s*([^\"'()&|~=]+?)\s*")
 _STRING_OR_PATH = re.compile(r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|([A-Za-z_][\w.]*):([A-Za-z_]\w*)(?=\s*\()""")
 _STRANGER = "__stranger_{}"
 COMPOUND = ("all", "any", "not", "weighted")  # written with operators
-PLAIN: dict[str, tuple[type, str]] = {  # fields of which a wrong value can be told apart before it does harm
+PLAIN: dict[str, tuple[type | UnionType, str]] = {  # fields of which a wrong value can be told apart before it does harm
     "str": (str, "text in quotes"),
     "int": (int, "a whole number"),
+    "float": (int | float, "a number"),
     "Control": (Control, "a control"),
 }
 

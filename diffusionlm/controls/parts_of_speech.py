@@ -74,7 +74,7 @@ def _holding(lexicon: Tensor, tag: int, least: float) -> Tensor:
 
 
 def tag_accuracy(wanted: Sequence[str], found: Sequence[str] | None) -> float:
-    """Return the share of the ``wanted`` tags that stand in their place; longer texts lose nothing, shorter ones do.
+    """Return the share of the ``wanted`` tags that stand in their place; below 1 for a text of another length.
 
     With ``...``, 1 where all of ``found`` matches.
     """
