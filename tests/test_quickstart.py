@@ -4,10 +4,12 @@ import random
 from pathlib import Path
 
 import pytest
-from tiny_runs import restaurant_texts
+from tiny_runs import restaurant_texts, tiny_config
 
+from diffusionlm.config import UserError
 from diffusionlm.evaluation import grammar_report, trigram_texts, unigram_entropy
 from diffusionlm.quickstart import quickstart
+from diffusionlm.run import train
 
 
 def test_quickstart_writes_its_figures_and_reuses_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -26,6 +28,12 @@ def test_quickstart_writes_its_figures_and_reuses_the_run(tmp_path: Path, capsys
     again = quickstart(folder, texts=5)
     assert (folder / "model" / "model.safetensors").stat().st_mtime_ns == weights
     assert {k: v for k, v in again.items() if k != "seconds_total"} == {k: v for k, v in report.items() if k != "seconds_total"}
+
+
+def test_quickstart_does_not_go_on_with_another_run(tmp_path: Path) -> None:
+    train(tiny_config(tmp_path), tmp_path / "run", quiet=True)
+    with pytest.raises(UserError, match="run: holds another run, not a quickstart's; choose another --out"):
+        quickstart(tmp_path / "run")
 
 
 def test_steps_that_fit_are_timed_and_written_down(tmp_path: Path) -> None:

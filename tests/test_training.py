@@ -17,6 +17,7 @@ from diffusionlm.config import UserError
 from diffusionlm.data import collate
 from diffusionlm.model import DiffusionLM
 from diffusionlm.objective import CrossEntropy
+from diffusionlm.provenance import training_of
 from diffusionlm.run import train
 from diffusionlm.run_folder import MARKER, newest_checkpoint, trim_log
 from diffusionlm.training import TrainingConfig, _average_with, evaluate_terms
@@ -208,6 +209,23 @@ def test_early_stopping_ends_a_run_that_no_longer_improves(unbroken: Path, tmp_p
     changes["training"] |= {"save_every": 40}
     assert train(tiny_config(unbroken.parent, **changes), tmp_path / "rare", quiet=True)
     assert weights(tmp_path / "rare") and (tmp_path / "rare" / "model" / "finished").exists()
+
+
+def test_a_resumed_run_goes_on_with_its_patience_and_its_clock(unbroken: Path, tmp_path: Path) -> None:
+    frozen = {"name": "adamw", "learning_rate": 0.0}
+    stopping = {"evaluate_every": 2, "patience": 2, "optimizer": frozen, "save_every": 1, "keep": 40, "log_every": 1}
+    config = tiny_config(unbroken.parent, training={"steps": 40, **stopping})
+    assert train(config, tmp_path / "run", quiet=True)
+    for name in ("checkpoint-6", "checkpoint-5"):
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / name)
+    (tmp_path / "run" / "model" / "finished").unlink()
+    marker = tmp_path / "run" / "checkpoints" / "checkpoint-4" / MARKER
+    marker.write_text(json.dumps({**json.loads(marker.read_text()), "seconds": 1000.0, "processor_seconds": 2000.0}))
+    assert train(config, tmp_path / "run", quiet=True)
+    assert max(r["step"] for r in rows(tmp_path / "run")) == 6
+    clock = [r["seconds"] for r in rows(tmp_path / "run") if "seconds" in r]
+    assert clock[3] < 1000 < clock[4] < clock[5]
+    assert training_of(tmp_path / "run")["training_processor_seconds"] >= 2000
 
 
 def test_a_few_hundred_steps_learn(tmp_path: Path) -> None:
