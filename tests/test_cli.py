@@ -175,6 +175,8 @@ def test_a_bad_model_folder_is_refused(
         (["--no-such-thing", "1"], "--no-such-thing: there is no such argument"),
         (["--seeds", "1"], "did you mean '--seed'?"),
         (["--sampler.etaa", "1"], "sampling.sampler.etaa: there is no such setting"),
+        (["--annotator", "{name: words"], "annotator: not valid YAML"),
+        (["--guidance.name", "adagrad", "--guidance.learning_rate", "-1"], "learning_rate: expected 0 or more"),
     ],
 )
 def test_a_bad_request_is_refused(

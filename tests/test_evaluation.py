@@ -28,6 +28,7 @@ def test_self_bleu_of_copies_is_100_and_of_strangers_near_0() -> None:
     assert self_bleu(["the food is good ."] * 5) == pytest.approx(100)
     strangers = [" ".join(f"w{i}x{j}" for j in range(8)) for i in range(5)]
     assert self_bleu(strangers) < 5
+    assert self_bleu(strangers[:1]) == 0
     # Two of four texts are alike: they score 100 each; the two others share no word with any.
     assert self_bleu([strangers[0], strangers[0], *strangers[1:3]]) == pytest.approx(50, abs=3)
 

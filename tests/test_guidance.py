@@ -258,6 +258,8 @@ def test_the_survivors_are_the_target_on_average() -> None:
     ("kind", "plain", "message"),
     [
         (Guidance, {"name": "gradient", "strength": -1}, "strength: expected 0 or more"),
+        (Guidance, {"name": "gradient", "through": -1}, "through: expected 0 or more"),
+        (Guidance, {"name": "adagrad", "inner_steps": 0}, "inner_steps: expected at least 1"),
         (Guidance, {"name": "gradient", "draft": 1}, "draft: expected a share from 0 to below 1"),
         (Guidance, {"name": "gradient", "inner_steps": 0}, "inner_steps: expected at least 1"),
         (Guidance, "gradeint", "did you mean 'gradient'"),
