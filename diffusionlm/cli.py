@@ -356,6 +356,9 @@ def _evaluated(options: argparse.Namespace) -> dict[str, Any]:
     sampling = [(key.removeprefix("sampling."), value) for key, value in options.overrides if key.startswith("sampling.")]
     rest = [(key, value) for key, value in options.overrides if not key.startswith("sampling.")]
     corpus = None
+    for key, _ in rest:
+        if not key.startswith("data.corpus"):
+            raise UserError(f"--{key}: expected sampling.NAME or data.corpus.NAME: an evaluation has no other settings")
     if options.config or rest:
         paths = options.config or list(filter(None, [config_of([*options.models, options.judge])]))
         corpus = read_config(paths, rest).data.corpus
