@@ -99,8 +99,8 @@ class Findings:
         except (OSError, ValueError, KeyError, TypeError):
             raise UserError(f"{path}: this evaluation is damaged; choose another --out") from None
         report = build(cls, known, str(path))
-        for key in {**about, **report.about}.keys() - {"judge"}:  # its fingerprint says whether it is the same
-            if report.about.get(key) != about.get(key):
+        for key in [*about, *report.about]:
+            if key != "judge" and report.about.get(key) != about.get(key):  # a judge's fingerprint says whether it is the same
                 what = f"its {key} is {report.about.get(key)}, not {about.get(key)}"
                 raise UserError(f"{folder}: holds another evaluation ({what}); choose another --out")
         return report
