@@ -48,10 +48,10 @@ def _version() -> str | None:
 
 
 def fingerprint(folder: str | Path) -> str:
-    """Return a hash of a model's weights, config, tokenizer and sampling defaults: one that changed is another."""
+    """Return a hash of a model's weights, config and tokenizer: a model trained anew is told from the old one."""
     digest = hashlib.sha256()
     for path in sorted(model_folder(folder).glob("*")):
-        if path.suffix == ".safetensors" or path.name in ("config.json", "tokenizer.json", "sampling.json"):
+        if path.suffix == ".safetensors" or path.name in ("config.json", "tokenizer.json"):
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]

@@ -19,6 +19,7 @@ from diffusionlm.provenance import machine
 from diffusionlm.run_folder import disk_errors
 
 REAL, JUDGE = "real text", "the judge"
+OF_A_POINT = ("steps", "temperature")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,12 @@ class Row:
     lengths: dict[int, int]
     fingerprint: str
     settings: dict[str, Any]
+
+    @property
+    def manner(self) -> dict[str, Any]:
+        """The settings that all points of a frontier share: all but steps and temperature."""
+        sampling = {name: value for name, value in self.settings.get("sampling", {}).items() if name not in OF_A_POINT}
+        return {**self.settings, "sampling": sampling}
 
 
 @dataclass(frozen=True)
@@ -132,9 +139,9 @@ class Report(Findings):
         self.systems[system] = description
 
     def add(self, row: Row | Likelihood, folder: Path | None) -> None:
-        """Take a row and write the file anew."""
+        """Take a row and write the file anew; what the system wrote in another manner is no part of its frontier any more."""
         if isinstance(row, Row):
-            self.rows.append(row)
+            self.rows = [known for known in self.rows if known.system != row.system or known.manner == row.manner] + [row]
         else:
             key = (row.system, row.orders > 0)
             self.likelihoods = [known for known in self.likelihoods if (known.system, known.orders > 0) != key] + [row]

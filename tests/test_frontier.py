@@ -152,6 +152,25 @@ def test_an_evaluation_goes_on_where_it_stopped(folder: Path, tmp_path: Path, ca
     assert "its count is 5, not 6" in refused([*command, "--count", "6"], capsys)
 
 
+def test_a_frontier_is_of_one_manner_of_writing(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "run", tmp_path / "run")
+    defaults, out = tmp_path / "run" / "model" / "sampling.json", tmp_path / "out"
+    asked = [str(tmp_path / "run"), "--judge", str(folder / "judge"), "--count", "5", "--no-bound", "--out", str(out)]
+
+    def rows() -> list[tuple[str, float]]:
+        found = json.loads((out / "evaluation.json").read_text())["rows"]
+        return [(row["system"], row["temperature"]) for row in found if row["kind"] == "model"]
+
+    run([*asked, "--steps", "2", "3", "--temperatures", "0.8", "0.9"])
+    assert len(rows()) == 4
+    run([*asked, "--steps", "2", "--temperatures", "0.8", "--dtype", "bf16"])
+    assert rows()[4:] == [("run (dtype bf16)", 0.8)]
+    plain = json.loads(defaults.read_text())
+    defaults.write_text(json.dumps({**plain, "correction_odds": plain["correction_odds"] + 1}))
+    run([*asked, "--steps", "2", "--temperatures", "0.8"])
+    assert rows() == [("run (dtype bf16)", 0.8), ("run", 0.8)]
+
+
 def test_a_folder_is_itself_with_a_slash_and_each_row_is_asked_once(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     asked = ["--count", "5", "--no-bound", "--temperatures", "0.8", "0.8", "--steps", "2", "2", "--out", str(out)]
