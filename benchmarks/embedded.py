@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from measure import RESULTS, ROOT, exit_status, file_name, kept
+from measure import RESULTS, ROOT, exit_status, file_name, kept, of_steps
 
 from diffusionlm.evaluation import grammar_report
 from diffusionlm.pipeline import Pipeline
@@ -45,15 +45,7 @@ ROWS = {
 
 def measure(row: str, steps: int, texts: int, run: Path) -> dict[str, Any]:
     """Train one row in the folder ``run`` and sample it; return its figures. Raises KeyboardInterrupt on Ctrl-C."""
-    fixed = {
-        "training.steps": str(steps),
-        "training.threads": "1",
-        "training.log_every": str(min(50, steps)),
-        "training.evaluate_every": str(steps),
-        "training.sample_every": str(steps),
-        "training.save_every": str(steps),
-    }
-    config = read_config([EMBEDDED], list({**fixed, **ROWS[row]}.items()))
+    config = of_steps(read_config([EMBEDDED], list(ROWS[row].items())), steps)
     splits = config.data.corpus.load()
     if not train(config, run):
         raise KeyboardInterrupt
@@ -61,7 +53,7 @@ def measure(row: str, steps: int, texts: int, run: Path) -> dict[str, Any]:
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     report = asdict(grammar_report(written, splits["train"]["text"][:], splits["validation"]["text"][:]))
     seconds = [line["seconds"] for line in log if "seconds" in line][-1]
-    return {"row": row, "steps": steps, **report, "seconds": seconds, "seed": config.training.seed}
+    return {"row": row, "steps": config.training.steps, **report, "seconds": seconds, "seed": config.training.seed}
 
 
 def main() -> None:
