@@ -20,12 +20,12 @@ from typing import Any
 
 from measure import ROOT, TEMPERATURES, arguments, asked, check, every, exit_status, file_name, kept, trained
 
-from diffusionlm.evaluation import at_entropy
-from diffusionlm.frontier import EvaluationConfig, Judging
-from diffusionlm.kinds import open_pipeline
-from diffusionlm.report import Report
-from diffusionlm.run import RunConfig, read_config
-from diffusionlm.writer import saved_sampling
+from diffusionlm.evaluation.benchmark import EvaluationConfig, Judging
+from diffusionlm.evaluation.report import Report
+from diffusionlm.evaluation.text_metrics import at_entropy
+from diffusionlm.pipelines.auto import open_pipeline
+from diffusionlm.pipelines.base import saved_sampling
+from diffusionlm.training.run import RunConfig, read_config
 
 BASE = ROOT / "configs" / "e2e-small.yaml"
 CORRECTED = (1.1, 1.2, 1.3, 1.4)  # corrections sharpen what they correct

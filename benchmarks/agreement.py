@@ -20,10 +20,10 @@ import torch
 from measure import exit_status
 from torch import Tensor
 
-from diffusionlm.corpora import Restaurants
-from diffusionlm.grammar import GRAMMAR, Word, accepts
-from diffusionlm.pipeline import Pipeline
-from diffusionlm.tokenizer import decode_texts
+from diffusionlm.data.corpora import Restaurants
+from diffusionlm.data.tokenizers import decode_texts
+from diffusionlm.pipelines.diffusion import Pipeline
+from diffusionlm.restaurants.grammar import GRAMMAR, Word, accepts
 
 KINDS = {
     "lists of praise": r"\b(criticise|dislike|hate|praise|admire|love)\b.* the\b",

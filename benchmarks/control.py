@@ -20,11 +20,11 @@ import torch
 from measure import RESULTS, ROOT, exit_status
 
 from diffusionlm.config import UserError
-from diffusionlm.control_evaluation import ControlConfig, evaluate_control
-from diffusionlm.control_report import control_table
-from diffusionlm.model import model_folder
-from diffusionlm.run import read_config, train
-from diffusionlm.tasks import TaskConfig, read_tasks
+from diffusionlm.core.model import model_folder
+from diffusionlm.evaluation.control.evaluation import ControlConfig, evaluate_control
+from diffusionlm.evaluation.control.report import control_table
+from diffusionlm.evaluation.control.tasks import TaskConfig, read_tasks
+from diffusionlm.training.run import read_config, train
 
 Changes = list[tuple[str, str]]
 

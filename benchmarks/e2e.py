@@ -17,10 +17,10 @@ from pathlib import Path
 
 from measure import ROOT, TEMPERATURES, arguments, asked, check, every, exit_status, trained
 
-from diffusionlm.frontier import EvaluationConfig, evaluate
-from diffusionlm.report import table
-from diffusionlm.run import RunConfig, read_config
-from diffusionlm.writer import saved_sampling
+from diffusionlm.evaluation.benchmark import EvaluationConfig, evaluate
+from diffusionlm.evaluation.report import table
+from diffusionlm.pipelines.base import saved_sampling
+from diffusionlm.training.run import RunConfig, read_config
 
 # One network that all can use, and the sampling that goes with it: a sweep of corrections would take eleven evaluations.
 ONE = {"model.backbone": "{name: transformer, layers: 5, width: 192, heads: 6, dropout: 0.1}"}

@@ -18,9 +18,9 @@ from typing import Any
 
 from measure import RESULTS, ROOT, exit_status, file_name, kept, of_steps
 
-from diffusionlm.evaluation import grammar_report
-from diffusionlm.pipeline import Pipeline
-from diffusionlm.run import read_config, train
+from diffusionlm.evaluation.text_metrics import grammar_report
+from diffusionlm.pipelines.diffusion import Pipeline
+from diffusionlm.training.run import read_config, train
 
 EMBEDDED = ROOT / "configs" / "restaurants.yaml"
 ROWS = {

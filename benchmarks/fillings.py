@@ -22,7 +22,7 @@ from measure import exit_status
 
 from diffusionlm.config import UserError
 from diffusionlm.controls import Infill, read_controls
-from diffusionlm.corpora import E2E
+from diffusionlm.data.corpora import E2E
 
 LONGEST, LEAST, DRAWS = 6, 20, 1000
 

@@ -26,12 +26,12 @@ from measure import RESULTS, ROOT, exit_status
 from nltk import NaiveBayesClassifier
 from nltk.corpus import sentence_polarity
 
-from diffusionlm.control_evaluation import ControlConfig, evaluate_control
-from diffusionlm.control_report import control_table
 from diffusionlm.controls import Binding, Classifier, Control, Demand
-from diffusionlm.report import write
-from diffusionlm.run import read_config, train
-from diffusionlm.tasks import read_tasks
+from diffusionlm.evaluation.control.evaluation import ControlConfig, evaluate_control
+from diffusionlm.evaluation.control.report import control_table
+from diffusionlm.evaluation.control.tasks import read_tasks
+from diffusionlm.evaluation.report import write
+from diffusionlm.training.run import read_config, train
 
 TARGETS = 25
 LABELS = {"positive": "rt-polarity.pos", "negative": "rt-polarity.neg"}

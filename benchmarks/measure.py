@@ -24,11 +24,11 @@ import torch
 from tqdm import tqdm
 
 from diffusionlm.config import UserError
-from diffusionlm.corpora import Corpus
-from diffusionlm.frontier import EvaluationConfig, Judging
-from diffusionlm.provenance import machine
-from diffusionlm.report import write
-from diffusionlm.run import RunConfig, claim, read_config, train
+from diffusionlm.data.corpora import Corpus
+from diffusionlm.evaluation.benchmark import EvaluationConfig, Judging
+from diffusionlm.evaluation.provenance import machine
+from diffusionlm.evaluation.report import write
+from diffusionlm.training.run import RunConfig, claim, read_config, train
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"

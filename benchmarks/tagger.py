@@ -19,7 +19,7 @@ from measure import exit_status
 from nltk.corpus import brown
 from nltk.tag import PerceptronTagger
 
-from diffusionlm.report import write
+from diffusionlm.evaluation.report import write
 
 
 def train_tagger(folder: Path, iterations: int = 3, sentences: int | None = None) -> float:

@@ -13,7 +13,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from diffusionlm.grammar import Description, generate  # noqa: E402
+from diffusionlm.restaurants.grammar import Description, generate  # noqa: E402
 
 SEED = 2022
 SIZES = {"train": 20_000, "validation": 1_000, "test": 1_000}

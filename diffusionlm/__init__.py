@@ -7,60 +7,60 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diffusionlm.classifier import Classifier as Classifier
     from diffusionlm.config import UserError as UserError
-    from diffusionlm.diffusion import GaussianDiffusion as GaussianDiffusion
-    from diffusionlm.frontier import EvaluationConfig as EvaluationConfig
-    from diffusionlm.frontier import evaluate as evaluate
-    from diffusionlm.judge import Judge as Judge
-    from diffusionlm.judge import perplexity as perplexity
-    from diffusionlm.kinds import open_pipeline as open_pipeline
-    from diffusionlm.likelihood import Bound as Bound
-    from diffusionlm.likelihood import bound as bound
-    from diffusionlm.masked import MaskedConfig as MaskedConfig
-    from diffusionlm.masked import MaskedLM as MaskedLM
-    from diffusionlm.masked_bound import masked_bound as masked_bound
-    from diffusionlm.model import DiffusionLM as DiffusionLM
-    from diffusionlm.model import DiffusionLMConfig as DiffusionLMConfig
-    from diffusionlm.model import ModelConfig as ModelConfig
-    from diffusionlm.pipeline import Pipeline as Pipeline
-    from diffusionlm.run import RunConfig as RunConfig
-    from diffusionlm.run import read_config as read_config
-    from diffusionlm.run import train as train
-    from diffusionlm.sampling import sample as sample
-    from diffusionlm.scoring import ScoringConfig as ScoringConfig
-    from diffusionlm.scoring import score as score
-    from diffusionlm.unmasking import MaskedPipeline as MaskedPipeline
-    from diffusionlm.writer import SamplingConfig as SamplingConfig
+    from diffusionlm.core.model import DiffusionLM as DiffusionLM
+    from diffusionlm.core.model import DiffusionLMConfig as DiffusionLMConfig
+    from diffusionlm.core.model import ModelConfig as ModelConfig
+    from diffusionlm.core.process import GaussianDiffusion as GaussianDiffusion
+    from diffusionlm.core.sampler import sample as sample
+    from diffusionlm.evaluation.benchmark import EvaluationConfig as EvaluationConfig
+    from diffusionlm.evaluation.benchmark import evaluate as evaluate
+    from diffusionlm.evaluation.judge import Judge as Judge
+    from diffusionlm.evaluation.judge import perplexity as perplexity
+    from diffusionlm.evaluation.likelihood import Bound as Bound
+    from diffusionlm.evaluation.likelihood import bound as bound
+    from diffusionlm.evaluation.masked_likelihood import masked_bound as masked_bound
+    from diffusionlm.evaluation.scoring import ScoringConfig as ScoringConfig
+    from diffusionlm.evaluation.scoring import score as score
+    from diffusionlm.models.classifier import Classifier as Classifier
+    from diffusionlm.models.masked import MaskedConfig as MaskedConfig
+    from diffusionlm.models.masked import MaskedLM as MaskedLM
+    from diffusionlm.pipelines.auto import open_pipeline as open_pipeline
+    from diffusionlm.pipelines.base import SamplingConfig as SamplingConfig
+    from diffusionlm.pipelines.diffusion import Pipeline as Pipeline
+    from diffusionlm.pipelines.masked import MaskedPipeline as MaskedPipeline
+    from diffusionlm.training.run import RunConfig as RunConfig
+    from diffusionlm.training.run import read_config as read_config
+    from diffusionlm.training.run import train as train
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Classifier": "classifier",
+    "Classifier": "models.classifier",
     "UserError": "config",
-    "GaussianDiffusion": "diffusion",
-    "EvaluationConfig": "frontier",
-    "evaluate": "frontier",
-    "Judge": "judge",
-    "perplexity": "judge",
-    "open_pipeline": "kinds",
-    "Bound": "likelihood",
-    "bound": "likelihood",
-    "MaskedConfig": "masked",
-    "MaskedLM": "masked",
-    "masked_bound": "masked_bound",
-    "DiffusionLM": "model",
-    "DiffusionLMConfig": "model",
-    "ModelConfig": "model",
-    "Pipeline": "pipeline",
-    "SamplingConfig": "writer",
-    "RunConfig": "run",
-    "read_config": "run",
-    "train": "run",
-    "sample": "sampling",
-    "ScoringConfig": "scoring",
-    "score": "scoring",
-    "MaskedPipeline": "unmasking",
+    "GaussianDiffusion": "core.process",
+    "EvaluationConfig": "evaluation.benchmark",
+    "evaluate": "evaluation.benchmark",
+    "Judge": "evaluation.judge",
+    "perplexity": "evaluation.judge",
+    "open_pipeline": "pipelines.auto",
+    "Bound": "evaluation.likelihood",
+    "bound": "evaluation.likelihood",
+    "MaskedConfig": "models.masked",
+    "MaskedLM": "models.masked",
+    "masked_bound": "evaluation.masked_likelihood",
+    "DiffusionLM": "core.model",
+    "DiffusionLMConfig": "core.model",
+    "ModelConfig": "core.model",
+    "Pipeline": "pipelines.diffusion",
+    "SamplingConfig": "pipelines.base",
+    "RunConfig": "training.run",
+    "read_config": "training.run",
+    "train": "training.run",
+    "sample": "core.sampler",
+    "ScoringConfig": "evaluation.scoring",
+    "score": "evaluation.scoring",
+    "MaskedPipeline": "pipelines.masked",
 }
 __all__ = sorted(_HOMES)
 

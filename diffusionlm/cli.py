@@ -17,23 +17,23 @@ from diffusionlm.config import UserError, build, nearest, override, to_plain
 
 if TYPE_CHECKING:
     from diffusionlm.controls import Control
-    from diffusionlm.pipeline import Pipeline
-    from diffusionlm.sampling import State
-    from diffusionlm.writer import SamplingConfig
+    from diffusionlm.core.sampler import State
+    from diffusionlm.pipelines.base import SamplingConfig
+    from diffusionlm.pipelines.diffusion import Pipeline
 
 FAMILIES = {  # what ``show`` lists, and where it lives
-    "models": "diffusionlm.spec:ModelSpec",
-    "schedules": "diffusionlm.schedule:NoiseSchedule",
-    "samplers": "diffusionlm.sampling:Sampler",
-    "backbones": "diffusionlm.backbone:Backbone",
-    "objectives": "diffusionlm.objective:ObjectiveConfig",
-    "optimizers": "diffusionlm.optimizer:OptimizerConfig",
+    "models": "diffusionlm.models.spec:ModelSpec",
+    "schedules": "diffusionlm.core.schedule:NoiseSchedule",
+    "samplers": "diffusionlm.core.sampler:Sampler",
+    "backbones": "diffusionlm.models.backbones:Backbone",
+    "objectives": "diffusionlm.core.objective:ObjectiveConfig",
+    "optimizers": "diffusionlm.training.optimizers:OptimizerConfig",
     "controls": "diffusionlm.controls:Control",
-    "guidance": "diffusionlm.guidance:Guidance",
-    "annotators": "diffusionlm.annotation:Annotator",
-    "tasks": "diffusionlm.tasks:Task",
-    "corpora": "diffusionlm.corpora:Corpus",
-    "tokenizers": "diffusionlm.tokenizer:TokenizerRecipe",
+    "guidance": "diffusionlm.core.guidance:Guidance",
+    "annotators": "diffusionlm.data.annotators:Annotator",
+    "tasks": "diffusionlm.evaluation.control.tasks:Task",
+    "corpora": "diffusionlm.data.corpora:Corpus",
+    "tokenizers": "diffusionlm.data.tokenizers:TokenizerRecipe",
 }
 
 
@@ -229,7 +229,7 @@ def _quiet_libraries() -> None:
 
 
 def _quickstart(options: argparse.Namespace) -> int:
-    from diffusionlm.quickstart import quickstart
+    from diffusionlm.restaurants.quickstart import quickstart
 
     for name in ("steps", "texts"):
         if (count := getattr(options, name)) is not None and count < 1:
@@ -239,7 +239,7 @@ def _quickstart(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from diffusionlm.run import read_config, train
+    from diffusionlm.training.run import read_config, train
 
     overrides = list(options.overrides)
     if options.init_from:
@@ -248,11 +248,11 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _generate(options: argparse.Namespace) -> int:
-    from diffusionlm.annotation import Annotator
     from diffusionlm.controls import read_controls, target_rows
-    from diffusionlm.kinds import open_pipeline
-    from diffusionlm.pipeline import Pipeline
-    from diffusionlm.writer import SamplingConfig, saved_sampling
+    from diffusionlm.data.annotators import Annotator
+    from diffusionlm.pipelines.auto import open_pipeline
+    from diffusionlm.pipelines.base import SamplingConfig, saved_sampling
+    from diffusionlm.pipelines.diffusion import Pipeline
 
     if options.count < 1:
         raise UserError(f"--count: expected at least 1, got {options.count}")
@@ -294,8 +294,8 @@ def check_targets(pipeline: Pipeline, targets: Sequence[tuple[str, tuple[Control
 def _score(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from diffusionlm.corpora import read_texts
-    from diffusionlm.scoring import ScoringConfig, score, summary
+    from diffusionlm.data.corpora import read_texts
+    from diffusionlm.evaluation.scoring import ScoringConfig, score, summary
 
     settings = ScoringConfig(**{f.name: getattr(options, f.name) for f in fields(ScoringConfig)})
     places, texts = zip(*read_texts(options.file, options.column), strict=True)
@@ -310,8 +310,8 @@ def _score(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from diffusionlm.frontier import EvaluationConfig, evaluate
-    from diffusionlm.report import table
+    from diffusionlm.evaluation.benchmark import EvaluationConfig, evaluate
+    from diffusionlm.evaluation.report import table
 
     if options.controls:
         return _evaluate_control(options)
@@ -327,9 +327,9 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _evaluate_control(options: argparse.Namespace) -> int:
-    from diffusionlm.control_evaluation import ControlConfig, evaluate_control
-    from diffusionlm.control_report import control_table
-    from diffusionlm.tasks import read_tasks
+    from diffusionlm.evaluation.control.evaluation import ControlConfig, evaluate_control
+    from diffusionlm.evaluation.control.report import control_table
+    from diffusionlm.evaluation.control.tasks import read_tasks
 
     if not options.models:
         raise UserError("evaluate: expected the folder of a model to be asked")
@@ -350,8 +350,8 @@ def _evaluate_control(options: argparse.Namespace) -> int:
 
 def _evaluated(options: argparse.Namespace) -> dict[str, Any]:
     """Return what both kinds of evaluation are given: corpus, folder, settings of the sampling, device."""
-    from diffusionlm.provenance import config_of
-    from diffusionlm.run import read_config
+    from diffusionlm.evaluation.provenance import config_of
+    from diffusionlm.training.run import read_config
 
     sampling = [(key.removeprefix("sampling."), value) for key, value in options.overrides if key.startswith("sampling.")]
     rest = [(key, value) for key, value in options.overrides if not key.startswith("sampling.")]
@@ -394,7 +394,7 @@ def _watcher() -> Callable[[State, list[str]], None]:
 def _show(options: argparse.Namespace) -> int:
     import yaml
 
-    from diffusionlm.run import read_config
+    from diffusionlm.training.run import read_config
 
     if options.what == "config":
         plain = to_plain(read_config(options.config, options.overrides))

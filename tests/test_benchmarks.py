@@ -22,10 +22,10 @@ from nltk.corpus.util import LazyCorpusLoader
 from tiny_runs import restaurant_texts, tiny_config, tiny_plain
 
 from diffusionlm.config import UserError, build, to_plain
-from diffusionlm.data import encode
-from diffusionlm.kinds import pipeline_of
-from diffusionlm.run import RunConfig, read_config, train
-from diffusionlm.tokenizer import Words
+from diffusionlm.data.batches import encode
+from diffusionlm.data.tokenizers import Words
+from diffusionlm.pipelines.auto import pipeline_of
+from diffusionlm.training.run import RunConfig, read_config, train
 
 CONFIGS = {
     **{f"ablations, {row}": ablations.config_of(row, "folder") for row in ablations.ROWS},

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import yaml
 from safetensors.torch import load_file
-from test_training import COMMAND, ENVIRONMENT, assert_same, read_until, weights
+from test_trainer import COMMAND, ENVIRONMENT, assert_same, read_until, weights
 from tiny_runs import ROOT, restaurant_texts, tiny_config, tiny_plain
 
 from diffusionlm.cli import FAMILIES, main
-from diffusionlm.run import train
-from diffusionlm.run_folder import newest_checkpoint
+from diffusionlm.training.checkpoints import newest_checkpoint
+from diffusionlm.training.run import train
 
 
 @pytest.fixture(scope="module")
@@ -307,7 +307,7 @@ def test_a_users_own_component_is_found_where_the_command_is_given(
 ) -> None:
     (tmp_path / "sampler_of_mine.py").write_text(
         "from dataclasses import dataclass\n"
-        "from diffusionlm.sampling import Sampler\n"
+        "from diffusionlm.core.sampler import Sampler\n"
         "@dataclass(frozen=True)\n"
         "class Mine(Sampler):\n"
         "    pace: float = 0.5\n"

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 import diffusionlm
-from diffusionlm.backbone import Backbone, Transformer
 from diffusionlm.config import (
     Component,
     UserError,
@@ -25,13 +24,14 @@ from diffusionlm.config import (
     read_yaml,
     to_plain,
 )
-from diffusionlm.corpora import Corpus
-from diffusionlm.model import ModelConfig
-from diffusionlm.objective import ObjectiveConfig
-from diffusionlm.optimizer import AdamW, MuonAdamW, OptimizerConfig
-from diffusionlm.sampling import DDIM, DDPM, Sampler
-from diffusionlm.schedule import Cosine, Gumbel, Linear, NoiseSchedule, Sqrt
-from diffusionlm.writer import SamplingConfig
+from diffusionlm.core.model import ModelConfig
+from diffusionlm.core.objective import ObjectiveConfig
+from diffusionlm.core.sampler import DDIM, DDPM, Sampler
+from diffusionlm.core.schedule import Cosine, Gumbel, Linear, NoiseSchedule, Sqrt
+from diffusionlm.data.corpora import Corpus
+from diffusionlm.models.backbones import Backbone, Transformer
+from diffusionlm.pipelines.base import SamplingConfig
+from diffusionlm.training.optimizers import AdamW, MuonAdamW, OptimizerConfig
 
 for _module in pkgutil.iter_modules(diffusionlm.__path__):
     if _module.name != "__main__":
@@ -264,7 +264,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from diffusionlm.schedule import NoiseSchedule
+from diffusionlm.core.schedule import NoiseSchedule
 
 
 @dataclass(frozen=True)
@@ -318,9 +318,9 @@ def test_trust_returns_after_untrusted_data(stranger: str) -> None:
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("diffusionlm.sampling:DDPM", "expected a subclass of diffusionlm.schedule:NoiseSchedule"),
-        ("diffusionlm.schedule:math", "expected a subclass of diffusionlm.schedule:NoiseSchedule"),
-        ("diffusionlm.schedule:Nothing", "cannot import the noise schedule 'diffusionlm.schedule:Nothing'"),
+        ("diffusionlm.core.sampler:DDPM", "expected a subclass of diffusionlm.core.schedule:NoiseSchedule"),
+        ("diffusionlm.core.schedule:math", "expected a subclass of diffusionlm.core.schedule:NoiseSchedule"),
+        ("diffusionlm.core.schedule:Nothing", "cannot import the noise schedule 'diffusionlm.core.schedule:Nothing'"),
         ("no_such_module:Thing", "cannot import the noise schedule 'no_such_module:Thing'"),
         (":Thing", "Empty module name"),
     ],

@@ -5,9 +5,9 @@ import torch
 from tiny_runs import ROOT, restaurant_texts
 
 from diffusionlm.config import build, to_plain
-from diffusionlm.data import collate, encode
-from diffusionlm.run import RunConfig, read_config, train
-from diffusionlm.tokenizer import Words
+from diffusionlm.data.batches import collate, encode
+from diffusionlm.data.tokenizers import Words
+from diffusionlm.training.run import RunConfig, read_config, train
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 

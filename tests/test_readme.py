@@ -9,7 +9,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from diffusionlm.cli import main
 from diffusionlm.config import merge
-from diffusionlm.tokenizer import BytePairs
+from diffusionlm.data.tokenizers import BytePairs
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from diffusionlm.config import build, merge
-from diffusionlm.run import RunConfig
+from diffusionlm.training.run import RunConfig
 
 ROOT = Path(__file__).parent.parent
 

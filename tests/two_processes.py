@@ -8,11 +8,11 @@ import torch
 from tiny_runs import tiny_config
 from torch import Tensor, nn
 
-from diffusionlm.data import encode
-from diffusionlm.model import DiffusionLM
-from diffusionlm.objective import DiffusionObjective
-from diffusionlm.optimizer import OptimizerConfig
-from diffusionlm.training import DiffusionTrainer
+from diffusionlm.core.model import DiffusionLM
+from diffusionlm.core.objective import DiffusionObjective
+from diffusionlm.data.batches import encode
+from diffusionlm.training.optimizers import OptimizerConfig
+from diffusionlm.training.trainer import DiffusionTrainer
 
 
 @dataclass(frozen=True)

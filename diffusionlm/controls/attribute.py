@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from diffusionlm.annotation import Grammar
 from diffusionlm.config import UserError, nearest
 from diffusionlm.controls.binding import Binding, label_energy
 from diffusionlm.controls.control import Control, Demand
-from diffusionlm.tokenizer import split_words
+from diffusionlm.data.annotators import Grammar
+from diffusionlm.data.tokenizers import split_words
 
 
 @dataclass(frozen=True)

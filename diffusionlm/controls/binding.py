@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
-from diffusionlm.annotation import Annotator, Grammar
-from diffusionlm.classifier import Classifier, find_classifier
 from diffusionlm.config import UserError, nearest
-from diffusionlm.data import collate
-from diffusionlm.guidance import Belief, Energy
-from diffusionlm.model import DiffusionLM, model_folder
-from diffusionlm.tokenizer import BLANK, load_tokenizer
+from diffusionlm.core.guidance import Belief, Energy
+from diffusionlm.core.model import DiffusionLM, model_folder
+from diffusionlm.data.annotators import Annotator, Grammar
+from diffusionlm.data.batches import collate
+from diffusionlm.data.tokenizers import BLANK, load_tokenizer
+from diffusionlm.models.classifier import Classifier, find_classifier
 
 UNBOUNDED = 1e9  # tokenizers that know no bound of their own name a number far beyond this
 

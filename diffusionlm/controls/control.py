@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from diffusionlm.config import Component, UserError
+from diffusionlm.constraints.inference import Language, log_mass
 from diffusionlm.controls.binding import Binding
-from diffusionlm.guidance import Belief, Energy, any_of, none_of, scaled
-from diffusionlm.language import Language, log_mass
+from diffusionlm.core.guidance import Belief, Energy, any_of, none_of, scaled
 
 Reward = Callable[[Sequence[str]], Tensor]  # texts to log-probabilities or scores (B,), higher is better
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diffusionlm.config import UserError
+from diffusionlm.constraints.inference import of_lengths, repeat
+from diffusionlm.constraints.spelling import spelling
 from diffusionlm.controls.binding import Binding
 from diffusionlm.controls.control import Control, Demand
-from diffusionlm.controls.spelling import spelling
-from diffusionlm.language import of_lengths, repeat
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from diffusionlm.config import UserError, nearest
+from diffusionlm.constraints.inference import Language, any_number, everything, one_of, sequence, union
 from diffusionlm.controls.binding import Binding
 from diffusionlm.controls.control import Control, Demand
-from diffusionlm.language import Language, any_number, everything, one_of, sequence, union
 
 ONE, MANY = "*", "..."
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import reduce
 
 from diffusionlm.config import UserError
+from diffusionlm.constraints.inference import Language, repeat, sequence, union
+from diffusionlm.constraints.spelling import Spelling, spelling
 from diffusionlm.controls.binding import Binding
 from diffusionlm.controls.control import Control, Demand
-from diffusionlm.controls.spelling import Spelling, spelling
-from diffusionlm.language import Language, repeat, sequence, union
-from diffusionlm.tokenizer import split_words
+from diffusionlm.data.tokenizers import split_words
 
 
 class Phrase:

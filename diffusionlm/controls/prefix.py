@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from diffusionlm.config import UserError
 from diffusionlm.controls.phrase import ANYTHING, Chain, Phrase, PhraseControl, phrase
-from diffusionlm.tokenizer import split_words
+from diffusionlm.data.tokenizers import split_words
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusionlm.annotation import brackets
-from diffusionlm.classifier import Classifier
 from diffusionlm.config import UserError, nearest
+from diffusionlm.constraints.inference import Language, of_lengths, one_of, repeat, union
 from diffusionlm.controls.binding import Binding, read
 from diffusionlm.controls.control import Control, Demand
 from diffusionlm.controls.parts_of_speech import MANY, tag_language
-from diffusionlm.frames import ANY, END, START
-from diffusionlm.guidance import Belief, Energy
-from diffusionlm.language import Language, of_lengths, one_of, repeat, union
+from diffusionlm.core.guidance import Belief, Energy
+from diffusionlm.data.annotators import brackets
+from diffusionlm.models.classifier import Classifier
+from diffusionlm.models.templates import ANY, END, START
 
 
 @dataclass(frozen=True)

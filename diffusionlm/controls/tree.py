@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusionlm.annotation import bracket_f1, brackets
 from diffusionlm.controls.binding import Binding
 from diffusionlm.controls.control import Control, Demand
 from diffusionlm.controls.parts_of_speech import tag_language
 from diffusionlm.controls.span import span_chains, span_energy
-from diffusionlm.guidance import Belief
-from diffusionlm.labels import spans_of, tags_of
+from diffusionlm.core.guidance import Belief
+from diffusionlm.data.annotators import bracket_f1, brackets
+from diffusionlm.data.labels import spans_of, tags_of
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Exact constraints: automata, inference with them, spelling."""

@@ -1,0 +1,184 @@
+"""A factorised token posterior, conditioned on a language.
+
+A diffusion model's belief about a text is one posterior for each position. Given that the text is in a regular language, the
+marginals come from forward-backward and the likeliest text from Viterbi (Rabiner 1989), exactly: what is asked then holds
+for every text, by construction.
+
+Shapes: B batch, L positions, V vocabulary, S states, C classes of tokens, K labels (sets of classes) of edges.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from diffusionlm.constraints.dfa import (
+    Language,
+    any_number,
+    empty,
+    erase,
+    everything,
+    from_table,
+    of_lengths,
+    one_of,
+    repeat,
+    sequence,
+    union,
+)
+
+__all__ = [
+    "Language", "any_number", "condition", "empty", "erase", "everything", "forced", "from_table", "likeliest", "log_mass",
+    "of_lengths", "one_of", "repeat", "sequence", "substitutes", "union",
+]  # fmt: skip
+
+NEVER = -1e30  # the log of a chance of 0, finite so that no difference or gradient is NaN
+SMALL = 1e-25  # a share of the likeliest below which sums are taken in logs
+BARRED = 1e4  # nats that a barred token is below the likeliest, where the language leaves no other
+
+
+def condition(language: Language, logits: Tensor, lengths: Tensor) -> Tensor:
+    """Return the log of the posterior marginals (B, L, V) where the first ``lengths`` (B,) tokens are in ``language``.
+
+    ``logits`` may be -inf where a token is barred, which holds as long as it leaves a text at all. What is impossible, or
+    too unlikely for a number, gets -inf. Positions from a text's length on keep their logits, and so does a text of a
+    length that the language has not.
+    """
+    log_p, by_label, beta = _messages(language, logits, lengths)
+    targets, labels, sets = (table.to(logits.device) for table in language.edges)
+    alpha = torch.zeros_like(beta[0])
+    alpha[0] = 1
+    taken = torch.zeros_like(by_label)
+    for i in range(logits.shape[1]):
+        # The chance of each edge given its state and that the end accepts: no product of small numbers anywhere.
+        score = by_label[i][labels] + beta[i + 1][targets] - beta[i][:, None]
+        flow = (alpha[:, None] * score.clamp(max=0).exp()).flatten(0, 1)
+        alpha = torch.zeros_like(alpha).index_add_(0, targets.flatten(), flow)
+        taken[i].index_add_(0, labels.flatten(), flow)
+    gain = torch.where(taken > 0, taken.log() - by_label, NEVER)[:, :-1].permute(2, 0, 1)
+    inside = log_p + _log_sums(gain, sets.T)[..., language.classes.to(logits.device)]
+    inside = inside.masked_fill(inside < NEVER / 2, -math.inf)
+    member = _inside(logits, lengths) & (beta[0][0] > NEVER / 2)[:, None]
+    return torch.where(member[..., None], inside, logits)
+
+
+def log_mass(language: Language, logits: Tensor, lengths: Tensor) -> Tensor:
+    """Return the log of the chance (B,) that a draw from the posteriors ``logits`` (B, L, V) is a text of ``language``."""
+    log_p = _log_posterior(logits, _inside(logits, lengths))
+    start = _backward(language, log_p, lengths)[1][0][0]
+    return torch.where(start > NEVER / 2, start, -math.inf)
+
+
+def likeliest(language: Language, logits: Tensor, lengths: Tensor) -> Tensor:
+    """Return the likeliest texts (B, L) of ``language``; from a text's length on, each position's likeliest token.
+
+    ``logits`` and ``lengths`` are as in ``condition``; a text of a length that the language has not is the likeliest of all.
+    """
+    log_p = _messages(language, logits, lengths)[0]
+    targets, labels, sets = (table.to(logits.device) for table in language.edges)
+    by_class, tokens = _best(log_p, language.membership.to(logits.device))
+    by_label, symbols = _best(by_class, sets)
+    by_label = torch.nn.functional.pad(by_label, (0, 1), value=NEVER)
+    ends = torch.where(language.accepting.to(logits.device), 0.0, NEVER).to(log_p).expand(len(logits), -1)
+    beta, choices = ends, []
+    for i in reversed(range(logits.shape[1])):
+        best, choice = (by_label[:, i][:, labels] + beta[:, targets]).max(-1)
+        beta = torch.where((i < lengths)[:, None], best, ends)
+        choices.append(choice)
+    ids, rows, state = logits.argmax(-1), torch.arange(len(logits), device=logits.device), torch.zeros_like(lengths)
+    possible = beta[:, 0] > NEVER / 2
+    for i, choice in enumerate(reversed(choices)):
+        edge = choice[rows, state]
+        symbol = symbols[rows, i, labels[state, edge].clamp(max=sets.shape[1] - 1)]
+        ids[:, i] = torch.where(possible & (i < lengths), tokens[rows, i, symbol], ids[:, i])
+        state = targets[state, edge]
+    return ids
+
+
+def forced(language: Language, lengths: Tensor, width: int) -> Tensor:
+    """Return the ids (B, width) of tokens to which texts of ``lengths`` (B,) leave no choice, -1 elsewhere."""
+    step, reached = language.step, language.reached(width)
+    ending = [language.accepting]
+    for _ in range(width):
+        ending.append(ending[-1][step].any(1))
+    ids = torch.full((len(lengths), width), -1)
+    for length in lengths.unique().tolist():
+        for i in range(length):
+            possible = (reached[i][:, None] & ending[length - i - 1][step]).any(0)[language.classes].nonzero()
+            if len(possible) == 1:
+                ids[lengths.cpu() == length, i] = possible[0]
+    return ids.to(lengths.device)
+
+
+def substitutes(language: Language, ids: Tensor, lengths: Tensor) -> Tensor:
+    """Tell which tokens (B, L, V) can stand at each position of the texts ``ids`` (B, L), all others given.
+
+    From a text's length on nothing is told apart: all can.
+    """
+    step, classes = language.step.to(ids.device), language.classes.to(ids.device)
+    symbols = classes[ids]
+    ends = [language.accepting.to(ids.device).expand(len(ids), -1)]  # by state, whether what follows ends in the set
+    for i in reversed(range(ids.shape[1])):
+        before = ends[-1].gather(1, step[:, symbols[:, i]].T)
+        ends.append(torch.where((i < lengths)[:, None], before, ends[-1]))
+    state, possible = torch.zeros_like(lengths), []
+    for i, after in enumerate(reversed(ends[:-1])):
+        possible.append(after.gather(1, step[state]))
+        state = step[state, symbols[:, i]]
+    by_symbol = torch.stack(possible, 1) | ~_inside(ids, lengths)[..., None]
+    return by_symbol[..., classes]
+
+
+def _inside(logits: Tensor, lengths: Tensor) -> Tensor:
+    return torch.arange(logits.shape[1], device=logits.device) < lengths[:, None]
+
+
+def _log_posterior(logits: Tensor, inside: Tensor) -> Tensor:
+    """Return finite log probabilities in float32 or 64; of positions that are not ``inside`` nothing is said."""
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return logits.clamp(NEVER, -NEVER).masked_fill(~inside[..., None], 0).log_softmax(-1).clamp(min=NEVER)
+
+
+def _messages(language: Language, logits: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Return log posteriors and what ``_backward`` makes of them; barred tokens are let in where there is no text without."""
+    log_p = _log_posterior(logits, _inside(logits, lengths))
+    by_label, beta = _backward(language, log_p, lengths)
+    lost = beta[0][0] < NEVER / 2
+    if bool(lost.any()):
+        log_p = torch.where(lost[:, None, None], log_p.maximum(log_p.amax(-1, keepdim=True) - BARRED), log_p)
+        by_label, beta = _backward(language, log_p, lengths)
+    return log_p, by_label, beta
+
+
+def _backward(language: Language, log_p: Tensor, lengths: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Return log chances of each label (L, K + 1, B), and for 0 to L tokens of each state (S, B) that the end accepts."""
+    targets, labels, sets = (table.to(log_p.device) for table in language.edges)
+    by_label = _log_sums(_log_sums(log_p, language.membership.to(log_p.device)), sets)
+    by_label = torch.nn.functional.pad(by_label, (0, 1), value=NEVER).permute(1, 2, 0).contiguous()
+    ends = torch.where(language.accepting.to(log_p.device), 0.0, NEVER).to(log_p)[:, None].expand(-1, len(log_p))
+    beta = [ends]
+    for i in reversed(range(log_p.shape[1])):
+        score = (by_label[i][labels] + beta[-1][targets]).logsumexp(1)
+        beta.append(torch.where(i < lengths, score, ends))
+    return by_label, beta[::-1]
+
+
+def _log_sums(values: Tensor, groups: Tensor) -> Tensor:
+    """Return the log of the sum of exp(values (..., N)) in each of ``groups`` (N, G), 1 or 0, however small it is."""
+    top = values.amax(-1, keepdim=True)
+    sums = (values - top).exp() @ groups.to(values)
+    logs = sums.clamp(min=SMALL).log() + top
+    small = sums.detach() < SMALL
+    for g in small.flatten(0, -2).any(0).nonzero().flatten().tolist():
+        rows = small[..., g]
+        logs[..., g] = logs[..., g].masked_scatter(rows, values[rows][:, groups[:, g] > 0].logsumexp(-1))
+    return logs
+
+
+def _best(values: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the largest of ``values`` (..., N) in each of ``groups`` (N, G), and which it is."""
+    members = [group.nonzero().flatten() for group in groups.T]
+    found = [values[..., member].max(-1) for member in members]
+    best = [each.values for each in found], [member[each.indices] for member, each in zip(members, found, strict=True)]
+    return torch.stack(best[0], -1), torch.stack(best[1], -1)

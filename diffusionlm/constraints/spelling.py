@@ -1,0 +1,183 @@
+"""From words to tokens: a language of spelled words becomes one of the tokens that spell them, whatever the tokenizer.
+
+Texts are cut into words as our own tokenizers do (``tokenizer.py``). Here that rule is an automaton over characters, in which
+a mark stands before each word: `` |The| pub|n't|,``. Reading every token as its characters, as a step of that automaton, gives
+the language over tokens (compare Willard and Louf 2023): no way to cut a word in pieces is forgotten, and no two tokens that
+grow together to another word are taken for the words they look like.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable
+from functools import cached_property, lru_cache, partial
+
+import torch
+from tokenizers import decoders, models
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from diffusionlm.config import UserError, nearest
+from diffusionlm.constraints.inference import (
+    Language,
+    any_number,
+    empty,
+    erase,
+    everything,
+    from_table,
+    one_of,
+    sequence,
+    union,
+)
+
+MARK, BLANK = "\0", " "
+SPECIAL = BLANK + "\ufffd"  # what a special token spells: a word that nobody asks for
+CLITICS = ("s", "m", "d", "re", "ve", "ll")
+
+
+class Spelling:
+    """How the tokens of a tokenizer spell words."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        """Read the vocabulary."""
+        backend = tokenizer.backend_tokenizer
+        # Where each token is a word, a mark is read before each, and only texts that are cut so are possible.
+        self.whole_words = isinstance(backend.model, models.WordLevel) and isinstance(backend.decoder, decoders.Metaspace)
+        self.tokens = spelled_tokens(tokenizer)
+        found = {character for token in self.tokens for character in token}
+        self.characters = [MARK, BLANK, *sorted(found - {MARK, BLANK})]
+        self._rest, self._mark, self._letter = everything(len(self.characters)), self._of(MARK.__eq__), self._of(is_letter)
+        self._join, self._point, self._quote = (self._of(signs.__contains__) for signs in ("-&", ".,", "'’"))
+        self._blank = self._of(BLANK.__eq__)
+        self._negation = sequence(self._letters("n"), self._quote, self._letters("t"))
+        self._clitic = union(*map(self._letters, CLITICS))
+
+    @cached_property
+    def words(self) -> set[str]:
+        """What tokens spell, without blanks: all words there are where each token is a word."""
+        return {token.strip() for token in self.tokens} - {"", SPECIAL.strip()}
+
+    def check(self, word: str, cased: bool, where: str) -> None:
+        """Check that a word can be written. Raises UserError where it cannot, with the nearest that can."""
+        known = self.words if self.whole_words else set(self.characters)
+        parts = [word] if self.whole_words else list(word)
+        if not cased:
+            known, parts = {each.lower() for each in known}, [part.lower() for part in parts]
+        if not known.issuperset(parts):
+            raise UserError(f"{where}: the model's vocabulary has no word {word!r}{_nearest(word, self.words)}")
+
+    def word(self, word: str, cased: bool) -> Language:
+        """Return the texts of this one word, a blank before it or not."""
+        spelled = [self._of(own.__eq__ if cased else partial(_same, own)) for own in word]
+        return sequence(self._start, *spelled)
+
+    @cached_property
+    def any_word(self) -> Language:
+        """The texts of one word: a run of letters (after a clitic perhaps with a hyphen), ``n't``, a clitic, or a sign."""
+        sign = self._of(lambda c: c not in (MARK, BLANK) and not is_letter(c))
+        hyphened, clitic = sequence(self._join, self._run), sequence(self._quote, self._clitic)
+        return sequence(self._start, union(self._run, hyphened, self._negation, clitic, sign))
+
+    def over_tokens(self, spelled: Language) -> Language:
+        """Return the texts of tokens that spell a text of marked words in ``spelled``."""
+        language = spelled & self.proper
+        if not self.whole_words:
+            language = erase(language, 0)
+        step = torch.cat([language.step[:, language.classes], torch.arange(len(language.step))[:, None]], 1)
+        table = torch.arange(len(step))[:, None].expand(-1, len(self.tokens))
+        for codes in self._codes.T:
+            table = step[table, codes]
+        return from_table(table, language.accepting)
+
+    @cached_property
+    def proper(self) -> Language:
+        """The texts of marked words in which the marks are where the rule cuts, and nowhere else."""
+        nothing, rest, mark, join, point = empty(len(self.characters)), self._rest, self._mark, self._join, self._point
+        letter, digit, quote, run = self._letter, self._of(is_digit), self._quote, self._run
+        outside = self._of(lambda c: c != MARK and not is_letter(c))
+        ended = union(nothing, sequence(union(nothing, mark), outside, rest))
+        hyphened = sequence(mark, join, letter, rest)  # right only after a clitic: ``|it|'s|-like``
+        wrong = union(
+            sequence(letter, mark, run, union(nothing, sequence(union(mark, self._blank), rest))),
+            sequence(letter, mark, join, mark, letter, rest),
+            sequence(letter, join, ~sequence(union(letter, sequence(mark, self._negation)), rest)),
+            sequence(digit, mark, point, mark, digit, rest),
+            sequence(self._letters("n"), mark, quote, mark, self._letters("t"), ended),
+            sequence(quote, mark, self._clitic, ended),
+            sequence(quote, letter, any_number(letter), mark, letter, rest),
+            sequence(union(outside, mark, sequence(mark, union(nothing, join), run)), hyphened),
+        )
+        return any_number(self.any_word) & ~union(sequence(rest, wrong), hyphened)
+
+    @cached_property
+    def _run(self) -> Language:
+        """Words of letters and digits, with what may stand inside; a hyphen at the end stands before ``n't``."""
+        plain = self._of(lambda c: is_letter(c) and not is_digit(c))
+        inner = union(self._letter, sequence(union(self._join, self._point), self._letter))
+        wrong = union(sequence(plain, self._point), sequence(self._point, plain))
+        words = sequence(self._letter, any_number(inner)) & ~sequence(self._rest, wrong, self._rest)
+        return sequence(words, union(empty(len(self.characters)), self._join))
+
+    @cached_property
+    def _start(self) -> Language:
+        return sequence(union(empty(len(self.characters)), self._blank), self._mark)
+
+    @cached_property
+    def _codes(self) -> Tensor:
+        """The characters of each token, (V, longest), filled up with one that is not read."""
+        number = {character: i for i, character in enumerate(self.characters)}
+        spelled = [self._marked(token) for token in self.tokens]
+        codes = torch.full((len(spelled), max(map(len, spelled))), len(number))
+        for row, text in zip(codes, spelled, strict=True):
+            row[: len(text)] = torch.tensor([number[character] for character in text], dtype=torch.long)
+        return codes
+
+    def _marked(self, token: str) -> str:
+        return f"{token[: -len(token.lstrip())]}{MARK}{token.lstrip()}" if self.whole_words else token
+
+    def _of(self, test: Callable[[str], bool]) -> Language:
+        return one_of([i for i, character in enumerate(self.characters) if test(character)], len(self.characters))
+
+    def _letters(self, word: str) -> Language:
+        return sequence(*[self._of((letter + letter.upper()).__contains__) for letter in word])
+
+
+def _same(one: str, other: str) -> bool:
+    return one.lower() == other.lower()
+
+
+def is_letter(character: str) -> bool:
+    """Tell whether a character is one that words are made of."""
+    return unicodedata.category(character)[0] in "LMN" or character in "£$€\ufffd"
+
+
+def is_digit(character: str) -> bool:
+    """Tell whether a character is a digit."""
+    return unicodedata.category(character)[0] == "N"
+
+
+def spelled_tokens(tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """Return what each token adds to a text that goes before it."""
+    decoder, special = tokenizer.backend_tokenizer.decoder, set(tokenizer.all_special_ids)
+    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    if decoder is None:
+        return [SPECIAL if i in special else BLANK + token for i, token in enumerate(tokens)]
+    return [SPECIAL if i in special else decoder.decode(["a", token])[1:] for i, token in enumerate(tokens)]
+
+
+@lru_cache(maxsize=8)
+def spelling(tokenizer: PreTrainedTokenizerFast) -> Spelling:
+    """Return how ``tokenizer`` spells words."""
+    return Spelling(tokenizer)
+
+
+@lru_cache(maxsize=8)
+def proper_texts(tokenizer: PreTrainedTokenizerFast) -> Language:
+    """Return the texts that ``tokenizer`` would write: no words that run together where it keeps them apart."""
+    speller = spelling(tokenizer)
+    return speller.over_tokens(any_number(speller.any_word))
+
+
+def _nearest(word: str, words: set[str]) -> str:
+    found = nearest(word, words)
+    return found if found.startswith("; did") else ""

@@ -1,0 +1,1 @@
+"""The method of the paper: schedule, process, sampler, model, objective, guidance."""

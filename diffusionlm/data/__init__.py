@@ -1,0 +1,1 @@
+"""Corpora, tokenizers, batches, labels and annotators."""

@@ -1,0 +1,172 @@
+"""What a finished text says of itself: its attributes, part-of-speech tags and tree, so that controls can be checked.
+
+An annotator reads text as text, with no part of the model that wrote it. The embedded corpus's grammar is exact; for other
+texts there are a tagger and a parser that the user names, and for attributes the paper's rule: the value stands in the text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import datasets  # type: ignore[import-untyped]
+from tqdm import tqdm
+
+from diffusionlm.config import Component, UserError
+from diffusionlm.data.labels import spans_of
+from diffusionlm.data.tokenizers import split_words
+from diffusionlm.restaurants import grammar
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """A text's words, with what is known of them; what an annotator does not tell is None."""
+
+    words: tuple[str, ...]
+    tags: tuple[str, ...] | None = None
+    tree: str | None = None
+    attributes: dict[str, str] | None = None
+
+
+class Annotator(Component, family="annotator"):
+    """Base of the annotators."""
+
+    def annotate(self, text: str) -> Annotation | None:
+        """Return what is known of ``text``; None where it is no text of the annotator's language."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Grammar(Annotator, name="grammar"):
+    """The recogniser of the embedded corpus: gold tags, trees and attributes, and None for what it does not accept."""
+
+    def annotate(self, text: str) -> Annotation | None:
+        """Parse the text."""
+        found = _parsed(text)
+        return Annotation(found.words, found.tags, found.tree, found.attributes) if found else None
+
+
+@lru_cache(maxsize=4096)
+def _parsed(text: str) -> grammar.Description | None:
+    return grammar.parse(text)
+
+
+@dataclass(frozen=True)
+class Plain(Annotator, name="words"):
+    """Tells nothing but the words, of any text."""
+
+    def annotate(self, text: str) -> Annotation:
+        """Split the text."""
+        return Annotation(tuple(split_words(text)))
+
+
+@dataclass(frozen=True)
+class Tagger(Annotator, name="tagger"):
+    """A part-of-speech tagger: NLTK's averaged perceptron from a folder of its JSON files, such as one trained on Brown."""
+
+    folder: str
+
+    def annotate(self, text: str) -> Annotation | None:
+        """Tag the text's words."""
+        words = tuple(split_words(text))
+        return Annotation(words, tuple(tag for _, tag in _tagger(self.folder).tag(words)))
+
+
+@lru_cache(maxsize=2)
+def _tagger(folder: str) -> Any:
+    try:
+        from nltk.tag import PerceptronTagger
+    except ImportError:
+        raise UserError("annotator: 'tagger' needs nltk; pip install nltk") from None
+    tagger = PerceptronTagger(load=False)
+    try:
+        files = [next(Path(folder).glob(f"*{part}.json")) for part in ("weights", "tagdict", "classes")]
+        tagger.decode_json_params(json.loads(file.read_text()) for file in files)
+    except (OSError, ValueError, StopIteration) as error:
+        raise UserError(
+            f"annotator.folder: expected a tagger's weights.json, tagdict.json and classes.json in {folder} {error}".rstrip()
+        ) from None
+    return tagger
+
+
+@dataclass(frozen=True)
+class Stanza(Annotator, name="stanza"):
+    """The neural pipeline of Stanza (Qi et al. 2020), tags and constituency trees, with its models in a local ``folder``."""
+
+    folder: str
+    language: str = "en"
+
+    def annotate(self, text: str) -> Annotation | None:
+        """Tag and parse the text, its words told apart as our tokenizers do, as one sentence per tree under one ROOT."""
+        document = _stanza(self.folder, self.language)(sentences(split_words(text)))
+        words = [word for sentence in document.sentences for word in sentence.words]
+        inner = [re.sub(r"^\(ROOT |\)$", "", str(sentence.constituency)) for sentence in document.sentences]
+        return Annotation(tuple(w.text for w in words), tuple(w.upos for w in words), f"(ROOT {' '.join(inner)})")
+
+
+@lru_cache(maxsize=2)
+def _stanza(folder: str, language: str) -> Any:
+    try:
+        import stanza
+    except ImportError:
+        raise UserError("annotator: 'stanza' is not installed; pip install stanza, and download its models") from None
+    try:
+        return stanza.Pipeline(
+            language, dir=folder, processors="tokenize,pos,constituency", tokenize_pretokenized=True, download_method=None,
+            verbose=False,
+        )  # fmt: skip
+    except Exception as error:  # stanza raises its own kinds, and those of what it loads
+        raise UserError(f"annotator.folder: no Stanza models for {language!r} in {folder}: {error}") from None
+
+
+def sentences(words: Sequence[str]) -> list[list[str]]:
+    """Cut a text's words after each full stop, question mark and exclamation mark."""
+    found: list[list[str]] = [[]]
+    for word in words:
+        found[-1].append(word)
+        if word in (".", "?", "!"):
+            found.append([])
+    return [sentence for sentence in found if sentence]
+
+
+def annotated(rows: datasets.Dataset, annotator: Annotator, columns: Sequence[str]) -> datasets.Dataset:
+    """Return a corpus with what an annotator tells of its texts in those of ``columns`` that it has not itself.
+
+    Raises:
+        UserError: the annotator tells nothing of the kind, or does not understand a text.
+    """
+    missing = [column for column in columns if column not in rows.column_names]
+    told: dict[str, list[Any]] = {column: [] for column in missing}
+    for text in tqdm(rows["text"][:] if missing else [], desc="annotating", unit="text"):
+        annotation = annotator.annotate(text)
+        for column in missing:
+            if getattr(annotation, column, None) is None:
+                raise UserError(f"annotator: {annotator.name!r} tells no {column} of {text[:60]!r}")
+            told[column].append(getattr(annotation, column))
+    for column, values in told.items():
+        rows = rows.add_column(column, values)
+    return rows
+
+
+Bracket = tuple[int, int, str]  # the first and last word of a constituent, counted from 0, and its label
+
+
+def brackets(tree: str) -> list[Bracket]:
+    """Return the constituents of a bracketed tree, without its root and those over a single word's tag.
+
+    Raises:
+        UserError: the brackets do not match, or it is no tree.
+    """
+    return [(first, last, label) for first, last, chain in spans_of(tree) for label in chain.split("::")]
+
+
+def bracket_f1(gold: Sequence[Bracket], found: Sequence[Bracket]) -> float:
+    """Return the labelled F1 (0 to 1) of two trees' constituents, as EVALB counts them."""
+    a, b = Counter(gold), Counter(found)
+    return 2 * (a & b).total() / max(a.total() + b.total(), 1)

@@ -1,0 +1,169 @@
+"""Texts as token ids, and batches of a fixed token budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from diffusionlm.config import Settings, UserError
+from diffusionlm.data.corpora import Corpus, Restaurants
+from diffusionlm.data.tokenizers import TokenizerRecipe, Words
+
+
+@dataclass(frozen=True)
+class DataConfig(Settings):
+    """What is learned from: ``max_length`` counts tokens, start and end included."""
+
+    corpus: Corpus = field(default_factory=Restaurants)
+    tokenizer: TokenizerRecipe = field(default_factory=Words)
+    max_length: int = 64
+    too_long: Literal["truncate", "split", "drop", "error"] = "truncate"
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        if self.max_length < 3:
+            raise UserError(f"max_length: expected 3 or more (start, a token, end), got {self.max_length}")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Encoded texts: ``ids[i]`` is (a piece of) text number ``texts[i]``, counted from 0, with its start and end.
+
+    ``too_long`` texts were longer than allowed, ``empty`` ones were skipped.
+    """
+
+    ids: list[list[int]]
+    texts: list[int]
+    too_long: int
+    empty: int
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """The number of tokens of each row, (rows,)."""
+        return np.fromiter(map(len, self.ids), dtype=np.int64, count=len(self.ids))
+
+
+def encode(
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerFast,
+    max_length: int = 64,
+    too_long: Literal["truncate", "split", "drop", "error"] = "truncate",
+) -> Encoded:
+    """Encode ``texts`` as start, tokens, end, of ``max_length`` tokens at most; empty texts are skipped.
+
+    A longer text is cut, split into consecutive pieces, dropped, or an error, as ``too_long`` says.
+
+    Raises:
+        UserError: nothing is left, or a text is too long and ``too_long`` is "error".
+    """
+    room = max_length - 2
+    ids: list[list[int]] = []
+    origins: list[int] = []
+    long = empty = 0
+    for number, tokens in enumerate(_token_ids(texts, tokenizer)):
+        pieces = [tokens]
+        if len(tokens) > room:
+            long += 1
+            if too_long == "error":
+                got = f"text {number} has {len(tokens) + 2} tokens with start and end"
+                raise UserError(f"max_length: {got}, more than the {max_length} allowed: {texts[number][:60]!r}...")
+            pieces = [tokens[i : i + room] for i in range(0, len(tokens), room)]
+            pieces = {"truncate": pieces[:1], "split": pieces, "drop": []}[too_long]
+        elif not tokens:
+            empty, pieces = empty + 1, []
+        ids += [[tokenizer.bos_token_id, *piece, tokenizer.eos_token_id] for piece in pieces]
+        origins += [number] * len(pieces)
+    if not ids:
+        longer = f", {long} over {max_length} tokens" if long else ""
+        raise UserError(f"texts: of {len(texts)} none is left: {empty} empty{longer}")
+    return Encoded(ids, origins, long, empty)
+
+
+def _token_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[list[int]]:
+    for start in range(0, len(texts), 10_000):  # A batch holds far more than the ids in memory.
+        chunk = list(texts[start : start + 10_000])
+        yield from tokenizer(chunk, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+
+
+class TokenBudgetBatches(torch.utils.data.Sampler[list[int]]):
+    """Exactly ``count`` batches of row indices, each of at most ``tokens`` tokens with its padding (rows x longest).
+
+    The data are passed over without end, every row once a pass, in an order that ``seed`` and the number of the pass
+    settle, so batch i is the same on every run. Rows of like length go together. The batches of the ``world`` ranks in
+    one step are disjoint (as long as a pass can be cut into a multiple of ``world`` batches).
+    """
+
+    POOL = 50  # Batches' worth of shuffled rows that are sorted together: more pads less, fewer mixes better.
+
+    def __init__(
+        self,
+        lengths: Sequence[int] | npt.NDArray[np.int64],
+        tokens: int,
+        count: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        """Take the ``lengths`` (tokens) of all rows. Raises UserError where there is none or one exceeds ``tokens``."""
+        self.lengths = np.asarray(lengths, dtype=np.int64)
+        self.tokens, self.count, self.seed, self.rank, self.world = tokens, count, seed, rank, world
+        if not len(self.lengths):
+            raise UserError("data: there is no text to make batches of")
+        if self.lengths.max() > tokens:
+            row = int(self.lengths.argmax())
+            raise UserError(f"training.batch_tokens: a batch may hold {tokens}, but text {row} alone has {self.lengths[row]}")
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return self.count
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield this rank's batches, lists of row indices, from the first one on."""
+        made, number, first = 0, 0, self.rank
+        while made < self.count:
+            order, cuts = self._pass(number)
+            turns = np.random.default_rng([self.seed, number, 1]).permutation(len(cuts) - 1)
+            own = turns[first :: self.world][: self.count - made]
+            for turn in own:
+                yield order[cuts[turn] : cuts[turn + 1]].tolist()
+            made, number, first = made + len(own), number + 1, (first - len(turns)) % self.world
+
+    def _pass(self, number: int) -> tuple[npt.NDArray[np.int64], list[int]]:
+        """Return one pass: rows in order, and where to cut them into batches."""
+        order = np.random.default_rng([self.seed, number, 0]).permutation(len(self.lengths))
+        pool = max(1, int(self.POOL * self.tokens / self.lengths.mean()))
+        order = order[np.lexsort((self.lengths[order], np.arange(len(order)) // pool))]
+        lengths = self.lengths[order]
+        cuts = [0]
+        for end in [*range(pool, len(order), pool), len(order)]:
+            while (start := cuts[-1]) < end:
+                ahead = lengths[start : min(end, start + self.tokens // max(1, int(lengths[start])))]
+                padded = ahead * np.arange(1, len(ahead) + 1)
+                cuts.append(start + int(np.searchsorted(padded, self.tokens, side="right")))
+        # Halve large batches until the ranks come out even: no step then reaches into the next pass and its order.
+        while (len(cuts) - 1) % self.world and max(sizes := np.diff(cuts)) > 1:
+            largest = int(sizes.argmax())
+            cuts.insert(largest + 1, (cuts[largest] + cuts[largest + 1]) // 2)
+        return order, cuts
+
+
+def collate(rows: Sequence[Sequence[int]], pad_id: int, width: int | None = None) -> dict[str, Tensor]:
+    """Pad rows of token ids to the longest, or to ``width``: ``ids`` (B, L) int64, ``mask`` (B, L) True at real tokens.
+
+    Raises:
+        UserError: a row is longer than ``width``.
+    """
+    lengths = torch.tensor([len(row) for row in rows])
+    longest = int(lengths.max())
+    width = longest if width is None else width
+    if longest > width:
+        raise UserError(f"width: expected {longest} or more, the longest row, got {width}")
+    ids = torch.tensor([[*row, *[pad_id] * (width - len(row))] for row in rows])
+    return {"ids": ids, "mask": torch.arange(width) < lengths[:, None]}

@@ -1,0 +1,1 @@
+"""Metrics, likelihoods and benchmarks of generated text."""

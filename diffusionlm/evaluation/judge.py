@@ -1,0 +1,173 @@
+"""A judge: an autoregressive model's exact likelihood of texts, whoever wrote them.
+
+    perplexity = exp( - sum of log p(token) / number of tokens )        over the words of all texts and their ends
+
+A judge trained on real texts of the same kind finds what is written well likely. Perplexity alone is no figure of merit,
+because a model that repeats its best sentence has a perfect one: report it beside the entropy and uniqueness of the texts,
+and beside the judge's perplexity of real held-out texts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from diffusionlm.config import UserError
+from diffusionlm.core.model import model_folder
+from diffusionlm.data.batches import collate
+from diffusionlm.data.tokenizers import decode_texts, load_tokenizer
+from diffusionlm.models.causal import load_causal, reach, write_ids
+from diffusionlm.pipelines.base import SamplingConfig, placed
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a judge says of one text.
+
+    Args:
+        nats: the negative log-likelihood.
+        tokens: how many tokens that counts: the text's own and the end; the start is context only.
+        characters: of the text as it was given.
+        unknown: how many of the tokens are the tokenizer's unknown token, of which a judge says little.
+    """
+
+    nats: float
+    tokens: int
+    characters: int
+    unknown: int = 0
+
+
+@dataclass
+class Judge:
+    """An autoregressive model with its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    dtype: torch.dtype = torch.float32
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str = "cpu", dtype: str = "fp32") -> Judge:
+        """Read a judge's run folder, its model folder, or any local causal language model with its tokenizer.
+
+        Raises:
+            UserError: no such folder, another kind of model, damaged; an unknown device or dtype.
+        """
+        folder = model_folder(folder)
+        model, tokenizer = load_causal(folder), load_tokenizer(folder)
+        if len(tokenizer) > model.config.vocab_size:
+            raise UserError(f"{folder}: the tokenizer has {len(tokenizer)} words, the model {model.config.vocab_size}")
+        return cls(model, tokenizer, placed(model, device, dtype))
+
+    @torch.no_grad()
+    def score(self, texts: Sequence[str], batch_tokens: int = 8192) -> list[Scored]:
+        """Return each text's exact likelihood; a batch holds at most ``batch_tokens`` tokens with its padding.
+
+        Counted are a text's tokens and the end token after it. A tokenizer without an end token counts no end, and one
+        without a start token gives the first token as context only. A text longer than the model reads is scored in
+        windows, in which every token has at least half of the model's reach before it.
+        """
+        rows = [self._encode(text) for text in texts]
+        nats = [0.0] * len(rows)
+        pieces = [(i, *window) for i, row in enumerate(rows) for window in windows(len(row), reach(self.model) + 1)]
+        pieces.sort(key=lambda piece: piece[2] - piece[1])
+        while pieces:
+            count = max(1, batch_tokens // (pieces[-1][2] - pieces[-1][1]))
+            batch, pieces = pieces[-count:], pieces[:-count]
+            losses = self._losses([rows[i][first:last] for i, first, last, _ in batch])
+            for (i, first, last, new), row in zip(batch, losses, strict=True):
+                nats[i] += float(row[new - first - 1 : last - first - 1].sum())
+        mark, frame = self.tokenizer.unk_token_id, (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
+        unknown = [0 if mark in frame else row.count(mark) for row in rows]  # GPT-2 calls its end unknown too
+        return [Scored(n, len(row) - 1, len(text), u) for n, row, text, u in zip(nats, rows, texts, unknown, strict=True)]
+
+    def write(
+        self,
+        count: int,
+        seed: int = 0,
+        temperature: float = 1.0,
+        batch_size: int = 128,
+        max_tokens: int | None = None,
+    ) -> list[str]:
+        """Write ``count`` texts by ancestral sampling; the first n depend neither on ``count`` nor on ``batch_size``.
+
+        A text that has not ended after ``max_tokens`` tokens (or the model's reach) is cut. No special token is drawn,
+        [UNK] included.
+
+        Raises:
+            UserError: the tokenizer has no start token; an impossible number.
+        """
+        SamplingConfig(temperature=temperature, batch_size=batch_size, seed=seed)  # for its checks
+        texts: list[str] = []
+        for first in range(0, count, batch_size):
+            seeds = [(seed, index, 0) for index in range(first, min(first + batch_size, count))]
+            ids = write_ids(self.model, self.tokenizer, seeds, temperature, max_tokens, self.dtype)
+            texts += decode_texts(self.tokenizer, ids)
+        return texts
+
+    def complete(self, begun: str, count: int, seed: int = 0, max_tokens: int | None = None) -> list[str]:
+        """Write ``count`` texts that begin with ``begun``, which tells them nothing of what is to come after.
+
+        Raises:
+            UserError: the tokenizer has no start token.
+        """
+        ids = self.tokenizer(begun, add_special_tokens=False, verbose=False)["input_ids"]
+        seeds = [(seed, index, 0) for index in range(count)]
+        longest = None if max_tokens is None else len(ids) + max_tokens
+        rows = write_ids(self.model, self.tokenizer, seeds, 1.0, longest, self.dtype, begun=ids)
+        return decode_texts(self.tokenizer, rows)
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        start, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        row = [*([] if start is None else [start]), *ids, *([] if end is None else [end])]
+        if not row:
+            raise UserError("score: this tokenizer has no start and no end, so an empty text has no likelihood")
+        return row
+
+    def _losses(self, rows: list[list[int]]) -> torch.Tensor:
+        """Return the nats (B, L - 1) of every token but the first of each row, on the CPU in float64."""
+        batch = {name: tensor.to(self.model.device) for name, tensor in collate(rows, 0).items()}
+        ids, mask = batch["ids"], batch["mask"]
+        with torch.autocast(ids.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            logits = self.model(input_ids=ids[:, :-1], attention_mask=mask[:, :-1].long(), use_cache=False).logits
+        losses = torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), ids[:, 1:], reduction="none")
+        return (losses * mask[:, 1:]).double().cpu()
+
+
+def windows(length: int, reach: int) -> Iterator[tuple[int, int, int]]:
+    """Cut ``length`` tokens into pieces of ``reach``: yield where each begins, ends, and its first token not yet scored."""
+    yield 0, min(length, reach), 1
+    end = reach
+    while end < length:
+        scored, end = end, min(length, end + max(1, reach // 2))
+        yield end - reach, end, scored
+
+
+def perplexity(scored: Sequence[Scored]) -> float:
+    """Return exp(nats / tokens) over all texts together, per token with the end counted.
+
+    Raises:
+        UserError: there is no token.
+    """
+    return math.exp(sum(one.nats for one in scored) / _counted([one.tokens for one in scored], "token"))
+
+
+def bits_per_character(scored: Sequence[Scored]) -> float:
+    """Return bits a character over all texts together, which compares judges with different tokenizers.
+
+    Raises:
+        UserError: there is no character.
+    """
+    nats = sum(one.nats for one in scored)
+    return nats / math.log(2) / _counted([one.characters for one in scored], "character")
+
+
+def _counted(counts: Sequence[int], what: str) -> int:
+    if not sum(counts):
+        raise UserError(f"texts: there is no {what} in them to score")
+    return sum(counts)

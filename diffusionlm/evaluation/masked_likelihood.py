@@ -1,0 +1,94 @@
+"""An honest likelihood of masked diffusion: its bound of -log p(text), text by text, in nats, with its standard error.
+
+    -log p(w) <= E_k [ N/k sum over k hidden words of -log p(word | shown words) ] - log p(length)
+
+k is uniform from 1 to N, the words of the text; the first term is exact for a model whose conditionals are (``masked``). Whole
+orders in which the words are shown, several at a time, give a tighter one (``likelihood``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy
+import torch
+from torch import Tensor
+
+from diffusionlm.config import UserError
+from diffusionlm.evaluation.likelihood import (
+    Bound,
+    Terms,
+    check_draws,
+    counted,
+    in_turn_terms,
+    length_nats,
+    stratified_variance,
+)
+from diffusionlm.models.masked import MaskedLM, hidden_losses, hide, word_positions
+
+
+@torch.no_grad()
+def masked_bound(
+    model: MaskedLM,
+    rows: Sequence[Sequence[int]],
+    texts: Sequence[str] | None = None,
+    *,
+    strata: int = 128,
+    orders: int = 0,
+    seed: int = 0,
+    batch_size: int = 64,
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[Bound]:
+    """Yield the likelihood bound of each of ``rows`` of token ids with START and END; ``texts`` are read for characters.
+
+    k is stratified: ``strata`` draws a text, each with a random choice of k hidden words, of which ``batch_size`` are
+    read at a time; in place of them, as many whole ``orders`` as are asked for. A text's draws depend on ``seed`` and its
+    number alone. ``dtype`` is that of the network's arithmetic.
+
+    Raises:
+        UserError: a row is longer than the model reads, or there are too few strata or orders.
+    """
+    check_draws(strata, orders)
+    longest = model.config.max_tokens
+    for number, row in enumerate(rows):
+        if len(row) > longest:
+            raise UserError(f"text {number}: expected {longest} tokens or fewer, start and end included, got {len(row)}")
+        losses, words = _losses(model, row, dtype)
+        draw = numpy.random.default_rng([seed, number])
+        if orders:
+            terms = in_turn_terms(losses, words, draw, orders=orders, batch_size=batch_size)
+        else:
+            nats = _text_nats(losses, words, draw, strata, batch_size)
+            # Nothing is lost at either end of the process.
+            terms = Terms(0.0, 0.0, float(nats.mean()), math.sqrt(stratified_variance(nats)))
+        yield Bound(
+            **vars(terms),
+            length=length_nats(model, len(row)),
+            **counted(model, row, None if texts is None else texts[number]),
+        )
+
+
+def _losses(model: MaskedLM, row: Sequence[int], dtype: torch.dtype) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """Return the function from hidden words (K, L) of a text to -log p of each (K, L), and where its words are (L,)."""
+    ids = torch.tensor([row], device=model.device)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+
+    def losses(hidden: Tensor) -> Tensor:
+        with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
+            return hidden_losses(model, ids.expand_as(hidden), mask.expand_as(hidden), hidden)
+
+    return losses, word_positions(mask)[0]
+
+
+def _text_nats(
+    losses: Callable[[Tensor], Tensor], words: Tensor, draw: numpy.random.Generator, strata: int, batch_size: int
+) -> Tensor:
+    """Return an estimate of a text's diffusion term from each stratum of k, (strata,) in nats."""
+    count = int(words.sum())
+    u = torch.from_numpy((numpy.arange(1, strata + 1) - draw.random(strata)) / strata)
+    k = (u * count).ceil().clamp(min=1).to(words.device)
+    uniform = torch.from_numpy(draw.random((strata, len(words)))).to(words.device)
+    hidden = hide(words.expand(strata, -1), k, uniform)
+    nats = torch.cat([losses(part).double().sum(1) for part in hidden.split(batch_size)])
+    return (nats * count / k).cpu()

@@ -1,0 +1,93 @@
+"""Where figures come from: the machine, a model's bits, how a run was trained and on which corpus."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffusionlm.config import UserError
+from diffusionlm.core.model import model_folder
+from diffusionlm.data.corpora import Corpus
+from diffusionlm.training.run import read_config
+
+
+def machine() -> dict[str, Any]:
+    """Describe the machine and the versions."""
+    return {
+        "system": platform.platform(),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "diffusion-lm": _version(),
+    }
+
+
+def _processor() -> str:
+    """Return what the processor is called, where the system says so."""
+    with suppress(OSError):
+        names = [line.partition(": ")[2] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+        return f"{names[0]}, {len(names)} cores" if names else platform.machine()
+    return platform.processor() or platform.machine()
+
+
+def _version() -> str | None:
+    try:
+        return importlib.metadata.version("diffusion-lm")
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
+        return None
+
+
+def fingerprint(folder: str | Path) -> str:
+    """Return a hash of a model's weights, config and tokenizer: a model trained anew is told from the old one."""
+    digest = hashlib.sha256()
+    for path in sorted(model_folder(folder).glob("*")):
+        if path.suffix == ".safetensors" or path.name in ("config.json", "tokenizer.json"):
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def config_of(folders: Sequence[str | Path]) -> Path | None:
+    """Return the first ``config.yaml`` of the runs among ``folders``, which may also be the models in runs."""
+    paths = [path / "config.yaml" for folder in folders for path in (Path(folder), Path(folder).resolve().parent)]
+    return next((path for path in paths if path.is_file()), None)
+
+
+def corpus_of(folders: Sequence[str | Path]) -> Corpus:
+    """Return the corpus that the first of these runs was trained on.
+
+    Raises:
+        UserError: none of them is a run's folder.
+    """
+    if path := config_of(folders):
+        return read_config([path]).data.corpus
+    named = " and ".join(str(folder) for folder in folders)
+    raise UserError(f"corpus: expected a run's folder with a config.yaml, got {named}; say --data.corpus, or --config FILE")
+
+
+def training_of(folder: str | Path) -> dict[str, Any]:
+    """Return what a run's log says of its training: steps, tokens seen, seconds (of all its sittings); {} without one.
+
+    Seconds are the clock's, processor seconds those of all its threads together.
+    """
+    config = config_of([folder])
+    try:
+        lines = [] if config is None else config.with_name("log.jsonl").read_text().splitlines()
+        logged = [row for row in map(json.loads, lines) if "tokens" in row]
+    except (OSError, ValueError):
+        return {}
+    if not logged:
+        return {}
+    last = logged[-1]
+    seconds = {f"training_{name}": round(last[name], 1) for name in ("seconds", "processor_seconds") if name in last}
+    return {"training_steps": last["step"], "training_tokens": last["tokens"], **seconds}

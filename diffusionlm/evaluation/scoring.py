@@ -1,0 +1,172 @@
+"""Texts in, likelihoods out: scores texts with a model's folder, whatever kind of model it holds.
+
+Each kind of model has a scorer, a function ``(writer, texts, options)`` of its pipeline that yields a ``Bound`` for each
+text, in order: diffusion and masked models a bound from above by Monte Carlo, autoregressive ones the likelihood itself.
+A new kind is one line in ``SCORERS``.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffusionlm.config import Settings, UserError
+from diffusionlm.data.batches import encode
+from diffusionlm.evaluation.judge import Judge
+from diffusionlm.evaluation.likelihood import Bound, bound, check_draws
+from diffusionlm.evaluation.masked_likelihood import masked_bound
+from diffusionlm.pipelines.auto import open_pipeline
+from diffusionlm.pipelines.base import Writer
+
+TERMS = ("prior", "reconstruction", "diffusion", "length")
+
+
+@dataclass(frozen=True)
+class ScoringConfig(Settings):
+    """How texts are scored.
+
+    Args:
+        strata: noise levels a text is looked at, one in each of as many equally likely parts: more is more precise.
+        orders: in which the words leave the noise in turn, drawn at random; 0 is all together. Both bound the likelihood, of
+            two ways to write with one network; more orders make theirs tighter.
+        seed: of the noise.
+        batch_size: noisy copies of a text that are denoised together.
+        device: cpu, cuda, cuda:1, mps ...
+        dtype: of the network's arithmetic, fp32 or bf16.
+    """
+
+    strata: int = 128
+    orders: int = 0
+    seed: int = 0
+    batch_size: int = 64
+    device: str = "cpu"
+    dtype: str = "fp32"
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        check_draws(self.strata, self.orders)
+        for name, least in (("seed", 0), ("batch_size", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name}: expected {least} or more, got {getattr(self, name)}")
+
+
+Scorer = Callable[[Writer[Any], Sequence[str], ScoringConfig], Iterator[Bound]]
+
+
+def score(
+    model: str | Path | Writer[Any],
+    texts: Sequence[str],
+    options: ScoringConfig | None = None,
+    *,
+    places: Sequence[str] | None = None,
+) -> Iterator[tuple[str, Bound]]:
+    """Yield each of ``texts`` with its likelihood under ``model``; empty texts are skipped.
+
+    Args:
+        model: a model folder or a run's, or a pipeline that is open, where device and dtype are settled.
+        texts: what is scored.
+        options: how; by default the library's.
+        places: what an error calls each text, such as "reviews.csv, line 7".
+
+    Raises:
+        UserError: at once, not at the first text: not a model folder, or a text that is longer than the model reads, since
+            a mean over the shorter texts would be another figure.
+    """
+    options = ScoringConfig() if options is None else options
+    writer = model if isinstance(model, Writer) else open_pipeline(model, options.device, options.dtype)
+    longest = sys.maxsize if writer.model.can_generate() else writer.model.config.max_position_embeddings
+    encoded = encode(texts, writer.tokenizer, sys.maxsize)
+    for number, row in zip(encoded.texts, encoded.ids, strict=True):
+        if len(row) > longest:
+            place = f"text {number}" if places is None else places[number]
+            got = f"{len(row) - 2} tokens, more than the {longest - 2} that this model reads"
+            raise UserError(f"{place}: {got}; shorten the text or leave it out")
+    kept = [texts[number] for number in encoded.texts]
+    return zip(kept, SCORERS[writer.model.config.model_type](writer, kept, options), strict=True)
+
+
+def by_bound(function: Callable[..., Iterator[Bound]]) -> Scorer:
+    """Return the scorer of a ``bound(model, rows, texts, *, strata, orders, seed, batch_size, dtype)``."""
+
+    def scorer(writer: Writer[Any], texts: Sequence[str], options: ScoringConfig) -> Iterator[Bound]:
+        rows = encode(texts, writer.tokenizer, sys.maxsize).ids
+        return function(
+            writer.model, rows, texts, strata=options.strata, orders=options.orders,
+            seed=options.seed, batch_size=options.batch_size, dtype=writer.dtype,
+        )  # fmt: skip
+
+    return scorer
+
+
+def exactly(writer: Writer[Any], texts: Sequence[str], options: ScoringConfig) -> Iterator[Bound]:
+    """Yield the exact likelihood under an autoregressive model: all of it is reconstruction, there being no noise."""
+    judge = Judge(writer.model, writer.tokenizer, writer.dtype)
+    for first in range(0, len(texts), options.batch_size):
+        for one in judge.score(texts[first : first + options.batch_size]):
+            yield Bound(
+                prior=0.0, reconstruction=one.nats, diffusion=0.0, length=0.0, deviation=0.0, tokens=one.tokens,
+                characters=one.characters, unknown=one.unknown, exact=True,
+            )  # fmt: skip
+
+
+SCORERS: dict[str, Scorer] = {  # by the model_type in the model's config, as the pipelines are in kinds.py
+    "diffusionlm": by_bound(bound),
+    "diffusionlm-masked": by_bound(masked_bound),
+    "llama": exactly,
+}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The bound of a set of texts, in nats a token (END counted), its four terms, and bits a character.
+
+    ``standard_error`` is that of the Monte Carlo estimate for these very texts; it says nothing of other texts, and is 0
+    where the likelihood is ``exact``.
+    """
+
+    nats_per_token: float
+    standard_error: float
+    prior: float
+    reconstruction: float
+    diffusion: float
+    length: float
+    bits_per_character: float
+    texts: int
+    tokens: int
+    characters: int
+    unknown: int
+    exact: bool
+
+    def __str__(self) -> str:
+        """Return two lines for a reader."""
+        terms = ", ".join(f"{name} {value:.4f}" for name in TERMS if (value := getattr(self, name)))
+        nats = f"exactly {self.nats_per_token:.4f} nats a token"
+        if not self.exact:
+            nats = f"at most {self.nats_per_token:.4f} +- {self.standard_error:.4f} nats a token ({terms})"
+        characters = f"; {self.bits_per_character:.3f} bits a character" if self.characters else ""
+        unknown = f", {self.unknown} of them unknown words" if self.unknown else ""
+        return f"{nats}{characters}\n{self.texts} texts, {self.tokens} tokens: words and one end a text{unknown}"
+
+
+def summary(bounds: Sequence[Bound]) -> Summary:
+    """Sum up the bounds of a set of texts."""
+    tokens, characters = sum(b.tokens for b in bounds), sum(b.characters for b in bounds)
+
+    def mean(name: str) -> float:
+        return math.fsum(getattr(b, name) for b in bounds) / tokens
+
+    return Summary(
+        nats_per_token=mean("nats"),
+        standard_error=math.sqrt(math.fsum(b.deviation**2 for b in bounds)) / tokens,
+        **{name: mean(name) for name in TERMS},
+        bits_per_character=math.fsum(b.nats for b in bounds) / math.log(2) / characters if characters else math.nan,
+        texts=len(bounds),
+        tokens=tokens,
+        characters=characters,
+        unknown=sum(b.unknown for b in bounds),
+        exact=all(b.exact for b in bounds),
+    )

@@ -1,0 +1,201 @@
+"""Honest figures for generated texts: how varied they are, how many are copies, what a grammar says of them.
+
+Texts are read with the word tokenizer of the embedded corpus, so that figures do not depend on a model's tokens. All
+but shares of single texts depend on how many texts there are: compare figures of equally many texts only.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy
+import sacrebleu
+
+from diffusionlm.restaurants.grammar import accepts, tokenize
+
+SELF_BLEU_TEXTS = 100
+
+
+def unigram_entropy(texts: Sequence[str]) -> float:
+    """Return the entropy of the words' frequencies, in nats."""
+    counts = Counter(word for text in texts for word in tokenize(text))
+    total = sum(counts.values())
+    return -sum(n / total * math.log(n / total) for n in counts.values())
+
+
+def distinct(texts: Sequence[str], n: int) -> float:
+    """Return the share of the n-grams of words that are distinct (distinct-n, Li et al. 2016, section 5)."""
+    grams: Counter[tuple[str, ...]] = Counter()
+    for text in texts:
+        words = tokenize(text)
+        grams.update(zip(*(words[i:] for i in range(n)), strict=False))
+    return len(grams) / max(grams.total(), 1)
+
+
+def self_bleu(texts: Sequence[str], seed: int = 0, sample: int = SELF_BLEU_TEXTS) -> float:
+    """Return the mean BLEU-4 (0 to 100) of each text against all others, 0 of a single one (Zhu et al. 2018, section 3.2).
+
+    It grows with the number of texts, and its work with the square: a random ``sample`` of them is taken.
+    """
+    chosen = random.Random(seed).sample(list(texts), min(sample, len(texts)))
+    words = [" ".join(tokenize(text)) for text in chosen]
+    if len(words) == 1:
+        return 0.0
+    bleu = sacrebleu.BLEU(tokenize="none", effective_order=True)
+    scores = [bleu.sentence_score(text, words[:i] + words[i + 1 :]).score for i, text in enumerate(words)]
+    return sum(scores) / len(scores)
+
+
+def length_distance(one: Mapping[int, int], other: Mapping[int, int]) -> float:
+    """Return the earth mover's distance of two histograms of lengths, in words: how far the mean word count must move.
+
+    Chosen over the total variation, which calls two small samples of one distribution far apart.
+    """
+    longest = max([*one, *other])
+    shares = [numpy.bincount(list(h), list(h.values()), longest + 1) / sum(h.values()) for h in (one, other)]
+    return float(numpy.abs(numpy.cumsum(shares[0] - shares[1])).sum())
+
+
+def word_counts(texts: Sequence[str]) -> Counter[int]:
+    """Return how many texts have how many words."""
+    return Counter(len(tokenize(text)) for text in texts)
+
+
+class TrainingTexts:
+    """What is compared with the training texts: copies (as words, whatever the spaces) and lengths."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        """Read the texts once."""
+        self.known = {tuple(tokenize(text)) for text in texts}
+        self.lengths = word_counts(texts)
+
+    def copied(self, texts: Sequence[str]) -> float:
+        """Return the share of ``texts`` that are training texts, word for word."""
+        return sum(tuple(tokenize(text)) in self.known for text in texts) / len(texts)
+
+
+@dataclass(frozen=True)
+class Diversity:
+    """How varied ``texts`` texts are. Shares between 0 and 1, entropy in nats, self-BLEU 0 to 100, lengths in words.
+
+    ``copied`` is the share of training texts among them, ``length_distance`` the one to the training texts' lengths.
+    """
+
+    texts: int
+    entropy: float
+    distinct_1: float
+    distinct_2: float
+    distinct_3: float
+    self_bleu: float
+    unique: float
+    copied: float
+    words: float
+    length_distance: float
+
+
+def diversity(texts: Sequence[str], training: TrainingTexts, seed: int = 0) -> Diversity:
+    """Measure ``texts``; ``seed`` chooses the texts of self-BLEU."""
+    lengths = word_counts(texts)
+    return Diversity(
+        texts=len(texts),
+        entropy=unigram_entropy(texts),
+        distinct_1=distinct(texts, 1),
+        distinct_2=distinct(texts, 2),
+        distinct_3=distinct(texts, 3),
+        self_bleu=self_bleu(texts, seed),
+        unique=len({tuple(tokenize(text)) for text in texts}) / len(texts),
+        copied=training.copied(texts),
+        words=sum(n * count for n, count in lengths.items()) / len(texts),
+        length_distance=length_distance(lengths, training.lengths),
+    )
+
+
+def mean_error(totals: Sequence[float], sizes: Sequence[float]) -> float:
+    """Return the standard error of sum(totals) / sum(sizes), such as nats a token, over texts drawn independently."""
+    t, n = numpy.asarray(totals), numpy.asarray(sizes)
+    mean = t.sum() / n.sum()
+    return float(numpy.sqrt((t - mean * n).var(ddof=1) * len(t)) / n.sum()) if len(t) > 1 else math.nan
+
+
+Point = tuple[float, float]  # entropy in nats, perplexity
+
+
+def at_entropy(line: Sequence[Point], entropy: float) -> float | None:
+    """Return the perplexity where a frontier crosses ``entropy``: its logarithm is linear between points, None outside."""
+    xs, ys = zip(*sorted(line), strict=True)
+    return float(numpy.exp(numpy.interp(entropy, xs, numpy.log(ys)))) if xs[0] <= entropy <= xs[-1] else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two frontiers where both are known: perplexities ``one`` and ``other`` at the same ``entropies`` (nats).
+
+    ``ratio`` is the geometric mean of one / other over that range: below 1, ``one`` is more fluent at equal diversity.
+    """
+
+    entropies: tuple[float, ...]
+    one: tuple[float, ...]
+    other: tuple[float, ...]
+    ratio: float
+
+
+def compare(one: Sequence[Point], other: Sequence[Point], places: int = 101) -> Comparison | None:
+    """Compare two frontiers over the entropies that both cover; None where they have no range in common."""
+    low = max(min(x for x, _ in line) for line in (one, other))
+    high = min(max(x for x, _ in line) for line in (one, other))
+    if low >= high:
+        return None
+    grid = tuple(min(float(x), high) for x in numpy.linspace(low, high, places))
+    values = [tuple(y for x in grid if (y := at_entropy(line, x)) is not None) for line in (one, other)]
+    ratio = math.exp(float(numpy.trapezoid(numpy.log(values[0]) - numpy.log(values[1]), grid)) / (high - low))
+    return Comparison(grid, values[0], values[1], ratio)
+
+
+@dataclass(frozen=True)
+class GrammarReport:
+    """What the grammar and the counts say of ``texts`` texts; shares between 0 and 1, entropies in nats.
+
+    ``new`` is the share of the accepted texts that the training texts do not hold.
+    """
+
+    accepted: float
+    new: float
+    distinct: float
+    entropy: float
+    entropy_real: float
+    texts: int
+
+
+def grammar_report(texts: Sequence[str], training: Sequence[str], real: Sequence[str]) -> GrammarReport:
+    """Judge ``texts`` of the embedded corpus; ``real`` are held-out texts, of which as many are compared."""
+    known = set(training)
+    right = [text for text in texts if accepts(text)]
+    return GrammarReport(
+        accepted=len(right) / len(texts),
+        new=sum(text not in known for text in right) / max(len(right), 1),
+        distinct=len(set(texts)) / len(texts),
+        entropy=unigram_entropy(texts),
+        entropy_real=unigram_entropy(real[: len(texts)]),
+        texts=len(texts),
+    )
+
+
+def trigram_texts(training: Sequence[str], count: int, seed: int) -> list[str]:
+    """Write texts with a word-trigram model of ``training``: what the grammar says of them is a figure to beat."""
+    draw = random.Random(seed)
+    following: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for text in training:
+        words = ["", "", *tokenize(text), ""]
+        for first, second, third in zip(words, words[1:], words[2:], strict=False):
+            following[first, second].append(third)
+    texts = []
+    for _ in range(count):
+        words = ["", ""]
+        while word := draw.choice(following[words[-2], words[-1]]):
+            words.append(word)
+        texts.append(" ".join(words[2:]).replace(" ,", ",").replace(" .", "."))
+    return texts

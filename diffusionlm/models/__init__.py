@@ -1,0 +1,1 @@
+"""Model families: configs, networks, loading and saving."""

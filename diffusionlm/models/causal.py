@@ -1,0 +1,236 @@
+"""The autoregressive sibling: a Transformer that predicts the next word, trained on the same texts in the same way.
+
+    log p(w) = sum over i of log p(w_i | START, w_1, ..., w_(i-1))        the last w_i is END
+
+Its likelihood is exact, which is what ``judge.py`` wants it for, and it writes texts one word at a time. The network is
+transformers' Llama (Touvron et al. 2023). Shape letters: B batch, L positions, V words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from diffusionlm.config import UserError
+from diffusionlm.core.objective import Objective, ObjectiveConfig, expect_kind
+from diffusionlm.data.tokenizers import decode_texts
+from diffusionlm.models.spec import ModelSpec
+from diffusionlm.pipelines.base import SamplingConfig, Watch, Writer, refuse_vectors
+
+
+@dataclass(frozen=True)
+class CausalConfig(ModelSpec, name="causal"):
+    """What an autoregressive model is made of: ``layers`` of ``width``, with ``heads`` and ``expansion * width`` inside."""
+
+    layers: int = 4
+    width: int = 128
+    heads: int = 4
+    expansion: float = 2.67
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        for name in ("layers", "width", "heads"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.width % (2 * self.heads):
+            raise UserError(f"heads: expected the width {self.width} to be a multiple of twice the heads, got {self.heads}")
+        if self.expansion * self.width < 1:
+            raise UserError(f"expansion: expected at least {1 / self.width}, got {self.expansion}")
+
+    def make(self, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[int]], max_length: int) -> LlamaForCausalLM:
+        """Make the model, all of it random."""
+        return LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(tokenizer),
+                max_position_embeddings=max_length,
+                pad_token_id=tokenizer.pad_token_id,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                tie_word_embeddings=False,  # two roles, two matrices: at a thousand words they cost little
+                **self._sizes(),
+            )
+        )
+
+    def _sizes(self) -> dict[str, Any]:
+        inside = round(self.expansion * self.width)
+        heads = {"num_attention_heads": self.heads, "num_hidden_layers": self.layers}
+        return {"hidden_size": self.width, "intermediate_size": inside, **heads}
+
+    def load(self, folder: str | Path) -> PreTrainedModel:
+        """Read an autoregressive model."""
+        return load_causal(folder)
+
+    def describes(self, model: PreTrainedModel) -> bool:
+        """Compare the sizes."""
+        return isinstance(model, LlamaForCausalLM) and self._sizes().items() <= model.config.to_dict().items()
+
+
+@dataclass(frozen=True)
+class NextToken(ObjectiveConfig, name="causal"):
+    """Mean cross-entropy of every next token, the end's included: the exact negative log-likelihood, in nats a token.
+
+    Args:
+        dropped_share: of the context's tokens, each hidden (as PAD, whose vector is 0) in training, so that texts are not
+            learned by heart (Gal and Ghahramani 2016, section 4).
+    """
+
+    dropped_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the share."""
+        if not 0 <= self.dropped_share < 1:
+            raise UserError(f"dropped_share: expected a share of at least 0 and below 1, got {self.dropped_share}")
+
+    def check(self, model: ModelSpec) -> None:
+        """Check that the model is autoregressive."""
+        expect_kind(self, model, CausalConfig)
+
+    def build(self, model: PreTrainedModel) -> NextTokenObjective:
+        """Make the module."""
+        return NextTokenObjective(self, model)
+
+
+class NextTokenObjective(Objective):
+    """The module of ``NextToken``."""
+
+    def __init__(self, spec: NextToken, model: PreTrainedModel) -> None:
+        """Pad each batch to its longest text."""
+        super().__init__(model, model.config.pad_token_id)
+        self.spec = spec
+
+    def forward(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Return ``cross_entropy``, in nats a token."""
+        context, wanted, counted = ids[:, :-1], ids[:, 1:], mask[:, 1:]
+        if self.training and self.spec.dropped_share:
+            hidden = torch.rand(context.shape, device=ids.device) < self.spec.dropped_share
+            context = context.masked_fill(hidden, self.pad_id)
+        logits = self.model(input_ids=context, attention_mask=mask[:, :-1].long(), use_cache=False).logits.float()
+        losses = F.cross_entropy(logits.transpose(1, 2), wanted, reduction="none")
+        return {"cross_entropy": (losses * counted).sum() / counted.sum()}
+
+
+@dataclass(frozen=True)
+class Written:
+    """A moment of writing: ``t`` goes from 1 to 0 as the words that there is room for are written."""
+
+    t: float
+
+
+class CausalPipeline(Writer[PreTrainedModel]):
+    """Writes texts word by word (ancestral sampling). Of the sampling's settings, those of the noise do not apply."""
+
+    @staticmethod
+    def load_model(folder: Path) -> PreTrainedModel:
+        """Read an autoregressive model."""
+        return load_causal(folder)
+
+    def check(self, sampling: SamplingConfig) -> None:
+        """Refuse what only a model of whole texts can do."""
+        if sampling.length is not None:
+            raise UserError("length: an autoregressive model ends its texts itself; leave it empty")
+        refuse_vectors(sampling, "an autoregressive model")
+
+    def sample_ids(self, seeds: Sequence[Sequence[int]], sampling: SamplingConfig, watch: Watch | None) -> list[list[int]]:
+        """Draw word after word."""
+        return write_ids(self.model, self.tokenizer, seeds, sampling.temperature, None, self.dtype, watch)
+
+
+@torch.no_grad()
+def write_ids(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    seeds: Sequence[Sequence[int]],
+    temperature: float,
+    max_tokens: int | None,
+    dtype: torch.dtype,
+    watch: Watch | None = None,
+    begun: Sequence[int] = (),
+) -> list[list[int]]:
+    """Draw a text for each seed, word after word, until it ends or has ``max_tokens``; return ids without start and end.
+
+    All texts begin with the ids ``begun``, which are returned with them.
+
+    A text depends on its own seed alone, and beyond rounding not on the batch. Special tokens other than the end are
+    never drawn, [UNK] included.
+
+    Raises:
+        UserError: the tokenizer has no start token to begin with.
+    """
+    start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if start is None:
+        raise UserError("write: this model's tokenizer has no start token, so there is nothing to begin a text with")
+    room = reach(model) - 2  # as in training: start and end are among the tokens that it reads
+    longest = room if max_tokens is None else min(max_tokens, room)
+    barred = sorted({*tokenizer.all_special_ids} - {end} | {*range(len(tokenizer), model.config.vocab_size)})
+    draws = [numpy.random.default_rng(list(seed)) for seed in seeds]
+    ids = torch.tensor([[start, *begun]] * len(seeds), device=model.device)
+    ended = torch.zeros(len(seeds), dtype=torch.bool)
+    cache: dict[str, Any] = {}  # called "past_key_values" by transformers up to 5.23, "cache" from 5.24 on
+    while ids.shape[1] <= longest and not bool(ended.all()):
+        with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
+            output = model(input_ids=ids[:, -1:] if cache else ids, use_cache=True, **cache)
+        cache = {name: output[name] for name in {*output.keys()} & {"cache", "past_key_values"}}
+        logits = output.logits[:, -1].double().cpu() / temperature
+        logits[:, barred] = -torch.inf
+        cumulative = logits.softmax(-1).cumsum(-1)
+        point = torch.tensor([draw.random() for draw in draws], dtype=torch.float64)[:, None] * cumulative[:, -1:]
+        drawn = torch.searchsorted(cumulative, point, right=True)
+        ended |= drawn[:, 0] == end
+        ids = torch.cat([ids, drawn.to(ids)], 1)
+        if watch is not None:
+            watch(Written(1 - (ids.shape[1] - 1) / longest), decode_texts(tokenizer, ids[:, 1:].tolist()))
+    rows = [row[1:] for row in ids.tolist()]
+    return [row[: row.index(end)] if end in row else row for row in rows]
+
+
+def reach(model: PreTrainedModel) -> int:
+    """Return how many tokens the model reads, the start included."""
+    return int(getattr(model.config, "max_position_embeddings", None) or 1024)
+
+
+def load_causal(folder: str | Path) -> PreTrainedModel:
+    """Read any causal language model from a local folder, safetensors and JSON only, no code of its own.
+
+    Raises:
+        UserError: no such folder, another kind of model, damaged, or one that sees the words it is to predict.
+    """
+    if not (Path(folder) / "config.json").is_file():
+        raise UserError(f"{folder}: expected a model folder, but it has no config.json")
+    safe = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        kind = AutoConfig.from_pretrained(str(folder), **safe).model_type
+        if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            raise UserError(f"{folder}: expected a causal language model, got model_type {kind!r}")
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(folder), use_safetensors=True, output_loading_info=True, dtype=torch.float32, **safe
+        )
+    except UserError:
+        raise
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        raise UserError(f"{folder}: the model is damaged or incomplete: {' '.join(str(error).split())[:300]}") from None
+    model, report = loaded
+    if wrong := sorted(report["missing_keys"]) + sorted(report["unexpected_keys"]):
+        raise UserError(f"{folder}: the weights do not fit the config: {wrong[0]} and {len(wrong) - 1} more differ")
+    model.train(False)
+    with torch.no_grad():
+        first, other = model(input_ids=torch.tensor([[0, 0], [0, 1]]), use_cache=False).logits[:, 0]
+    if not torch.allclose(first, other, atol=1e-4):
+        raise UserError(f"{folder}: this {kind!r} model sees the words it is to predict, so it has no likelihood to give")
+    return model

@@ -1,0 +1,195 @@
+"""Masked diffusion: the same network and words, with MASK in place of Gaussian noise; the peer to measure against.
+
+    q(x_t | x_0): each word is hidden with chance t               MaskedLM(ids, hidden) -> log p(word | shown words)
+    -log p(x_0) <= E_t [ 1/t sum over hidden words of -log p(w) ]   = E_k [ N/k sum over k hidden words of -log p(w) ]
+
+The first is the absorbing process of D3PM (Austin et al. 2021, section 3.1) with alpha_t = 1 - t, the second its bound
+in continuous time (MDLM, Sahoo et al. 2024, section 3.4; Shi et al. 2024). A choice of k of the N words is hidden with
+chance t^k (1-t)^(N-k); its integral over t with 1/t is 1/k over the number of choices, so all k from 1 to N are equally
+likely on the right side, which has less variance (Hoogeboom et al. 2022; Ou et al. 2024). How likely a word is given the
+shown ones does not depend on t, so the network is told no time (Ou et al. 2024, theorem 1; MDLM leaves it out as well).
+
+Lengths are drawn first: START and END are given, PAD is never seen. Shape letters: B batch, L positions, D latent
+dimension, V words, N words of a text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerFast
+
+from diffusionlm.config import build_untrusted, to_plain
+from diffusionlm.core.model import DiffusionLMConfig, WordVectorModel, check_vectors, special_ids
+from diffusionlm.core.objective import Objective, ObjectiveConfig, expect_kind
+from diffusionlm.models.backbones import Backbone, Transformer
+from diffusionlm.models.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class MaskedConfig(ModelSpec, name="masked"):
+    """What a masked model is made of, apart from its vocabulary.
+
+    Args:
+        dimension: D, the coordinates of a word vector.
+        backbone: the network.
+        embedding: ``normalised`` rows of norm sqrt(D), ``free`` rows, or ``frozen`` (normalised, not learned).
+        cooccurrence: how much of a normalised row's squared length starts from the words' neighbours in the training texts.
+    """
+
+    dimension: int = 64
+    backbone: Backbone = field(default_factory=Transformer)
+    embedding: Literal["normalised", "free", "frozen"] = "normalised"
+    cooccurrence: float = 0.85
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        check_vectors(self.dimension, self.cooccurrence)
+
+    def make(self, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[int]], max_length: int) -> MaskedLM:
+        """Make the model; its words' vectors start from ``rows``."""
+        model = MaskedLM(
+            MaskedLMConfig(
+                settings=to_plain(self),
+                vocabulary=len(tokenizer),
+                max_tokens=max_length,
+                special_ids=special_ids(tokenizer),
+            )
+        )
+        model.start_words(rows)
+        return model
+
+    def load(self, folder: str | Path) -> MaskedLM:
+        """Read a masked model."""
+        return MaskedLM.load(folder)
+
+    def describes(self, model: PreTrainedModel) -> bool:
+        """Compare the settings."""
+        return isinstance(model, MaskedLM) and model.settings == self
+
+
+class MaskedLMConfig(DiffusionLMConfig):
+    """The saved form of a masked model's config: ``settings`` is a plain ``MaskedConfig``."""
+
+    model_type = "diffusionlm-masked"
+
+    def __init__(self, settings: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Keep plain numbers and strings only; the other arguments are those of ``DiffusionLMConfig``."""
+        super().__init__(settings=settings or to_plain(MaskedConfig()), **kwargs)
+
+
+class MaskedLM(WordVectorModel):
+    """A masked diffusion language model."""
+
+    settings: MaskedConfig
+    config_class = MaskedLMConfig
+    base_model_prefix = "diffusionlm"
+    main_input_name = "ids"
+    output_modalities = ("text",)
+
+    def __init__(self, config: MaskedLMConfig) -> None:
+        """Make a model with random weights.
+
+        Raises:
+            UserError: settings that are not this library's, or need code that is not imported.
+        """
+        super().__init__(config)
+        self.settings = build_untrusted(MaskedConfig, config.settings, "settings")
+        D, V = self.settings.dimension, config.vocabulary
+        self.make_embedding()
+        self.mask_vector = nn.Parameter(torch.zeros(D))
+        self.network = self.settings.backbone.build(D, V, config.max_tokens)
+        self.post_init()  # type: ignore[no-untyped-call]
+
+    def forward(self, ids: Tensor, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return token logits (B, L, V) for ``ids`` (B, L) of which those at ``hidden`` (B, L) are not seen.
+
+        ``mask`` (B, L) is True at real tokens. START, END and PAD are given, so that their chance is 0.
+        """
+        with torch.autocast(ids.device.type, enabled=False):
+            vectors = torch.where(hidden[..., None], self.mask_vector.float(), self.embed(ids))
+        still = torch.zeros(len(ids), device=ids.device)
+        logits: Tensor = self.network(vectors, still, still, mask).float()
+        frame = sorted({id for name, id in self.config.special_ids.items() if name != "unk"})
+        return logits.index_fill(-1, torch.tensor(frame, device=ids.device), -math.inf)
+
+
+AutoConfig.register(MaskedLMConfig.model_type, MaskedLMConfig)
+AutoModel.register(MaskedLMConfig, MaskedLM)
+
+
+def word_positions(mask: Tensor) -> Tensor:
+    """Return where the words are in texts of ``mask`` (B, L): every real token but the first and the last."""
+    return F.pad(mask[:, 2:], (1, 1))
+
+
+def stratified(count: int, device: torch.device) -> Tensor:
+    """Draw ``count`` numbers in (0, 1], one in each of as many equal parts, in random order (Kingma et al. 2021)."""
+    return 1 - (torch.randperm(count, device=device) + torch.rand(count, device=device)) / count
+
+
+def lowest(scores: Tensor, counts: Tensor) -> Tensor:
+    """Mark the ``counts`` (B,) smallest numbers of each row of ``scores`` (B, L); the first among equals."""
+    return scores.argsort(dim=1, stable=True).argsort(dim=1) < counts[:, None]
+
+
+def hide(words: Tensor, counts: Tensor, uniform: Tensor) -> Tensor:
+    """Choose ``counts`` (B,) of the positions ``words`` (B, L) by ``uniform`` draws (B, L), every choice equally likely."""
+    return lowest(uniform.masked_fill(~words, math.inf), counts)
+
+
+def hidden_losses(model: MaskedLM, ids: Tensor, mask: Tensor, hidden: Tensor) -> Tensor:
+    """Return -log p of each hidden word given the others (B, L), in nats; 0 elsewhere."""
+    logits = model(ids, hidden, None if bool(mask.all()) else mask)
+    targets = ids.masked_fill(~hidden, -100)
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none").view_as(ids)
+
+
+@dataclass(frozen=True)
+class MaskedWords(ObjectiveConfig, name="masked"):
+    """Predict hidden words; how many are hidden is uniform, from one to all of a text's words.
+
+    Args:
+        weighting: with ``equal`` all hidden words count alike, so that texts with many hidden words count more; ``bound``
+            gives each the weight N/k of the likelihood bound, and trains a little worse, by the bound too.
+    """
+
+    weighting: Literal["equal", "bound"] = "equal"
+
+    def check(self, model: ModelSpec) -> None:
+        """Check that it is a masked model."""
+        expect_kind(self, model, MaskedConfig)
+
+    def build(self, model: MaskedLM) -> MaskedObjective:
+        """Make the module."""
+        self.check(model.settings)
+        return MaskedObjective(self, model)
+
+
+class MaskedObjective(Objective):
+    """The module of ``MaskedWords``."""
+
+    model: MaskedLM
+
+    def __init__(self, spec: MaskedWords, model: MaskedLM) -> None:
+        """Hold the model."""
+        super().__init__(model, model.config.special_ids["pad"])
+        self.spec = spec
+
+    def forward(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Return ``bound`` (nats a word) or ``cross_entropy`` (nats a hidden word, not a likelihood)."""
+        words = word_positions(mask)
+        total = words.sum(1)
+        counts = (stratified(len(ids), ids.device) * total).ceil().clamp(min=1)
+        losses = hidden_losses(self.model, ids, mask, hide(words, counts, torch.rand(ids.shape, device=ids.device)))
+        losses = losses.sum(1)
+        if self.spec.weighting == "bound":
+            return {"bound": (total / counts * losses).sum() / total.sum()}
+        return {"cross_entropy": losses.sum() / counts.sum()}

@@ -1,0 +1,47 @@
+"""Which pipeline writes with which kind of model, by the ``model_type`` in its config."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+import diffusionlm.models.classification
+import diffusionlm.recipe.regression  # noqa: F401  an objective
+from diffusionlm.config import UserError
+from diffusionlm.core.model import DiffusionLMConfig, model_folder
+from diffusionlm.models.causal import CausalPipeline
+from diffusionlm.models.classifier import ClassifierModelConfig
+from diffusionlm.models.masked import MaskedLMConfig
+from diffusionlm.pipelines.base import Writer
+from diffusionlm.pipelines.diffusion import Pipeline
+from diffusionlm.pipelines.masked import MaskedPipeline
+
+PIPELINES: dict[str, type[Writer[Any]]] = {
+    DiffusionLMConfig.model_type: Pipeline,
+    MaskedLMConfig.model_type: MaskedPipeline,
+    "llama": CausalPipeline,
+}
+
+
+def pipeline_of(model: PreTrainedModel) -> type[Writer[Any]]:
+    """Return the class that writes with ``model``."""
+    return PIPELINES[model.config.model_type]
+
+
+def open_pipeline(folder: str | Path, device: str = "cpu", dtype: str = "fp32") -> Writer[Any]:
+    """Read a model folder of any of the library's kinds; ``dtype`` is that of the network's arithmetic, fp32 or bf16.
+
+    Raises:
+        UserError: not a model folder, damaged, of an unknown kind or newer format; an unknown device or dtype.
+    """
+    folder = model_folder(folder)
+    kind = ""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        kind = str(json.loads((folder / "config.json").read_text())["model_type"])
+    if kind == ClassifierModelConfig.model_type:
+        raise UserError(f"{folder}: this is a classifier, which reads texts and writes none")
+    return PIPELINES.get(kind, Pipeline).from_pretrained(folder, device, dtype)  # Pipeline says what is wrong

@@ -1,0 +1,1 @@
+"""What this library adds to the paper: schedules, objectives, networks, initialisation, refinement."""

@@ -1,0 +1,173 @@
+"""The guided first run: train on the embedded corpus for a few minutes, write texts, and say honestly how good they are."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffusionlm.config import UserError
+from diffusionlm.data.corpora import Restaurants
+from diffusionlm.evaluation.provenance import training_of
+from diffusionlm.evaluation.text_metrics import grammar_report, trigram_texts
+from diffusionlm.models.classification import Classification
+from diffusionlm.models.classifier import ClassifierConfig
+from diffusionlm.pipelines.base import Controlled, SamplingConfig
+from diffusionlm.pipelines.diffusion import Pipeline
+from diffusionlm.training.checkpoints import disk_errors
+from diffusionlm.training.optimizers import has_bf16
+from diffusionlm.training.run import RunConfig, read_config, train
+from diffusionlm.training.trainer import TrainingConfig
+
+TIMED_STEPS = 45
+CLASSIFIER_STEPS = 500
+ASKED = (  # what the closing lines show of control
+    "food=Japanese",
+    'Attribute("type", "pub") & Length(14, 20)',
+    'Words("pub", "castle") & ~Words("food")',
+    'Infill("The Golden Lion is {} because {} .")',
+)
+TEXTS_ASKED = 3
+SAMPLING = SamplingConfig(
+    steps=28, passes=2, temperature=1.1, step_temperature=0.5, corrections=6, correction_odds=2.5, batch_size=125
+)
+
+
+def quickstart(folder: str | Path, steps: int | None = None, minutes: float = 4.2, texts: int = 500) -> dict[str, Any]:
+    """Train (or resume, or reuse what is there), write texts, free and asked for, and ``quickstart.json``; return its content.
+
+    ``texts`` are written freely. ``steps`` fixes the length of training; otherwise a few steps are timed and as many are
+    taken as fit in ``minutes``.
+
+    Raises:
+        UserError: the folder cannot be written or holds something else.
+    """
+    folder, started = Path(folder), time.perf_counter()
+    config = _config(folder, steps, minutes)
+    say(f"Training {config.training.steps} steps on the embedded corpus of restaurant descriptions, in {folder} ...")
+    if not train(config, folder, show_texts=True):
+        raise UserError(f"{folder}: stopped before the end; the same command goes on from there")
+    say(f"Writing {texts} texts ...")
+    pipeline = Pipeline.from_pretrained(folder, dtype="bf16" if has_bf16() else "fp32")
+    rows = list(pipeline.stream(texts, config.sampling))
+    with disk_errors(folder / "texts.jsonl"):
+        (folder / "texts.jsonl").write_text("".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows))
+    splits = config.data.corpus.load()
+    training, real = splits["train"]["text"][:], splits["validation"]["text"][:]
+    written = [row.text for row in rows]
+    report = asdict(grammar_report(written, training, real))
+    trigrams = trigram_texts(training, texts, seed=0)
+    report["trigram_accepted"] = grammar_report(trigrams, training, real).accepted
+    say("Training a classifier of what the texts state, to steer by, and asking for texts ...")
+    _classify(folder, config.training)
+    controlled = _controlled(pipeline, config.sampling)
+    report["controlled"] = sum(row.controls[0].passed for row in controlled) / len(controlled)
+    report["seconds_training"] = training_of(folder)["training_seconds"]
+    report["seconds_total"] = round(time.perf_counter() - started, 1)
+    with disk_errors(folder / "quickstart.json"):
+        (folder / "quickstart.json").write_text(json.dumps(report, indent=2) + "\n")
+    _close(folder, written, report, controlled)
+    return report
+
+
+def _classify(folder: Path, training: TrainingConfig) -> None:
+    """Train the classifier of attributes on the model's beliefs, unless it is there."""
+    steps = min(CLASSIFIER_STEPS, training.steps)
+    own = TrainingConfig(
+        steps=steps, warmup=min(50, steps), threads=training.threads, evaluate_every=steps, evaluation_texts=100,
+        save_every=steps,
+    )  # fmt: skip
+    model = ClassifierConfig(str(folder), ("attributes",), min_count=100)
+    config = RunConfig(model=model, objective=Classification(report_texts=200), training=own)
+    if not train(config, folder / "model" / "classifiers" / "attributes"):
+        raise UserError(f"{folder}: stopped before the end; the same command goes on from there")
+
+
+def _controlled(pipeline: Pipeline, sampling: SamplingConfig) -> list[Controlled]:
+    """Write texts for each of the examples of what can be asked."""
+    sampling = replace(sampling, temperature=1.0)
+    rows: list[Controlled] = []
+    for asked in ASKED:
+        rows += [row for row in pipeline.stream(TEXTS_ASKED, sampling, None, [asked]) if isinstance(row, Controlled)]
+    return rows
+
+
+def say(text: str) -> None:
+    """Tell the user something, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _config(folder: Path, steps: int | None, minutes: float) -> RunConfig:
+    """Return the config of the run in ``folder``, or a new one whose number of steps fits in ``minutes``."""
+    if (folder / "config.yaml").exists():
+        config = read_config([folder / "config.yaml"])
+        if not isinstance(config.data.corpus, Restaurants):
+            raise UserError(f"{folder}: holds another run, not a quickstart's; choose another --out")
+        say(f"Found a run in {folder}: going on with it.")
+        return config
+    config = RunConfig(sampling=SAMPLING)
+    if steps is None:
+        steps, threads = _fitting(config, minutes)
+        config = replace(config, training=replace(config.training, threads=threads))
+    share = max(1, steps // 4)
+    training = replace(
+        config.training, steps=steps, log_every=min(config.training.log_every, steps), evaluate_every=share,
+        sample_every=share, save_every=share,
+    )  # fmt: skip
+    return replace(config, training=training)
+
+
+def _fitting(config: RunConfig, minutes: float) -> tuple[int, int]:
+    """Time a few steps on one core and on all; return how many fit in ``minutes`` on the faster, and its threads."""
+    say("Timing a few steps on this machine ...")
+    speeds = {threads: _tokens_per_second(config, threads) for threads in sorted({1, min(8, torch.get_num_threads())})}
+    threads = max(speeds, key=speeds.__getitem__)
+    reserve = 0.95  # evaluations, sample texts and checkpoints
+    return max(20, int(minutes * 60 * reserve * speeds[threads] / config.training.batch_tokens)), threads
+
+
+def _tokens_per_second(config: RunConfig, threads: int) -> float:
+    """Return the speed of training, counting padding as the batches' budget does. Raises KeyboardInterrupt on Ctrl-C."""
+    with tempfile.TemporaryDirectory() as folder:
+        training = replace(
+            config.training, steps=TIMED_STEPS, threads=threads, log_every=TIMED_STEPS // 3, evaluate_every=10**9,
+            sample_every=10**9, save_every=10**9, evaluation_texts=1,
+        )  # fmt: skip
+        if not train(replace(config, training=training), Path(folder) / "timed", write_samples=False, quiet=True):
+            raise KeyboardInterrupt
+        rows = [json.loads(line) for line in (Path(folder) / "timed" / "log.jsonl").read_text().splitlines()]
+    seconds = [row["seconds"] for row in rows if "tokens" in row]
+    return config.training.batch_tokens * (TIMED_STEPS - TIMED_STEPS // 3) / (seconds[-1] - seconds[0])
+
+
+def _close(folder: Path, texts: Sequence[str], report: dict[str, Any], controlled: Sequence[Controlled]) -> None:
+    """Show texts and figures, and say where everything is and what to try next."""
+    print("\n".join(texts[:10]), flush=True)
+    for place, row in enumerate(controlled):
+        if place % TEXTS_ASKED == 0:
+            say(f"\nAsked for {row.controls[0].control}")
+        say(f"  {'✓' if row.controls[0].passed else '✗'} {row.text}")
+    say(f"""
+Of {report["texts"]} consecutive, unfiltered texts of one seed
+  {report["accepted"]:6.1%}  belong to the corpus's grammar as a whole (a word-trigram model: {report["trigram_accepted"]:.1%})
+  {report["new"]:6.1%}  of those are not in the training texts
+  {report["distinct"]:6.1%}  are distinct
+  {report["entropy"]:6.3f}  nats of unigram entropy (real texts: {report["entropy_real"]:.3f})
+after {report["seconds_training"]:.0f} seconds of training; this call took {report["seconds_total"]:.0f}.
+
+Where things are
+  {folder}/model           the model, for Pipeline.from_pretrained and AutoModel
+  {folder}/texts.jsonl     the texts; the figures are in quickstart.json
+  {folder}/config.yaml     every setting of the run; log.jsonl and tensorboard/ hold its curves
+Try next
+  diffusionlm generate {folder} --count 5 --watch      see noise become words
+  diffusionlm generate {folder} --count 5 --control food=Japanese --control 'Length(14, 18) & ~Words("cheap")'
+  diffusionlm train --out runs/mine --data.corpus my_texts.txt     your own texts, one a line
+  diffusionlm show config                              every setting there is""")

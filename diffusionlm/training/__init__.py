@@ -1,0 +1,1 @@
+"""The trainer, training runs, optimizers, callbacks and checkpoints."""

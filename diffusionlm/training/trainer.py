@@ -1,0 +1,449 @@
+"""The trainer, for every objective: a ``transformers.Trainer`` with an EMA, token-budget batches and exact resume.
+
+A run directory explains itself: ``log.jsonl`` (one row a logged step) and TensorBoard events, ``samples/`` (texts at
+intervals), ``figures/``, ``checkpoints/`` (each whole only with its marker, which is written last), ``model/`` (the
+EMA's weights). The trainer knows nothing of diffusion or any other kind of model: an objective gives the terms of the
+loss and figures, a callable gives sample texts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.integrations.integration_utils import TensorBoardCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from diffusionlm import plots
+from diffusionlm.config import Settings, UserError
+from diffusionlm.core.objective import Objective
+from diffusionlm.data.batches import TokenBudgetBatches
+from diffusionlm.training.callbacks import Progress, interruptible
+from diffusionlm.training.checkpoints import MARKER, disk_errors, newest_checkpoint, trim_log, whole_checkpoints
+from diffusionlm.training.optimizers import MuonAdamW, OptimizerConfig, has_bf16
+
+
+@dataclass(frozen=True)
+class TrainingConfig(Settings):
+    """How a model is trained.
+
+    Args:
+        steps: updates of the weights, fixed before the run starts.
+        batch_tokens: tokens (padding included) a batch, on each process and for each accumulated gradient.
+        accumulation: batches whose gradients make one update.
+        optimizer: the optimizer.
+        warmup: steps over which the learning rates rise.
+        decay: how the learning rates fall afterwards.
+        clip: the largest norm of a gradient; 0 never clips.
+        ema: decay of the average of the weights that is evaluated and saved.
+        ema_warmup: whether its decay is at most (1 + n) / (10 + n) at step n, so that the first weights are soon forgotten.
+        precision: ``auto`` is bf16 where the processor has it.
+        compile: whether to run ``torch.compile`` on the network (worth its wait on a GPU).
+        threads: of the processor; runs are bit-exact for the same number. Empty for PyTorch's choice.
+        log_every: steps between rows of the log.
+        evaluate_every: steps between evaluations on held-out text.
+        evaluation_texts: the most held-out texts to evaluate on.
+        sample_every: steps between sample texts.
+        save_every: steps between checkpoints.
+        keep: checkpoints to keep.
+        patience: evaluations without a better loss after which to stop; 0 never stops early.
+        seed: of weights, batches and noise.
+    """
+
+    steps: int = 3000
+    batch_tokens: int = 768
+    accumulation: int = 1
+    optimizer: OptimizerConfig = field(default_factory=MuonAdamW)
+    warmup: int = 200
+    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    clip: float = 1.0
+    ema: float = 0.999
+    ema_warmup: bool = True
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: bool = False
+    threads: int | None = None
+    log_every: int = 50
+    evaluate_every: int = 500
+    evaluation_texts: int = 500
+    sample_every: int = 500
+    save_every: int = 500
+    keep: int = 2
+    patience: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check that counts are counts."""
+        least_one = "steps batch_tokens accumulation log_every evaluate_every evaluation_texts sample_every save_every keep"
+        for name in least_one.split():
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("warmup", "clip", "patience", "seed"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        if not 0 <= self.ema < 1:
+            raise UserError(f"ema: expected a decay of at least 0 and below 1, got {self.ema}")
+        if self.threads is not None and self.threads < 1:
+            raise UserError(f"threads: expected at least 1, got {self.threads}")
+
+    def check(self, train: Sequence[list[int]], validation: Sequence[list[int]], width: int | None) -> None:
+        """Check that there can be batches of these rows, padded to ``width`` tokens if it is given.
+
+        Raises:
+            UserError: a text is longer than a batch; ``patience`` without held-out texts to be patient about.
+        """
+        if self.patience and not validation:
+            raise UserError(f"training.patience: expected 0, since there is no held-out text to stop by, got {self.patience}")
+        TokenBudgetBatches([width or len(row) for row in train], self.batch_tokens, self.steps, self.seed)
+
+
+class TextRows(Dataset[list[int]]):
+    """Encoded texts as a dataset; a row is a list of token ids."""
+
+    def __init__(self, rows: Sequence[list[int]]) -> None:
+        """Hold the rows."""
+        self.rows = rows
+
+    def __len__(self) -> int:
+        """Return the number of texts."""
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> list[int]:
+        """Return a text's ids."""
+        return self.rows[index]
+
+
+class DiffusionTrainer(Trainer):
+    """Trains an objective on encoded texts.
+
+    ``write_samples`` gets the EMA's model and returns a few texts; ``export`` gets the EMA's model and writes it.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        config: TrainingConfig,
+        folder: Path,
+        train: Sequence[list[int]],
+        validation: Sequence[list[int]],
+        *,
+        write_samples: Callable[[PreTrainedModel], list[str]] | None = None,
+        export: Callable[[PreTrainedModel], None] | None = None,
+        show_texts: bool = False,
+        quiet: bool = False,
+    ) -> None:
+        """Set up the run in ``folder``; nothing is written before ``run``."""
+        self.config, self.folder, self.write_samples, self.export = config, folder, write_samples, export
+        self.collated, self.width = objective.collate, objective.width
+        self.validation = list(validation[: config.evaluation_texts])
+        self.writer: SummaryWriter | None = None
+        self.term_sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
+        self.tokens_seen, self.micro_steps = 0, 0
+        self.progress = Progress(folder, config.steps, show_texts, quiet)
+        callbacks: list[TrainerCallback] = [self.progress, Samples(self)]
+        if config.patience:
+            callbacks.append(Patience(config.patience))
+        super().__init__(
+            model=objective,
+            args=_arguments(config, folder, bool(self.validation)),
+            train_dataset=TextRows(train),
+            eval_dataset=TextRows(self.validation),
+            callbacks=callbacks,
+        )
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+        self.model_accepts_loss_kwargs = False
+        self.ema = AveragedModel(objective, multi_avg_fn=_average_with(config.ema, config.ema_warmup))
+        self.ema.update_parameters(objective)
+        if config.compile:
+            # The network alone, for all shapes at once: around it an objective asks for numbers that it computes, and
+            # compiled as a whole it would be compiled anew for each of them.
+            getattr(objective.model, "network", objective.model).compile(dynamic=True)
+
+    def run(self) -> bool:
+        """Train from the newest whole checkpoint to the end; return whether it got there (Ctrl-C stops after a step).
+
+        Raises:
+            UserError: a checkpoint or the log cannot be written.
+        """
+        checkpoint = newest_checkpoint(self.folder)
+        start = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+        if self.is_world_process_zero():
+            trim_log(self.folder / "log.jsonl", start)
+            # Built here and not by the Trainer: events of steps after the checkpoint must be dropped.
+            self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=start + 1 if start else None)
+            self.add_callback(TensorBoardCallback(self.writer))
+        if checkpoint is None:
+            torch.manual_seed(self.config.seed + 1_000_003 * (1 + self.args.process_index))
+        try:
+            with interruptible(self.control):
+                self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        finally:
+            self.progress.close()
+        return self.state.global_step >= self.config.steps or not self.control_was_interrupted
+
+    @property
+    def control_was_interrupted(self) -> bool:
+        """Tell whether Ctrl-C, and not the run's own rules, ended it."""
+        return bool(getattr(self.control, "interrupted", False))
+
+    def get_train_dataloader(self) -> DataLoader[list[int]]:
+        """Return the whole run's batches as one pass, so that batch i depends on the seed and i alone."""
+        assert isinstance(self.train_dataset, TextRows)
+        batches = TokenBudgetBatches(
+            [self.width or len(row) for row in self.train_dataset.rows],
+            self.config.batch_tokens,
+            self.config.steps * self.config.accumulation,
+            self.config.seed,
+            self.args.process_index,
+            self.args.world_size,
+        )
+        # A generator of its own: making an iterator must not draw from the one that draws the noise.
+        return DataLoader(
+            self.train_dataset, batch_sampler=batches, collate_fn=self.collated, generator=torch.Generator(),
+            pin_memory=torch.cuda.is_available(),
+        )  # fmt: skip
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """Make the optimizer of the config."""
+        if self.optimizer is None:
+            assert self.model is not None
+            self.optimizer = self.config.optimizer.build(self.model)
+        return self.optimizer
+
+    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Return the sum of the objective's terms."""
+        terms: dict[str, Tensor] = model(**inputs)
+        for name, term in terms.items():
+            self.term_sums[name] = self.term_sums[name].to(term.device) + term.detach()
+        self.micro_steps += 1
+        self.tokens_seen += int(inputs["mask"].sum()) * self.args.world_size
+        return torch.stack(list(terms.values())).sum()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the terms' means since the last row, and the tokens seen, to a row of the log."""
+        if "loss" in logs:
+            logs |= {name: float(total) / self.micro_steps for name, total in self.term_sums.items()}
+            logs["tokens"] = self.tokens_seen
+            self.term_sums.clear()
+            self.micro_steps = 0
+        super().log(logs, start_time)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Return the EMA's mean terms on held-out text, under noise that is the same at every evaluation."""
+        metrics = {f"eval_{name}": value for name, value in evaluate_terms(
+            self.ema.module, self.validation, self.collated, self.config.batch_tokens, self.args.device, self.args.bf16
+        ).items()}  # fmt: skip
+        metrics["eval_loss"] = sum(metrics.values())
+        self.log(metrics)
+        self._draw()
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control.should_save |= self.control.should_training_stop  # an early stop keeps its last model too
+        return metrics
+
+    def _draw(self) -> None:
+        """Write the objective's figures to ``figures/``, and to TensorBoard with their history."""
+        if self.writer is None or not plots.available():
+            return
+        for name, figure in self.averaged.figures(self.validation).items():
+            path = self.folder / "figures" / f"{name}.png"
+            with disk_errors(path):
+                path.parent.mkdir(exist_ok=True)
+                plots.save(figure, path)
+            self.writer.add_figure(name, figure, self.state.global_step, close=False)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """Write a checkpoint, its marker last, then drop the old ones and export the model."""
+        path = self.folder / "checkpoints" / f"checkpoint-{self.state.global_step}"
+        with disk_errors(path):
+            try:
+                super()._save_checkpoint(model, trial)
+                if self.is_world_process_zero():
+                    save_file({k: v.contiguous() for k, v in self.ema.state_dict().items()}, path / "ema.safetensors")
+                self.accelerator.wait_for_everyone()
+                if self.is_world_process_zero():
+                    done = {"step": self.state.global_step, "tokens": self.tokens_seen, **self.progress.spent()}
+                    (path / MARKER).write_text(json.dumps(done))
+            except (OSError, RuntimeError, SafetensorError):
+                shutil.rmtree(path, ignore_errors=True)
+                raise
+        if self.is_world_process_zero():
+            for old in whole_checkpoints(self.folder)[: -self.config.keep]:
+                shutil.rmtree(old)
+            if self.export is not None:
+                self.export(self.averaged_model())
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Write the weights, and not the pickled arguments that the base class adds."""
+        assert output_dir is not None and self.model is not None
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        save_file(self.model.state_dict() if state_dict is None else state_dict, Path(output_dir) / "model.safetensors")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        """Load weights and EMA. Raises UserError where a file is damaged."""
+        path = Path(resume_from_checkpoint)
+        try:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            self.ema.load_state_dict(load_file(path / "ema.safetensors"))
+            done = json.loads((path / MARKER).read_text())
+            self.tokens_seen = done["tokens"]
+            self.progress.seconds, self.progress.processor_seconds = done.get("seconds", 0), done.get("processor_seconds", 0)
+        except (OSError, SafetensorError, ValueError) as error:
+            raise UserError(
+                f"{path}: this checkpoint is damaged ({' '.join(str(error).split())}); delete it, and the run goes on from the "
+                "one before"
+            ) from None
+
+    @property
+    def averaged(self) -> Objective:
+        """Return the EMA's objective."""
+        objective = self.ema.module
+        assert isinstance(objective, Objective)
+        return objective
+
+    def averaged_model(self) -> PreTrainedModel:
+        """Return the EMA's model, with what was learned beside the weights in its config."""
+        objective = self.averaged
+        objective.finish()
+        objective.model.train(False)
+        return objective.model
+
+
+def _arguments(config: TrainingConfig, folder: Path, evaluates: bool) -> TrainingArguments:
+    cpu = not torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir=str(folder / "checkpoints"),
+        max_steps=config.steps,
+        gradient_accumulation_steps=config.accumulation,
+        max_grad_norm=config.clip,
+        lr_scheduler_type={"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}[config.decay],
+        warmup_steps=min(config.warmup, config.steps // 2),
+        bf16=config.precision == "bf16" or (config.precision == "auto" and has_bf16()),
+        use_cpu=cpu,
+        ddp_backend="gloo" if cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
+        ddp_find_unused_parameters=False,
+        logging_steps=config.log_every,
+        eval_strategy="steps" if evaluates else "no",
+        eval_steps=config.evaluate_every,
+        save_strategy="steps",
+        save_steps=config.save_every,
+        metric_for_best_model="eval_loss" if evaluates else None,
+        greater_is_better=False,
+        seed=config.seed,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to="none",
+    )
+
+
+def _average_with(decay: float, warmup: bool) -> Callable[[Any, Any, Any], None]:
+    """Return the EMA's update of the averaged weights by the current ones."""
+
+    @torch.no_grad()
+    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+        ceiling = (1 + float(count)) / (10 + float(count)) if warmup else 1.0
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, ceiling))
+
+    return update
+
+
+@torch.no_grad()
+def evaluate_terms(
+    objective: torch.nn.Module,
+    rows: Sequence[list[int]],
+    collated: Callable[[Sequence[list[int]]], dict[str, Tensor]],
+    batch_tokens: int,
+    device: torch.device,
+    bf16: bool,
+) -> dict[str, float]:
+    """Return an objective's mean terms over ``rows``, weighted by tokens; the caller's random state is left as it was."""
+    was_training = objective.training
+    objective.eval()
+    sums: dict[str, float] = defaultdict(float)
+    tokens = 0
+    ordered = sorted(rows, key=len)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        while ordered:
+            count = max(1, batch_tokens // len(ordered[-1]))
+            batch = {k: v.to(device) for k, v in collated(ordered[-count:]).items()}
+            del ordered[-count:]
+            size = int(batch["mask"].sum())
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                terms = objective(**batch)
+            for name, term in terms.items():
+                sums[name] += float(term) * size
+            tokens += size
+    objective.train(was_training)
+    return {name: total / max(tokens, 1) for name, total in sums.items()}
+
+
+class Patience(EarlyStoppingCallback):
+    """Stops where the loss on held-out text has got no better for a while; a resumed run goes on counting."""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **named: Any) -> None:
+        """Take the count from the checkpoint: transformers would restore it together with a control of its own."""
+        super().on_train_begin(args, state, control, **named)  # type: ignore[no-untyped-call]
+        callbacks: Any = state.stateful_callbacks  # by name, once the state has been made
+        kept = callbacks.get(type(self).__name__)
+        self.early_stopping_patience_counter = kept["attributes"]["early_stopping_patience_counter"] if kept else 0
+
+
+class Samples(TrainerCallback):
+    """Updates the EMA after each step, and writes sample texts at intervals."""
+
+    def __init__(self, trainer: DiffusionTrainer) -> None:
+        """Act for ``trainer``."""
+        self.trainer = trainer
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Average; sample where it is time; stop and save where Ctrl-C asked for it."""
+        trainer = self.trainer
+        assert trainer.model is not None
+        trainer.ema.update_parameters(trainer.model)
+        last = state.global_step >= state.max_steps
+        if trainer.write_samples and state.is_world_process_zero:
+            if state.global_step % trainer.config.sample_every == 0 or last:
+                self.write(state.global_step)
+        interrupted = trainer.control_was_interrupted
+        control.should_training_stop |= interrupted
+        control.should_save |= last or interrupted
+
+    def write(self, step: int) -> None:
+        """Write ``samples/step-N.txt`` and show the texts above the bar."""
+        trainer = self.trainer
+        assert trainer.write_samples is not None
+        was_training = trainer.ema.module.training
+        with torch.random.fork_rng():
+            texts = trainer.write_samples(trainer.averaged_model())
+        trainer.ema.module.train(was_training)
+        path = trainer.folder / "samples" / f"step-{step}.txt"
+        with disk_errors(path):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("".join(f"{text}\n" for text in texts))
+        if trainer.progress.show_texts:
+            tqdm.write(f"\nafter {step} steps:\n" + "".join(f"  {text}\n" for text in texts[:3]), file=sys.stderr)

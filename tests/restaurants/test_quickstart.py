@@ -1,0 +1,67 @@
+import json
+import math
+import random
+from pathlib import Path
+
+import pytest
+from tiny_runs import restaurant_texts, tiny_config
+
+from diffusionlm.config import UserError
+from diffusionlm.evaluation.text_metrics import grammar_report, trigram_texts, unigram_entropy
+from diffusionlm.restaurants.quickstart import quickstart
+from diffusionlm.training.run import train
+
+
+def test_quickstart_writes_its_figures_and_reuses_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "runs" / "quickstart"
+    report = quickstart(folder, steps=6, texts=5)
+    assert json.loads((folder / "quickstart.json").read_text()) == report
+    assert set(report) == {
+        "accepted", "new", "distinct", "entropy", "entropy_real", "texts", "trigram_accepted", "controlled",
+        "seconds_training", "seconds_total",
+    }  # fmt: skip
+    assert report["texts"] == 5 == len((folder / "texts.jsonl").read_text().splitlines())
+    said = capsys.readouterr()
+    assert "after 6 steps" in said.err and "Try next" in said.err
+    assert said.err.count("Asked for") == 4 and said.err.count("  ✓ ") + said.err.count("  ✗ ") == 12
+    weights = (folder / "model" / "model.safetensors").stat().st_mtime_ns
+    again = quickstart(folder, texts=5)
+    assert (folder / "model" / "model.safetensors").stat().st_mtime_ns == weights
+    assert {k: v for k, v in again.items() if k != "seconds_total"} == {k: v for k, v in report.items() if k != "seconds_total"}
+
+
+def test_quickstart_does_not_go_on_with_another_run(tmp_path: Path) -> None:
+    train(tiny_config(tmp_path), tmp_path / "run", quiet=True)
+    with pytest.raises(UserError, match="run: holds another run, not a quickstart's; choose another --out"):
+        quickstart(tmp_path / "run")
+
+
+def test_steps_that_fit_are_timed_and_written_down(tmp_path: Path) -> None:
+    quickstart(tmp_path / "run", minutes=0.001, texts=2)
+    assert "steps: 20\n" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+def test_the_report_counts_what_it_says() -> None:
+    training, real = restaurant_texts(30, "train"), restaurant_texts(10)
+    texts = [training[0], real[0], real[1], real[1], "The is a."]
+    report = grammar_report(texts, training, real)
+    assert (report.accepted, report.new, report.distinct, report.texts) == (0.8, 0.75, 0.8, 5)
+    assert report.entropy_real == unigram_entropy(real[:5])
+
+
+def test_unigram_entropy_of_equal_words_is_the_log_of_their_number() -> None:
+    assert unigram_entropy(["a b", "c d"]) == pytest.approx(math.log(4))
+    assert unigram_entropy(["a a a"]) == 0
+
+
+def test_a_trigram_model_writes_only_trigrams_it_has_seen() -> None:
+    training = restaurant_texts(200, "train")
+    seen = {
+        words[i : i + 3]
+        for text in training
+        if (words := tuple(text.replace(".", " .").replace(",", " ,").split()))
+        for i in range(len(words))
+    }
+    for text in random.Random(0).sample(trigram_texts(training, 20, seed=1), 5):
+        words = tuple(text.replace(".", " .").replace(",", " ,").split())
+        assert all(words[i : i + 3] in seen for i in range(len(words) - 2))
