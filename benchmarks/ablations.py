@@ -20,7 +20,7 @@ from typing import Any
 
 from measure import ROOT, TEMPERATURES, arguments, asked, check, every, exit_status, file_name, kept, trained
 
-from diffusionlm.evaluation.benchmark import EvaluationConfig, Judging
+from diffusionlm.evaluation.benchmark import BenchmarkRunner, EvaluationConfig
 from diffusionlm.evaluation.report import Report
 from diffusionlm.evaluation.text_metrics import at_entropy
 from diffusionlm.pipelines.auto import open_pipeline
@@ -35,9 +35,9 @@ MIDDLE = 1.3
 READING = {
     "model.backbone": "{name: transformer, layers: 5, width: 192, heads: 6, dropout: 0.1}",
     "sampling.steps": "10",
-    "sampling.corrections": "1",
+    "sampling.sweeps": "1",
 }
-PADDED = {"model.explicit_length": "false", "sampling.corrections": "0", "sampling.steps": "16"}
+PADDED = {"model.explicit_length": "false", "sampling.sweeps": "0", "sampling.steps": "16"}
 STEPS = {"model.schedule": "sqrt", "model.self_conditioning": "false", "sampling.passes": "1", "sampling.steps": "32"}
 VECTORS = {  # what regression needs: a network that reads all, steps of time, padded texts, no logits in sampling
     **READING,
@@ -126,14 +126,16 @@ def measured(row: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def judged(run: Path, config: RunConfig, options: argparse.Namespace) -> Report:
     """Judge a run's texts at each temperature beside real text, and bound its likelihood; resumed in its folder."""
-    temperatures = CORRECTED if saved_sampling(run).corrections else TEMPERATURES
+    temperatures = CORRECTED if saved_sampling(run).sweeps else TEMPERATURES
     asking = EvaluationConfig(temperatures=temperatures, count=options.texts, bound_texts=options.bound_texts)
-    judging = Judging.prepare(options.judge, config.data.corpus, asking, run / "evaluation", options.device, quiet=False)
-    writer = open_pipeline(run, options.device)
-    system = judging.enter(run, (), writer)
+    judging = BenchmarkRunner.prepare(
+        options.judge, config.data.corpus, asking, run / "evaluation", options.device, quiet=False
+    )
+    pipeline = open_pipeline(run, options.device)
+    system = judging.enter(run, (), pipeline)
     real = next(judging.reference_cells())  # the judge's own samples would be the same in every row
-    judging.fill([real, *judging.model_cells(system, writer, (), "fp32")])
-    judging.likelihood(system, writer)
+    judging.fill([real, *judging.model_cells(system, pipeline, (), "fp32")])
+    judging.likelihood(system, pipeline)
     return judging.report
 
 
@@ -194,7 +196,7 @@ def main(words: Sequence[str] | None = None) -> int:
     logs = Path(options.runs) / "ablations" / options.length
 
     def make(row: str) -> None:
-        if options.settle:
+        if options.parallel_icm:
             trained(config_of(row, options.folder), run_of(row, options), options)
         else:
             kept(paths[row], lambda: measured(row, options))

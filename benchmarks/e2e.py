@@ -24,7 +24,7 @@ from diffusionlm.training.run import RunConfig, read_config
 
 # One network that all can use, and the sampling that goes with it: a sweep of corrections would take eleven evaluations.
 ONE = {"model.backbone": "{name: transformer, layers: 5, width: 192, heads: 6, dropout: 0.1}"}
-PLAIN = {"sampling.steps": "16", "sampling.corrections": "0"}
+PLAIN = {"sampling.steps": "16", "sampling.sweeps": "0"}
 ROWS: dict[str, tuple[str, dict[str, str]]] = {
     "ours": ("e2e-small", {**ONE, **PLAIN}),
     "masked": ("e2e-masked", ONE),

@@ -39,7 +39,7 @@ ROWS = {
     "word vectors as fast as the rest": {"training.optimizer.word_learning_rate": "0.008"},
     "one pass a step": {"sampling.passes": "1"},
     "no temperature of the step": {"sampling.step_temperature": "null"},
-    "no corrections": {"sampling.corrections": "0"},
+    "no corrections": {"sampling.sweeps": "0"},
 }
 
 

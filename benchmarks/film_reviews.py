@@ -26,7 +26,7 @@ from measure import RESULTS, ROOT, exit_status
 from nltk import NaiveBayesClassifier
 from nltk.corpus import sentence_polarity
 
-from diffusionlm.controls import Binding, Classifier, Control, Demand
+from diffusionlm.controls import Binding, Classifier, CompiledControl, Control
 from diffusionlm.evaluation.control.evaluation import ControlConfig, evaluate_control
 from diffusionlm.evaluation.control.report import control_table
 from diffusionlm.evaluation.control.tasks import read_tasks
@@ -44,7 +44,7 @@ class Judged(Control, name="judged"):
     label: str
     texts: str
 
-    def bind(self, binding: Binding) -> Demand:
+    def bind(self, binding: Binding) -> CompiledControl:
         """Steer."""
         return Classifier(self.label, "sentiment").bind(binding)
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from diffusionlm.config import UserError
 from diffusionlm.data.corpora import Corpus
-from diffusionlm.evaluation.benchmark import EvaluationConfig, Judging
+from diffusionlm.evaluation.benchmark import BenchmarkRunner, EvaluationConfig
 from diffusionlm.evaluation.provenance import machine
 from diffusionlm.evaluation.report import write
 from diffusionlm.training.run import RunConfig, claim, read_config, train
@@ -87,7 +87,7 @@ def trained(config: RunConfig, folder: Path, options: argparse.Namespace) -> Non
         config = of_minutes(config, options.minutes)
     else:
         raise UserError(f"{folder}: not settled; call with --settle and --device cpu first, or say --steps")
-    if options.settle:
+    if options.parallel_icm:
         claim(config, folder)
     elif not train(config, folder, write_samples=False):
         raise KeyboardInterrupt
@@ -177,7 +177,7 @@ def asked(parser: argparse.ArgumentParser, rows: Sequence[str], words: Sequence[
 def check(corpus: Corpus, options: argparse.Namespace) -> None:
     """Find mistakes before anything is trained for minutes. Raises UserError: the judge, the data or a number is wrong."""
     asking = EvaluationConfig(count=options.texts, bound_texts=options.bound_texts)
-    Judging.prepare(options.judge, corpus, asking, None, options.device, quiet=True)
+    BenchmarkRunner.prepare(options.judge, corpus, asking, None, options.device, quiet=True)
 
 
 def every(rows: Sequence[str], script: str, options: argparse.Namespace, make: Callable[[str], Any], logs: Path) -> list[str]:
@@ -185,7 +185,7 @@ def every(rows: Sequence[str], script: str, options: argparse.Namespace, make: C
     if options.jobs and not options.alone:
         names = ("folder", "judge", "minutes", "steps", "texts", "bound_texts", "device", "runs", "results")
         given = {name.replace("_", "-"): value for name in names if (value := getattr(options, name)) is not None}
-        flags = [*(f"--{name}={value}" for name, value in given.items()), *["--settle"] * options.settle]
+        flags = [*(f"--{name}={value}" for name, value in given.items()), *["--settle"] * options.parallel_icm]
         commands = {row: [sys.executable, script, "--alone", *flags, row] for row in rows}
         return in_processes(commands, options.jobs, logs, options.device)
     for row in rows:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from diffusionlm.evaluation.masked_likelihood import masked_bound as masked_bound
     from diffusionlm.evaluation.scoring import ScoringConfig as ScoringConfig
     from diffusionlm.evaluation.scoring import score as score
-    from diffusionlm.models.classifier import Classifier as Classifier
+    from diffusionlm.models.classifier import LatentClassifier as LatentClassifier
     from diffusionlm.models.masked import MaskedConfig as MaskedConfig
     from diffusionlm.models.masked import MaskedLM as MaskedLM
     from diffusionlm.pipelines.auto import open_pipeline as open_pipeline
@@ -33,10 +33,14 @@ if TYPE_CHECKING:
     from diffusionlm.training.run import read_config as read_config
     from diffusionlm.training.run import train as train
 
+if TYPE_CHECKING:
+    Classifier = LatentClassifier
+
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Classifier": "models.classifier",
+    "Classifier": "models.classifier:LatentClassifier",
+    "LatentClassifier": "models.classifier",
     "UserError": "config",
     "GaussianDiffusion": "core.process",
     "EvaluationConfig": "evaluation.benchmark",
@@ -68,4 +72,5 @@ __all__ = sorted(_HOMES)
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'diffusionlm' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"diffusionlm.{_HOMES[name]}"), name)
+    module, _, own_name = _HOMES[name].partition(":")
+    return getattr(importlib.import_module(f"diffusionlm.{module}"), own_name or name)

@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--sampler", help="see: diffusionlm show samplers")
     command.add_argument("--temperature", type=float, help="below 1 is more fluent and less diverse (1)")
     command.add_argument("--step-temperature", type=float, help="of the words each step moves toward (the temperature)")
-    command.add_argument("--corrections", type=int, help="sweeps that ask again for each word of the finished text")
+    command.add_argument("--sweeps", type=int, help="sweeps that ask again for each word of the finished text")
     command.add_argument("--length", type=int, help="tokens a text; otherwise drawn as in the training texts")
     command.add_argument("--candidates", type=int, help="of which the one most like the others is kept (1)")
     command.add_argument("--control", action="append", default=[], metavar="EXPRESSION", dest="controls",

@@ -144,6 +144,31 @@ def to_plain(value: Any) -> Any:
     return [to_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
+# What format 1 (version 0.1) called otherwise, by the place of the settings in a run's config.
+RENAMED = {
+    "sampling": {"corrections": "sweeps", "correction_odds": "sweep_odds"},
+    "sampling.guidance": {
+        "tilting": "logit_scale",
+        "through": "denoiser_scale",
+        "constraints": "constraint_scale",
+        "early": "early_multiplier",
+        "largest": "max_logit_step",
+    },
+    "classifier": {"frames": "templates"},
+}
+RENAMED_VALUES = {"model.reads": {"belief": "prediction"}, "classifier.settings.reads": {"belief": "prediction"}}
+FORMAT_VERSION = 2  # of model folders and of runs' configs
+
+
+def upgraded(plain: Any, place: str = "") -> Any:
+    """Return settings that format 1 saved under the names of this format; ``place`` is their dotted place in ``RENAMED``."""
+    if not isinstance(plain, Mapping):
+        return RENAMED_VALUES.get(place, {}).get(plain, plain) if isinstance(plain, str) else plain
+    names = RENAMED.get(place, {})
+    renamed = {names.get(key, key): value for key, value in plain.items()}
+    return {key: upgraded(value, f"{place}.{key}".lstrip(".")) for key, value in renamed.items()}
+
+
 def read_yaml(text: str, where: str) -> dict[str, Any]:
     """Parse a YAML mapping.
 

@@ -141,7 +141,7 @@ def test_settled_steps_are_trained_on_any_device(folder: Path, tmp_path: Path, m
 
 
 def test_a_gpu_needs_settled_steps(folder: Path, tmp_path: Path) -> None:
-    options = Namespace(steps=None, minutes=1.0, device="cuda", settle=False)
+    options = Namespace(steps=None, minutes=1.0, device="cuda", parallel_icm=False)
     with pytest.raises(UserError, match="not settled; call with --settle"):
         measure.trained(ablations.config_of("default", str(folder)), tmp_path / "run", options)
 

@@ -222,7 +222,7 @@ def test_another_annotator_can_check_texts(trained: Path, capsys: pytest.Capture
 
 
 def test_watch_shows_every_step_and_keeps_stdout_clean(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["generate", str(trained), "--count", "2", "--steps", "3", "--corrections", "0", "--watch"]) == 0
+    assert main(["generate", str(trained), "--count", "2", "--steps", "3", "--sweeps", "0", "--watch"]) == 0
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 2
     assert err.count("t = ") == 3

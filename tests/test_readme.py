@@ -70,7 +70,7 @@ def test_the_readmes_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         elif arguments[0] == "generate":
             arguments += ["--count", "2"]
             if "runs/quickstart" in arguments:
-                arguments += [*([] if "--steps" in arguments else ["--steps", "4"]), "--corrections", "1"]
+                arguments += [*([] if "--steps" in arguments else ["--steps", "4"]), "--sweeps", "1"]
         elif arguments[0] == "score":
             del arguments[3:]  # a shell's redirection
         assert main(arguments) == 0, (arguments, capsys.readouterr().err)
@@ -84,7 +84,7 @@ def test_the_readmes_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert main(["train", *judge, "--training.evaluation_texts", "10"]) == 0
     sentiment_model(tmp_path / "my-sentiment-model")
     sampling = tmp_path / "runs" / "quickstart" / "model" / "sampling.json"
-    sampling.write_text(json.dumps({**json.loads(sampling.read_text()), "steps": 4, "corrections": 0}))
+    sampling.write_text(json.dumps({**json.loads(sampling.read_text()), "steps": 4, "sweeps": 0}))
     blocks = [block for language, block in BLOCKS if language == "python"]
     assert blocks
     for block in blocks:

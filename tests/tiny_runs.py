@@ -26,7 +26,7 @@ TINY = {
         "sample_every": 4,
         "save_every": 2,
     },
-    "sampling": {"steps": 4, "passes": 1, "corrections": 0},
+    "sampling": {"steps": 4, "passes": 1, "sweeps": 0},
 }
 
 

@@ -26,7 +26,7 @@ LARGEST = 20_000  # states of an automaton
 
 
 @dataclass(frozen=True, eq=False)
-class Language:
+class DFA:
     """A set of texts: a complete deterministic automaton that starts in state 0.
 
     Args:
@@ -39,21 +39,21 @@ class Language:
     step: Tensor
     accepting: Tensor
 
-    def __and__(self, other: Language) -> Language:
+    def __and__(self, other: DFA) -> DFA:
         """Texts in both. Raises UserError where the automaton grows too large, as do ``|`` and all builders."""
         return _product(self, other, numpy.logical_and)
 
-    def __or__(self, other: Language) -> Language:
+    def __or__(self, other: DFA) -> DFA:
         """Texts in either."""
         return _product(self, other, numpy.logical_or)
 
-    def __invert__(self) -> Language:
+    def __invert__(self) -> DFA:
         """All other texts."""
-        return Language(self.classes, self.step, ~self.accepting)
+        return DFA(self.classes, self.step, ~self.accepting)
 
     def __eq__(self, other: object) -> bool:
         """Tell whether two languages have the same texts: their minimal automata are then the same."""
-        if not isinstance(other, Language) or len(self.classes) != len(other.classes):
+        if not isinstance(other, DFA) or len(self.classes) != len(other.classes):
             return NotImplemented
         one, two = self.minimal(), other.minimal()
         same = one.step.shape == two.step.shape and torch.equal(one.classes, two.classes)
@@ -61,7 +61,7 @@ class Language:
 
     __hash__ = None  # type: ignore[assignment]
 
-    def minimal(self) -> Language:
+    def minimal(self) -> DFA:
         """Return the same set with the fewest states and classes, numbered in the order of first use."""
         return _minimal(self.classes.numpy(), self.step.numpy(), self.accepting.numpy())
 
@@ -113,7 +113,7 @@ class Language:
 # Builders
 
 
-def one_of(tokens: Tensor | Iterable[int], size: int) -> Language:
+def one_of(tokens: Tensor | Iterable[int], size: int) -> DFA:
     """Return the texts of one token: of a mask (V,) or of ids, in a vocabulary of ``size``."""
     chosen = numpy.zeros(size, dtype=numpy.int64)
     masked = isinstance(tokens, Tensor) and tokens.dtype == torch.bool
@@ -121,27 +121,27 @@ def one_of(tokens: Tensor | Iterable[int], size: int) -> Language:
     return _minimal(chosen, numpy.array([[2, 1], [2, 2], [2, 2]]), numpy.array([False, True, False]))
 
 
-def everything(size: int) -> Language:
+def everything(size: int) -> DFA:
     """Return all texts over a vocabulary of ``size``."""
     return _minimal(numpy.zeros(size, dtype=numpy.int64), numpy.array([[0]]), numpy.array([True]))
 
 
-def empty(size: int) -> Language:
+def empty(size: int) -> DFA:
     """Return the set of only the text that has no token."""
     return _minimal(numpy.zeros(size, dtype=numpy.int64), numpy.array([[1], [1]]), numpy.array([True, False]))
 
 
-def sequence(*parts: Language) -> Language:
+def sequence(*parts: DFA) -> DFA:
     """Return the texts that are a text of each of ``parts``, one after the other."""
     return _chain(parts, again=False)
 
 
-def any_number(part: Language) -> Language:
+def any_number(part: DFA) -> DFA:
     """Return the texts made of any number of texts of ``part``, none included."""
     return _chain([part], again=True)
 
 
-def repeat(part: Language, low: int, high: int | None = None) -> Language:
+def repeat(part: DFA, low: int, high: int | None = None) -> DFA:
     """Return the texts made of ``low`` to ``high`` texts of ``part``; without ``high`` of ``low`` or more."""
     if low < 0 or (high is not None and high < low):
         raise UserError(f"repeat: expected 0 or more and no less at the end, got {low} to {high}")
@@ -151,7 +151,7 @@ def repeat(part: Language, low: int, high: int | None = None) -> Language:
     return sequence(empty(len(part.classes)), *[part] * low, *[optional] * (high - low))
 
 
-def of_lengths(lengths: Iterable[int], size: int) -> Language:
+def of_lengths(lengths: Iterable[int], size: int) -> DFA:
     """Return the texts of so many tokens, any of ``lengths``, over a vocabulary of ``size``."""
     wanted = set(lengths)
     longest = max(wanted, default=-1)
@@ -159,7 +159,7 @@ def of_lengths(lengths: Iterable[int], size: int) -> Language:
     return _minimal(numpy.zeros(size, dtype=numpy.int64), step, numpy.isin(numpy.arange(longest + 2), sorted(wanted)))
 
 
-def union(*parts: Language) -> Language:
+def union(*parts: DFA) -> DFA:
     """Return the texts in any of ``parts``."""
     classes, symbols = _refined(parts)
     rows: list[list[int]] = []
@@ -172,7 +172,7 @@ def union(*parts: Language) -> Language:
     return _determinise(classes, rows, start, accepting)
 
 
-def erase(language: Language, token: int) -> Language:
+def erase(language: DFA, token: int) -> DFA:
     """Return the texts of ``language`` with every ``token`` left out of them."""
     step, arrive = language.step.numpy(), _live_bits(language)
     silent = step[:, int(language.classes[token])].tolist()
@@ -188,7 +188,7 @@ def erase(language: Language, token: int) -> Language:
     return _determinise(classes, rows, closure[0], _bits(language.accepting.numpy()))
 
 
-def from_table(table: Tensor, accepting: Tensor) -> Language:
+def from_table(table: Tensor, accepting: Tensor) -> DFA:
     """Return the language of an automaton whose next state ``table`` (S, V) is given for each token."""
     return _minimal(numpy.arange(table.shape[1]), table.numpy(), accepting.numpy())
 
@@ -208,12 +208,12 @@ def _live(step: Array, accepting: Array) -> Array:
     return live
 
 
-def _live_bits(language: Language) -> list[int]:
+def _live_bits(language: DFA) -> list[int]:
     live = _live(language.step.numpy(), language.accepting.numpy())
     return [1 << state if alive else 0 for state, alive in enumerate(live.tolist())]
 
 
-def _refined(parts: Sequence[Language]) -> tuple[Array, Array]:
+def _refined(parts: Sequence[DFA]) -> tuple[Array, Array]:
     """Return the coarsest classes (V,) that refine those of all ``parts``, and (parts, C) what each is in each part."""
     if len({len(part.classes) for part in parts}) != 1:
         raise UserError(
@@ -223,7 +223,7 @@ def _refined(parts: Sequence[Language]) -> tuple[Array, Array]:
     return classes.reshape(-1), symbols
 
 
-def _product(one: Language, other: Language, accept: Callable[[Array, Array], Array]) -> Language:
+def _product(one: DFA, other: DFA, accept: Callable[[Array, Array], Array]) -> DFA:
     classes, (a, b) = _refined([one, other])
     step_a, step_b, width = one.step.numpy()[:, a], other.step.numpy()[:, b], len(other.step)
 
@@ -240,7 +240,7 @@ def _product(one: Language, other: Language, accept: Callable[[Array, Array], Ar
     return _minimal(classes, numpy.searchsorted(pairs, after(pairs)), accepting)
 
 
-def _chain(parts: Sequence[Language], again: bool) -> Language:
+def _chain(parts: Sequence[DFA], again: bool) -> DFA:
     """Join accepting states to the start of the next part, or of the only part ``again``."""
     classes, symbols = _refined(parts)
     offsets = numpy.cumsum([0, *(len(part.step) for part in parts)]).tolist()
@@ -258,7 +258,7 @@ def _chain(parts: Sequence[Language], again: bool) -> Language:
     return _determinise(classes, rows, entry, accepting)
 
 
-def _determinise(classes: Array, rows: list[list[int]], start: int, accepting: int) -> Language:
+def _determinise(classes: Array, rows: list[list[int]], start: int, accepting: int) -> DFA:
     """Make a set of states one state (Rabin and Scott 1959); ``rows`` has the set after each state, by class."""
     known, order, step = {start: 0}, [start], []
     for states in order:
@@ -281,7 +281,7 @@ def _check_size(states: int) -> None:
         raise UserError(f"language: what is asked needs an automaton of more than {LARGEST:,} states; ask for less at once")
 
 
-def _minimal(classes: Array, step: Array, accepting: Array) -> Language:
+def _minimal(classes: Array, step: Array, accepting: Array) -> DFA:
     """Merge states that no text tells apart (Moore 1956) and classes that no state does; number both by first use."""
     classes, step = _merge_classes(classes, step)
     step, accepting = _number_states(step, accepting)
@@ -294,7 +294,7 @@ def _minimal(classes: Array, step: Array, accepting: Array) -> Language:
     start, member = block[0], numpy.unique(block, return_index=True)[1]
     classes, step = _merge_classes(classes, block[step[member]])
     step, accepting = _number_states(step, accepting[member], start)
-    return Language(*(torch.from_numpy(a) for a in (classes, step, accepting)))
+    return DFA(*(torch.from_numpy(a) for a in (classes, step, accepting)))
 
 
 def _merge_classes(classes: Array, step: Array) -> tuple[Array, Array]:

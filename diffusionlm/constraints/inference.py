@@ -14,31 +14,14 @@ import math
 import torch
 from torch import Tensor
 
-from diffusionlm.constraints.dfa import (
-    Language,
-    any_number,
-    empty,
-    erase,
-    everything,
-    from_table,
-    of_lengths,
-    one_of,
-    repeat,
-    sequence,
-    union,
-)
-
-__all__ = [
-    "Language", "any_number", "condition", "empty", "erase", "everything", "forced", "from_table", "likeliest", "log_mass",
-    "of_lengths", "one_of", "repeat", "sequence", "substitutes", "union",
-]  # fmt: skip
+from diffusionlm.constraints.dfa import DFA
 
 NEVER = -1e30  # the log of a chance of 0, finite so that no difference or gradient is NaN
 SMALL = 1e-25  # a share of the likeliest below which sums are taken in logs
 BARRED = 1e4  # nats that a barred token is below the likeliest, where the language leaves no other
 
 
-def condition(language: Language, logits: Tensor, lengths: Tensor) -> Tensor:
+def condition(language: DFA, logits: Tensor, lengths: Tensor) -> Tensor:
     """Return the log of the posterior marginals (B, L, V) where the first ``lengths`` (B,) tokens are in ``language``.
 
     ``logits`` may be -inf where a token is barred, which holds as long as it leaves a text at all. What is impossible, or
@@ -63,14 +46,14 @@ def condition(language: Language, logits: Tensor, lengths: Tensor) -> Tensor:
     return torch.where(member[..., None], inside, logits)
 
 
-def log_mass(language: Language, logits: Tensor, lengths: Tensor) -> Tensor:
+def log_probability(language: DFA, logits: Tensor, lengths: Tensor) -> Tensor:
     """Return the log of the chance (B,) that a draw from the posteriors ``logits`` (B, L, V) is a text of ``language``."""
     log_p = _log_posterior(logits, _inside(logits, lengths))
     start = _backward(language, log_p, lengths)[1][0][0]
     return torch.where(start > NEVER / 2, start, -math.inf)
 
 
-def likeliest(language: Language, logits: Tensor, lengths: Tensor) -> Tensor:
+def viterbi(language: DFA, logits: Tensor, lengths: Tensor) -> Tensor:
     """Return the likeliest texts (B, L) of ``language``; from a text's length on, each position's likeliest token.
 
     ``logits`` and ``lengths`` are as in ``condition``; a text of a length that the language has not is the likeliest of all.
@@ -96,7 +79,7 @@ def likeliest(language: Language, logits: Tensor, lengths: Tensor) -> Tensor:
     return ids
 
 
-def forced(language: Language, lengths: Tensor, width: int) -> Tensor:
+def forced_tokens(language: DFA, lengths: Tensor, width: int) -> Tensor:
     """Return the ids (B, width) of tokens to which texts of ``lengths`` (B,) leave no choice, -1 elsewhere."""
     step, reached = language.step, language.reached(width)
     ending = [language.accepting]
@@ -111,7 +94,7 @@ def forced(language: Language, lengths: Tensor, width: int) -> Tensor:
     return ids.to(lengths.device)
 
 
-def substitutes(language: Language, ids: Tensor, lengths: Tensor) -> Tensor:
+def allowed_substitutes(language: DFA, ids: Tensor, lengths: Tensor) -> Tensor:
     """Tell which tokens (B, L, V) can stand at each position of the texts ``ids`` (B, L), all others given.
 
     From a text's length on nothing is told apart: all can.
@@ -140,7 +123,7 @@ def _log_posterior(logits: Tensor, inside: Tensor) -> Tensor:
     return logits.clamp(NEVER, -NEVER).masked_fill(~inside[..., None], 0).log_softmax(-1).clamp(min=NEVER)
 
 
-def _messages(language: Language, logits: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+def _messages(language: DFA, logits: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Return log posteriors and what ``_backward`` makes of them; barred tokens are let in where there is no text without."""
     log_p = _log_posterior(logits, _inside(logits, lengths))
     by_label, beta = _backward(language, log_p, lengths)
@@ -151,7 +134,7 @@ def _messages(language: Language, logits: Tensor, lengths: Tensor) -> tuple[Tens
     return log_p, by_label, beta
 
 
-def _backward(language: Language, log_p: Tensor, lengths: Tensor) -> tuple[Tensor, list[Tensor]]:
+def _backward(language: DFA, log_p: Tensor, lengths: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Return log chances of each label (L, K + 1, B), and for 0 to L tokens of each state (S, B) that the end accepts."""
     targets, labels, sets = (table.to(log_p.device) for table in language.edges)
     by_label = _log_sums(_log_sums(log_p, language.membership.to(log_p.device)), sets)

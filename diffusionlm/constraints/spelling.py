@@ -18,17 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from diffusionlm.config import UserError, nearest
-from diffusionlm.constraints.inference import (
-    Language,
-    any_number,
-    empty,
-    erase,
-    everything,
-    from_table,
-    one_of,
-    sequence,
-    union,
-)
+from diffusionlm.constraints.dfa import DFA, any_number, empty, erase, everything, from_table, one_of, sequence, union
 
 MARK, BLANK = "\0", " "
 SPECIAL = BLANK + "\ufffd"  # what a special token spells: a word that nobody asks for
@@ -66,19 +56,19 @@ class Spelling:
         if not known.issuperset(parts):
             raise UserError(f"{where}: the model's vocabulary has no word {word!r}{_nearest(word, self.words)}")
 
-    def word(self, word: str, cased: bool) -> Language:
+    def word(self, word: str, cased: bool) -> DFA:
         """Return the texts of this one word, a blank before it or not."""
         spelled = [self._of(own.__eq__ if cased else partial(_same, own)) for own in word]
         return sequence(self._start, *spelled)
 
     @cached_property
-    def any_word(self) -> Language:
+    def any_word(self) -> DFA:
         """The texts of one word: a run of letters (after a clitic perhaps with a hyphen), ``n't``, a clitic, or a sign."""
         sign = self._of(lambda c: c not in (MARK, BLANK) and not is_letter(c))
         hyphened, clitic = sequence(self._join, self._run), sequence(self._quote, self._clitic)
         return sequence(self._start, union(self._run, hyphened, self._negation, clitic, sign))
 
-    def over_tokens(self, spelled: Language) -> Language:
+    def over_tokens(self, spelled: DFA) -> DFA:
         """Return the texts of tokens that spell a text of marked words in ``spelled``."""
         language = spelled & self.proper
         if not self.whole_words:
@@ -90,7 +80,7 @@ class Spelling:
         return from_table(table, language.accepting)
 
     @cached_property
-    def proper(self) -> Language:
+    def proper(self) -> DFA:
         """The texts of marked words in which the marks are where the rule cuts, and nowhere else."""
         nothing, rest, mark, join, point = empty(len(self.characters)), self._rest, self._mark, self._join, self._point
         letter, digit, quote, run = self._letter, self._of(is_digit), self._quote, self._run
@@ -110,7 +100,7 @@ class Spelling:
         return any_number(self.any_word) & ~union(sequence(rest, wrong), hyphened)
 
     @cached_property
-    def _run(self) -> Language:
+    def _run(self) -> DFA:
         """Words of letters and digits, with what may stand inside; a hyphen at the end stands before ``n't``."""
         plain = self._of(lambda c: is_letter(c) and not is_digit(c))
         inner = union(self._letter, sequence(union(self._join, self._point), self._letter))
@@ -119,7 +109,7 @@ class Spelling:
         return sequence(words, union(empty(len(self.characters)), self._join))
 
     @cached_property
-    def _start(self) -> Language:
+    def _start(self) -> DFA:
         return sequence(union(empty(len(self.characters)), self._blank), self._mark)
 
     @cached_property
@@ -135,10 +125,10 @@ class Spelling:
     def _marked(self, token: str) -> str:
         return f"{token[: -len(token.lstrip())]}{MARK}{token.lstrip()}" if self.whole_words else token
 
-    def _of(self, test: Callable[[str], bool]) -> Language:
+    def _of(self, test: Callable[[str], bool]) -> DFA:
         return one_of([i for i, character in enumerate(self.characters) if test(character)], len(self.characters))
 
-    def _letters(self, word: str) -> Language:
+    def _letters(self, word: str) -> DFA:
         return sequence(*[self._of((letter + letter.upper()).__contains__) for letter in word])
 
 
@@ -172,7 +162,7 @@ def spelling(tokenizer: PreTrainedTokenizerFast) -> Spelling:
 
 
 @lru_cache(maxsize=8)
-def proper_texts(tokenizer: PreTrainedTokenizerFast) -> Language:
+def proper_texts(tokenizer: PreTrainedTokenizerFast) -> DFA:
     """Return the texts that ``tokenizer`` would write: no words that run together where it keeps them apart."""
     speller = spelling(tokenizer)
     return speller.over_tokens(any_number(speller.any_word))

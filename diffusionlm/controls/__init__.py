@@ -3,7 +3,7 @@
 from diffusionlm.controls.attribute import Attribute
 from diffusionlm.controls.binding import Binding
 from diffusionlm.controls.classifier import Classifier
-from diffusionlm.controls.control import All, AnyOf, Control, Demand, Not, Outcome, Weighted, outcomes
+from diffusionlm.controls.control import All, AnyOf, CompiledControl, Control, Not, Outcome, Weighted, outcomes
 from diffusionlm.controls.expression import read_control, read_controls, read_targets, target_rows
 from diffusionlm.controls.infill import Infill
 from diffusionlm.controls.length import Length
@@ -16,7 +16,28 @@ from diffusionlm.controls.tree import Tree
 from diffusionlm.controls.words import Words
 
 __all__ = [
-    "All", "AnyOf", "Attribute", "Binding", "Classifier", "Control", "Demand", "Infill", "Length", "Not", "Outcome",
-    "PartsOfSpeech", "Pattern", "Prefix", "Reward", "Span", "Tree", "Weighted", "Words", "outcomes", "read_control",
-    "read_controls", "read_targets", "target_rows",
+    "All",
+    "AnyOf",
+    "Attribute",
+    "Binding",
+    "Classifier",
+    "CompiledControl",
+    "Control",
+    "Infill",
+    "Length",
+    "Not",
+    "Outcome",
+    "PartsOfSpeech",
+    "Pattern",
+    "Prefix",
+    "Reward",
+    "Span",
+    "Tree",
+    "Weighted",
+    "Words",
+    "outcomes",
+    "read_control",
+    "read_controls",
+    "read_targets",
+    "target_rows",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from diffusionlm.config import UserError, nearest
 from diffusionlm.controls.binding import Binding, label_energy
-from diffusionlm.controls.control import Control, Demand
+from diffusionlm.controls.control import CompiledControl, Control
 from diffusionlm.data.annotators import Grammar
 from diffusionlm.data.tokenizers import split_words
 
@@ -24,7 +24,7 @@ class Attribute(Control, name="attribute"):
     value: str
     classifier: str = "attributes"
 
-    def bind(self, binding: Binding) -> Demand:
+    def bind(self, binding: Binding) -> CompiledControl:
         """Take the classifier's -log p. Raises UserError for a field or value that it does not know."""
         classifier = binding.classifier(self.classifier, "sequence")
         fields = {name.removeprefix("attributes."): name for name in classifier.labels}
@@ -33,7 +33,7 @@ class Attribute(Control, name="attribute"):
         values = classifier.labels[fields[self.field]]
         if not self.value or self.value not in values:
             raise UserError(f"{self}: {self.field} is never {self.value!r}{nearest(self.value, filter(None, values))}")
-        return Demand(energies=(label_energy(classifier, fields[self.field], self.value),))
+        return CompiledControl(energies=(label_energy(classifier, fields[self.field], self.value),))
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
         """Return 1 where it is stated."""

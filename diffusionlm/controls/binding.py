@@ -15,12 +15,12 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from diffusionlm.config import UserError, nearest
-from diffusionlm.core.guidance import Belief, Energy
+from diffusionlm.core.guidance import Energy, GuidanceState
 from diffusionlm.core.model import DiffusionLM, model_folder
 from diffusionlm.data.annotators import Annotator, Grammar
 from diffusionlm.data.batches import collate
 from diffusionlm.data.tokenizers import BLANK, load_tokenizer
-from diffusionlm.models.classifier import Classifier, find_classifier
+from diffusionlm.models.classifier import LatentClassifier, find_classifier
 
 UNBOUNDED = 1e9  # tokenizers that know no bound of their own name a number far beyond this
 
@@ -35,13 +35,13 @@ class Binding:
     annotator: Annotator = field(default_factory=Grammar)
     _loaded: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
-    def classifier(self, name: str, head: str | None = None) -> Classifier:
+    def classifier(self, name: str, head: str | None = None) -> LatentClassifier:
         """Return the model's classifier ``name``, or the one in the folder ``name``.
 
         Raises:
             UserError: there is none, it was trained on another model's word vectors, or it has another ``head``.
         """
-        found: Classifier = self._once(name, self._open)
+        found: LatentClassifier = self._once(name, self._open)
         if head is not None and found.settings.head != head:
             raise UserError(f"classifier: expected one with head {head!r}, and {name!r} has {found.settings.head!r}")
         return found
@@ -50,11 +50,11 @@ class Binding:
         """Tell whether the model has a classifier ``name``, or a folder is called so."""
         return Path(name).is_dir() or (self.folder is not None and (model_folder(self.folder) / "classifiers" / name).is_dir())
 
-    def _open(self, name: str) -> Classifier:
+    def _open(self, name: str) -> LatentClassifier:
         if not Path(name).is_dir() and self.folder is None:
             raise UserError(f"classifier: the model came from no folder, so {name!r} must be a classifier's folder")
         folder = Path(name) if Path(name).is_dir() else find_classifier(self.folder or "", name)
-        classifier = Classifier.load(folder)
+        classifier = LatentClassifier.load(folder)
         classifier.check_fits(self.model)
         torch.nn.Module.to(classifier, self.model.device)
         return classifier
@@ -85,7 +85,7 @@ class Binding:
         return self._loaded[name]
 
     @torch.no_grad()
-    def clean_log_probabilities(self, classifier: Classifier, texts: Sequence[str]) -> dict[str, Tensor]:
+    def clean_log_probabilities(self, classifier: LatentClassifier, texts: Sequence[str]) -> dict[str, Tensor]:
         """Return what a classifier says of finished texts, field by field: (B, values) and alike."""
         longest = self.model.config.max_tokens
         rows = [self.tokenizer(text)["input_ids"][:longest] for text in texts]
@@ -99,13 +99,13 @@ def _either(one: int | None, other: int | None) -> int | None:
     return other if one is None else one
 
 
-def label_energy(classifier: Classifier, name: str, value: str) -> Energy:
+def label_energy(classifier: LatentClassifier, name: str, value: str) -> Energy:
     """Return -log p of ``value`` in the field ``name`` of a text."""
     index = classifier.labels[name].index(value)
     return lambda belief: -read(classifier, belief)[name][:, index]
 
 
-def read(classifier: Classifier, belief: Belief) -> dict[str, Tensor]:
+def read(classifier: LatentClassifier, belief: GuidanceState) -> dict[str, Tensor]:
     """Return a classifier's log-probabilities, of the latents that it was trained on; once for each belief."""
     if id(classifier) not in belief.readings:
         latents = belief.xt if classifier.settings.reads == "noisy" else belief.x0
@@ -187,7 +187,7 @@ class SequenceClassifier:
         assert self.aligned is not None
         vectors = self.model.get_input_embeddings().weight[self.aligned]
 
-        def energy(belief: Belief) -> Tensor:
+        def energy(belief: GuidanceState) -> Tensor:
             p = belief.logits.softmax(-1)
             logits: Tensor = self.model(inputs_embeds=p @ vectors.to(p), attention_mask=belief.mask.long()).logits
             return -self._log_probabilities(logits)[:, index]

@@ -9,7 +9,7 @@ import torch
 
 from diffusionlm.config import UserError, nearest
 from diffusionlm.controls.binding import Binding, label_energy
-from diffusionlm.controls.control import Control, Demand
+from diffusionlm.controls.control import CompiledControl, Control
 
 
 @dataclass(frozen=True)
@@ -28,16 +28,16 @@ class Classifier(Control, name="classifier"):
     classifier: str
     field: str | None = None
 
-    def bind(self, binding: Binding) -> Demand:
+    def bind(self, binding: Binding) -> CompiledControl:
         """Take -log p(label), or log p(label) of drafts. Raises UserError for an unknown label or field."""
         foreign = binding.foreign(self.classifier)
         if foreign is not None:
             index = foreign.index(self.label, str(self))
             if foreign.aligned is not None:
-                return Demand(energies=(foreign.energy(index),))
-            return Demand(rewards=(lambda texts: foreign.log_probabilities(texts)[:, index],))
+                return CompiledControl(energies=(foreign.energy(index),))
+            return CompiledControl(rewards=(lambda texts: foreign.log_probabilities(texts)[:, index],))
         classifier = binding.classifier(self.classifier, "sequence")
-        return Demand(energies=(label_energy(classifier, self._field(classifier.labels), self.label),))
+        return CompiledControl(energies=(label_energy(classifier, self._field(classifier.labels), self.label),))
 
     def _field(self, labels: dict[str, list[str]]) -> str:
         field = self.field or next(iter(labels))

@@ -17,28 +17,29 @@ import torch
 from torch import Tensor
 
 from diffusionlm.config import Component, UserError
-from diffusionlm.constraints.inference import Language, log_mass
+from diffusionlm.constraints.dfa import DFA
+from diffusionlm.constraints.inference import log_probability
 from diffusionlm.controls.binding import Binding
-from diffusionlm.core.guidance import Belief, Energy, any_of, none_of, scaled
+from diffusionlm.core.guidance import Energy, GuidanceState, any_of, none_of, scaled
 
-Reward = Callable[[Sequence[str]], Tensor]  # texts to log-probabilities or scores (B,), higher is better
+RewardFunction = Callable[[Sequence[str]], Tensor]  # texts to log-probabilities or scores (B,), higher is better
 
 
 @dataclass(frozen=True)
-class Demand:
+class CompiledControl:
     """What sampling is asked for: texts in every language, of low energy and high reward.
 
     ``lengths``, where they are known, are the chances of what is asked in texts of each length (start and end counted).
     """
 
-    languages: tuple[Language, ...] = ()
+    languages: tuple[DFA, ...] = ()
     energies: tuple[Energy, ...] = ()
-    rewards: tuple[Reward, ...] = ()
+    rewards: tuple[RewardFunction, ...] = ()
     lengths: tuple[Sequence[float], ...] = ()
 
-    def __and__(self, other: Demand) -> Demand:
+    def __and__(self, other: CompiledControl) -> CompiledControl:
         """Both."""
-        return Demand(
+        return CompiledControl(
             self.languages + other.languages,
             self.energies + other.energies,
             self.rewards + other.rewards,
@@ -46,7 +47,7 @@ class Demand:
         )
 
     @property
-    def language(self) -> Language | None:
+    def language(self) -> DFA | None:
         """The one language of all."""
         return reduce(lambda one, other: one & other, self.languages) if self.languages else None
 
@@ -54,7 +55,7 @@ class Demand:
 class Control(Component, family="control"):
     """Base of the controls."""
 
-    def bind(self, binding: Binding) -> Demand:
+    def bind(self, binding: Binding) -> CompiledControl:
         """Return what sampling must do.
 
         Raises:
@@ -113,9 +114,9 @@ class All(Control, name="all"):
 
     controls: tuple[Control, ...]
 
-    def bind(self, binding: Binding) -> Demand:
+    def bind(self, binding: Binding) -> CompiledControl:
         """Join the demands."""
-        return reduce(lambda one, other: one & other, [control.bind(binding) for control in self.controls], Demand())
+        return reduce(lambda one, other: one & other, [control.bind(binding) for control in self.controls], CompiledControl())
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
         """Return the lowest score of the parts."""
@@ -132,16 +133,16 @@ class AnyOf(Control, name="any"):
 
     controls: tuple[Control, ...]
 
-    def bind(self, binding: Binding) -> Demand:
+    def bind(self, binding: Binding) -> CompiledControl:
         """Unite the languages; where a part is no language, all become energies."""
-        demands = [_acting(control.bind(binding), control, str(self)) for control in self.controls]
-        if any(demand.rewards for demand in demands):
-            rewards = [_reward(demand, str(self)) for demand in demands]
-            return Demand(rewards=(lambda texts: torch.stack([reward(texts) for reward in rewards]).amax(0),))
-        if any(demand.energies for demand in demands):
-            return Demand(energies=(any_of([_as_energy(demand) for demand in demands]),))
-        languages = [demand.language for demand in demands if demand.language is not None]
-        return Demand(languages=(reduce(lambda one, other: one | other, languages),))
+        compiled_parts = [_acting(control.bind(binding), control, str(self)) for control in self.controls]
+        if any(compiled.rewards for compiled in compiled_parts):
+            rewards = [_reward(compiled, str(self)) for compiled in compiled_parts]
+            return CompiledControl(rewards=(lambda texts: torch.stack([reward(texts) for reward in rewards]).amax(0),))
+        if any(compiled.energies for compiled in compiled_parts):
+            return CompiledControl(energies=(any_of([_as_energy(compiled) for compiled in compiled_parts]),))
+        languages = [compiled.language for compiled in compiled_parts if compiled.language is not None]
+        return CompiledControl(languages=(reduce(lambda one, other: one | other, languages),))
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
         """Return the highest score of the parts."""
@@ -158,15 +159,15 @@ class Not(Control, name="not"):
 
     control: Control
 
-    def bind(self, binding: Binding) -> Demand:
+    def bind(self, binding: Binding) -> CompiledControl:
         """Take the complement of a language, and 1 - p of an energy."""
-        demand = _acting(self.control.bind(binding), self.control, str(self))
-        if demand.rewards:
-            return Demand(rewards=(partial(_weighted, _reward(demand, str(self)), -1.0),))
-        if demand.energies:
-            return Demand(energies=(none_of(_as_energy(demand)),))
-        assert demand.language is not None
-        return Demand(languages=(~demand.language,))
+        compiled = _acting(self.control.bind(binding), self.control, str(self))
+        if compiled.rewards:
+            return CompiledControl(rewards=(partial(_weighted, _reward(compiled, str(self)), -1.0),))
+        if compiled.energies:
+            return CompiledControl(energies=(none_of(_as_energy(compiled)),))
+        assert compiled.language is not None
+        return CompiledControl(languages=(~compiled.language,))
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
         """Return 1 where the control is missed, else 0."""
@@ -189,12 +190,12 @@ class Weighted(Control, name="weighted"):
         if not 0 <= self.weight < math.inf:
             raise UserError(f"{self}: expected a weight of 0 or more; for the opposite write ~ before the control")
 
-    def bind(self, binding: Binding) -> Demand:
+    def bind(self, binding: Binding) -> CompiledControl:
         """Scale energies and rewards."""
-        demand = self.control.bind(binding)
-        rewards = [partial(_weighted, reward, self.weight) for reward in demand.rewards]
-        energies = tuple(scaled(energy, self.weight) for energy in demand.energies)
-        return replace(demand, energies=energies, rewards=tuple(rewards))
+        compiled = self.control.bind(binding)
+        rewards = [partial(_weighted, reward, self.weight) for reward in compiled.rewards]
+        energies = tuple(scaled(energy, self.weight) for energy in compiled.energies)
+        return replace(compiled, energies=energies, rewards=tuple(rewards))
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
         """Return the control's own score."""
@@ -206,7 +207,7 @@ class Weighted(Control, name="weighted"):
         return f"{weight} * {_bracketed(self.control, All, AnyOf, Weighted)}"
 
 
-def _weighted(reward: Reward, weight: float, texts: Sequence[str]) -> Tensor:
+def _weighted(reward: RewardFunction, weight: float, texts: Sequence[str]) -> Tensor:
     return weight * reward(texts)
 
 
@@ -214,31 +215,31 @@ def _bracketed(control: Control, *kinds: type[Control]) -> str:
     return f"({control})" if isinstance(control, kinds) else str(control)
 
 
-def _acting(demand: Demand, control: Control, where: str) -> Demand:
+def _acting(compiled: CompiledControl, control: Control, where: str) -> CompiledControl:
     """Return a demand that something acts on. Raises UserError for a control that is only checked."""
-    if not (demand.languages or demand.energies or demand.rewards):
+    if not (compiled.languages or compiled.energies or compiled.rewards):
         raise UserError(f"{where}: {control} is only checked, nothing acts on it; it cannot stand beside | or behind ~")
-    return demand
+    return compiled
 
 
-def _as_energy(demand: Demand) -> Energy:
+def _as_energy(compiled: CompiledControl) -> Energy:
     """Turn a demand into one energy: of a language, -log of the chance that a draw of the posterior is in it."""
-    language, energies = demand.language, demand.energies
+    language, energies = compiled.language, compiled.energies
 
-    def energy(belief: Belief) -> Tensor:
+    def energy(belief: GuidanceState) -> Tensor:
         parts = [energy(belief) for energy in energies]
         if language is not None:
-            parts.append(-log_mass(language, belief.logits[:, 1:], belief.mask.sum(1) - 2))
+            parts.append(-log_probability(language, belief.logits[:, 1:], belief.mask.sum(1) - 2))
         return torch.stack(parts).sum(0)
 
     return energy
 
 
-def _reward(demand: Demand, where: str) -> Reward:
+def _reward(compiled: CompiledControl, where: str) -> RewardFunction:
     """Return the sum of a demand's rewards. Raises UserError where it has other parts."""
-    if demand.languages or demand.energies:
+    if compiled.languages or compiled.energies:
         raise UserError(f"{where}: a reward of finished texts can only be combined so with other rewards")
-    return lambda texts: torch.stack([reward(texts) for reward in demand.rewards]).sum(0)
+    return lambda texts: torch.stack([reward(texts) for reward in compiled.rewards]).sum(0)
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from diffusionlm.config import UserError, nearest
-from diffusionlm.constraints.inference import Language, any_number, everything, one_of, sequence, union
+from diffusionlm.constraints.dfa import DFA, any_number, everything, one_of, sequence, union
 from diffusionlm.controls.binding import Binding
-from diffusionlm.controls.control import Control, Demand
+from diffusionlm.controls.control import CompiledControl, Control
 
 ONE, MANY = "*", "..."
 
@@ -34,9 +34,9 @@ class PartsOfSpeech(Control, name="parts-of-speech"):
         if not self.tags.split():
             raise UserError("tags: expected tags such as 'DET NOUN AUX ADJ PUNCT'")
 
-    def bind(self, binding: Binding) -> Demand:
+    def bind(self, binding: Binding) -> CompiledControl:
         """Return the texts whose words can have these tags. Raises UserError for an unknown tag."""
-        return Demand(languages=(tag_language([self.tags.split()], binding, self.classifier, self.least, str(self)),))
+        return CompiledControl(languages=(tag_automaton([self.tags.split()], binding, self.classifier, self.least, str(self)),))
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
         """Return the share of right tags; of a pattern with ``...``, 1 where the whole text matches."""
@@ -46,14 +46,14 @@ class PartsOfSpeech(Control, name="parts-of-speech"):
         ]
 
 
-def tag_language(choices: Sequence[Sequence[str]], binding: Binding, classifier: str, least: float, where: str) -> Language:
+def tag_automaton(choices: Sequence[Sequence[str]], binding: Binding, classifier: str, least: float, where: str) -> DFA:
     """Return the texts whose words can have one of ``choices`` of tags. Raises UserError for an unknown tag."""
     trained = binding.classifier(classifier, "token")
     (field,) = trained.labels
     known, lexicon = trained.indices[field], trained.lexicon().cpu()
     size = len(lexicon)
 
-    def words(tag: str) -> Language:
+    def words(tag: str) -> DFA:
         if tag == MANY:
             return any_number(one_of(lexicon.sum(1) > 0, size))
         if tag == ONE:

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from functools import reduce
 
 from diffusionlm.config import UserError
-from diffusionlm.constraints.inference import Language, repeat, sequence, union
+from diffusionlm.constraints.dfa import DFA, repeat, sequence, union
 from diffusionlm.constraints.spelling import Spelling, spelling
 from diffusionlm.controls.binding import Binding
-from diffusionlm.controls.control import Control, Demand
+from diffusionlm.controls.control import CompiledControl, Control
 from diffusionlm.data.tokenizers import split_words
 
 
 class Phrase:
     """A set of sequences of words."""
 
-    def language(self, spelling: Spelling, where: str) -> Language:
+    def language(self, spelling: Spelling, where: str) -> DFA:
         """Return it over the characters of marked words. Raises UserError where a word cannot be written."""
         raise NotImplementedError
 
@@ -37,7 +37,7 @@ class OneOf(Phrase):
     options: tuple[str, ...] = ()
     cased: bool = False
 
-    def language(self, spelling: Spelling, where: str) -> Language:
+    def language(self, spelling: Spelling, where: str) -> DFA:
         """Spell the options."""
         for word in self.options:
             spelling.check(word, self.cased, where)
@@ -59,7 +59,7 @@ class Chain(Phrase):
 
     parts: tuple[Phrase, ...]
 
-    def language(self, spelling: Spelling, where: str) -> Language:
+    def language(self, spelling: Spelling, where: str) -> DFA:
         """Chain them."""
         return sequence(repeat(spelling.any_word, 0, 0), *(part.language(spelling, where) for part in self.parts))
 
@@ -74,7 +74,7 @@ class Either(Phrase):
 
     parts: tuple[Phrase, ...]
 
-    def language(self, spelling: Spelling, where: str) -> Language:
+    def language(self, spelling: Spelling, where: str) -> DFA:
         """Unite them."""
         return union(*(part.language(spelling, where) for part in self.parts))
 
@@ -91,7 +91,7 @@ class Repeat(Phrase):
     low: int = 0
     high: int | None = None
 
-    def language(self, spelling: Spelling, where: str) -> Language:
+    def language(self, spelling: Spelling, where: str) -> DFA:
         """Repeat it."""
         if max(self.low, self.high or 0) > MOST:
             raise UserError(f"{where}: expected at most {MOST} times, got {max(self.low, self.high or 0)}")
@@ -124,11 +124,11 @@ class PhraseControl(Control):
         """Return what the words of a text must match."""
         raise NotImplementedError
 
-    def bind(self, binding: Binding) -> Demand:
+    def bind(self, binding: Binding) -> CompiledControl:
         """Return the texts whose words match. Raises UserError for a word that the vocabulary has not."""
         speller, where = spelling(binding.tokenizer), str(self)
         spelled = [phrase.language(speller, where) for phrase in self.phrases()]
-        return Demand(languages=(speller.over_tokens(reduce(lambda one, other: one & other, spelled)),))
+        return CompiledControl(languages=(speller.over_tokens(reduce(lambda one, other: one & other, spelled)),))
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
         """Return the share of the phrases that a text's words match."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffusionlm.config import UserError
 from diffusionlm.controls.binding import Binding
-from diffusionlm.controls.control import Control, Demand
+from diffusionlm.controls.control import CompiledControl, Control
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ class Reward(Control, name="reward"):
             raise UserError(f"{self}: {self.function!r} cannot be called")
         return found
 
-    def bind(self, binding: Binding) -> Demand:
+    def bind(self, binding: Binding) -> CompiledControl:
         """Score drafts with it."""
         self._callable()
-        return Demand(rewards=(self._scores,))
+        return CompiledControl(rewards=(self._scores,))
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
         """Return 1 from ``passes`` on, below it how near the score comes, at least 0."""

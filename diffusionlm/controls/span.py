@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from diffusionlm.config import UserError, nearest
-from diffusionlm.constraints.inference import Language, of_lengths, one_of, repeat, union
+from diffusionlm.constraints.dfa import DFA, of_lengths, one_of, repeat, union
 from diffusionlm.controls.binding import Binding, read
-from diffusionlm.controls.control import Control, Demand
-from diffusionlm.controls.parts_of_speech import MANY, tag_language
-from diffusionlm.core.guidance import Belief, Energy
+from diffusionlm.controls.control import CompiledControl, Control
+from diffusionlm.controls.parts_of_speech import MANY, tag_automaton
+from diffusionlm.core.guidance import Energy, GuidanceState
 from diffusionlm.data.annotators import brackets
-from diffusionlm.models.classifier import Classifier
+from diffusionlm.models.classifier import LatentClassifier
 from diffusionlm.models.templates import ANY, END, START
 
 
@@ -43,14 +43,14 @@ class Span(Control, name="span"):
                 f"first, last: expected two words counted from 0, the first before the last, got {self.first}, {self.last}"
             )
 
-    def bind(self, binding: Binding) -> Demand:
+    def bind(self, binding: Binding) -> CompiledControl:
         """Return texts that have a frame there, and -log p of the constituent. Raises UserError for an unknown label."""
         trained, chains = span_chains(binding, self.classifier, self.label, str(self))
         lengths = trained.length_chances(self.first + 1, self.last + 1, chains)
         energy = span_energy(trained, chains, self.first, self.last)
-        return Demand((self._framed(binding, trained, chains),), (energy,), lengths=(lengths,) if lengths else ())
+        return CompiledControl((self._framed(binding, trained, chains),), (energy,), lengths=(lengths,) if lengths else ())
 
-    def _framed(self, binding: Binding, trained: Classifier, chains: Tensor) -> Language:
+    def _framed(self, binding: Binding, trained: LatentClassifier, chains: Tensor) -> DFA:
         """Return the texts with one of the frames in its place; all that are long enough where none is known.
 
         Of a length that training texts had with this constituent there, a text has one of their frames.
@@ -58,19 +58,19 @@ class Span(Control, name="span"):
         size = len(binding.tokenizer)
         frames = [
             text
-            for text in trained.config.frames.get(self.label, [])
+            for text in trained.config.templates.get(self.label, [])
             if text.count(" ") == self.last - self.first + 2 and text.startswith(START) == (self.first == 0)
         ]
         if not frames or not binding.has_classifier(self.tags):
             return repeat(one_of(range(size), size), self.last + 1)
-        known = trained.frame_lengths(self.first + 1, self.last + 1, chains)
+        known = trained.template_lengths(self.first + 1, self.last + 1, chains)
         seen = set().union(*known.values())
         alike = defaultdict(list)
         for text in frames:
             alike[frozenset(seen - known.get(text, set()))].append(self._pattern(text.split()))
         return union(
             *(
-                tag_language(patterns, binding, self.tags, self.least, str(self)) & ~of_lengths([n - 2 for n in barred], size)
+                tag_automaton(patterns, binding, self.tags, self.least, str(self)) & ~of_lengths([n - 2 for n in barred], size)
                 for barred, patterns in alike.items()
             )
         )
@@ -89,7 +89,7 @@ class Span(Control, name="span"):
         ]
 
 
-def span_chains(binding: Binding, classifier: str, label: str, where: str) -> tuple[Classifier, Tensor]:
+def span_chains(binding: Binding, classifier: str, label: str, where: str) -> tuple[LatentClassifier, Tensor]:
     """Return a classifier of spans and the indices of the labels that are ``label``, alone or in a chain such as ``S::VP``.
 
     Raises:
@@ -104,11 +104,11 @@ def span_chains(binding: Binding, classifier: str, label: str, where: str) -> tu
     return trained, torch.tensor([i for i, chain in enumerate(trained.labels[field]) if parts <= set(chain.split("::"))])
 
 
-def span_energy(trained: Classifier, chains: Tensor, first: int, last: int) -> Energy:
+def span_energy(trained: LatentClassifier, chains: Tensor, first: int, last: int) -> Energy:
     """Return -log p that a span (words counted from 0) has one of the labels ``chains``."""
     (field,) = trained.labels
 
-    def energy(belief: Belief) -> Tensor:
+    def energy(belief: GuidanceState) -> Tensor:
         # The start token is at position 0, so that word k is at k + 1.
         return -read(trained, belief)[field][:, first + 1, last + 1].index_select(-1, chains.to(belief.t.device)).logsumexp(-1)
 

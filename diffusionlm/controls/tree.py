@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from diffusionlm.controls.binding import Binding
-from diffusionlm.controls.control import Control, Demand
-from diffusionlm.controls.parts_of_speech import tag_language
+from diffusionlm.controls.control import CompiledControl, Control
+from diffusionlm.controls.parts_of_speech import tag_automaton
 from diffusionlm.controls.span import span_chains, span_energy
-from diffusionlm.core.guidance import Belief
+from diffusionlm.core.guidance import GuidanceState
 from diffusionlm.data.annotators import bracket_f1, brackets
 from diffusionlm.data.labels import spans_of, tags_of
 
@@ -34,18 +34,18 @@ class Tree(Control, name="tree"):
         """Check the brackets."""
         brackets(self.tree)
 
-    def bind(self, binding: Binding) -> Demand:
+    def bind(self, binding: Binding) -> CompiledControl:
         """Return the texts with these tags, and -log p of all constituents. Raises UserError for an unknown tag or label."""
-        language = tag_language([tags_of(self.tree)], binding, self.tags, self.least, "Tree")
+        language = tag_automaton([tags_of(self.tree)], binding, self.tags, self.least, "Tree")
         energies = [
             span_energy(*span_chains(binding, self.classifier, chain, "Tree"), first, last)
             for first, last, chain in spans_of(self.tree)
         ]
 
-        def energy(belief: Belief) -> Tensor:
+        def energy(belief: GuidanceState) -> Tensor:
             return torch.stack([each(belief) for each in energies]).mean(0)
 
-        return Demand(languages=(language,), energies=(energy,) if energies else ())
+        return CompiledControl(languages=(language,), energies=(energy,) if energies else ())
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
         """Return the F1 of each text's constituents."""

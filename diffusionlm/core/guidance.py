@@ -33,7 +33,7 @@ from diffusionlm.core.sampler import SMALLEST, Denoised
 OPEN = 0.36  # of a text's openness: above it the frame of the text, which words stand where, is not settled
 
 
-class Belief:
+class GuidanceState:
     """What an energy is asked about.
 
     Attributes:
@@ -42,7 +42,7 @@ class Belief:
         mask: (B, L), True at real tokens; start and end are real.
         x0: (B, L, D), the clean vectors believed.
         logits: (B, L, V), of the words believed.
-        words: (B, L, V), their chances, of which ``x0`` and ``logits`` are made; only of a belief ``of_words``.
+        words: (B, L, V), their chances, of which ``x0`` and ``logits`` are made; only of a belief ``from_logits``.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Belief:
         self.readings: dict[Any, Any] = {}  # what classifiers have said of it, so that each is asked once
 
     @classmethod
-    def of_words(cls, logits: Tensor, xt: Tensor, t: Tensor, mask: Tensor, embedding: Tensor) -> Belief:
+    def from_logits(cls, logits: Tensor, xt: Tensor, t: Tensor, mask: Tensor, embedding: Tensor) -> GuidanceState:
         """Return what is believed with words of ``logits``; ``embedding`` is E (V, D).
 
         Gradients with respect to ``words`` and to ``xt``, as far as it is read itself, can be asked for. They do not
@@ -80,7 +80,7 @@ class Belief:
         return self._denoised.logits
 
     @cached_property
-    def openness(self) -> Tensor:
+    def gini_impurity(self) -> Tensor:
         """How likely (B,) two draws of a word from what is believed of it differ, a mean over the text."""
         differ = 1 - self.logits.detach().float().softmax(-1).square().sum(-1)
         return (differ * self.mask).sum(1) / self.mask.sum(1)
@@ -89,7 +89,7 @@ class Belief:
 class Energy(Protocol):
     """-log p(c | belief) in nats, (B,); differentiable in what it reads of the belief."""
 
-    def __call__(self, belief: Belief, /) -> Tensor:
+    def __call__(self, belief: GuidanceState, /) -> Tensor:
         """Return the energy of each text."""
         ...
 
@@ -128,7 +128,7 @@ class Guidance(Component, family="guidance"):
     def check(self, prediction: str) -> None:
         """Check that a model of this ``prediction`` can be steered so. Raises UserError."""
 
-    def tilt(self, energy: Energy, logits: Tensor, belief: Belief, embedding: Tensor) -> Tensor:
+    def tilt(self, energy: Energy, logits: Tensor, belief: GuidanceState, embedding: Tensor) -> Tensor:
         """Return ``logits`` (B, L, V), of which ``belief`` is made, that know what is asked; ``embedding`` is E (V, D)."""
         return logits
 
@@ -139,7 +139,7 @@ class Guidance(Component, family="guidance"):
         """
         return None
 
-    def move(self, energy: Energy, x: Tensor, s: Tensor, step: Gaussian, believe: Callable[[Tensor], Belief]) -> Tensor:
+    def move(self, energy: Energy, x: Tensor, s: Tensor, step: Gaussian, believe: Callable[[Tensor], GuidanceState]) -> Tensor:
         """Return x_s moved toward what is asked; ``step`` is the Gaussian it was drawn from, ``believe`` the model at s."""
         return x
 
@@ -155,25 +155,26 @@ class Gradient(Guidance, name="gradient"):
     """Tilts the token posterior, moves the clean vectors through the denoiser, or both.
 
     Args:
-        strength: of all energies; 1 is Bayes' rule for ``through``.
-        tilting: weight of the tilt of the posterior; 0 leaves it out.
-        through: weight of the gradient through the denoiser, about twice the work; 0 leaves it out.
-        constraints: the same for what holds by construction, whatever the ``strength``: 1 is Bayes' rule.
-        early: how many times as strong while the text is open (more than ``OPEN``): then the words around can still follow.
+        strength: of all energies; 1 is Bayes' rule for ``denoiser_scale``.
+        logit_scale: weight of the tilt of the posterior; 0 leaves it out.
+        denoiser_scale: weight of the gradient through the denoiser, about twice the work; 0 leaves it out.
+        constraint_scale: the same for what holds by construction, whatever the ``strength``: 1 is Bayes' rule.
+        early_multiplier: how many times as strong while the text is open (more than ``OPEN``), so that
+            the words around can still follow.
         inner_steps: in which the tilt is taken, each at the posterior that the last one left.
-        largest: nats by which one inner step may change the odds of a word.
+        max_logit_step: nats by which one inner step may change the odds of a word.
         draft: share of the steps that go into a draft, of which only the few words that carry what is asked are kept. The
             rest is written anew around them, where energies have little left to ask: a gradient that still has to bring
             in what is asked breaks sentences. 0 writes at once, and so does a model without logits or explicit length.
     """
 
     strength: float = 1.0
-    tilting: float = 4.0
-    through: float = 10.0
-    constraints: float = 1.0
-    early: float = 2.0
+    logit_scale: float = 4.0
+    denoiser_scale: float = 10.0
+    constraint_scale: float = 1.0
+    early_multiplier: float = 2.0
     inner_steps: int = 1
-    largest: float = 20.0
+    max_logit_step: float = 20.0
     draft: float = 0.4
 
     def __post_init__(self) -> None:
@@ -183,47 +184,47 @@ class Gradient(Guidance, name="gradient"):
             raise UserError(f"draft: expected a share from 0 to below 1, got {self.draft}")
         if self.inner_steps < 1:
             raise UserError(f"inner_steps: expected at least 1, got {self.inner_steps}")
-        if not self.largest > 0:
-            raise UserError(f"largest: expected a positive number of nats, got {self.largest}")
-        if self.early <= 0:
-            raise UserError(f"early: expected a positive number, got {self.early}")
-        for name in ("tilting", "through", "constraints"):
+        if not self.max_logit_step > 0:
+            raise UserError(f"max_logit_step: expected a positive number of nats, got {self.max_logit_step}")
+        if self.early_multiplier <= 0:
+            raise UserError(f"early_multiplier: expected a positive number, got {self.early_multiplier}")
+        for name in ("logit_scale", "denoiser_scale", "constraint_scale"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
 
     def check(self, prediction: str) -> None:
         """Check that there are logits to tilt."""
-        if self.tilting and prediction != "logits":
+        if self.logit_scale and prediction != "logits":
             raise UserError(
-                f"guidance.tilting: this model predicts {prediction}, not logits to tilt; set it to 0 and through to 1, "
-                "or name adagrad"
+                f"guidance.logit_scale: this model predicts {prediction}, not logits to tilt; set it to 0 and "
+                "denoiser_scale to 1, or name adagrad"
             )
 
-    def tilt(self, energy: Energy, logits: Tensor, belief: Belief, embedding: Tensor) -> Tensor:
+    def tilt(self, energy: Energy, logits: Tensor, belief: GuidanceState, embedding: Tensor) -> Tensor:
         """Add the gradient to the logits, in ``inner_steps`` parts."""
-        weight = self._weight(belief)[:, None, None] * self.tilting / self.inner_steps
-        for step in range(self.inner_steps if self.strength * self.tilting else 0):
+        weight = self._weight(belief)[:, None, None] * self.logit_scale / self.inner_steps
+        for step in range(self.inner_steps if self.strength * self.logit_scale else 0):
             if step:
-                belief = Belief.of_words(logits, belief.xt.detach(), belief.t, belief.mask, embedding)
+                belief = GuidanceState.from_logits(logits, belief.xt.detach(), belief.t, belief.mask, embedding)
             slope = word_slopes(energy, belief, embedding)
-            logits = logits + (weight * slope).clamp(-self.largest, self.largest)
+            logits = logits + (weight * slope).clamp(-self.max_logit_step, self.max_logit_step)
         return logits
 
     def through_denoiser(self, energy: Energy | None, constraint: Energy | None) -> Energy | None:
         """Follow both, each by its weight."""
         followed: list[Energy] = []
-        if energy is not None and self.through * self.strength:
-            followed.append(lambda belief: self.through * self._weight(belief) * energy(belief))
-        if constraint is not None and self.constraints:
-            followed.append(scaled(constraint, self.constraints))
+        if energy is not None and self.denoiser_scale * self.strength:
+            followed.append(lambda belief: self.denoiser_scale * self._weight(belief) * energy(belief))
+        if constraint is not None and self.constraint_scale:
+            followed.append(scaled(constraint, self.constraint_scale))
         return total(followed) if followed else None
 
-    def _weight(self, belief: Belief) -> Tensor:
+    def _weight(self, belief: GuidanceState) -> Tensor:
         """Return the strength (B,) for each text."""
-        return self.strength * torch.where(belief.openness > OPEN, self.early, 1.0)
+        return self.strength * torch.where(belief.gini_impurity > OPEN, self.early_multiplier, 1.0)
 
 
-def word_slopes(energy: Energy, belief: Belief, embedding: Tensor) -> Tensor:
+def word_slopes(energy: Energy, belief: GuidanceState, embedding: Tensor) -> Tensor:
     """Return dlog p(c) / dp (B, L, V): how much more likely each word makes what is asked, 0 on average over p."""
     assert belief.words is not None
     with torch.enable_grad():
@@ -267,7 +268,7 @@ class Adagrad(Guidance, name="adagrad"):
         if self.inner_steps < 1:
             raise UserError(f"inner_steps: expected at least 1, got {self.inner_steps}")
 
-    def move(self, energy: Energy, x: Tensor, s: Tensor, step: Gaussian, believe: Callable[[Tensor], Belief]) -> Tensor:
+    def move(self, energy: Energy, x: Tensor, s: Tensor, step: Gaussian, believe: Callable[[Tensor], GuidanceState]) -> Tensor:
         """Take the inner steps."""
         if not self.strength or float(s[0]) <= self.until:
             return x
@@ -308,7 +309,7 @@ class Particles:
         check_strength(self.strength)
 
 
-class Swarm:
+class ParticleFilter:
     """The particles of some texts as a run goes: rows g * count ... are those of text g.
 
     ``generators`` (one a text) draw who survives: the noise of the sampling is not touched.

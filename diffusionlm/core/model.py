@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from diffusionlm.config import UserError, build_untrusted, to_plain
+from diffusionlm.config import FORMAT_VERSION, UserError, build_untrusted, to_plain
 from diffusionlm.core.process import GaussianDiffusion, alpha, over_coordinates, sigma
 from diffusionlm.core.sampler import Denoised
 from diffusionlm.core.schedule import Gumbel, NoiseSchedule
@@ -35,7 +35,6 @@ from diffusionlm.recipe.word_init import word_vectors_from
 
 P = TypeVar("P", bound=PreTrainedModel)
 
-FORMAT_VERSION = 1
 DEFAULT_EVIDENCE = 50.0
 MAX_GAMMA = 12.0  # what a network is told of a noise level ends here: gamma itself is infinite at t = 0
 
@@ -78,7 +77,7 @@ class ModelConfig(ModelSpec, name="diffusion"):
         check_vectors(self.dimension, self.cooccurrence)
         if self.learned_variance and self.prediction == "logits":
             raise UserError("learned_variance: expected false with prediction 'logits', whose output is no vector")
-        if self.backbone.leaves_out and not (self.prediction == "logits" and self.evidence):
+        if self.backbone.excludes_self and not (self.prediction == "logits" and self.evidence):
             raise UserError(
                 f"backbone: {self.backbone.name!r} does not read a word's own vector, which then must count as evidence: "
                 "it needs prediction 'logits' and evidence above 0; take 'transformer' for anything else"
@@ -258,15 +257,15 @@ class DiffusionLM(WordVectorModel):
         t: Tensor,
         mask: Tensor | None = None,
         x0_previous: Tensor | None = None,
-        evident: Tensor | None = None,
+        evidence_mask: Tensor | None = None,
     ) -> Denoised:
         """Denoise ``xt`` (B, L, D) at times ``t`` (B,) or (B, L).
 
         ``mask`` (B, L) is True at real tokens; ``x0_previous`` (B, L, D) is the last estimate, for self-conditioning;
-        ``evident`` is as in ``token_logits``.
+        ``evidence_mask`` is as in ``token_logits``.
         """
         if self.settings.prediction == "logits":
-            logits = self.token_logits(xt, t, mask, x0_previous, evident)
+            logits = self.token_logits(xt, t, mask, x0_previous, evidence_mask)
             with torch.autocast(xt.device.type, enabled=False):
                 return Denoised(logits.softmax(-1) @ self.word_vectors(), logits)
         output = self._output(xt, t, mask, x0_previous)
@@ -281,12 +280,12 @@ class DiffusionLM(WordVectorModel):
         t: Tensor,
         mask: Tensor | None = None,
         x0_previous: Tensor | None = None,
-        evident: Tensor | None = None,
+        evidence_mask: Tensor | None = None,
     ) -> Tensor:
         """Return the logits (B, L, V) of ``forward`` alone: training needs no x_0, a tenth of a small model's work.
 
-        ``evident`` (B, L) is False where the evidence is left out: what the context alone says, if the backbone leaves out a
-        word's own vector.
+        ``evidence_mask`` (B, L) is False where the evidence is left out: what the context alone says, if the backbone
+        leaves out a word's own vector.
         """
         # Mixed precision is for the network: evidence and softmax lose words in 8 bits of mantissa.
         with torch.autocast(xt.device.type, enabled=False):
@@ -295,7 +294,7 @@ class DiffusionLM(WordVectorModel):
         output = self._output(xt, t, mask, x0_previous, *inputs)
         if not self.settings.evidence:
             return output
-        return output + (evidence if evident is None else torch.where(evident[..., None], evidence, 0))
+        return output + (evidence if evidence_mask is None else torch.where(evidence_mask[..., None], evidence, 0))
 
     def _output(self, xt: Tensor, t: Tensor, mask: Tensor | None, x0_previous: Tensor | None, *more: Tensor) -> Tensor:
         gamma = self.diffusion.schedule.gamma(t)

@@ -136,7 +136,7 @@ class CrossEntropy(ObjectiveConfig, name="cross-entropy"):
         settings = expect_kind(self, model, ModelConfig)
         if settings.prediction != "logits":
             raise UserError(f"objective: 'cross-entropy' needs model.prediction 'logits', got {settings.prediction!r}")
-        if self.cloze_share and not settings.backbone.leaves_out:
+        if self.cloze_share and not settings.backbone.excludes_self:
             raise UserError(
                 f"objective.cloze_share: needs a backbone that leaves out a word's own vector, such as 'leave-one-out', "
                 f"got {settings.backbone.name!r}; leave it empty"
@@ -161,8 +161,8 @@ class CrossEntropyObjective(DiffusionObjective):
         """Take the schedule's parameters from the model."""
         super().__init__(model)
         self.spec = spec
-        leaves_out = model.settings.backbone.leaves_out
-        self.cloze_share = (CLOZE_SHARE if leaves_out else 0.0) if spec.cloze_share is None else spec.cloze_share
+        excludes_self = model.settings.backbone.excludes_self
+        self.cloze_share = (CLOZE_SHARE if excludes_self else 0.0) if spec.cloze_share is None else spec.cloze_share
         schedule = model.settings.schedule
         self.curve: nn.Parameter | None = None
         if isinstance(schedule, Gumbel):
@@ -182,17 +182,17 @@ class CrossEntropyObjective(DiffusionObjective):
         u_text = (by_text + torch.rand(B, device=ids.device)) / B
         u_position = (by_position + torch.rand(B * L, device=ids.device)).view(B, L) / (B * L)
         t = self.model.diffusion.schedule.training_times(torch.where(mixed[:, None], u_position, u_text[:, None]))
-        cloze, noisy, evident = torch.zeros_like(mixed), free, None
+        cloze, noisy, evidence_mask = torch.zeros_like(mixed), free, None
         if self.cloze_share:
             cloze = torch.rand(B, device=ids.device) < self.cloze_share
             hidden = torch.rand(B, L, device=ids.device) < self.spec.cloze_hidden * torch.rand(B, 1, device=ids.device)
             t = torch.where(cloze[:, None], 1.0, t)
-            noisy, evident = free & (hidden | ~cloze[:, None]), ~cloze[:, None]
+            noisy, evidence_mask = free & (hidden | ~cloze[:, None]), ~cloze[:, None]
         x0 = self.model.embed(ids)
         xt = torch.where(noisy[..., None], self.model.diffusion.noise(x0, t), x0)
         t = torch.where(noisy, t, 0)
         attend = None if bool(mask.all()) else mask
-        logits = self.model.token_logits(xt, t, attend, self._first_estimate(xt, t, attend, ~cloze), evident)
+        logits = self.model.token_logits(xt, t, attend, self._first_estimate(xt, t, attend, ~cloze), evidence_mask)
         losses = F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view(B, L) * free
         terms = {"cross_entropy": losses.sum() / free.sum()}
         if self.curve is not None:

@@ -247,13 +247,13 @@ def nearest_rows(x: Tensor, embedding: Tensor) -> Tensor:
     return (x @ embedding.T - embedding.square().sum(-1) / 2).argmax(-1)
 
 
-def tempered(denoised: Denoised, embedding: Tensor, temperature: float) -> Denoised:
+def apply_temperature(denoised: Denoised, embedding: Tensor, temperature: float) -> Denoised:
     """Sharpen (below 1) or flatten the token posterior, and take x_0 as its mean over ``embedding`` (V, D)."""
     logits = denoised.logits / temperature
     return replace(denoised, x0=logits.softmax(-1) @ embedding.to(logits), logits=logits)
 
 
-def correct(
+def blockwise_icm(
     words: Tensor,
     free: Tensor,
     posterior: Callable[[Tensor, Tensor], Tensor],
@@ -273,14 +273,14 @@ def correct(
     for first in list(range(apart)) * sweeps:
         hidden = free & (place % apart == first)
         logits = posterior(words, hidden)
-        best, likeliest = logits.max(-1)
+        best, viterbi = logits.max(-1)
         held = logits.gather(-1, words[..., None])[..., 0]
-        better = torch.where(hidden & (best - held > math.log(odds)), likeliest, words)
+        better = torch.where(hidden & (best - held > math.log(odds)), viterbi, words)
         words = better if allowed is None else torch.where(allowed(better)[:, None], better, words)
     return words
 
 
-def settle(
+def parallel_icm(
     words: Tensor,
     free: Tensor,
     cloze: Callable[[Tensor], Tensor],
@@ -292,24 +292,25 @@ def settle(
 ) -> Tensor:
     """Change the ``free`` words of ``words`` (B, L) that the others contradict most, until none is left or ``rounds`` are over.
 
-    ``cloze`` (words -> logits (B, L, V)) tells each word from all the others. A word gives way as in ``correct``, where no word
-    within ``near`` positions has more to gain: what is wrong there may be the other. Each round looks twice as far as the
+    ``cloze`` (words -> logits (B, L, V)) tells each word from all the others. A word gives way as in ``blockwise_icm``,
+    where no word within ``near`` positions has more to gain: what is wrong there may be the other. Each
+    round looks twice as far as the
     last, or two that contradict each other from afar would both give way, and again both. Where all that give way would
     not be ``allowed`` together, the one with the most to gain does alone.
     """
     for turn in range(rounds):
         logits = cloze(words)
-        best, likeliest = logits.max(-1)
+        best, viterbi = logits.max(-1)
         gain = torch.where(free & best.isfinite(), best - logits.gather(-1, words[..., None])[..., 0], 0)
         reach = min(near * 2**turn, words.shape[1])
         most = torch.nn.functional.max_pool1d(gain[:, None], 2 * reach + 1, 1, reach)[:, 0]
         wrong = (gain > math.log(odds)) & (gain == most)
         if not wrong.any():
             break
-        changed = torch.where(wrong, likeliest, words)
+        changed = torch.where(wrong, viterbi, words)
         if allowed is not None:
             first = torch.nn.functional.one_hot(gain.argmax(-1), words.shape[1]).bool() & wrong
-            changed = torch.where(allowed(changed)[:, None], changed, torch.where(first, likeliest, words))
+            changed = torch.where(allowed(changed)[:, None], changed, torch.where(first, viterbi, words))
         words = changed
     return words
 
@@ -325,7 +326,7 @@ def given(denoise: Denoise, known: Tensor, x0: Tensor) -> Denoise:
     return holding
 
 
-def pinned(logits: Tensor, known: Tensor, ids: Tensor) -> Tensor:
+def pin_logits(logits: Tensor, known: Tensor, ids: Tensor) -> Tensor:
     """Return ``logits`` (B, L, V) that are certain of ``ids`` (B, L) where these are ``known`` (B, L)."""
     certain = torch.full_like(logits, -math.inf).scatter(-1, ids[..., None], 0.0)
     return torch.where(known[..., None], certain, logits)

@@ -26,9 +26,9 @@ from diffusionlm.core.model import DiffusionLM
 from diffusionlm.data.batches import encode
 from diffusionlm.data.corpora import Corpus, Files, Restaurants
 from diffusionlm.evaluation.judge import Judge, perplexity
-from diffusionlm.evaluation.likelihood import check_draws, takes_turns
+from diffusionlm.evaluation.likelihood import check_draws, has_any_order_bound
 from diffusionlm.evaluation.provenance import corpus_of, fingerprint, training_of
-from diffusionlm.evaluation.report import JUDGE, REAL, Likelihood, Report, Row, draw, table, write
+from diffusionlm.evaluation.report import JUDGE, REAL, EvaluationRow, Likelihood, Report, draw, table, write
 from diffusionlm.evaluation.scoring import TERMS, ScoringConfig, score
 from diffusionlm.evaluation.text_metrics import (
     SELF_BLEU_TEXTS,
@@ -39,7 +39,7 @@ from diffusionlm.evaluation.text_metrics import (
     word_counts,
 )
 from diffusionlm.pipelines.auto import open_pipeline
-from diffusionlm.pipelines.base import SamplingConfig, Writer
+from diffusionlm.pipelines.base import BasePipeline, SamplingConfig
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class EvaluationConfig(Settings):
 
 
 @dataclass(frozen=True)
-class Cell:
+class EvaluationJob:
     """A row to come: who writes, at which setting, and how."""
 
     system: str
@@ -90,7 +90,7 @@ class Cell:
     temperature: float | None = None
     settings: tuple[tuple[str, Any], ...] = ()
 
-    def is_of(self, row: Row) -> bool:
+    def is_of(self, row: EvaluationRow) -> bool:
         """Tell whether ``row`` is what this cell would give."""
         mine = (self.system, self.fingerprint, self.steps, self.temperature, dict(self.settings))
         return mine == (row.system, row.fingerprint, row.steps, row.temperature, row.settings)
@@ -129,24 +129,24 @@ def evaluate(
     config = config or EvaluationConfig()
     judge, models = Path(judge), [Path(folder) for folder in models]  # "run/" and "run" are one
     corpus = corpus or corpus_of([*models[:1], judge])
-    judging = Judging.prepare(judge, corpus, config, None if out is None else Path(out), device, quiet)
+    judging = BenchmarkRunner.prepare(judge, corpus, config, None if out is None else Path(out), device, quiet)
     cells = [*judging.reference_cells(), *(judging.file_cell(Path(path)) for path in texts)]
-    writers = {}
+    pipelines_by_name = {}
     for folder in models:
-        writer = open_pipeline(folder, device, dtype)
+        pipeline = open_pipeline(folder, device, dtype)
         changes = [*sampling, ("dtype", dtype)] if dtype != "fp32" else sampling
-        writers[judging.enter(folder, changes, writer)] = writer
-    for system, writer in writers.items():
-        cells += judging.model_cells(system, writer, sampling, dtype)
+        pipelines_by_name[judging.enter(folder, changes, pipeline)] = pipeline
+    for system, pipeline in pipelines_by_name.items():
+        cells += judging.model_cells(system, pipeline, sampling, dtype)
     judging.fill(cells)
-    for system, writer in writers.items():
-        judging.likelihood(system, writer)
+    for system, pipeline in pipelines_by_name.items():
+        judging.likelihood(system, pipeline)
     judging.finish()
     return judging.report
 
 
 @dataclass
-class Judging:
+class BenchmarkRunner:
     """One evaluation at work: the judge, the texts that all rows share, and what is known so far."""
 
     judge: Judge
@@ -162,7 +162,7 @@ class Judging:
     @classmethod
     def prepare(
         cls, judge: str | Path, corpus: Corpus, config: EvaluationConfig, out: Path | None, device: str, quiet: bool
-    ) -> Judging:
+    ) -> BenchmarkRunner:
         """Read the corpus and the judge, and the report in ``out`` if there is one; nothing is written yet."""
         splits = corpus.load()
         if config.split not in splits:
@@ -190,22 +190,22 @@ class Judging:
             (training, real) if isinstance(corpus, Restaurants) else None, report, out, quiet,
         )  # fmt: skip
 
-    def enter(self, folder: str | Path, changes: Sequence[tuple[str, str]], writer: Writer[Any]) -> str:
+    def enter(self, folder: str | Path, changes: Sequence[tuple[str, str]], pipeline: BasePipeline[Any]) -> str:
         """Describe a model in the report, and return what it is called there, with the ``changes`` of how it writes."""
         label = system_name(folder, changes, self.report.systems)
-        self.report.enter(label, described(folder, writer.model))
+        self.report.enter(label, described(folder, pipeline.model))
         return label
 
-    def reference_cells(self) -> Iterator[Cell]:
+    def reference_cells(self) -> Iterator[EvaluationJob]:
         """Yield the cells of real text and of the judge's own samples."""
-        yield Cell(REAL, "real", lambda: self.real)
+        yield EvaluationJob(REAL, "real", lambda: self.real)
         for temperature in sorted({*self.config.temperatures, 1.0}):
-            yield Cell(
+            yield EvaluationJob(
                 JUDGE, "judge", lambda t=temperature: self.judge.write(self.config.count, self.config.seed, t),  # type: ignore[misc]
                 self.report.systems[JUDGE]["fingerprint"], temperature=temperature,
             )  # fmt: skip
 
-    def file_cell(self, path: Path) -> Cell:
+    def file_cell(self, path: Path) -> EvaluationJob:
         """Return the cell of another system's texts, the first ``count`` of a file."""
         texts = Files(train=str(path), validation_share=0).load()["train"]["text"][:]
         if len(texts) < self.config.count:
@@ -213,13 +213,15 @@ class Judging:
         digest = hashlib.sha256(path.expanduser().read_bytes()).hexdigest()[:16]
         label = unless_taken(path.name, path, self.report.systems)
         self.report.enter(label, {"folder": str(path), "fingerprint": digest, "family": "texts"})
-        return Cell(label, "texts", lambda: texts[: self.config.count], digest)
+        return EvaluationJob(label, "texts", lambda: texts[: self.config.count], digest)
 
-    def model_cells(self, system: str, writer: Writer[Any], changes: Sequence[tuple[str, str]], dtype: str) -> list[Cell]:
+    def model_cells(
+        self, system: str, pipeline: BasePipeline[Any], changes: Sequence[tuple[str, str]], dtype: str
+    ) -> list[EvaluationJob]:
         """Return a model's cells, each checked: over steps and temperatures as far as it has them."""
-        settings = writer.model.settings if isinstance(writer.model, DiffusionLM) else None
-        base = build(SamplingConfig, override(to_plain(writer.sampling), changes), "sampling")
-        steps = [None] if writer.model.can_generate() else self.config.steps or [base.steps]  # can_generate: word by word
+        settings = pipeline.model.settings if isinstance(pipeline.model, DiffusionLM) else None
+        base = build(SamplingConfig, override(to_plain(pipeline.sampling), changes), "sampling")
+        steps = [None] if pipeline.model.can_generate() else self.config.steps or [base.steps]  # can_generate: word by word
         temperatures = [1.0] if settings and settings.prediction != "logits" else self.config.temperatures
         if tuple(temperatures) != tuple(self.config.temperatures):
             print(f"{system}: has no temperature (it predicts no logits): asked at 1 only", file=sys.stderr)
@@ -227,16 +229,16 @@ class Judging:
         for n in dict.fromkeys(steps):
             for temperature in dict.fromkeys(temperatures):
                 asked = replace(base, steps=base.steps if n is None else n, temperature=temperature, seed=self.config.seed)
-                writer.check(asked)
-                cells.append(Cell(
+                pipeline.check(asked)
+                cells.append(EvaluationJob(
                     system, "model",
-                    lambda asked=asked: (row.text for row in writer.stream(self.config.count, asked)),  # type: ignore[misc]
+                    lambda asked=asked: (row.text for row in pipeline.stream(self.config.count, asked)),  # type: ignore[misc]
                     self.report.systems[system]["fingerprint"], n, temperature,
                     (("sampling", to_plain(asked)), ("dtype", dtype)),
                 ))  # fmt: skip
         return cells
 
-    def fill(self, cells: Sequence[Cell]) -> None:
+    def fill(self, cells: Sequence[EvaluationJob]) -> None:
         """Write and judge what the report does not hold yet, one row after the other, each saved at once."""
         missing = [cell for cell in cells if not any(cell.is_of(row) for row in self.report.rows)]
         if (known := len(cells) - len(missing)) and not self.quiet:
@@ -252,20 +254,20 @@ class Judging:
                     bar.update()
                 self.report.add(self.measure(cell, texts, time.perf_counter() - begun), self.save_texts(cell, texts))
 
-    def measure(self, cell: Cell, texts: Sequence[str], seconds: float) -> Row:
+    def measure(self, cell: EvaluationJob, texts: Sequence[str], seconds: float) -> EvaluationRow:
         """Judge texts and count."""
         scored = self.judge.score(texts)
         grammar = None if self.grammar is None else grammar_report(texts, *self.grammar)
         judged = perplexity(scored)
         error = judged * mean_error([one.nats for one in scored], [one.tokens for one in scored])
-        return Row(
+        return EvaluationRow(
             cell.system, cell.kind, cell.steps, cell.temperature, judged, error,
             diversity(texts, self.training, self.config.seed),
             None if grammar is None else grammar.accepted, None if grammar is None else grammar.new,
             round(seconds, 3), dict(sorted(word_counts(texts).items())), cell.fingerprint, dict(cell.settings),
         )  # fmt: skip
 
-    def save_texts(self, cell: Cell, texts: Sequence[str]) -> Path | None:
+    def save_texts(self, cell: EvaluationJob, texts: Sequence[str]) -> Path | None:
         """Keep the texts of a row beside the report, and return its folder."""
         if self.out is not None:
             marks = [f"{cell.steps}-steps" * bool(cell.steps), f"temperature-{cell.temperature}" * bool(cell.temperature)]
@@ -274,28 +276,28 @@ class Judging:
             write(self.out / "texts" / f"{name}.jsonl", "".join(lines))
         return self.out
 
-    def likelihood(self, system: str, writer: Writer[Any]) -> None:
+    def likelihood(self, system: str, pipeline: BasePipeline[Any]) -> None:
         """Score real texts: diffusion and masked models bound their likelihood, autoregressive ones say it exactly.
 
         Bounded twice: with words that leave the noise together, and in turn.
         """
-        self._likelihood(system, writer, 0)
-        if self.config.orders and takes_turns(writer.model):
-            self._likelihood(system, writer, self.config.orders)
+        self._likelihood(system, pipeline, 0)
+        if self.config.orders and has_any_order_bound(pipeline.model):
+            self._likelihood(system, pipeline, self.config.orders)
 
-    def _likelihood(self, system: str, writer: Writer[Any], orders: int) -> None:
-        described, exact = self.report.systems[system], writer.model.can_generate()
+    def _likelihood(self, system: str, pipeline: BasePipeline[Any], orders: int) -> None:
+        described, exact = self.report.systems[system], pipeline.model.can_generate()
         settings = {
             "texts": self.config.bound_texts,
             "strata": None if exact else self.config.strata,
-            "dtype": str(writer.dtype),
+            "dtype": str(pipeline.dtype),
         }
         known = [(r.system, r.orders, r.settings) for r in self.report.likelihoods]
         if not self.bounded or (system, orders, settings) in known:
             return
-        encoded = encode(self.bounded, writer.tokenizer, writer.model.config.max_position_embeddings, "drop")
+        encoded = encode(self.bounded, pipeline.tokenizer, pipeline.model.config.max_position_embeddings, "drop")
         texts = [self.bounded[i] for i in encoded.texts]
-        found = score(writer, texts, ScoringConfig(strata=self.config.strata, orders=orders, seed=self.config.seed))
+        found = score(pipeline, texts, ScoringConfig(strata=self.config.strata, orders=orders, seed=self.config.seed))
         name = f"{system}, likelihood" + ", words in turn" * (orders > 0)
         bar = tqdm(found, name, len(texts), unit="text", disable=self.quiet)
         bounds = [one for _, one in bar]

@@ -155,7 +155,7 @@ def continuous_terms(
 
 
 @torch.no_grad()
-def in_turn_terms(
+def any_order_terms(
     losses: Callable[[Tensor], Tensor], free: Tensor, draw: numpy.random.Generator, *, orders: int, batch_size: int
 ) -> Terms:
     """Estimate the bound of one text whose ``free`` words (L,) are taken in turn, in as many random ``orders``.
@@ -226,7 +226,7 @@ def bound(
         UserError: a row is longer than the model reads; too few strata or orders; a temperature or orders without logits.
     """
     check_draws(strata, orders)
-    if orders and not takes_turns(model):
+    if orders and not has_any_order_bound(model):
         raise UserError(f"orders: this model predicts {model.settings.prediction}, not logits; leave it at 0")
     if temperature != 1 and model.settings.prediction != "logits":
         raise UserError(f"temperature: this model predicts {model.settings.prediction}, not logits; leave it at 1")
@@ -239,8 +239,8 @@ def bound(
             x0 = model.embed(ids)[0]
             if orders:
                 draw = numpy.random.default_rng([seed, number])
-                losses = hidden_losses(denoise, x0, ids[0], draw)
-                terms = in_turn_terms(losses, ~known, draw, orders=orders, batch_size=batch_size)
+                losses = hidden_token_losses(denoise, x0, ids[0], draw)
+                terms = any_order_terms(losses, ~known, draw, orders=orders, batch_size=batch_size)
             else:
                 at_level = at_levels(model, denoise, known, x0)
                 terms = continuous_terms(at_level, x0, ids[0], ~known, proposal_for(model), **draws)
@@ -261,7 +261,7 @@ def check_draws(strata: int, orders: int) -> None:
         raise UserError(f"orders: expected 0 (words leave the noise together) or 2 or more, got {orders}")
 
 
-def takes_turns(model: PreTrainedModel) -> bool:
+def has_any_order_bound(model: PreTrainedModel) -> bool:
     """Tell whether words of ``model`` can leave the noise, or a mask, in turn: it predicts words, in any order."""
     settings = getattr(model, "settings", None)
     return settings is not None and getattr(settings, "prediction", "logits") == "logits"
@@ -302,7 +302,7 @@ def denoiser(
     return twice, known[0]
 
 
-def hidden_losses(denoise: Denoise, x0: Tensor, ids: Tensor, draw: numpy.random.Generator) -> Callable[[Tensor], Tensor]:
+def hidden_token_losses(denoise: Denoise, x0: Tensor, ids: Tensor, draw: numpy.random.Generator) -> Callable[[Tensor], Tensor]:
     """Return the function from hidden words (K, L) of a text ``ids`` (L,), ``x0`` (L, D), to -log p of each word (K, L).
 
     The others are clean; in place of the hidden ones there is noise, drawn anew each time.

@@ -19,13 +19,13 @@ from diffusionlm.config import UserError
 from diffusionlm.evaluation.likelihood import (
     Bound,
     Terms,
+    any_order_terms,
     check_draws,
     counted,
-    in_turn_terms,
     length_nats,
     stratified_variance,
 )
-from diffusionlm.models.masked import MaskedLM, hidden_losses, hide, word_positions
+from diffusionlm.models.masked import MaskedLM, hide, masked_token_losses, word_positions
 
 
 @torch.no_grad()
@@ -57,7 +57,7 @@ def masked_bound(
         losses, words = _losses(model, row, dtype)
         draw = numpy.random.default_rng([seed, number])
         if orders:
-            terms = in_turn_terms(losses, words, draw, orders=orders, batch_size=batch_size)
+            terms = any_order_terms(losses, words, draw, orders=orders, batch_size=batch_size)
         else:
             nats = _text_nats(losses, words, draw, strata, batch_size)
             # Nothing is lost at either end of the process.
@@ -76,7 +76,7 @@ def _losses(model: MaskedLM, row: Sequence[int], dtype: torch.dtype) -> tuple[Ca
 
     def losses(hidden: Tensor) -> Tensor:
         with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
-            return hidden_losses(model, ids.expand_as(hidden), mask.expand_as(hidden), hidden)
+            return masked_token_losses(model, ids.expand_as(hidden), mask.expand_as(hidden), hidden)
 
     return losses, word_positions(mask)[0]
 

@@ -23,7 +23,7 @@ OF_A_POINT = ("steps", "temperature")
 
 
 @dataclass(frozen=True)
-class Row:
+class EvaluationRow:
     """What a system wrote at one setting, or real text, measured.
 
     ``judge_perplexity`` is a token of the judge's, with its standard error over texts; ``accepted`` is the share that the
@@ -80,7 +80,7 @@ class Likelihood:
 
 
 @dataclass
-class Findings:
+class ResumableReport:
     """What a file holds that later calls add to: ``about`` is what all of it shares, ``systems`` describes each."""
 
     FILE: ClassVar[str]
@@ -123,12 +123,12 @@ class Findings:
 
 
 @dataclass
-class Report(Findings):
+class Report(ResumableReport):
     """``evaluation.json``: models, texts of other systems, and real text under one judge."""
 
     FILE: ClassVar[str] = "evaluation.json"
 
-    rows: list[Row] = field(default_factory=list)
+    rows: list[EvaluationRow] = field(default_factory=list)
     likelihoods: list[Likelihood] = field(default_factory=list)
 
     def enter(self, system: str, description: dict[str, Any]) -> None:
@@ -138,9 +138,9 @@ class Report(Findings):
         self.likelihoods = [row for row in self.likelihoods if row.system != system or row.fingerprint == fingerprint]
         self.systems[system] = description
 
-    def add(self, row: Row | Likelihood, folder: Path | None) -> None:
+    def add(self, row: EvaluationRow | Likelihood, folder: Path | None) -> None:
         """Take a row and write the file anew; what the system wrote in another manner is no part of its frontier any more."""
-        if isinstance(row, Row):
+        if isinstance(row, EvaluationRow):
             self.rows = [known for known in self.rows if known.system != row.system or known.manner == row.manner] + [row]
         else:
             key = (row.system, row.orders > 0)
@@ -161,9 +161,9 @@ class Report(Findings):
             ],
         }  # fmt: skip
 
-    def frontiers(self) -> dict[tuple[str, int | None], list[Row]]:
+    def frontiers(self) -> dict[tuple[str, int | None], list[EvaluationRow]]:
         """Return the rows of each (system, steps) that is not real text, by temperature."""
-        found: dict[tuple[str, int | None], list[Row]] = {}
+        found: dict[tuple[str, int | None], list[EvaluationRow]] = {}
         for row in sorted(self.rows, key=lambda row: (row.steps or 0, row.temperature or 0)):
             if row.kind != "real":
                 found.setdefault((row.system, row.steps), []).append(row)
@@ -182,7 +182,7 @@ class Report(Findings):
         return found
 
 
-def points(rows: Sequence[Row]) -> list[Point]:
+def points(rows: Sequence[EvaluationRow]) -> list[Point]:
     """Return (entropy, judge perplexity) of each row."""
     return [(row.diversity.entropy, row.judge_perplexity) for row in rows]
 
@@ -220,7 +220,7 @@ COLUMNS += ["unique", "copied", "lengths"]
 GRAMMAR = ["accepted", "new"]
 
 
-def format_cell(row: Row, column: str) -> str:
+def format_cell(row: EvaluationRow, column: str) -> str:
     """Return a row's figure for a column of the table; a dash where it has none."""
     value, pattern = {
         "system": (row.system, ""),

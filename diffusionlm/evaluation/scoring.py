@@ -20,7 +20,7 @@ from diffusionlm.evaluation.judge import Judge
 from diffusionlm.evaluation.likelihood import Bound, bound, check_draws
 from diffusionlm.evaluation.masked_likelihood import masked_bound
 from diffusionlm.pipelines.auto import open_pipeline
-from diffusionlm.pipelines.base import Writer
+from diffusionlm.pipelines.base import BasePipeline
 
 TERMS = ("prior", "reconstruction", "diffusion", "length")
 
@@ -54,11 +54,11 @@ class ScoringConfig(Settings):
                 raise UserError(f"{name}: expected {least} or more, got {getattr(self, name)}")
 
 
-Scorer = Callable[[Writer[Any], Sequence[str], ScoringConfig], Iterator[Bound]]
+Scorer = Callable[[BasePipeline[Any], Sequence[str], ScoringConfig], Iterator[Bound]]
 
 
 def score(
-    model: str | Path | Writer[Any],
+    model: str | Path | BasePipeline[Any],
     texts: Sequence[str],
     options: ScoringConfig | None = None,
     *,
@@ -77,34 +77,34 @@ def score(
             a mean over the shorter texts would be another figure.
     """
     options = ScoringConfig() if options is None else options
-    writer = model if isinstance(model, Writer) else open_pipeline(model, options.device, options.dtype)
-    longest = sys.maxsize if writer.model.can_generate() else writer.model.config.max_position_embeddings
-    encoded = encode(texts, writer.tokenizer, sys.maxsize)
+    pipeline = model if isinstance(model, BasePipeline) else open_pipeline(model, options.device, options.dtype)
+    longest = sys.maxsize if pipeline.model.can_generate() else pipeline.model.config.max_position_embeddings
+    encoded = encode(texts, pipeline.tokenizer, sys.maxsize)
     for number, row in zip(encoded.texts, encoded.ids, strict=True):
         if len(row) > longest:
             place = f"text {number}" if places is None else places[number]
             got = f"{len(row) - 2} tokens, more than the {longest - 2} that this model reads"
             raise UserError(f"{place}: {got}; shorten the text or leave it out")
     kept = [texts[number] for number in encoded.texts]
-    return zip(kept, SCORERS[writer.model.config.model_type](writer, kept, options), strict=True)
+    return zip(kept, SCORERS[pipeline.model.config.model_type](pipeline, kept, options), strict=True)
 
 
 def by_bound(function: Callable[..., Iterator[Bound]]) -> Scorer:
     """Return the scorer of a ``bound(model, rows, texts, *, strata, orders, seed, batch_size, dtype)``."""
 
-    def scorer(writer: Writer[Any], texts: Sequence[str], options: ScoringConfig) -> Iterator[Bound]:
-        rows = encode(texts, writer.tokenizer, sys.maxsize).ids
+    def scorer(pipeline: BasePipeline[Any], texts: Sequence[str], options: ScoringConfig) -> Iterator[Bound]:
+        rows = encode(texts, pipeline.tokenizer, sys.maxsize).ids
         return function(
-            writer.model, rows, texts, strata=options.strata, orders=options.orders,
-            seed=options.seed, batch_size=options.batch_size, dtype=writer.dtype,
+            pipeline.model, rows, texts, strata=options.strata, orders=options.orders,
+            seed=options.seed, batch_size=options.batch_size, dtype=pipeline.dtype,
         )  # fmt: skip
 
     return scorer
 
 
-def exactly(writer: Writer[Any], texts: Sequence[str], options: ScoringConfig) -> Iterator[Bound]:
+def exactly(pipeline: BasePipeline[Any], texts: Sequence[str], options: ScoringConfig) -> Iterator[Bound]:
     """Yield the exact likelihood under an autoregressive model: all of it is reconstruction, there being no noise."""
-    judge = Judge(writer.model, writer.tokenizer, writer.dtype)
+    judge = Judge(pipeline.model, pipeline.tokenizer, pipeline.dtype)
     for first in range(0, len(texts), options.batch_size):
         for one in judge.score(texts[first : first + options.batch_size]):
             yield Bound(

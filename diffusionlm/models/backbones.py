@@ -23,7 +23,7 @@ from diffusionlm.config import Component, UserError
 class Backbone(Component, family="backbone"):
     """Base of the backbones' specs."""
 
-    leaves_out: ClassVar[bool] = False  # whether no position's outputs depend on that position's own latents and level
+    excludes_self: ClassVar[bool] = False  # whether no position's outputs depend on that position's own latents and level
 
     def build(self, inputs: int, outputs: int, max_length: int) -> nn.Module:
         """Make the network for latents of ``inputs`` and results of ``outputs`` coordinates."""
@@ -144,7 +144,7 @@ class Transformer(Backbone, name="transformer"):
         return TransformerNetwork(self, inputs, outputs, max_length)
 
 
-class Reading(nn.Module):
+class InputEmbedding(nn.Module):
     """What the small networks start from: latents, positions from both ends and noise levels, (B, L, W)."""
 
     def __init__(self, inputs: int, width: int, max_length: int) -> None:
@@ -168,7 +168,7 @@ class Reading(nn.Module):
         return read
 
 
-class TransformerNetwork(Reading):
+class TransformerNetwork(InputEmbedding):
     """The network of ``Transformer``."""
 
     def __init__(self, spec: Transformer, inputs: int, outputs: int, max_length: int) -> None:
@@ -214,7 +214,7 @@ class LeaveOneOut(Backbone, name="leave-one-out"):
         dropout: share of coordinates set to 0 in training.
     """
 
-    leaves_out: ClassVar[bool] = True
+    excludes_self: ClassVar[bool] = True
     gated: ClassVar[bool] = True
 
     layers: int = 2
@@ -234,7 +234,7 @@ class LeaveOneOut(Backbone, name="leave-one-out"):
         return LeaveOneOutNetwork(self, inputs, outputs, max_length)
 
 
-class LeaveOneOutNetwork(Reading):
+class LeaveOneOutNetwork(InputEmbedding):
     """The network of ``LeaveOneOut``."""
 
     def __init__(self, spec: LeaveOneOut, inputs: int, outputs: int, max_length: int) -> None:
@@ -246,7 +246,7 @@ class LeaveOneOutNetwork(Reading):
         self.streams = nn.ModuleList([nn.ModuleList([Block(spec, side) for _ in range(spec.layers)]) for side in sides])
         self.norms = nn.ModuleList([nn.RMSNorm(spec.width) for _ in sides])
         self.beside = nn.ModuleList([nn.Linear(spec.width, spec.width, bias=False) for _ in sides])
-        self.queries = nn.ModuleList([Query(spec) for _ in range(spec.query_layers)])
+        self.queries = nn.ModuleList([CrossAttentionBlock(spec) for _ in range(spec.query_layers)])
         self.norm = nn.RMSNorm(spec.width)
         self.down = nn.Linear(spec.width, outputs)
 
@@ -320,7 +320,7 @@ class Block(Sublayers):
     def __init__(self, spec: Transformer | LeaveOneOut, side: Literal["both", "left", "right"] = "both") -> None:
         """Make a layer whose neighbours are on this ``side``."""
         super().__init__(spec)
-        self.neighbours = Neighbours(spec.neighbours, spec.width, side) if spec.neighbours else None
+        self.neighbours = DepthwiseConv(spec.neighbours, spec.width, side) if spec.neighbours else None
         self.query, self.key, self.value, self.merge = (nn.Linear(spec.width, spec.width, bias=False) for _ in range(4))
 
     def forward(self, hidden: Tensor, bias: Tensor | None, mask: Tensor | None) -> Tensor:
@@ -333,7 +333,7 @@ class Block(Sublayers):
         return self.feedforward(hidden)
 
 
-class Query(Sublayers):
+class CrossAttentionBlock(Sublayers):
     """A layer of the queries: attention to both streams, and a perceptron."""
 
     def __init__(self, spec: Transformer | LeaveOneOut) -> None:
@@ -354,7 +354,7 @@ class Query(Sublayers):
         return self.feedforward(hidden + self.dropout(self.merge(self.attended(query, key, value, bias))))
 
 
-class Neighbours(nn.Module):
+class DepthwiseConv(nn.Module):
     """A depthwise convolution over ``reach`` positions on each side, or on one, and the position itself; it starts at 0."""
 
     def __init__(self, reach: int, width: int, side: Literal["both", "left", "right"] = "both") -> None:

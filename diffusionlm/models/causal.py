@@ -32,7 +32,7 @@ from diffusionlm.config import UserError
 from diffusionlm.core.objective import Objective, ObjectiveConfig, expect_kind
 from diffusionlm.data.tokenizers import decode_texts
 from diffusionlm.models.spec import ModelSpec
-from diffusionlm.pipelines.base import SamplingConfig, Watch, Writer, refuse_vectors
+from diffusionlm.pipelines.base import BasePipeline, SamplingConfig, Watch, check_no_latents
 
 
 @dataclass(frozen=True)
@@ -127,13 +127,13 @@ class NextTokenObjective(Objective):
 
 
 @dataclass(frozen=True)
-class Written:
+class CausalState:
     """A moment of writing: ``t`` goes from 1 to 0 as the words that there is room for are written."""
 
     t: float
 
 
-class CausalPipeline(Writer[PreTrainedModel]):
+class CausalPipeline(BasePipeline[PreTrainedModel]):
     """Writes texts word by word (ancestral sampling). Of the sampling's settings, those of the noise do not apply."""
 
     @staticmethod
@@ -145,7 +145,7 @@ class CausalPipeline(Writer[PreTrainedModel]):
         """Refuse what only a model of whole texts can do."""
         if sampling.length is not None:
             raise UserError("length: an autoregressive model ends its texts itself; leave it empty")
-        refuse_vectors(sampling, "an autoregressive model")
+        check_no_latents(sampling, "an autoregressive model")
 
     def sample_ids(self, seeds: Sequence[Sequence[int]], sampling: SamplingConfig, watch: Watch | None) -> list[list[int]]:
         """Draw word after word."""
@@ -195,7 +195,7 @@ def write_ids(
         ended |= drawn[:, 0] == end
         ids = torch.cat([ids, drawn.to(ids)], 1)
         if watch is not None:
-            watch(Written(1 - (ids.shape[1] - 1) / longest), decode_texts(tokenizer, ids[:, 1:].tolist()))
+            watch(CausalState(1 - (ids.shape[1] - 1) / longest), decode_texts(tokenizer, ids[:, 1:].tolist()))
     rows = [row[1:] for row in ids.tolist()]
     return [row[: row.index(end)] if end in row else row for row in rows]
 

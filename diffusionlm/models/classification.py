@@ -22,7 +22,7 @@ from diffusionlm.core.model import DiffusionLM, model_folder
 from diffusionlm.core.objective import Objective, ObjectiveConfig, expect_kind
 from diffusionlm.data.labels import Labelled
 from diffusionlm.models.accuracy import CLEAN, LOG_SNRS, Accuracy, span_scores, value_scores
-from diffusionlm.models.classifier import Classifier, ClassifierConfig
+from diffusionlm.models.classifier import ClassifierConfig, LatentClassifier
 from diffusionlm.models.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Classification(ObjectiveConfig, name="classification"):
         """Check that the model is a classifier."""
         expect_kind(self, model, ClassifierConfig)
 
-    def build(self, model: Classifier) -> ClassificationObjective:
+    def build(self, model: LatentClassifier) -> ClassificationObjective:
         """Make the module. Raises UserError where the denoiser cannot be read, or is not the classifier's."""
         self.check(model.settings)
         denoiser = DiffusionLM.load(model_folder(model.settings.denoiser))
@@ -92,9 +92,9 @@ class Frozen:
 class ClassificationObjective(Objective):
     """The module of ``Classification``."""
 
-    model: Classifier
+    model: LatentClassifier
 
-    def __init__(self, spec: Classification, model: Classifier, denoiser: DiffusionLM) -> None:
+    def __init__(self, spec: Classification, model: LatentClassifier, denoiser: DiffusionLM) -> None:
         """Pad as the denoiser's own texts are padded."""
         width = None if denoiser.settings.explicit_length else denoiser.config.max_tokens
         super().__init__(model, denoiser.config.special_ids["pad"], width)

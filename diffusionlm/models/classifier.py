@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from diffusionlm.config import UserError, build_untrusted, to_plain
-from diffusionlm.core.model import FORMAT_VERSION, MAX_GAMMA, DiffusionLM, load_pretrained, model_folder
+from diffusionlm.config import FORMAT_VERSION, UserError, build_untrusted, to_plain, upgraded
+from diffusionlm.core.model import MAX_GAMMA, DiffusionLM, load_pretrained, model_folder
 from diffusionlm.core.sampler import SMALLEST
 from diffusionlm.core.schedule import NoiseSchedule
 from diffusionlm.data.annotators import Annotator, annotated
@@ -35,7 +35,7 @@ from diffusionlm.data.labels import OTHER, Head, Labelled, check_vocabulary, fie
 from diffusionlm.data.tokenizers import load_tokenizer
 from diffusionlm.models.backbones import Backbone, Transformer
 from diffusionlm.models.spec import ModelSpec
-from diffusionlm.models.templates import all_frames, frames_of, span_places
+from diffusionlm.models.templates import find_templates, list_templates, span_places
 
 SENSES = 2  # of a word that is pointed at: "not expensive" states another price than "expensive"
 
@@ -62,7 +62,7 @@ class ClassifierConfig(ModelSpec, name="classifier"):
     denoiser: str
     labels: tuple[str, ...]
     head: Head = "sequence"
-    reads: Literal["belief", "noisy", "clean"] = "belief"
+    reads: Literal["prediction", "noisy", "clean"] = "prediction"
     pointer: bool = True
     min_count: int = 20
     features: int = 96
@@ -114,7 +114,7 @@ class ClassifierConfig(ModelSpec, name="classifier"):
         fields = fields_of(splits["train"], self.labels, self.head)
         return {split: label_rows(splits[split], texts, tokenizer, fields, self.head) for split, texts in encoded.items()}
 
-    def make(self, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[int]], max_length: int) -> Classifier:
+    def make(self, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[int]], max_length: int) -> LatentClassifier:
         """Make the model; values, and the tags of each word, are counted in ``rows``, which are ``Labelled``."""
         denoiser = DiffusionLM.load(model_folder(self.denoiser))
         labelled = [row for row in rows if isinstance(row, Labelled)]
@@ -125,9 +125,9 @@ class ClassifierConfig(ModelSpec, name="classifier"):
             raise UserError(f"labels: {constant[0]!r} has one value only in the training texts: {values[constant[0]]}")
         frames, places = {}, torch.zeros(0, 6)
         if self.head == "span":
-            frames = frames_of(labelled, names[0])
+            frames = find_templates(labelled, names[0])
             places = span_places(labelled, names[0], varied[names[0]], frames)
-        model = Classifier(
+        model = LatentClassifier(
             ClassifierModelConfig(
                 settings=to_plain(self),
                 schedule=to_plain(denoiser.settings.schedule),
@@ -136,7 +136,7 @@ class ClassifierConfig(ModelSpec, name="classifier"):
                 max_tokens=denoiser.config.max_tokens,
                 labels=varied,
                 words=words_digest(denoiser),
-                frames=frames,
+                templates=frames,
                 span_places=len(places),
             )
         )
@@ -146,13 +146,13 @@ class ClassifierConfig(ModelSpec, name="classifier"):
             model.count_lexicon(labelled)
         return model
 
-    def load(self, folder: str | Path) -> Classifier:
+    def load(self, folder: str | Path) -> LatentClassifier:
         """Read a classifier."""
-        return Classifier.load(folder)
+        return LatentClassifier.load(folder)
 
     def describes(self, model: PreTrainedModel) -> bool:
         """Compare all but where the denoiser lies."""
-        return isinstance(model, Classifier) and replace(model.settings, denoiser=self.denoiser) == self
+        return isinstance(model, LatentClassifier) and replace(model.settings, denoiser=self.denoiser) == self
 
 
 class ClassifierModelConfig(PreTrainedConfig):
@@ -160,6 +160,13 @@ class ClassifierModelConfig(PreTrainedConfig):
 
     model_type = "diffusionlm-classifier"
     attribute_map: ClassVar[dict[str, str]] = {"vocab_size": "vocabulary", "max_position_embeddings": "max_tokens"}
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Read a saved config, of format 1 too."""
+        if config_dict.get("format_version") == 1:
+            config_dict = {**upgraded(config_dict, "classifier"), "format_version": FORMAT_VERSION}
+        return super().from_dict(config_dict, **kwargs)
 
     def __init__(
         self,
@@ -170,7 +177,7 @@ class ClassifierModelConfig(PreTrainedConfig):
         max_tokens: int = 64,
         labels: dict[str, list[str]] | None = None,
         words: str = "",
-        frames: dict[str, list[str]] | None = None,
+        templates: dict[str, list[str]] | None = None,
         span_places: int = 0,
         format_version: int = FORMAT_VERSION,
         **kwargs: Any,
@@ -185,7 +192,7 @@ class ClassifierModelConfig(PreTrainedConfig):
             max_tokens: of a text, START and END included.
             labels: the values of each field in index order.
             words: the digest of the denoiser's word vectors.
-            frames: of each kind of constituent, where the head is of spans.
+            templates: of each kind of constituent, where the head is of spans.
             span_places: rows of the table of where constituents stood, there too.
             format_version: of the folder; a newer one is refused.
             **kwargs: transformers' own.
@@ -196,12 +203,12 @@ class ClassifierModelConfig(PreTrainedConfig):
         self.dimension, self.vocabulary, self.max_tokens = dimension, vocabulary, max_tokens
         self.labels = labels or {"label": ["no", "yes"]}
         self.words = words
-        self.frames = frames or {}
+        self.templates = templates or {}
         self.span_places = span_places
         self.format_version = format_version
 
 
-class Classifier(PreTrainedModel):
+class LatentClassifier(PreTrainedModel):
     """A classifier over latents: ``classifier(latents, t, mask, words)[field]`` are log-probabilities.
 
     ``labels`` says what they are of: for each field its values in index order. A text, or a word, that has none has the
@@ -343,9 +350,9 @@ class Classifier(PreTrainedModel):
         having, all_texts = of_length(there), of_length(self._standing(0, 0, torch.tensor([0])))
         return ((having + having.sum() / all_texts.sum()) / (all_texts + 1)).tolist() if having.any() else []
 
-    def frame_lengths(self, first: int, last: int, chains: Tensor) -> dict[str, set[int]]:
+    def template_lengths(self, first: int, last: int, chains: Tensor) -> dict[str, set[int]]:
         """Return in which frames such a span stood in training, as ``length_chances`` has it, and in texts of which lengths."""
-        frames, found = all_frames(self.config.frames), defaultdict(set)
+        frames, found = list_templates(self.config.templates), defaultdict(set)
         for _, _, _, number, length, _ in self._standing(first, last, chains).tolist():
             if number:
                 found[frames[number - 1]].add(length)
@@ -378,7 +385,7 @@ def _barred(x: Tensor, mask: Tensor) -> Tensor:
 
 
 AutoConfig.register(ClassifierModelConfig.model_type, ClassifierModelConfig)
-AutoModel.register(ClassifierModelConfig, Classifier)
+AutoModel.register(ClassifierModelConfig, LatentClassifier)
 
 
 def words_digest(model: DiffusionLM) -> str:

@@ -145,7 +145,7 @@ def hide(words: Tensor, counts: Tensor, uniform: Tensor) -> Tensor:
     return lowest(uniform.masked_fill(~words, math.inf), counts)
 
 
-def hidden_losses(model: MaskedLM, ids: Tensor, mask: Tensor, hidden: Tensor) -> Tensor:
+def masked_token_losses(model: MaskedLM, ids: Tensor, mask: Tensor, hidden: Tensor) -> Tensor:
     """Return -log p of each hidden word given the others (B, L), in nats; 0 elsewhere."""
     logits = model(ids, hidden, None if bool(mask.all()) else mask)
     targets = ids.masked_fill(~hidden, -100)
@@ -188,7 +188,7 @@ class MaskedObjective(Objective):
         words = word_positions(mask)
         total = words.sum(1)
         counts = (stratified(len(ids), ids.device) * total).ceil().clamp(min=1)
-        losses = hidden_losses(self.model, ids, mask, hide(words, counts, torch.rand(ids.shape, device=ids.device)))
+        losses = masked_token_losses(self.model, ids, mask, hide(words, counts, torch.rand(ids.shape, device=ids.device)))
         losses = losses.sum(1)
         if self.spec.weighting == "bound":
             return {"bound": (total / counts * losses).sum() / total.sum()}

@@ -32,7 +32,7 @@ def frame(tags: Sequence[str], first: int, last: int) -> str:
     return " ".join([before, *inner, after])
 
 
-def frames_of(rows: Iterable[Labelled], name: str) -> dict[str, list[str]]:
+def find_templates(rows: Iterable[Labelled], name: str) -> dict[str, list[str]]:
     """Return the frames that tell constituents of two words or more, for each label the commonest first.
 
     ``rows`` carry ``tags`` and, as the labels ``name``, spans; those without a tag for every token are left out. Where none
@@ -58,7 +58,7 @@ def frames_of(rows: Iterable[Labelled], name: str) -> dict[str, list[str]]:
     return kept
 
 
-def all_frames(frames: Mapping[str, Sequence[str]]) -> list[str]:
+def list_templates(frames: Mapping[str, Sequence[str]]) -> list[str]:
     """Return the frames of all labels, each once, in the order in which ``span_places`` numbers them, from 1."""
     return sorted({text for texts in frames.values() for text in texts})
 
@@ -73,7 +73,7 @@ def span_places(rows: Iterable[Labelled], name: str, values: Sequence[str], fram
     indices = {value: i for i, value in enumerate(values)}
     sizes = {(label, text.count(" ") - 1) for label, texts in frames.items() for text in texts}
     known = {label: set(texts) for label, texts in frames.items()}
-    numbers = {text: i for i, text in enumerate(all_frames(frames), 1)}
+    numbers = {text: i for i, text in enumerate(list_templates(frames), 1)}
     counts: Counter[tuple[int, int, int, int, int]] = Counter()
     for row in rows:
         counts[0, 0, 0, 0, len(row)] += 1

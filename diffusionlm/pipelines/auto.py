@@ -16,23 +16,23 @@ from diffusionlm.core.model import DiffusionLMConfig, model_folder
 from diffusionlm.models.causal import CausalPipeline
 from diffusionlm.models.classifier import ClassifierModelConfig
 from diffusionlm.models.masked import MaskedLMConfig
-from diffusionlm.pipelines.base import Writer
+from diffusionlm.pipelines.base import BasePipeline
 from diffusionlm.pipelines.diffusion import Pipeline
 from diffusionlm.pipelines.masked import MaskedPipeline
 
-PIPELINES: dict[str, type[Writer[Any]]] = {
+PIPELINES: dict[str, type[BasePipeline[Any]]] = {
     DiffusionLMConfig.model_type: Pipeline,
     MaskedLMConfig.model_type: MaskedPipeline,
     "llama": CausalPipeline,
 }
 
 
-def pipeline_of(model: PreTrainedModel) -> type[Writer[Any]]:
+def pipeline_of(model: PreTrainedModel) -> type[BasePipeline[Any]]:
     """Return the class that writes with ``model``."""
     return PIPELINES[model.config.model_type]
 
 
-def open_pipeline(folder: str | Path, device: str = "cpu", dtype: str = "fp32") -> Writer[Any]:
+def open_pipeline(folder: str | Path, device: str = "cpu", dtype: str = "fp32") -> BasePipeline[Any]:
     """Read a model folder of any of the library's kinds; ``dtype`` is that of the network's arithmetic, fp32 or bf16.
 
     Raises:

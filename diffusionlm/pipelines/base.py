@@ -17,7 +17,7 @@ import sacrebleu
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from diffusionlm.config import Settings, UserError, build, build_untrusted, merge, to_plain
+from diffusionlm.config import Settings, UserError, build, build_untrusted, merge, to_plain, upgraded
 from diffusionlm.controls import Control, Outcome
 from diffusionlm.core.guidance import Gradient, Guidance, Particles
 from diffusionlm.core.model import model_folder
@@ -40,10 +40,10 @@ class SamplingConfig(Settings):
         temperature: of the token posterior; below 1 is more fluent and less diverse. Needs prediction ``logits``.
         step_temperature: of the posterior whose mean the step moves toward; empty is ``temperature``. Near 0 the step moves
             toward the likeliest word, while the network goes on being told all that is possible.
-        corrections: sweeps over the finished text in which each word is asked for again, given all the others. Needs
+        sweeps: sweeps over the finished text in which each word is asked for again, given all the others. Needs
             prediction ``logits`` and training at mixed noise levels. A sweep takes eleven evaluations, or one where the
             backbone leaves out a word's own vector: it then changes the words that fit least.
-        correction_odds: how much likelier another word must be to take its place.
+        sweep_odds: how much likelier another word must be to take its place.
         guidance: how controls with a gradient act.
         particles: how controls that only score finished texts act.
         clamp: whether each predicted vector is moved to its nearest word (Diffusion-LM's clamping trick).
@@ -58,8 +58,8 @@ class SamplingConfig(Settings):
     sampler: Sampler = field(default_factory=DDPM)
     temperature: float = 1.0
     step_temperature: float | None = None
-    corrections: int = 6
-    correction_odds: float = 3.0
+    sweeps: int = 6
+    sweep_odds: float = 3.0
     guidance: Guidance = field(default_factory=Gradient)
     particles: Particles = field(default_factory=Particles)
     clamp: bool = False
@@ -76,10 +76,10 @@ class SamplingConfig(Settings):
         for name in ("temperature", "step_temperature"):
             if (temperature := getattr(self, name)) is not None and not 0 < temperature < math.inf:
                 raise UserError(f"{name}: expected a positive number, got {temperature}")
-        if self.corrections < 0:
-            raise UserError(f"corrections: expected 0 or more, got {self.corrections}")
-        if self.correction_odds < 1:
-            raise UserError(f"correction_odds: expected at least 1, got {self.correction_odds}")
+        if self.sweeps < 0:
+            raise UserError(f"sweeps: expected 0 or more, got {self.sweeps}")
+        if self.sweep_odds < 1:
+            raise UserError(f"sweep_odds: expected at least 1, got {self.sweep_odds}")
         if self.seed < 0:
             raise UserError(f"seed: expected 0 or more, got {self.seed}")
 
@@ -103,7 +103,7 @@ class Controlled(Generated):
 
 
 @dataclass
-class Writer(Generic[M]):
+class BasePipeline(Generic[M]):
     """Base of the pipelines, one for each kind of model: a model, its tokenizer, and defaults for the sampling."""
 
     model: M
@@ -191,9 +191,9 @@ def check_length(length: int, longest: int) -> None:
         raise UserError(f"length: expected 1 to {longest} tokens for this model, got {length}")
 
 
-def refuse_vectors(sampling: SamplingConfig, kind: str) -> None:
+def check_no_latents(sampling: SamplingConfig, kind: str) -> None:
     """Check that nothing is asked of ``kind`` that only a model of word vectors does. Raises UserError."""
-    for name, without in {"clamp": False, "passes": 1, "step_temperature": None, "corrections": 0}.items():
+    for name, without in {"clamp": False, "passes": 1, "step_temperature": None, "sweeps": 0}.items():
         if getattr(sampling, name) not in (without, getattr(SamplingConfig(), name)):
             raise UserError(f"{name}: {kind} has no noisy vectors; leave it out")
 
@@ -226,7 +226,10 @@ def saved_sampling(folder: str | Path) -> SamplingConfig:
     if not path.exists():
         return SamplingConfig()
     try:
-        return build_untrusted(SamplingConfig, json.loads(path.read_text()), str(path))
+        plain = json.loads(path.read_text())
+        if isinstance(plain, dict) and plain.pop("format_version", 1) == 1:
+            plain = upgraded(plain, "sampling")
+        return build_untrusted(SamplingConfig, plain, str(path))
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: the sampling defaults cannot be read: {error}") from None
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from diffusionlm.core.guidance import Belief, Energy
+from diffusionlm.core.guidance import Energy, GuidanceState
 from diffusionlm.core.model import DiffusionLM, boundaries
 from diffusionlm.core.process import Gaussian, alpha, over_coordinates, sigma
-from diffusionlm.core.sampler import Denoise, Denoised, clamp, given, pinned, tempered
+from diffusionlm.core.sampler import Denoise, Denoised, apply_temperature, clamp, given, pin_logits
 from diffusionlm.pipelines.base import SamplingConfig
 from diffusionlm.pipelines.steering import Steering
 
@@ -44,7 +44,7 @@ class WordDenoiser:
         self.followed: Energy | None = None
         if steering is not None:
             free = self.barred.expand(*mask.shape, -1)
-            self.followed = steering.followed(mask, pinned(free, self.known, self.ids) if self.explicit else free)
+            self.followed = steering.followed(mask, pin_logits(free, self.known, self.ids) if self.explicit else free)
 
     def wrapped(self) -> Denoise:
         """Return it with clamping, and the words that are known held clean."""
@@ -67,30 +67,30 @@ class WordDenoiser:
                 denoised = self._believed(xt, t)
             if steering is not None and words:
                 if steering.energy is not None and last and belief is None:
-                    belief = Belief.of_words(denoised.logits, xt, text_times(t), self.mask, self.E)
+                    belief = GuidanceState.from_logits(denoised.logits, xt, text_times(t), self.mask, self.E)
                 denoised = steering.believe(denoised, self.mask, self.E, belief)
-            told = tempered(denoised, self.E, temperature) if words else denoised
+            told = apply_temperature(denoised, self.E, temperature) if words else denoised
             told = told if shift is None else replace(told, x0=told.x0 + shift)
             self.previous = told.x0
         if not told_apart:
             return told
-        step = tempered(denoised, self.E, told_apart)
+        step = apply_temperature(denoised, self.E, told_apart)
         return step if shift is None else replace(step, x0=step.x0 + shift)
 
-    def asked(self, xt: Tensor, t: Tensor, previous: Tensor | None, evident: Tensor | None = None) -> Denoised:
+    def asked(self, xt: Tensor, t: Tensor, previous: Tensor | None, evidence_mask: Tensor | None = None) -> Denoised:
         """Ask the model, as its ``forward`` says, in the arithmetic of the network; all around it is in fp32."""
         with torch.autocast(xt.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            denoised: Denoised = self.model(xt, t, self.attend, previous, evident)
+            denoised: Denoised = self.model(xt, t, self.attend, previous, evidence_mask)
         return denoised
 
     def _believed(self, xt: Tensor, t: Tensor) -> Denoised:
         denoised = self.asked(xt, t, self.previous)
         logits = denoised.logits + self.barred
         if self.steering is not None and self.steering.tilts and self.explicit:
-            logits = pinned(logits, self.known, self.ids)
+            logits = pin_logits(logits, self.known, self.ids)
         return replace(denoised, logits=logits)
 
-    def _shifted(self, xt: Tensor, t: Tensor) -> tuple[Denoised, Belief, Tensor]:
+    def _shifted(self, xt: Tensor, t: Tensor) -> tuple[Denoised, GuidanceState, Tensor]:
         """Denoise with a graph, and return also what energies are asked about, and how far they move the clean vectors."""
         assert self.followed is not None
         gamma = self.model.diffusion.schedule.gamma(t)
@@ -99,9 +99,9 @@ class WordDenoiser:
             xt = xt.detach().requires_grad_()
             denoised = self._believed(xt, t)
             if self.model.settings.prediction == "logits":
-                belief = Belief.of_words(denoised.logits, xt, text_times(t), self.mask, self.E)
+                belief = GuidanceState.from_logits(denoised.logits, xt, text_times(t), self.mask, self.E)
             else:
-                belief = Belief(xt, text_times(t), self.mask, lambda: denoised)
+                belief = GuidanceState(xt, text_times(t), self.mask, lambda: denoised)
             (slope,) = torch.autograd.grad(-self.followed(belief).sum(), xt, retain_graph=True)  # the tilt goes on from there
         return replace(denoised, x0=denoised.x0.detach(), logits=denoised.logits.detach()), belief, tweedie * slope
 
@@ -109,8 +109,8 @@ class WordDenoiser:
         """Let the guidance move x_s."""
         assert self.steering is not None and self.steering.energy is not None
 
-        def believe(moved: Tensor) -> Belief:
-            return Belief(moved, s, self.mask, lambda: self.asked(moved, s, self.previous))
+        def believe(moved: Tensor) -> GuidanceState:
+            return GuidanceState(moved, s, self.mask, lambda: self.asked(moved, s, self.previous))
 
         return self.steering.guidance.move(self.steering.energy, x, s, step, believe)
 

@@ -14,16 +14,16 @@ from torch import Tensor
 
 from diffusionlm.config import UserError
 from diffusionlm.controls import Binding, Control, outcomes, read_controls
-from diffusionlm.core.guidance import Belief, Swarm
+from diffusionlm.core.guidance import GuidanceState, ParticleFilter
 from diffusionlm.core.model import DiffusionLM, boundaries, text_mask
-from diffusionlm.core.sampler import RowNoise, State, correct, generator_of, given, pinned, sample, settle
+from diffusionlm.core.sampler import RowNoise, State, blockwise_icm, generator_of, given, parallel_icm, pin_logits, sample
 from diffusionlm.data.tokenizers import decode_texts
 from diffusionlm.pipelines.base import (
+    BasePipeline,
     Controlled,
     Generated,
     SamplingConfig,
     Watch,
-    Writer,
     check_length,
     minimum_bayes_risk,
 )
@@ -32,7 +32,7 @@ from diffusionlm.pipelines.lengths import blank, draw_lengths
 from diffusionlm.pipelines.steering import Steering
 
 
-class Pipeline(Writer[DiffusionLM]):
+class Pipeline(BasePipeline[DiffusionLM]):
     """Writes texts with a diffusion model, its tokenizer, and defaults for the sampling."""
 
     @staticmethod
@@ -57,8 +57,8 @@ class Pipeline(Writer[DiffusionLM]):
             settings.schedule.sampling_times(sampling.steps)
         if settings.prediction != "logits" and (sampling.temperature, sampling.step_temperature or 1) != (1, 1):
             raise UserError(f"temperature: this model predicts {settings.prediction}, not logits; leave it at 1")
-        if sampling.corrections and not (settings.prediction == "logits" and settings.explicit_length):
-            raise UserError("corrections: needs a model that predicts logits and is told the length; set it to 0")
+        if sampling.sweeps and not (settings.prediction == "logits" and settings.explicit_length):
+            raise UserError("sweeps: needs a model that predicts logits and is told the length; set it to 0")
         if sampling.passes > 1 and not settings.self_conditioning:
             raise UserError("passes: this model is not told its last estimate (no self-conditioning); set it to 1")
         if sampling.length is not None:
@@ -73,7 +73,7 @@ class Pipeline(Writer[DiffusionLM]):
             return [config.max_tokens] * len(seeds)
         if steering is None or sampling.length is not None:
             return draw_lengths(config.length_counts, seeds, sampling.length)
-        return draw_lengths(steering.length_weights, seeds, None)
+        return draw_lengths(steering.length_prior, seeds, None)
 
     def stream(
         self,
@@ -162,36 +162,40 @@ class Pipeline(Writer[DiffusionLM]):
         mask = text_mask(lengths, self.model.device)
         noise = RowNoise([[*seed, 0, *([p] if p else [])] for seed in seeds for p in range(copies)], lengths)
         denoise = WordDenoiser(self.model, mask, sampling, steering, given_words, self.dtype)
-        swarm = Swarm(sampling.particles, [generator_of([*seed, 2]) for seed in seeds]) if copies > 1 else None
+        particle_filter = (
+            ParticleFilter(sampling.particles, [generator_of([*seed, 2]) for seed in seeds]) if copies > 1 else None
+        )
 
         def rows(words: Tensor) -> list[list[int]]:
             return [self._content(row[:n].tolist()) for row, n in zip(words, lengths, strict=True)]
 
         def select(state: State) -> Tensor | None:
-            assert swarm is not None and steering is not None
+            assert particle_filter is not None and steering is not None
             last = state.step == sampling.steps
             if not last and state.step % sampling.particles.every:
                 return None
-            swarm.weigh(steering.rewards(decode_texts(self.tokenizer, rows(self._words(state, mask, False, steering)))))
-            kept = None if last else swarm.resample()
+            particle_filter.weigh(
+                steering.rewards(decode_texts(self.tokenizer, rows(self._words(state, mask, False, steering))))
+            )
+            kept = None if last else particle_filter.resample()
             return None if kept is None else denoise.select(kept)
 
-        for state in self._states(denoise, noise, select if swarm else None):
+        for state in self._states(denoise, noise, select if particle_filter else None):
             last = state.step == sampling.steps
             if watch is not None or last:
                 words = self._words(state, mask, last, steering)
             if watch is not None:
                 watch(state, decode_texts(self.tokenizer, rows(words)))
-        if sampling.corrections:
+        if sampling.sweeps:
             words = self._corrected(words, mask, sampling, noise, steering, given_words)
             if watch is not None:
                 watch(state, decode_texts(self.tokenizer, rows(words)))
         written = rows(words)
-        if swarm is None or steering is None:
+        if particle_filter is None or steering is None:
             return written
-        if sampling.corrections:  # which know of no reward
-            swarm.weigh(steering.rewards(decode_texts(self.tokenizer, written)))
-        return [written[row] for row in swarm.chosen()]
+        if sampling.sweeps:  # which know of no reward
+            particle_filter.weigh(steering.rewards(decode_texts(self.tokenizer, written)))
+        return [written[row] for row in particle_filter.chosen()]
 
     def _given(
         self, seeds: Sequence[Sequence[int]], lengths: Sequence[int], sampling: SamplingConfig, steering: Steering
@@ -210,7 +214,7 @@ class Pipeline(Writer[DiffusionLM]):
         for state in self._states(draft, noise):
             written = state
         drafted = self._words(written, mask, True, steering)
-        kept = steering.carriers(drafted, blank(self.model, mask, words), mask & ~draft.known, mask, draft.E)
+        kept = steering.salient_tokens(drafted, blank(self.model, mask, words), mask & ~draft.known, mask, draft.E)
         return torch.where(kept, drafted, words), replace(sampling, steps=sampling.steps - steps)
 
     def _states(
@@ -243,15 +247,15 @@ class Pipeline(Writer[DiffusionLM]):
         clean = torch.zeros(len(words), device=mask.device)
         denoiser = WordDenoiser(self.model, mask, plain, dtype=self.dtype)
         allowed = partial(steering.allowed, mask=mask) if steering and steering.language else None
-        if self.model.settings.backbone.leaves_out:
+        if self.model.settings.backbone.excludes_self:
 
             def cloze(words: Tensor) -> Tensor:
                 x0 = self.model.embed(words)
                 logits = denoiser.asked(x0, clean, None, torch.zeros_like(mask)).logits + denoiser.barred
                 return logits if steering is None else steering.prefer(logits, words, x0, clean, mask, denoiser.E)
 
-            rounds, odds = sampling.corrections, sampling.correction_odds
-            return settle(words, ~fixed, cloze, rounds=rounds, odds=odds, allowed=allowed)
+            rounds, odds = sampling.sweeps, sampling.sweep_odds
+            return parallel_icm(words, ~fixed, cloze, rounds=rounds, odds=odds, allowed=allowed)
 
         def posterior(words: Tensor, hidden: Tensor) -> Tensor:
             x0 = self.model.embed(words)
@@ -259,11 +263,11 @@ class Pipeline(Writer[DiffusionLM]):
             denoised = given(denoiser.wrapped(), ~hidden, x0)(noise(x0), torch.ones_like(clean))
             if steering is None:
                 return denoised.logits
-            sure = replace(denoised, logits=pinned(denoised.logits, ~hidden, words))
-            belief = Belief.of_words(sure.logits, x0, clean, mask, denoiser.E) if steering.energy else None
+            sure = replace(denoised, logits=pin_logits(denoised.logits, ~hidden, words))
+            belief = GuidanceState.from_logits(sure.logits, x0, clean, mask, denoiser.E) if steering.energy else None
             return steering.believe(sure, mask, denoiser.E, belief).logits
 
-        return correct(words, ~fixed, posterior, sweeps=sampling.corrections, odds=sampling.correction_odds, allowed=allowed)
+        return blockwise_icm(words, ~fixed, posterior, sweeps=sampling.sweeps, odds=sampling.sweep_odds, allowed=allowed)
 
     def _words(self, state: State, mask: Tensor, last: bool, steering: Steering | None) -> Tensor:
         """Round: the logits where the model gives them, else the final vectors (Diffusion-LM rounds x_0 itself)."""

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from diffusionlm.config import UserError
-from diffusionlm.constraints.inference import Language, forced, log_mass
-from diffusionlm.core.guidance import Belief, Energy
+from diffusionlm.constraints.dfa import DFA
+from diffusionlm.constraints.inference import forced_tokens, log_probability
+from diffusionlm.core.guidance import Energy, GuidanceState
 from diffusionlm.core.model import DiffusionLM, boundaries, text_mask
-from diffusionlm.core.sampler import pinned
+from diffusionlm.core.sampler import pin_logits
 
 ASKED = 8  # lengths at which an energy is asked how likely they make what it asks
 
@@ -36,8 +37,8 @@ def draw_lengths(weights: Sequence[float], seeds: Sequence[Sequence[int]], lengt
     return [int(numpy.searchsorted(cumulative, draw, side="right")) for draw in draws]
 
 
-def length_weights(
-    model: DiffusionLM, language: Language | None, energy: Energy | None = None, known: Sequence[Sequence[float]] = ()
+def length_prior(
+    model: DiffusionLM, language: DFA | None, energy: Energy | None = None, known: Sequence[Sequence[float]] = ()
 ) -> list[float]:
     """Return how likely each length is (start and end counted): to the training texts, and to the model of what is asked.
 
@@ -65,7 +66,7 @@ def length_weights(
 
 
 @torch.no_grad()
-def chances(model: DiffusionLM, language: Language | None, energy: Energy, weights: Sequence[float]) -> numpy.ndarray:
+def chances(model: DiffusionLM, language: DFA | None, energy: Energy, weights: Sequence[float]) -> numpy.ndarray:
     """Return how likely what an ``energy`` asks is at each length that has a weight, 1 at the best.
 
     Asked at ``ASKED`` lengths that part the texts evenly, an evaluation each; between them its logarithm is interpolated, and
@@ -79,15 +80,15 @@ def chances(model: DiffusionLM, language: Language | None, energy: Energy, weigh
     mask = text_mask(lengths, model.device)
     logits = blank(model, mask, given_words(language, mask))
     x, t = torch.zeros(*mask.shape, model.settings.dimension, device=mask.device), torch.ones(len(mask), device=mask.device)
-    nats = energy(Belief.of_words(logits, x, t, mask, model.word_vectors())).double().cpu().numpy()
+    nats = energy(GuidanceState.from_logits(logits, x, t, mask, model.word_vectors())).double().cpu().numpy()
     return numpy.exp(nats.min() - numpy.interp(numpy.arange(len(weights)), lengths, nats))
 
 
-def given_words(language: Language | None, mask: Tensor) -> Tensor:
+def given_words(language: DFA | None, mask: Tensor) -> Tensor:
     """Return ids (B, L) of the words that a ``language`` leaves no choice in texts of ``mask`` (B, L), -1 elsewhere."""
     ids = torch.full(mask.shape, -1, device=mask.device)
     if language is not None:
-        ids[:, 1:] = forced(language, mask.sum(1) - 2, mask.shape[1] - 1)
+        ids[:, 1:] = forced_tokens(language, mask.sum(1) - 2, mask.shape[1] - 1)
     return ids
 
 
@@ -97,20 +98,20 @@ def blank(model: DiffusionLM, mask: Tensor, words: Tensor) -> Tensor:
     Noise that is 0 stands for the others: it is the likeliest, and says nothing.
     """
     known, ids = boundaries(mask, model.config.special_ids, words)
-    return pinned(_around(model, mask, known, ids), known, ids)
+    return pin_logits(_around(model, mask, known, ids), known, ids)
 
 
-def _around(model: DiffusionLM, mask: Tensor, known: Tensor, ids: Tensor, evident: Tensor | None = None) -> Tensor:
+def _around(model: DiffusionLM, mask: Tensor, known: Tensor, ids: Tensor, evidence_mask: Tensor | None = None) -> Tensor:
     """Return the log-probabilities (B, L, V) of words around the ``ids`` (B, L) that are ``known`` (B, L)."""
     clean = known | ~mask
     x = torch.where(clean[..., None], model.embed(ids), 0.0)
-    logits = model.token_logits(x, (~clean).float(), mask, None, evident).float()
+    logits = model.token_logits(x, (~clean).float(), mask, None, evidence_mask).float()
     logits[..., list(model.config.special_ids.values())] = -torch.inf
     return logits.log_softmax(-1)
 
 
 @torch.no_grad()
-def fits(model: DiffusionLM, language: Language, lengths: Sequence[int]) -> list[float]:
+def fits(model: DiffusionLM, language: DFA, lengths: Sequence[int]) -> list[float]:
     """Return how likely the model finds texts of ``language`` at each length (start and end counted), 1 at the best.
 
     Words to which a length leaves no choice count by their pseudo-likelihood (Besag 1975), given the others and noise in the
@@ -123,15 +124,15 @@ def fits(model: DiffusionLM, language: Language, lengths: Sequence[int]) -> list
     words = given_words(language, mask)
     given = words >= 0
     known, ids = boundaries(mask, model.config.special_ids, words)
-    leaves_out = model.settings.backbone.leaves_out
-    evident = torch.zeros_like(mask) if leaves_out else None
+    excludes_self = model.settings.backbone.excludes_self
+    evidence_mask = torch.zeros_like(mask) if excludes_self else None
 
     def said(logs: Tensor, among: Tensor) -> Tensor:
         return logs.gather(-1, ids[..., None])[..., 0].where(among, 0).sum(1)
 
-    free = _around(model, mask, known, ids, evident)
-    fit = log_mass(language, pinned(free, known, ids)[:, 1:], mask.sum(1) - 2)
-    if leaves_out:
+    free = _around(model, mask, known, ids, evidence_mask)
+    fit = log_probability(language, pin_logits(free, known, ids)[:, 1:], mask.sum(1) - 2)
+    if excludes_self:
         fit = fit + said(free, given)
     else:
         third = given.cumsum(1) % 3

@@ -23,7 +23,7 @@ from diffusionlm.core.process import Gaussian, GaussianDiffusion
 from diffusionlm.core.sampler import History, RowNoise, Sampler
 from diffusionlm.data.tokenizers import decode_texts
 from diffusionlm.models.masked import MaskedLM, lowest, word_positions
-from diffusionlm.pipelines.base import SamplingConfig, Watch, Writer, check_length, refuse_vectors
+from diffusionlm.pipelines.base import BasePipeline, SamplingConfig, Watch, check_length, check_no_latents
 from diffusionlm.pipelines.lengths import draw_lengths
 
 Predict = Callable[[Tensor, Tensor], Tensor]
@@ -33,7 +33,7 @@ ROUNDING = 1e-4  # a share of a count that is a whole number is not to fall belo
 
 
 @dataclass(frozen=True)
-class Draft:
+class MaskedState:
     """A moment of a decoding run, at time ``t``; the tensors are (B, L).
 
     ``ids`` hold a word at every position, ``hidden`` is True where it will be drawn anew, ``confidence`` is the log
@@ -55,8 +55,8 @@ class Draft:
 class Unmasking(Sampler):
     """Base of the decoders, the masked models' samplers."""
 
-    def hide(self, draft: Draft, s: float, uniform: Tensor) -> Tensor:
-        """Return which positions (B, L) are hidden at time ``s``, where ``draft`` has drawn all that were hidden at its time.
+    def hide(self, state: MaskedState, s: float, uniform: Tensor) -> Tensor:
+        """Return which positions (B, L) are hidden at time ``s``, where ``state`` has drawn all that were hidden at its time.
 
         ``uniform`` (B, L) holds fresh draws between 0 and 1.
         """
@@ -74,9 +74,9 @@ class Ancestral(Unmasking, name="ancestral"):
     Austin et al. 2021, in the form of MDLM (Sahoo et al. 2024, section 3.2).
     """
 
-    def hide(self, draft: Draft, s: float, uniform: Tensor) -> Tensor:
+    def hide(self, state: MaskedState, s: float, uniform: Tensor) -> Tensor:
         """Keep a position hidden with chance s/t."""
-        return draft.hidden & (uniform < s / draft.t)
+        return state.hidden & (uniform < s / state.t)
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,9 @@ class MaskPredict(Unmasking, name="mask-predict"):
     The paper takes the likeliest words, which is the limit of temperature 0: every text of a length is then the same.
     """
 
-    def hide(self, draft: Draft, s: float, uniform: Tensor) -> Tensor:
+    def hide(self, state: MaskedState, s: float, uniform: Tensor) -> Tensor:
         """Hide the floor(s N) words of least confidence."""
-        return lowest(draft.confidence.masked_fill(~draft.words, math.inf), (s * draft.counts + ROUNDING).floor())
+        return lowest(state.confidence.masked_fill(~state.words, math.inf), (s * state.counts + ROUNDING).floor())
 
 
 @dataclass(frozen=True)
@@ -109,13 +109,13 @@ class MaskGIT(Unmasking, name="maskgit"):
         if self.noise < 0:
             raise UserError(f"noise: expected 0 or more, got {self.noise}")
 
-    def hide(self, draft: Draft, s: float, uniform: Tensor) -> Tensor:
+    def hide(self, state: MaskedState, s: float, uniform: Tensor) -> Tensor:
         """Hide the least confident of the words just drawn; at least one is shown at each step while any is hidden."""
         share = math.cos(math.pi / 2 * (1 - s)) if self.schedule == "cosine" and s > 0 else s
-        count = (share * draft.counts + ROUNDING).floor().minimum(draft.hidden.sum(1) - 1)
+        count = (share * state.counts + ROUNDING).floor().minimum(state.hidden.sum(1) - 1)
         gumbel = -(-uniform.clamp(1e-12, 1 - 1e-12).log()).log()
-        noisy = draft.confidence + self.noise * s * gumbel
-        return lowest(noisy.masked_fill(~draft.hidden, math.inf), count)
+        noisy = state.confidence + self.noise * s * gumbel
+        return lowest(noisy.masked_fill(~state.hidden, math.inf), count)
 
 
 def unmask(
@@ -127,7 +127,7 @@ def unmask(
     steps: int,
     temperature: float = 1.0,
     noise: Callable[[Tensor], Tensor] = torch.randn_like,
-) -> Iterator[Draft]:
+) -> Iterator[MaskedState]:
     """Decode the positions ``words`` (B, L) of ``ids`` (B, L), one Draft a step; the last hides nothing.
 
     Words are drawn at ``temperature``; ``noise`` draws standard normal values like a tensor.
@@ -138,9 +138,9 @@ def unmask(
         uniform = torch.special.ndtr(noise(torch.zeros(*ids.shape, 2, device=ids.device)).double())
         drawn, certainty = draw_words(predict(ids, hidden)[hidden], uniform[..., 0][hidden], temperature)
         ids, confidence = ids.masked_scatter(hidden, drawn), confidence.masked_scatter(hidden, certainty)
-        draft = Draft(step / steps, ids, hidden, confidence, words)
-        hidden = decoder.hide(draft, later / steps, uniform[..., 1])
-        yield replace(draft, hidden=hidden)
+        state = MaskedState(step / steps, ids, hidden, confidence, words)
+        hidden = decoder.hide(state, later / steps, uniform[..., 1])
+        yield replace(state, hidden=hidden)
         if not bool(hidden.any()):  # short texts are done before the steps are
             return
 
@@ -159,7 +159,7 @@ def draw_words(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Ten
     return drawn, confidence
 
 
-class MaskedPipeline(Writer[MaskedLM]):
+class MaskedPipeline(BasePipeline[MaskedLM]):
     """Writes texts with a masked model, its tokenizer, and defaults for the sampling."""
 
     @staticmethod
@@ -172,7 +172,7 @@ class MaskedPipeline(Writer[MaskedLM]):
         if not isinstance(sampling.sampler, Unmasking):
             known = [name for name, kind in Sampler.members.items() if issubclass(kind, Unmasking)]
             raise UserError(f"sampler: {sampling.sampler.name!r} moves word vectors; a masked model needs {' or '.join(known)}")
-        refuse_vectors(sampling, "a masked model")
+        check_no_latents(sampling, "a masked model")
         if sampling.length is not None:
             check_length(sampling.length, self.model.config.max_tokens - 2)
 
@@ -188,10 +188,10 @@ class MaskedPipeline(Writer[MaskedLM]):
             temperature=sampling.temperature, noise=RowNoise([[*seed, 0] for seed in seeds], lengths),
         )  # fmt: skip
         rows: list[list[int]] = []
-        for draft in drafts:
-            rows = [row[1 : n - 1] for row, n in zip(draft.ids.tolist(), lengths, strict=True)]
+        for state in drafts:
+            rows = [row[1 : n - 1] for row, n in zip(state.ids.tolist(), lengths, strict=True)]
             if watch is not None:
-                watch(draft, decode_texts(self.tokenizer, rows))
+                watch(state, decode_texts(self.tokenizer, rows))
         return rows
 
     def _predict(self, mask: Tensor) -> Predict:

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from diffusionlm.config import UserError
-from diffusionlm.constraints.inference import Language, condition, likeliest, log_mass, substitutes
+from diffusionlm.constraints.dfa import DFA
+from diffusionlm.constraints.inference import allowed_substitutes, condition, log_probability, viterbi
 from diffusionlm.constraints.spelling import proper_texts
-from diffusionlm.controls import All, Binding, Control, Demand
-from diffusionlm.core.guidance import Belief, Energy, Guidance, Particles, total, word_slopes
+from diffusionlm.controls import All, Binding, CompiledControl, Control
+from diffusionlm.core.guidance import Energy, Guidance, GuidanceState, Particles, total, word_slopes
 from diffusionlm.core.sampler import SMALLEST, Denoised
-from diffusionlm.pipelines.lengths import given_words, length_weights
+from diffusionlm.pipelines.lengths import given_words, length_prior
 
 CARRIERS = 6  # the most words of a draft that are kept
 CLEAR = 0.5  # nats: what is asked is as good as said
@@ -31,7 +32,7 @@ class Steering:
 
     controls: tuple[Control, ...]
     binding: Binding
-    demand: Demand
+    compiled: CompiledControl
     guidance: Guidance
     particles: Particles
 
@@ -44,14 +45,14 @@ class Steering:
         Raises:
             UserError: the model cannot be asked this, or no text can be all of it, with the reason.
         """
-        demand, settings = All(tuple(controls)).bind(binding), binding.model.settings
-        if demand.languages:
+        compiled, settings = All(tuple(controls)).bind(binding), binding.model.settings
+        if compiled.languages:
             if not (settings.explicit_length and settings.prediction == "logits"):
                 raise UserError("control: what holds by construction needs a model that predicts logits and is told the length")
-            demand &= Demand(languages=(proper_texts(binding.tokenizer),))
-        if demand.energies and guidance.strength:
+            compiled &= CompiledControl(languages=(proper_texts(binding.tokenizer),))
+        if compiled.energies and guidance.strength:
             guidance.check(settings.prediction)
-        steering = cls(tuple(controls), binding, demand, guidance, particles)
+        steering = cls(tuple(controls), binding, compiled, guidance, particles)
         if steering.language is not None:
             possible = steering.language.lengths(binding.model.config.max_tokens - 2)
             if not possible or (length is not None and length not in possible):
@@ -59,14 +60,14 @@ class Steering:
         return steering
 
     @cached_property
-    def language(self) -> Language | None:
+    def language(self) -> DFA | None:
         """What every text must be in."""
-        return self.demand.language
+        return self.compiled.language
 
     @cached_property
     def energy(self) -> Energy | None:
         """What gradients follow; nothing at strength 0."""
-        return total(self.demand.energies) if self.demand.energies and self.guidance.strength else None
+        return total(self.compiled.energies) if self.compiled.energies and self.guidance.strength else None
 
     def followed(self, mask: Tensor, free: Tensor) -> Energy | None:
         """Return what is followed through the denoiser of texts of ``mask`` (B, L), if anything.
@@ -77,11 +78,13 @@ class Steering:
         language, lengths = self.language, mask.sum(1) - 2
         if language is None:
             return self.guidance.through_denoiser(self.energy, None)
-        asked, proper = (log_mass(each, free[:, 1:], lengths) for each in (language, proper_texts(self.binding.tokenizer)))
+        asked, proper = (
+            log_probability(each, free[:, 1:], lengths) for each in (language, proper_texts(self.binding.tokenizer))
+        )
         settled = proper - asked < SETTLED
 
-        def constraint(belief: Belief) -> Tensor:
-            return -log_mass(language, belief.logits[:, 1:], lengths).masked_fill(settled, 0)
+        def constraint(belief: GuidanceState) -> Tensor:
+            return -log_probability(language, belief.logits[:, 1:], lengths).masked_fill(settled, 0)
 
         return self.guidance.through_denoiser(self.energy, None if bool(settled.all()) else constraint)
 
@@ -93,22 +96,22 @@ class Steering:
     @property
     def copies(self) -> int:
         """How many particles each text has."""
-        return self.particles.count if self.demand.rewards else 1
+        return self.particles.count if self.compiled.rewards else 1
 
     def rewards(self, texts: Sequence[str]) -> Tensor:
         """Return the sum of all rewards (B,)."""
-        return torch.stack([reward(texts) for reward in self.demand.rewards]).double().sum(0)
+        return torch.stack([reward(texts) for reward in self.compiled.rewards]).double().sum(0)
 
     @cached_property
-    def length_weights(self) -> list[float]:
+    def length_prior(self) -> list[float]:
         """How likely each length is (start and end counted), to the training texts and as far as it can be what is asked."""
-        return length_weights(self.binding.model, self.language, self.energy, self.demand.lengths)
+        return length_prior(self.binding.model, self.language, self.energy, self.compiled.lengths)
 
     def given_words(self, mask: Tensor) -> Tensor:
         """Return ids (B, L) of the words that leave no choice in texts of ``mask`` (B, L), -1 elsewhere."""
         return given_words(self.language, mask)
 
-    def believe(self, denoised: Denoised, mask: Tensor, embedding: Tensor, belief: Belief | None = None) -> Denoised:
+    def believe(self, denoised: Denoised, mask: Tensor, embedding: Tensor, belief: GuidanceState | None = None) -> Denoised:
         """Condition what is denoised on the language, tilted by the energy first where there is a ``belief`` made of it.
 
         Logits at START and END must be certain.
@@ -127,16 +130,16 @@ class Steering:
         To first order around what is half the text and half its doubts, after Grathwohl et al. 2021 (Gibbs with gradients).
         """
         if self.energy is not None:
-            doubted = leaning(logits, words, HELD)
-            belief = Belief.of_words(doubted, x0, t, mask, embedding)
+            doubted = mix_with_tokens(logits, words, HELD)
+            belief = GuidanceState.from_logits(doubted, x0, t, mask, embedding)
             tilted = self.guidance.tilt(self.energy, doubted, belief, embedding)
             logits = logits + tilted - doubted
         if self.language is not None:
-            possible = substitutes(self.language, words[:, 1:], mask.sum(1) - 2)
+            possible = allowed_substitutes(self.language, words[:, 1:], mask.sum(1) - 2)
             logits = torch.cat([logits[:, :1], logits[:, 1:].masked_fill(~possible, -math.inf)], 1)
         return logits
 
-    def carriers(self, words: Tensor, open_logits: Tensor, free: Tensor, mask: Tensor, embedding: Tensor) -> Tensor:
+    def salient_tokens(self, words: Tensor, open_logits: Tensor, free: Tensor, mask: Tensor, embedding: Tensor) -> Tensor:
         """Tell (B, L) which few ``free`` words of a draft (B, L) carry what is asked.
 
         Those whose gradients are largest, as many as make it clear where of all others no more is known than their
@@ -145,9 +148,9 @@ class Steering:
         assert self.energy is not None
         energy, clean = self.energy, torch.zeros(len(words), device=words.device)
 
-        def belief(share: Tensor | float) -> Belief:
-            logits = leaning(open_logits, words, share)
-            return Belief.of_words(logits, logits.exp() @ embedding.to(logits), clean, mask, embedding)
+        def belief(share: Tensor | float) -> GuidanceState:
+            logits = mix_with_tokens(open_logits, words, share)
+            return GuidanceState.from_logits(logits, logits.exp() @ embedding.to(logits), clean, mask, embedding)
 
         slopes = word_slopes(energy, belief(HELD), embedding).gather(-1, words[..., None])[..., 0]
         order = slopes.masked_fill(~free, -math.inf).argsort(-1, descending=True)[:, :CARRIERS]
@@ -166,7 +169,7 @@ class Steering:
         """Return the likeliest words (B, L) that are in the language."""
         words = logits.argmax(-1)
         if self.language is not None:
-            words[:, 1:] = likeliest(self.language, logits[:, 1:], mask.sum(1) - 2)
+            words[:, 1:] = viterbi(self.language, logits[:, 1:], mask.sum(1) - 2)
         return words
 
     def allowed(self, words: Tensor, mask: Tensor) -> Tensor:
@@ -179,7 +182,7 @@ class Steering:
         return torch.tensor(inside, device=words.device)
 
 
-def leaning(logits: Tensor, words: Tensor, share: Tensor | float) -> Tensor:
+def mix_with_tokens(logits: Tensor, words: Tensor, share: Tensor | float) -> Tensor:
     """Return the log of the chances (B, L, V) of ``logits`` with a ``share`` given to ``words`` (B, L): 1 is certainty."""
     held = torch.nn.functional.one_hot(words, logits.shape[-1]).to(logits)
     return torch.lerp(logits.softmax(-1), held, torch.as_tensor(share).to(logits)).clamp(min=SMALLEST).log()

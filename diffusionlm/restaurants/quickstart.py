@@ -35,9 +35,7 @@ ASKED = (  # what the closing lines show of control
     'Infill("The Golden Lion is {} because {} .")',
 )
 TEXTS_ASKED = 3
-SAMPLING = SamplingConfig(
-    steps=28, passes=2, temperature=1.1, step_temperature=0.5, corrections=6, correction_odds=2.5, batch_size=125
-)
+SAMPLING = SamplingConfig(steps=28, passes=2, temperature=1.1, step_temperature=0.5, sweeps=6, sweep_odds=2.5, batch_size=125)
 
 
 def quickstart(folder: str | Path, steps: int | None = None, minutes: float = 4.2, texts: int = 500) -> dict[str, Any]:

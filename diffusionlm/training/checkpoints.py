@@ -36,7 +36,7 @@ def _reason(error: BaseException) -> str:
     return str(error).splitlines()[0]
 
 
-def whole_checkpoints(folder: Path) -> list[Path]:
+def complete_checkpoints(folder: Path) -> list[Path]:
     """Return the run's checkpoints that have their marker, oldest first."""
     found = [marker.parent for marker in (folder / "checkpoints").glob(f"checkpoint-*/{MARKER}")]
     return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
@@ -44,7 +44,7 @@ def whole_checkpoints(folder: Path) -> list[Path]:
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """Return the newest whole checkpoint, if there is one."""
-    return next(reversed(whole_checkpoints(folder)), None)
+    return next(reversed(complete_checkpoints(folder)), None)
 
 
 def trim_log(path: Path, step: int) -> None:

@@ -77,7 +77,7 @@ class MuonAdamW(OptimizerConfig, name="muon"):
         apart = in_layers | {id(p) for p in words}
         groups: list[dict[str, Any]] = [{"params": [p for p in weights if id(p) not in apart]}]
         groups += [{"params": words, "lr": self.word_learning_rate}] if words else []
-        return Joined(
+        return ChainedOptimizer(
             Muon(
                 matrices,
                 self.matrix_learning_rate,
@@ -157,7 +157,7 @@ def has_bf16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported())
 
 
-class Joined(torch.optim.Optimizer):
+class ChainedOptimizer(torch.optim.Optimizer):
     """Several optimizers that act as one: learning-rate schedulers and checkpoints see a single optimizer."""
 
     def __init__(self, *parts: torch.optim.Optimizer) -> None:

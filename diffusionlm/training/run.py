@@ -18,7 +18,7 @@ import torch
 import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from diffusionlm.config import Settings, UserError, build, merge, override, read_yaml, to_plain
+from diffusionlm.config import FORMAT_VERSION, Settings, UserError, build, merge, override, read_yaml, to_plain, upgraded
 from diffusionlm.core.model import ModelConfig, model_folder
 from diffusionlm.core.objective import CrossEntropy, ObjectiveConfig
 from diffusionlm.data.batches import DataConfig, Encoded, encode
@@ -54,7 +54,7 @@ def read_config(paths: Sequence[str | Path] = (), assignments: Sequence[tuple[st
     given: dict[str, Any] = {}
     for path in paths:
         try:
-            given = merge(given, read_yaml(Path(path).read_text(), str(path)))
+            given = merge(given, _read_plain(Path(path)))
         except OSError as error:
             raise UserError(f"{path}: cannot read this config: {error.strerror}") from None
         except UnicodeDecodeError:
@@ -62,6 +62,14 @@ def read_config(paths: Sequence[str | Path] = (), assignments: Sequence[tuple[st
     # Built once without the overrides, so that one may change a single field of a default component.
     plain = to_plain(build(RunConfig, given))
     return build(RunConfig, override(plain, assignments))
+
+
+def _read_plain(path: Path) -> dict[str, Any]:
+    """Read a YAML file; a run's ``config.yaml`` of format 1 under the names of this format."""
+    plain = read_yaml(path.read_text(), str(path))
+    of_a_run = path.name == "config.yaml" and (path.with_name("data.json").exists() or path.with_name("log.jsonl").exists())
+    version = plain.pop("format_version", 1 if of_a_run else FORMAT_VERSION)
+    return upgraded(plain) if version == 1 else plain
 
 
 def train(
@@ -135,7 +143,9 @@ def save_model(
             model.save_pretrained(staged)
             tokenizer.save_pretrained(staged)
             if sampling is not None:
-                (staged / "sampling.json").write_text(json.dumps(to_plain(sampling), indent=2) + "\n")
+                (staged / "sampling.json").write_text(
+                    json.dumps({"format_version": FORMAT_VERSION, **to_plain(sampling)}, indent=2) + "\n"
+                )
             folder.mkdir(exist_ok=True)
             for file in sorted(staged.iterdir()):
                 os.replace(file, folder / file.name)
@@ -191,7 +201,11 @@ def claim(config: RunConfig, folder: Path, rows: Sequence[list[int]] | None = No
     Raises:
         UserError: the run began with other rows; a full disk, say.
     """
-    files = {"config.yaml": yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True)}
+    files = {
+        "config.yaml": yaml.safe_dump(
+            {"format_version": FORMAT_VERSION, **to_plain(config)}, sort_keys=False, allow_unicode=True
+        )
+    }
     if rows is not None:
         digest = hashlib.sha256(b"".join(numpy.array([len(row), *row], numpy.int32).tobytes() for row in rows)).hexdigest()
         files["data.json"] = json.dumps({"training_texts": len(rows), "sha256": digest}) + "\n"

@@ -44,7 +44,7 @@ from diffusionlm.config import Settings, UserError
 from diffusionlm.core.objective import Objective
 from diffusionlm.data.batches import TokenBudgetBatches
 from diffusionlm.training.callbacks import Progress, interruptible
-from diffusionlm.training.checkpoints import MARKER, disk_errors, newest_checkpoint, trim_log, whole_checkpoints
+from diffusionlm.training.checkpoints import MARKER, complete_checkpoints, disk_errors, newest_checkpoint, trim_log
 from diffusionlm.training.optimizers import MuonAdamW, OptimizerConfig, has_bf16
 
 
@@ -292,7 +292,7 @@ class DiffusionTrainer(Trainer):
                 shutil.rmtree(path, ignore_errors=True)
                 raise
         if self.is_world_process_zero():
-            for old in whole_checkpoints(self.folder)[: -self.config.keep]:
+            for old in complete_checkpoints(self.folder)[: -self.config.keep]:
                 shutil.rmtree(old)
             if self.export is not None:
                 self.export(self.averaged_model())

@@ -10,8 +10,8 @@ import torch
 
 from diffusionlm.config import UserError
 from diffusionlm.constraints.dfa import (
+    DFA,
     LARGEST,
-    Language,
     any_number,
     empty,
     erase,
@@ -29,21 +29,21 @@ TEXTS = [text for n in range(LONGEST + 1) for text in itertools.product(range(SI
 ANY = one_of(range(SIZE), SIZE)
 
 
-def random_language(seed: int, states: int = 5, classes: int = 3) -> Language:
+def random_language(seed: int, states: int = 5, classes: int = 3) -> DFA:
     """Return an automaton drawn at random, which need not be minimal."""
     generator = torch.Generator().manual_seed(seed)
-    return Language(
+    return DFA(
         torch.arange(SIZE)[torch.randperm(SIZE, generator=generator)] % classes,
         torch.randint(states, (states, classes), generator=generator),
         torch.rand(states, generator=generator) < 0.3,
     )
 
 
-def members(language: Language) -> set[tuple[int, ...]]:
+def members(language: DFA) -> set[tuple[int, ...]]:
     return {text for text in TEXTS if language.contains(text)}
 
 
-def letters(*ids: int) -> Language:
+def letters(*ids: int) -> DFA:
     return sequence(*[one_of([i], SIZE) for i in ids])
 
 
@@ -71,7 +71,7 @@ def letters(*ids: int) -> Language:
         (any_number(sequence(letters(0), any_number(letters(1)))), "(01*)*"),
     ],
 )
-def test_builders_are_the_regular_expressions(language: Language, pattern: str) -> None:
+def test_builders_are_the_regular_expressions(language: DFA, pattern: str) -> None:
     expected = {text for text in TEXTS if re.fullmatch(pattern, "".join(map(str, text)))}
     assert members(language) == expected
     assert language.lengths(LONGEST) == sorted({len(text) for text in expected})
@@ -126,7 +126,7 @@ def test_what_is_erased_is_left_out(seed: int) -> None:
         (any_number(sequence(ANY, ANY, ANY)), 3, 1),
     ],
 )
-def test_automata_are_minimal(language: Language, states: int, classes: int) -> None:
+def test_automata_are_minimal(language: DFA, states: int, classes: int) -> None:
     assert tuple(language.step.shape) == (states, classes)
 
 

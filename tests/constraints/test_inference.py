@@ -10,8 +10,8 @@ import torch
 from test_dfa import ANY, SIZE, letters, random_language
 from torch import Tensor
 
-from diffusionlm.constraints.dfa import Language, empty, everything, one_of, repeat, sequence, union
-from diffusionlm.constraints.inference import condition, forced, likeliest, log_mass, substitutes
+from diffusionlm.constraints.dfa import DFA, empty, everything, one_of, repeat, sequence, union
+from diffusionlm.constraints.inference import allowed_substitutes, condition, forced_tokens, log_probability, viterbi
 
 LENGTHS = torch.tensor([5, 3, 1, 0, 4])
 KNOWN = [
@@ -35,18 +35,18 @@ def draw_logits(scale: float = 2.0) -> Tensor:
     return scale * torch.randn(len(LENGTHS), 6, SIZE, dtype=torch.float64)
 
 
-def weighed(language: Language, logits: Tensor, length: int) -> dict[tuple[int, ...], float]:
+def weighed(language: DFA, logits: Tensor, length: int) -> dict[tuple[int, ...], float]:
     """Return the log chance of every text of ``length`` that is in ``language``, under one row of logits."""
     log_p = logits.log_softmax(-1)
     texts = (text for text in itertools.product(range(SIZE), repeat=length) if language.contains(text))
     return {text: float(sum(log_p[i, w] for i, w in enumerate(text))) for text in texts}
 
 
-def check_against_all_texts(language: Language, logits: Tensor, lengths: Tensor) -> None:
+def check_against_all_texts(language: DFA, logits: Tensor, lengths: Tensor) -> None:
     inside, mass, best = (
         condition(language, logits, lengths),
-        log_mass(language, logits, lengths),
-        likeliest(language, logits, lengths),
+        log_probability(language, logits, lengths),
+        viterbi(language, logits, lengths),
     )
     for row, length in enumerate(lengths.tolist()):
         torch.testing.assert_close(inside[row, length:], logits[row, length:])
@@ -68,12 +68,12 @@ def check_against_all_texts(language: Language, logits: Tensor, lengths: Tensor)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_against_all_texts(language: Language) -> None:
+def test_against_all_texts(language: DFA) -> None:
     check_against_all_texts(language, draw_logits(), LENGTHS)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_barred_tokens(language: Language) -> None:
+def test_barred_tokens(language: DFA) -> None:
     logits = draw_logits()
     logits[..., 2] = -math.inf
     logits[0, 1, 0] = -math.inf
@@ -89,7 +89,10 @@ def test_peaked_posteriors(scale: float) -> None:
         exact, single = condition(language, logits, LENGTHS), condition(language, logits.float(), LENGTHS)
         torch.testing.assert_close(single.exp(), exact.exp().float(), rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(
-            log_mass(language, logits.float(), LENGTHS), log_mass(language, logits, LENGTHS).float(), rtol=1e-4, atol=1e-3
+            log_probability(language, logits.float(), LENGTHS),
+            log_probability(language, logits, LENGTHS).float(),
+            rtol=1e-4,
+            atol=1e-3,
         )
 
 
@@ -98,11 +101,11 @@ def test_no_mass_where_tokens_are_barred() -> None:
     logits = draw_logits()[:2]
     logits[..., 2] = -math.inf
     lengths = torch.tensor([3, 3])
-    assert log_mass(language, logits, lengths).tolist() == [-math.inf, -math.inf]
+    assert log_probability(language, logits, lengths).tolist() == [-math.inf, -math.inf]
     inside = condition(language, logits, lengths)
     assert inside[:, 0].exp().tolist() == [[0, 0, 1, 0]] * 2
     torch.testing.assert_close(inside[:, 1:3, [0, 1, 3]], logits[:, 1:3, [0, 1, 3]].log_softmax(-1))
-    assert all(language.contains(row[:3]) for row in likeliest(language, logits, lengths).tolist())
+    assert all(language.contains(row[:3]) for row in viterbi(language, logits, lengths).tolist())
 
 
 def test_no_text_of_a_length_leaves_the_row_alone() -> None:
@@ -111,14 +114,14 @@ def test_no_text_of_a_length_leaves_the_row_alone() -> None:
     inside = condition(language, logits, lengths)
     assert torch.equal(inside[0], logits[0])
     assert inside[1, :2].exp().tolist() == [[0, 1, 0, 0]] * 2
-    assert torch.equal(likeliest(language, logits, lengths)[0], logits[0].argmax(-1))
-    assert log_mass(language, logits, lengths)[0] == -math.inf
+    assert torch.equal(viterbi(language, logits, lengths)[0], logits[0].argmax(-1))
+    assert log_probability(language, logits, lengths)[0] == -math.inf
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_substitutes_keep_a_text_in_the_language(language: Language) -> None:
+def test_substitutes_keep_a_text_in_the_language(language: DFA) -> None:
     ids = torch.randint(SIZE, (5, 6))
-    found = substitutes(language, ids, LENGTHS)
+    found = allowed_substitutes(language, ids, LENGTHS)
     for row, length, possible in zip(ids.tolist(), LENGTHS.tolist(), found.tolist(), strict=True):
         for place in range(6):
             changed = ([*row[:place], token, *row[place + 1 :]][:length] for token in range(SIZE))
@@ -130,23 +133,23 @@ def test_all_barred_or_endless_logits_are_no_nan() -> None:
     logits[0, 0], logits[1, 0, 1], logits[2, 0, 0] = -math.inf, math.inf, 1e38
     for language in LANGUAGES:
         assert not condition(language, logits, LENGTHS).isnan().any()
-        assert not log_mass(language, logits, LENGTHS).isnan().any()
-        assert likeliest(language, logits.float(), LENGTHS).shape == (5, 6)
+        assert not log_probability(language, logits, LENGTHS).isnan().any()
+        assert viterbi(language, logits.float(), LENGTHS).shape == (5, 6)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_gradients_of_the_mass(language: Language) -> None:
-    possible = log_mass(language, draw_logits(), LENGTHS) > -math.inf
+def test_gradients_of_the_mass(language: DFA) -> None:
+    possible = log_probability(language, draw_logits(), LENGTHS) > -math.inf
     if bool(possible.any()):
         logits = draw_logits(8.0)[possible].requires_grad_()
-        assert torch.autograd.gradcheck(lambda x: log_mass(language, x, LENGTHS[possible]), logits)
+        assert torch.autograd.gradcheck(lambda x: log_probability(language, x, LENGTHS[possible]), logits)
 
 
 def test_the_gradient_is_finite_without_mass() -> None:
     logits = draw_logits()
     logits[..., 2] = -math.inf
     logits.requires_grad_()
-    mass = log_mass(sequence(letters(2), everything(SIZE)), logits, LENGTHS)
+    mass = log_probability(sequence(letters(2), everything(SIZE)), logits, LENGTHS)
     mass.clamp(min=-5).sum().backward()
     assert mass.tolist() == [-math.inf] * 5
     assert logits.grad is not None and bool(logits.grad.isfinite().all())
@@ -156,24 +159,24 @@ def test_the_score_is_the_gap_of_the_marginals() -> None:
     """d log p(member) / d logits is the conditioned posterior less the plain one."""
     logits = draw_logits().requires_grad_()
     language = KNOWN[1]
-    log_mass(language, logits, torch.tensor([6] * 5)).sum().backward()
+    log_probability(language, logits, torch.tensor([6] * 5)).sum().backward()
     gap = condition(language, logits.detach(), torch.tensor([6] * 5)).exp() - logits.detach().softmax(-1)
     torch.testing.assert_close(logits.grad, gap)
 
 
 def test_forced_words_are_those_with_one_possible_token() -> None:
     template = sequence(letters(0, 1), repeat(ANY, 1, 2), letters(3))
-    assert forced(template, torch.tensor([4, 5, 3]), 6).tolist() == [
+    assert forced_tokens(template, torch.tensor([4, 5, 3]), 6).tolist() == [
         [0, 1, -1, 3, -1, -1],
         [0, 1, -1, -1, 3, -1],
         [-1] * 6,
     ]
     either = union(letters(0, 2), letters(1, 2))
-    assert forced(either, torch.tensor([2]), 2).tolist() == [[-1, 2]]
+    assert forced_tokens(either, torch.tensor([2]), 2).tolist() == [[-1, 2]]
     for language in LANGUAGES:
         logits = draw_logits(0.1)
         certain = condition(language, logits, LENGTHS).exp() > 1 - 1e-9
-        held = forced(language, LENGTHS, 6)
+        held = forced_tokens(language, LENGTHS, 6)
         for row, length in enumerate(LENGTHS.tolist()):
             sure = certain[row, :length].long() * int(length in language.lengths(length))
             expected = torch.where(sure.any(-1), sure.argmax(-1), -1).tolist()

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from diffusionlm.config import UserError
-from diffusionlm.constraints.inference import one_of
+from diffusionlm.constraints.dfa import one_of
 from diffusionlm.controls import (
     All,
     AnyOf,
     Attribute,
     Binding,
+    CompiledControl,
     Control,
-    Demand,
     Not,
     PartsOfSpeech,
     Reward,
@@ -36,7 +36,7 @@ from diffusionlm.controls import (
     read_targets,
 )
 from diffusionlm.controls.parts_of_speech import tag_accuracy
-from diffusionlm.core.guidance import Belief
+from diffusionlm.core.guidance import GuidanceState
 from diffusionlm.core.sampler import Denoised
 from diffusionlm.data.annotators import Annotation, Annotator, Grammar, bracket_f1, brackets
 from diffusionlm.data.corpora import Restaurants
@@ -51,12 +51,12 @@ class Fixed(Control, name="fixed"):
     value: float = 0.5
     word: str = "yes"
 
-    def bind(self, binding: Binding) -> Demand:
+    def bind(self, binding: Binding) -> CompiledControl:
         if self.kind == "language":
-            return Demand(languages=(one_of([int(self.value)], 6),))
+            return CompiledControl(languages=(one_of([int(self.value)], 6),))
         if self.kind == "energy":
-            return Demand(energies=(lambda belief: torch.full((len(belief.t),), -math.log(self.value)),))
-        return Demand(rewards=(lambda texts: torch.full((len(texts),), self.value),))
+            return CompiledControl(energies=(lambda belief: torch.full((len(belief.t),), -math.log(self.value)),))
+        return CompiledControl(rewards=(lambda texts: torch.full((len(texts),), self.value),))
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
         return [1.0 if self.word in text else 0.25 for text in texts]
@@ -141,11 +141,11 @@ def test_what_is_no_expression_is_told(given: Any) -> None:
 def test_a_strangers_control_is_one_file_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "from dataclasses import dataclass\n"
-        "from diffusionlm.controls import Control, Demand\n"
+        "from diffusionlm.controls import CompiledControl, Control\n"
         "@dataclass(frozen=True)\n"
         "class Shout(Control):\n"
         "    marks: int = 1\n"
-        "    def bind(self, binding): return Demand()\n"
+        "    def bind(self, binding): return CompiledControl()\n"
         "    def score(self, texts, binding): return [float(t.count('!') >= self.marks) for t in texts]\n"
     )
     program = (
@@ -163,10 +163,10 @@ def binding() -> Binding:
     return Binding(None, None)  # type: ignore[arg-type]  # none of what these tests bind looks at either
 
 
-def _belief(logits: Tensor) -> Belief:
+def _belief(logits: Tensor) -> GuidanceState:
     mask = torch.ones(logits.shape[:2], dtype=torch.bool)
     x0 = torch.zeros(*mask.shape, 2)
-    return Belief(x0, torch.zeros(len(logits)), mask, lambda: Denoised(x0, logits))
+    return GuidanceState(x0, torch.zeros(len(logits)), mask, lambda: Denoised(x0, logits))
 
 
 def test_languages_combine_as_sets(binding: Binding) -> None:
@@ -195,9 +195,9 @@ def test_energies_combine_as_independent_events(binding: Binding) -> None:
 
 def test_a_language_beside_an_energy_counts_with_its_chance(binding: Binding) -> None:
     """Of one free word (between start and end) token 1 has chance 1/6; with p = .3 at least one of both is .4167."""
-    demand = (Fixed("language", 1) | Fixed("energy", 0.3)).bind(binding)
-    assert not demand.languages
-    energy = demand.energies[0](_belief(torch.zeros(1, 3, 6)))
+    compiled = (Fixed("language", 1) | Fixed("energy", 0.3)).bind(binding)
+    assert not compiled.languages
+    energy = compiled.energies[0](_belief(torch.zeros(1, 3, 6)))
     assert math.exp(-float(energy)) == pytest.approx(1 - 0.7 * 5 / 6, rel=1e-5)
 
 
@@ -231,8 +231,8 @@ class Judged(Control, name="judged"):
 
     scores: Any = ()
 
-    def bind(self, binding: Binding) -> Demand:
-        return Demand()
+    def bind(self, binding: Binding) -> CompiledControl:
+        return CompiledControl()
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
         return cast(list[float], self.scores)

@@ -12,7 +12,7 @@ from transformers import DistilBertConfig, DistilBertForSequenceClassification, 
 
 from diffusionlm.config import UserError
 from diffusionlm.controls import Binding, Classifier
-from diffusionlm.core.guidance import Belief, Gradient, Particles
+from diffusionlm.core.guidance import Gradient, GuidanceState, Particles
 from diffusionlm.core.sampler import Denoised
 from diffusionlm.data.tokenizers import BytePairs, Words
 from diffusionlm.pipelines.diffusion import Pipeline
@@ -88,15 +88,15 @@ def test_a_belief_that_is_certain_has_the_energy_of_its_text(pipeline: Pipeline,
     batch = pipeline.tokenizer(SENTENCES, return_tensors="pt", padding=True)
     ids, mask = batch["input_ids"], batch["attention_mask"].bool()
     certain = torch.full((*ids.shape, len(pipeline.tokenizer)), -torch.inf).scatter(-1, ids[..., None], 0.0)
-    belief = Belief(torch.zeros(*ids.shape, 8), torch.zeros(len(ids)), mask, lambda: Denoised(torch.zeros(()), certain))
+    belief = GuidanceState(torch.zeros(*ids.shape, 8), torch.zeros(len(ids)), mask, lambda: Denoised(torch.zeros(()), certain))
     for index in range(2):
         torch.testing.assert_close(-foreign.energy(index)(belief), foreign.log_probabilities(SENTENCES)[:, index])
 
 
 def test_its_gradient_steers_where_vocabularies_align(pipeline: Pipeline, aligned: Path) -> None:
     control = Classifier("wet", str(aligned))
-    demand = control.bind(pipeline.binding)
-    assert demand.energies and not demand.rewards
+    compiled = control.bind(pipeline.binding)
+    assert compiled.energies and not compiled.rewards
     before = _share(pipeline, aligned, None)
     far = Gradient(strength=100)  # the small network is sure of everything, so that its gradient is faint
     assert _share(pipeline, aligned, control, guidance=far) > before + 0.4
@@ -105,8 +105,8 @@ def test_its_gradient_steers_where_vocabularies_align(pipeline: Pipeline, aligne
 
 def test_particles_follow_it_where_they_do_not(pipeline: Pipeline, other: Path) -> None:
     control = Classifier("wet", str(other))
-    demand = control.bind(pipeline.binding)
-    assert demand.rewards and not demand.energies
+    compiled = control.bind(pipeline.binding)
+    assert compiled.rewards and not compiled.energies
     before = _share(pipeline, other, None)
     assert _share(pipeline, other, control, particles=Particles(count=8, every=2)) > before + 0.1
 

@@ -15,7 +15,8 @@ from tiny_runs import restaurant_texts
 from transformers import PreTrainedTokenizerFast
 
 from diffusionlm.config import UserError, build, to_plain
-from diffusionlm.constraints.inference import Language, forced, likeliest
+from diffusionlm.constraints.dfa import DFA
+from diffusionlm.constraints.inference import forced_tokens, viterbi
 from diffusionlm.constraints.spelling import BLANK, MARK, spelling
 from diffusionlm.controls import Binding, Control, Infill, Length, Pattern, Prefix, Words, read_control
 from diffusionlm.controls.phrase import ANYTHING, Chain, OneOf, phrase
@@ -63,7 +64,7 @@ def bound(recipe: TokenizerRecipe, texts: tuple[str, ...] = tuple(TEXTS)) -> Bin
 
 
 @cache
-def language(control: Control, binding: Binding) -> Language:
+def language(control: Control, binding: Binding) -> DFA:
     found = control.bind(binding).language
     assert found is not None
     return found
@@ -140,7 +141,7 @@ def test_whatever_is_likeliest_passes(control: Control, recipe: TokenizerRecipe)
     lengths = torch.tensor([possible[0], possible[len(possible) // 2], possible[-1]])
     logits = torch.randn(3, 40, len(binding.tokenizer))
     logits[..., binding.tokenizer.all_special_ids] = -torch.inf
-    rows = [row[:n] for row, n in zip(likeliest(asked, logits, lengths).tolist(), lengths.tolist(), strict=True)]
+    rows = [row[:n] for row, n in zip(viterbi(asked, logits, lengths).tolist(), lengths.tolist(), strict=True)]
     assert control.score(decode_texts(binding.tokenizer, rows), binding) == [1.0, 1.0, 1.0]
 
 
@@ -194,7 +195,7 @@ def test_scores_are_shares() -> None:
 def test_given_words_leave_no_choice() -> None:
     binding = bound(WordTokens(), tuple(restaurant_texts(200)))
     template = language(Infill("The Golden Lion is {3} ."), binding)
-    held = forced(template, torch.tensor([8]), 9)[0].tolist()
+    held = forced_tokens(template, torch.tensor([8]), 9)[0].tolist()
     given = ids(binding.tokenizer, "The Golden Lion is a b c.")
     assert held == [*given[:4], -1, -1, -1, given[-1], -1]
 

@@ -11,12 +11,12 @@ from torch import Tensor
 from diffusionlm.config import UserError, build
 from diffusionlm.core.guidance import (
     Adagrad,
-    Belief,
     Energy,
     Gradient,
     Guidance,
+    GuidanceState,
+    ParticleFilter,
     Particles,
-    Swarm,
     any_of,
     none_of,
     scaled,
@@ -35,9 +35,9 @@ def _constant(p: float) -> Tensor:
     return torch.tensor([-math.log(p)])
 
 
-def _belief(logits: Tensor, xt: Tensor | None = None) -> Belief:
+def _belief(logits: Tensor, xt: Tensor | None = None) -> GuidanceState:
     xt = torch.zeros(*logits.shape[:2], 2) if xt is None else xt
-    return Belief(xt, torch.full((len(logits),), 0.5), MASK, lambda: Denoised(logits.softmax(-1) @ E, logits))
+    return GuidanceState(xt, torch.full((len(logits),), 0.5), MASK, lambda: Denoised(logits.softmax(-1) @ E, logits))
 
 
 def test_the_algebra_is_that_of_independent_events() -> None:
@@ -65,7 +65,7 @@ def test_a_belief_asks_the_denoiser_once_and_only_if_it_must() -> None:
         calls.append(1)
         return Denoised(torch.ones(1, 3, 2), torch.zeros(1, 3, 4))
 
-    belief = Belief(torch.zeros(1, 3, 2), torch.zeros(1), MASK, denoise)
+    belief = GuidanceState(torch.zeros(1, 3, 2), torch.zeros(1), MASK, denoise)
     assert belief.xt.shape == (1, 3, 2) and not calls
     assert belief.x0.shape == (1, 3, 2) and belief.logits.shape == (1, 3, 4) and len(calls) == 1
 
@@ -74,12 +74,12 @@ def test_a_tilt_is_bayes_rule_where_log_p_is_linear_in_the_posterior() -> None:
     """With log p(c | w) = sum_i s(i, w_i), p(w | c) is p(w) exp(s), and the gradient is s itself."""
     logits, s = torch.randn(1, 3, 4), torch.randn(3, 4)
 
-    def energy(belief: Belief) -> Tensor:
+    def energy(belief: GuidanceState) -> Tensor:
         return -(belief.logits.exp() * s).sum((1, 2))
 
     for inner_steps in (1, 4):
-        guidance = Gradient(tilting=1.0, early=1.0, inner_steps=inner_steps)
-        belief = Belief.of_words(logits, torch.zeros(1, 3, 2), torch.zeros(1), MASK, E)
+        guidance = Gradient(logit_scale=1.0, early_multiplier=1.0, inner_steps=inner_steps)
+        belief = GuidanceState.from_logits(logits, torch.zeros(1, 3, 2), torch.zeros(1), MASK, E)
         tilted = guidance.tilt(energy, logits, belief, E)
         torch.testing.assert_close(tilted.softmax(-1), (logits + s).softmax(-1))
 
@@ -90,10 +90,10 @@ def test_slopes_are_taken_through_vectors_and_of_noisy_vectors_too() -> None:
     expected = E @ direction
     expected = expected - (logits.softmax(-1) @ expected)[..., None]
     for energy in (lambda b: -(b.x0 @ direction).sum(1), lambda b: -(b.xt @ direction).sum(1)):
-        torch.testing.assert_close(word_slopes(energy, Belief.of_words(logits, xt, t, MASK, E), E), expected)
+        torch.testing.assert_close(word_slopes(energy, GuidanceState.from_logits(logits, xt, t, MASK, E), E), expected)
 
 
-def _pull(guidance: Gradient, energy: Energy, belief: Belief, xt: Tensor) -> Tensor:
+def _pull(guidance: Gradient, energy: Energy, belief: GuidanceState, xt: Tensor) -> Tensor:
     """Return minus the gradient with respect to x_t of what is followed through the denoiser."""
     followed = guidance.through_denoiser(energy, None)
     assert followed is not None
@@ -106,15 +106,18 @@ def test_an_open_text_is_steered_as_many_times_as_strongly_as_early_says() -> No
     xt, t, mask = torch.zeros(2, 3, 2), torch.zeros(2), torch.tensor([[True, True, True], [True, True, False]])
     logits = torch.zeros(2, 3, 4)
     logits[1, :2, 0] = 20.0  # sure of both of its words; what is beyond its end does not count
-    torch.testing.assert_close(Belief.of_words(logits, xt, t, mask, E).openness, torch.tensor([0.75, 0.0]))
+    torch.testing.assert_close(GuidanceState.from_logits(logits, xt, t, mask, E).gini_impurity, torch.tensor([0.75, 0.0]))
     s = torch.randn(3, 4)
 
-    def energy(belief: Belief) -> Tensor:
+    def energy(belief: GuidanceState) -> Tensor:
         return -(belief.logits.exp() * s).sum((1, 2))
 
     once, thrice = (
-        Gradient(tilting=1.0, early=early).tilt(energy, logits, Belief.of_words(logits, xt, t, mask, E), E) - logits
-        for early in (1.0, 3.0)
+        Gradient(logit_scale=1.0, early_multiplier=early_multiplier).tilt(
+            energy, logits, GuidanceState.from_logits(logits, xt, t, mask, E), E
+        )
+        - logits
+        for early_multiplier in (1.0, 3.0)
     )
     torch.testing.assert_close(thrice, once * torch.tensor([3.0, 1.0])[:, None, None])
     assert bool(once[0].abs().sum() > 0)
@@ -126,15 +129,15 @@ def test_a_tilt_goes_on_from_the_belief_that_a_shift_was_taken_of() -> None:
     xt = torch.randn(1, 3, 2).requires_grad_()
     with torch.enable_grad():
         logits = xt @ W
-        belief = Belief.of_words(logits, xt, torch.zeros(1), MASK, E)
+        belief = GuidanceState.from_logits(logits, xt, torch.zeros(1), MASK, E)
 
-    def energy(belief: Belief) -> Tensor:
+    def energy(belief: GuidanceState) -> Tensor:
         if "once" not in belief.readings:
             asked.append(1)
             belief.readings["once"] = belief.logits.exp() * s + belief.xt.sum(-1, keepdim=True)
         return -belief.readings["once"].sum((1, 2))
 
-    guidance = Gradient(tilting=1.0, through=1.0, early=1.0)
+    guidance = Gradient(logit_scale=1.0, denoiser_scale=1.0, early_multiplier=1.0)
     shift = _pull(guidance, energy, belief, xt)
     tilted = guidance.tilt(energy, logits.detach(), belief, E)
     assert len(asked) == 1
@@ -160,8 +163,10 @@ def test_the_gradient_through_the_denoiser_is_bayes_rule() -> None:
     xt = torch.randn(1, 1, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).requires_grad_()
     tweedie = (sigma(gamma) ** 2 / alpha(gamma))[:, None, None]
     for word in range(4):
-        belief = Belief(xt, t, MASK[:, :1], lambda: denoise(xt))
-        shift = tweedie * _pull(Gradient(through=1.0, early=1.0), lambda b, w=word: -b.logits[:, 0, w], belief, xt)
+        belief = GuidanceState(xt, t, MASK[:, :1], lambda: denoise(xt))
+        shift = tweedie * _pull(
+            Gradient(denoiser_scale=1.0, early_multiplier=1.0), lambda b, w=word: -b.logits[:, 0, w], belief, xt
+        )
         torch.testing.assert_close((denoise(xt).x0 + shift)[0, 0], words[word])
 
 
@@ -169,11 +174,11 @@ def test_strength_0_changes_nothing() -> None:
     logits = torch.randn(1, 3, 4)
     xt, t = torch.randn(1, 3, 2), torch.full((1,), 0.5)
 
-    def energy(belief: Belief) -> Tensor:
+    def energy(belief: GuidanceState) -> Tensor:
         return belief.logits.square().sum((1, 2)) + belief.xt.square().sum((1, 2))
 
-    assert Gradient(strength=0.0).tilt(energy, logits, Belief.of_words(logits, xt, t, MASK, E), E) is logits
-    assert Gradient(strength=0.0, through=3.0).through_denoiser(energy, None) is None
+    assert Gradient(strength=0.0).tilt(energy, logits, GuidanceState.from_logits(logits, xt, t, MASK, E), E) is logits
+    assert Gradient(strength=0.0, denoiser_scale=3.0).through_denoiser(energy, None) is None
     step = Gaussian(torch.zeros(1, 3, 2), torch.ones(1, 3, 2))
     moved = Adagrad(strength=0.0).move(energy, xt, t, step, lambda x: _belief(logits, x))
     assert torch.equal(moved, xt)
@@ -185,8 +190,8 @@ def test_a_fresh_adagrad_step_goes_along_the_sign() -> None:
     step = Gaussian(x, torch.ones_like(x))
     guidance = Adagrad(fluency=0.0, learning_rate=0.1, inner_steps=1)
 
-    def believe(moved: Tensor) -> Belief:
-        return Belief(moved, torch.ones(1), MASK[:, :1], lambda: Denoised(moved, moved))
+    def believe(moved: Tensor) -> GuidanceState:
+        return GuidanceState(moved, torch.ones(1), MASK[:, :1], lambda: Denoised(moved, moved))
 
     moved = guidance.move(lambda b: (b.xt * g).sum((1, 2)), x, torch.full((1,), 0.5), step, believe)
     torch.testing.assert_close(moved.flatten(), torch.tensor([0.200001, -1.1, 0.0, 1.9]), atol=1e-6, rtol=0)
@@ -203,7 +208,7 @@ def test_fresh_optimizers_take_longer_steps_than_one() -> None:
         guidance = Adagrad(fluency=0.0, learning_rate=0.1, inner_steps=3, fresh=fresh)
         moved = guidance.move(
             lambda b: b.xt.sum((1, 2)), x, torch.ones(1), step,
-            lambda m: Belief(m, torch.ones(1), MASK[:, :1], lambda: Denoised(m, m)),
+            lambda m: GuidanceState(m, torch.ones(1), MASK[:, :1], lambda: Denoised(m, m)),
         )  # fmt: skip
         return float(moved[0, 0, 0])
 
@@ -211,34 +216,34 @@ def test_fresh_optimizers_take_longer_steps_than_one() -> None:
     assert run(False) == pytest.approx(-0.1 * (1 + 1 / math.sqrt(2) + 1 / math.sqrt(3)), rel=1e-5)
 
 
-def _swarm(count: int, texts: int = 1, strength: float = 1.0) -> Swarm:
+def _swarm(count: int, texts: int = 1, strength: float = 1.0) -> ParticleFilter:
     generators = [torch.Generator().manual_seed(i) for i in range(texts)]
-    return Swarm(Particles(count=count, strength=strength), generators)
+    return ParticleFilter(Particles(count=count, strength=strength), generators)
 
 
 def test_particles_survive_in_proportion_to_their_weights() -> None:
-    swarm = _swarm(8)
-    swarm.weigh(torch.tensor([3.0, 3.0] + [math.log(1e-9)] * 6))
-    kept = swarm.resample()
+    particle_filter = _swarm(8)
+    particle_filter.weigh(torch.tensor([3.0, 3.0] + [math.log(1e-9)] * 6))
+    kept = particle_filter.resample()
     assert kept is not None and kept.tolist() == [0] * 4 + [1] * 4
-    assert bool((swarm.log_weights == 0).all())
+    assert bool((particle_filter.log_weights == 0).all())
 
 
 def test_weights_count_what_has_changed_since_the_last_scoring() -> None:
-    swarm = _swarm(4, strength=2.0)
-    swarm.weigh(torch.tensor([0.1, 0.2, 0.3, 0.4]))
-    swarm.weigh(torch.tensor([0.5, 0.5, 0.5, 0.4]))
-    torch.testing.assert_close(swarm.log_weights[0], 2 * torch.tensor([0.5, 0.5, 0.5, 0.4], dtype=torch.float64))
-    assert swarm.resample() is None
+    particle_filter = _swarm(4, strength=2.0)
+    particle_filter.weigh(torch.tensor([0.1, 0.2, 0.3, 0.4]))
+    particle_filter.weigh(torch.tensor([0.5, 0.5, 0.5, 0.4]))
+    torch.testing.assert_close(particle_filter.log_weights[0], 2 * torch.tensor([0.5, 0.5, 0.5, 0.4], dtype=torch.float64))
+    assert particle_filter.resample() is None
 
 
 def test_each_text_has_its_own_particles() -> None:
-    swarm = _swarm(4, texts=2)
-    swarm.weigh(torch.tensor([0.0, 0.0, 0.0, 0.0, 50.0, 0.0, 0.0, 0.0]))
-    kept = swarm.resample()
+    particle_filter = _swarm(4, texts=2)
+    particle_filter.weigh(torch.tensor([0.0, 0.0, 0.0, 0.0, 50.0, 0.0, 0.0, 0.0]))
+    kept = particle_filter.resample()
     assert kept is not None and kept.tolist() == [0, 1, 2, 3, 4, 4, 4, 4]
-    swarm.weigh(torch.tensor([0.0, 90.0, 0.0, 0.0, 50.0, 50.0, 140.0, 50.0]))
-    assert swarm.chosen() == [1, 6]
+    particle_filter.weigh(torch.tensor([0.0, 90.0, 0.0, 0.0, 50.0, 50.0, 140.0, 50.0]))
+    assert particle_filter.chosen() == [1, 6]
 
 
 def test_the_survivors_are_the_target_on_average() -> None:
@@ -246,9 +251,9 @@ def test_the_survivors_are_the_target_on_average() -> None:
     weights = torch.tensor([0.05, 0.15, 0.75, 0.05], dtype=torch.float64)
     counts = torch.zeros(4)
     for seed in range(2000):
-        swarm = Swarm(Particles(count=4, strength=1.0), [torch.Generator().manual_seed(seed)])
-        swarm.weigh(weights.log())
-        kept = swarm.resample()
+        particle_filter = ParticleFilter(Particles(count=4, strength=1.0), [torch.Generator().manual_seed(seed)])
+        particle_filter.weigh(weights.log())
+        kept = particle_filter.resample()
         assert kept is not None
         counts += torch.bincount(kept, minlength=4)
     torch.testing.assert_close(counts / 8000, weights.float(), atol=0.01, rtol=0)
@@ -258,7 +263,7 @@ def test_the_survivors_are_the_target_on_average() -> None:
     ("kind", "plain", "message"),
     [
         (Guidance, {"name": "gradient", "strength": -1}, "strength: expected 0 or more"),
-        (Guidance, {"name": "gradient", "through": -1}, "through: expected 0 or more"),
+        (Guidance, {"name": "gradient", "denoiser_scale": -1}, "denoiser_scale: expected 0 or more"),
         (Guidance, {"name": "adagrad", "inner_steps": 0}, "inner_steps: expected at least 1"),
         (Guidance, {"name": "gradient", "draft": 1}, "draft: expected a share from 0 to below 1"),
         (Guidance, {"name": "gradient", "inner_steps": 0}, "inner_steps: expected at least 1"),

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel
 
-from diffusionlm.config import UserError, build, merge, to_plain
-from diffusionlm.core.model import FORMAT_VERSION, MAX_GAMMA, DiffusionLM, DiffusionLMConfig, ModelConfig
+from diffusionlm.config import FORMAT_VERSION, UserError, build, merge, to_plain
+from diffusionlm.core.model import MAX_GAMMA, DiffusionLM, DiffusionLMConfig, ModelConfig
 from diffusionlm.core.process import alpha, sigma
 from diffusionlm.core.schedule import Gumbel, Linear, Sqrt
 from diffusionlm.data.batches import encode
@@ -150,13 +150,13 @@ def test_evidence_is_each_positions_own() -> None:
 def test_evidence_can_be_left_out_at_some_positions() -> None:
     model = _model(backbone={"name": "leave-one-out", "query_layers": 1})
     x, t = torch.randn(2, 5, 6), torch.tensor([0.3, 0.6])
-    evident = torch.tensor([True, False, True, True, False])
-    alone = model.token_logits(x, t, evident=torch.zeros(2, 5, dtype=torch.bool))
-    some = model.token_logits(x, t, evident=evident.expand(2, 5))
-    torch.testing.assert_close(some[:, ~evident], alone[:, ~evident])
-    torch.testing.assert_close(some[:, evident], model.token_logits(x, t)[:, evident])
+    evidence_mask = torch.tensor([True, False, True, True, False])
+    alone = model.token_logits(x, t, evidence_mask=torch.zeros(2, 5, dtype=torch.bool))
+    some = model.token_logits(x, t, evidence_mask=evidence_mask.expand(2, 5))
+    torch.testing.assert_close(some[:, ~evidence_mask], alone[:, ~evidence_mask])
+    torch.testing.assert_close(some[:, evidence_mask], model.token_logits(x, t)[:, evidence_mask])
     x[:, 1] += 1  # its context does not hear of it, and so the posterior is this prior times its own likelihood
-    assert torch.equal(model.token_logits(x, t, evident=torch.zeros(2, 5, dtype=torch.bool))[:, 1], alone[:, 1])
+    assert torch.equal(model.token_logits(x, t, evidence_mask=torch.zeros(2, 5, dtype=torch.bool))[:, 1], alone[:, 1])
 
 
 @pytest.mark.parametrize("settings", [{"evidence": 0.0}, {"prediction": "x0"}])

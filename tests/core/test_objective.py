@@ -434,7 +434,7 @@ def test_a_cloze_scores_every_word_by_its_context_alone() -> None:
     ids, mask = _texts(30, [10, 5])
     scored = mask & (ids != START) & (ids != END)
     x0, clean = model.embed(ids), torch.zeros(30)
-    context = model.token_logits(x0, clean, mask, evident=torch.zeros_like(mask))
+    context = model.token_logits(x0, clean, mask, evidence_mask=torch.zeros_like(mask))
     with_evidence = model.token_logits(x0, clean, mask)
     assert float(nn.functional.cross_entropy(with_evidence[scored], ids[scored])) < 1e-3  # clean words say who they are
     found = CrossEntropy(cloze_share=1.0, cloze_hidden=0.0).build(model)(ids, mask)

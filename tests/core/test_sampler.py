@@ -22,15 +22,15 @@ from diffusionlm.core.sampler import (
     RowNoise,
     Sampler,
     State,
+    apply_temperature,
+    blockwise_icm,
     clamp,
-    correct,
     given,
     nearest_rows,
+    parallel_icm,
     renoised,
     reverse_step,
     sample,
-    settle,
-    tempered,
 )
 from diffusionlm.core.schedule import Cosine, Gumbel, Linear, NoiseSchedule, Sqrt
 
@@ -354,14 +354,14 @@ def test_clamping_returns_words_and_changes_them_no_more() -> None:
 def test_temperature() -> None:
     words, logits = torch.randn(20, 5), torch.randn(2, 3, 20)
     plain = Denoised(logits.softmax(-1) @ words, logits)
-    same = tempered(plain, words, 1.0)
+    same = apply_temperature(plain, words, 1.0)
     torch.testing.assert_close(same.x0, plain.x0)
     assert torch.equal(same.logits, logits)
-    cold = tempered(plain, words, 1e-4)
+    cold = apply_temperature(plain, words, 1e-4)
     torch.testing.assert_close(cold.x0, words[logits.argmax(-1)])
-    hot = tempered(plain, words, 1e6)
+    hot = apply_temperature(plain, words, 1e6)
     torch.testing.assert_close(hot.x0, words.mean(0).expand_as(plain.x0), rtol=0, atol=1e-4)
-    half = tempered(plain, words, 0.5)
+    half = apply_temperature(plain, words, 0.5)
     squared = logits.softmax(-1) ** 2
     torch.testing.assert_close(half.x0, squared / squared.sum(-1, keepdim=True) @ words)
 
@@ -430,10 +430,10 @@ def test_corrections_ask_for_what_the_others_make_unlikely() -> None:
         votes = torch.nn.functional.one_hot(words, 6) * ~hidden[..., None]
         return votes[:, 1:].sum(1, keepdim=True).expand(-1, words.shape[1], -1).float()
 
-    once = correct(words, free, posterior, sweeps=1, odds=2.0, apart=2)
+    once = blockwise_icm(words, free, posterior, sweeps=1, odds=2.0, apart=2)
     assert once.tolist() == [[5, 1, 1, 1, 1], [5, 4, 4, 4, 4]]
     assert torch.equal(asked, free.long())
-    assert torch.equal(correct(words, free, posterior, sweeps=3, odds=1e9, apart=2), words)
+    assert torch.equal(blockwise_icm(words, free, posterior, sweeps=3, odds=1e9, apart=2), words)
 
 
 def test_settling_changes_what_fits_least_and_asks_again() -> None:
@@ -448,10 +448,10 @@ def test_settling_changes_what_fits_least_and_asks_again() -> None:
         logits[0, 1, words[0, 2]], logits[0, 2, words[0, 1]], logits[0, 0, 3] = 2.0, 3.0, 9.0
         return logits
 
-    assert settle(words, free, cloze, rounds=9, odds=2.0).tolist() == [[0, 1, 1, 0]]
+    assert parallel_icm(words, free, cloze, rounds=9, odds=2.0).tolist() == [[0, 1, 1, 0]]
     assert asked == 2
-    assert settle(words, free, cloze, rounds=1, odds=2.0, near=0).tolist() == [[0, 2, 1, 0]]
-    assert torch.equal(settle(words, free, cloze, rounds=3, odds=21.0), words)  # e to the third is 20.1
+    assert parallel_icm(words, free, cloze, rounds=1, odds=2.0, near=0).tolist() == [[0, 2, 1, 0]]
+    assert torch.equal(parallel_icm(words, free, cloze, rounds=3, odds=21.0), words)  # e to the third is 20.1
 
 
 def test_two_words_that_contradict_each_other_from_afar_settle() -> None:
@@ -463,8 +463,8 @@ def test_two_words_that_contradict_each_other_from_afar_settle() -> None:
         return logits
 
     free = words > 0
-    assert settle(words, free, cloze, rounds=1, odds=2.0).tolist() == [[0, 2, 0, 0, 0, 0, 0, 0, 1, 0]]  # both give way
-    assert settle(words, free, cloze, rounds=6, odds=2.0).tolist() == [[0, 1, 0, 0, 0, 0, 0, 0, 1, 0]]
+    assert parallel_icm(words, free, cloze, rounds=1, odds=2.0).tolist() == [[0, 2, 0, 0, 0, 0, 0, 0, 1, 0]]  # both give way
+    assert parallel_icm(words, free, cloze, rounds=6, odds=2.0).tolist() == [[0, 1, 0, 0, 0, 0, 0, 0, 1, 0]]
 
 
 def test_settling_stays_within_what_is_allowed() -> None:
@@ -479,5 +479,5 @@ def test_settling_stays_within_what_is_allowed() -> None:
     def allowed(words: Tensor) -> Tensor:
         return (words == 3).sum(1) < 2
 
-    assert settle(words, free, cloze, rounds=1, odds=2.0, near=0).tolist() == [[3, 2, 3], [3, 2, 3]]
-    assert settle(words, free, cloze, rounds=1, odds=2.0, near=0, allowed=allowed).tolist() == [[1, 2, 3], [1, 2, 3]]
+    assert parallel_icm(words, free, cloze, rounds=1, odds=2.0, near=0).tolist() == [[3, 2, 3], [3, 2, 3]]
+    assert parallel_icm(words, free, cloze, rounds=1, odds=2.0, near=0, allowed=allowed).tolist() == [[1, 2, 3], [1, 2, 3]]

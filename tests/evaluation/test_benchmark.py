@@ -19,7 +19,7 @@ from diffusionlm.config import build
 from diffusionlm.data.corpora import Files
 from diffusionlm.evaluation.benchmark import EvaluationConfig, evaluate
 from diffusionlm.evaluation.judge import Judge, perplexity
-from diffusionlm.evaluation.report import Report, Row, table
+from diffusionlm.evaluation.report import EvaluationRow, Report, table
 from diffusionlm.evaluation.text_metrics import TrainingTexts, diversity, unigram_entropy
 from diffusionlm.training.run import RunConfig, train
 
@@ -166,7 +166,7 @@ def test_a_frontier_is_of_one_manner_of_writing(folder: Path, tmp_path: Path) ->
     run([*asked, "--steps", "2", "--temperatures", "0.8", "--dtype", "bf16"])
     assert rows()[4:] == [("run (dtype bf16)", 0.8)]
     plain = json.loads(defaults.read_text())
-    defaults.write_text(json.dumps({**plain, "correction_odds": plain["correction_odds"] + 1}))
+    defaults.write_text(json.dumps({**plain, "sweep_odds": plain["sweep_odds"] + 1}))
     run([*asked, "--steps", "2", "--temperatures", "0.8"])
     assert rows() == [("run (dtype bf16)", 0.8), ("run", 0.8)]
 
@@ -286,9 +286,9 @@ def test_without_a_run_the_corpus_has_to_be_named(folder: Path, tmp_path: Path, 
     assert (tmp_path / "out" / "table.txt").exists()
 
 
-def row(system: str, steps: int | None, temperature: float, entropy: float, judged: float) -> Row:
+def row(system: str, steps: int | None, temperature: float, entropy: float, judged: float) -> EvaluationRow:
     found = diversity(["a b c", "a b d"], TrainingTexts(["a b c"]))
-    return Row(
+    return EvaluationRow(
         system, "model", steps, temperature, judged, 0.1, replace(found, entropy=entropy), None, None, 1.0, {3: 2}, "", {}
     )
 

@@ -23,15 +23,15 @@ from diffusionlm.evaluation.likelihood import (
     Bound,
     Proposal,
     Terms,
+    any_order_terms,
     bound,
     continuous_terms,
     discrete_terms,
-    hidden_losses,
-    in_turn_terms,
+    has_any_order_bound,
+    hidden_token_losses,
     length_nats,
     proposal_for,
     standard_kl,
-    takes_turns,
 )
 from diffusionlm.recipe.regression import bound_term, lowest_deviation, prior_kl
 
@@ -115,8 +115,8 @@ def test_the_exact_denoiser_reaches_each_sentences_probability(sentence: int) ->
 
 def in_turn(denoise: Denoise, sentence: int, orders: int, seed: int = 0) -> Terms:
     ids, draw = SENTENCES[sentence], numpy.random.default_rng(seed)
-    losses = hidden_losses(denoise, WORDS[ids], ids, draw)
-    return in_turn_terms(losses, ALL_FREE, draw, orders=orders, batch_size=50)
+    losses = hidden_token_losses(denoise, WORDS[ids], ids, draw)
+    return any_order_terms(losses, ALL_FREE, draw, orders=orders, batch_size=50)
 
 
 def test_words_in_turn_reach_each_sentences_probability() -> None:
@@ -280,7 +280,7 @@ def test_the_ends_are_given_where_the_length_is() -> None:
 @pytest.mark.parametrize("settings", [{}, {"explicit_length": False}, {"schedule": "cosine"}, PAPER])
 def test_an_estimate_depends_on_seed_text_and_number_alone(settings: dict[str, Any], orders: int) -> None:
     model = _model(**settings)
-    if orders and not takes_turns(model):
+    if orders and not has_any_order_bound(model):
         with pytest.raises(UserError, match="orders: this model predicts x0, not logits; leave it at 0"):
             next(bound(model, ROWS, orders=orders))
         return

@@ -17,8 +17,8 @@ from diffusionlm.models.backbones import (
     Bert,
     BertNetwork,
     Block,
+    DepthwiseConv,
     LeaveOneOut,
-    Neighbours,
     Transformer,
     TransformerNetwork,
     sinusoids,
@@ -130,7 +130,7 @@ def test_every_position_sees_every_other_and_itself_unless_left_out(spec: Backbo
         changed[0, position] += 1
         other_t[0, position], other_gamma[0, position] = 0.9, 4.0
         moved = (network(changed, other_t, other_gamma, None) - before)[0].abs().amax(-1)
-        if spec.leaves_out:
+        if spec.excludes_self:
             assert float(moved[position]) == 0
             moved = torch.cat([moved[:position], moved[position + 1 :]])
         assert bool((moved > 1e-6).all())
@@ -143,7 +143,7 @@ def test_levels_per_position_equal_levels_per_text(spec: Backbone) -> None:
     torch.testing.assert_close(network(latents, wide_t, wide_gamma, None), network(latents, t, gamma, None))
 
 
-@pytest.mark.parametrize("spec", [spec for spec in SPECS if not spec.leaves_out])
+@pytest.mark.parametrize("spec", [spec for spec in SPECS if not spec.excludes_self])
 def test_a_level_matters_at_its_own_position(spec: Backbone) -> None:
     network, (latents, t, gamma) = _network(spec), _inputs(1)
     t, gamma = t[:, None].repeat(1, LONGEST), gamma[:, None].repeat(1, LONGEST)
@@ -174,7 +174,7 @@ def test_bert_reads_texts_longer_than_its_512_positions() -> None:
 
 @pytest.mark.parametrize(("side", "seen"), [("both", [1, 2, 3, 4, 5]), ("left", [3, 4, 5]), ("right", [1, 2, 3])])
 def test_neighbours_on_one_side(side: Literal["both", "left", "right"], seen: list[int]) -> None:
-    neighbours = Neighbours(2, 1, side).requires_grad_(False)
+    neighbours = DepthwiseConv(2, 1, side).requires_grad_(False)
     neighbours.weight.fill_(1.0)
     at_three = torch.zeros(1, 7, 1)
     at_three[0, 3] = 1

@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 from transformers import AutoModel
 
-from diffusionlm import Classifier
+from diffusionlm import LatentClassifier
 from diffusionlm.cli import main
 from diffusionlm.config import UserError, build, merge
-from diffusionlm.constraints.inference import likeliest
+from diffusionlm.constraints.inference import viterbi
 from diffusionlm.controls import Attribute, Binding, PartsOfSpeech, Span
 from diffusionlm.core.model import DiffusionLM
 from diffusionlm.core.objective import CrossEntropy
@@ -30,9 +30,9 @@ from diffusionlm.data.tokenizers import load_tokenizer
 from diffusionlm.models.accuracy import Accuracy, span_scores, value_scores
 from diffusionlm.models.classification import Classification, ClassificationObjective
 from diffusionlm.models.classifier import SENSES, ClassifierConfig, find_classifier
-from diffusionlm.models.templates import all_frames
+from diffusionlm.models.templates import list_templates
 from diffusionlm.pipelines.auto import open_pipeline
-from diffusionlm.pipelines.lengths import length_weights
+from diffusionlm.pipelines.lengths import length_prior
 from diffusionlm.training.checkpoints import newest_checkpoint
 from diffusionlm.training.run import RunConfig, read_config, train
 
@@ -123,7 +123,7 @@ def test_a_few_steps_beat_the_commonest_value(trained: Path) -> None:
 
 def test_a_few_steps_tell_constituents_from_other_spans(home: Path) -> None:
     objective, rows = labelled(classifier_config(home, "span"))
-    model = Classifier.load(run_of(home, "span"))
+    model = LatentClassifier.load(run_of(home, "span"))
     batch = objective.collate(rows[:30])
     with torch.no_grad():
         latents = objective.denoiser.embed(batch["ids"])
@@ -157,10 +157,10 @@ def test_the_denoiser_is_not_saved(trained: Path) -> None:
 
 
 def test_a_saved_classifier_is_the_same(trained: Path, tmp_path: Path) -> None:
-    model = Classifier.load(trained)
+    model = LatentClassifier.load(trained)
     assert not model.training
     model.save_pretrained(tmp_path / "saved")
-    again = Classifier.load(tmp_path / "saved")
+    again = LatentClassifier.load(tmp_path / "saved")
     latents, t = torch.randn(2, 9, 8), torch.tensor([0.3, 0.9])
     mask = torch.arange(9) < torch.tensor([[9], [6]])
     words = torch.randn(2, 9, model.config.vocabulary).softmax(-1)
@@ -168,13 +168,13 @@ def test_a_saved_classifier_is_the_same(trained: Path, tmp_path: Path) -> None:
     assert list(first) == list(second) == list(model.labels)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert again.labels == model.labels == json.loads((trained / "model" / "config.json").read_text())["labels"]
-    assert isinstance(AutoModel.from_pretrained(trained / "model"), Classifier)
+    assert isinstance(AutoModel.from_pretrained(trained / "model"), LatentClassifier)
     with pytest.raises(UserError, match=r"expected model_type 'diffusionlm-classifier', got 'diffusionlm'"):
-        Classifier.load(trained.parent / "denoiser")
+        LatentClassifier.load(trained.parent / "denoiser")
     newer = json.loads((tmp_path / "saved" / "config.json").read_text()) | {"format_version": 99}
     (tmp_path / "saved" / "config.json").write_text(json.dumps(newer))
     with pytest.raises(UserError, match=r"format 99 is newer than this library reads"):
-        Classifier.load(tmp_path / "saved")
+        LatentClassifier.load(tmp_path / "saved")
 
 
 def test_stopped_and_started_again_it_ends_with_the_same_bits(untrained: Path, home: Path, tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_fine_tuning_a_classifier(untrained: Path, home: Path, tmp_path: Path) -
 
 
 def test_log_probabilities_gradients_and_shapes(trained: Path) -> None:
-    model = Classifier.load(trained)
+    model = LatentClassifier.load(trained)
     latents = torch.randn(2, 9, 8, requires_grad=True)
     mask = torch.arange(9) < torch.tensor([[9], [6]])
     words = torch.randn(2, 9, model.config.vocabulary).softmax(-1)
@@ -217,7 +217,7 @@ def test_log_probabilities_gradients_and_shapes(trained: Path) -> None:
 
 
 def test_padding_is_not_seen(trained: Path) -> None:
-    model = Classifier.load(trained)
+    model = LatentClassifier.load(trained)
     latents, t = torch.randn(1, 12, 8), torch.tensor([0.4])
     words = torch.randn(1, 12, model.config.vocabulary).softmax(-1)
     alone = model(latents[:, :7], t, None, words[:, :7])
@@ -230,7 +230,7 @@ def test_padding_is_not_seen(trained: Path) -> None:
 
 def test_the_level_of_noise_is_told_unless_words_are_clean(home: Path) -> None:
     latents, t = torch.randn(1, 5, 8), torch.tensor([0.1])
-    for reads in ("belief", "clean"):
+    for reads in ("prediction", "clean"):
         objective, _ = labelled(classifier_config(home, model={"reads": reads}))
         words = torch.randn(1, 5, objective.model.config.vocabulary).softmax(-1)
         low, high = (objective.model(latents, time, None, words)["begins"] for time in (t, t + 0.8))
@@ -276,12 +276,12 @@ def test_a_constituent_asked_for_stands_in_a_frame_that_it_had_in_texts_of_that_
         language = Span(first, last, label, spans, tags).bind(binding).language
         assert language is not None
         chains = torch.tensor([i for i, chain in enumerate(trained.labels["tree"]) if label in chain.split("::")])
-        there = trained.frame_lengths(first + 1, last + 1, chains)
+        there = trained.template_lengths(first + 1, last + 1, chains)
         generator = torch.Generator().manual_seed(first)
         for length in (8, 12, 40):
             logits = 3 * torch.randn(20, length, len(likely), generator=generator)
-            words = likeliest(language, logits, torch.full((20,), length))
-            everywhere = {text for text in trained.config.frames[label] if text.count(" ") == last - first + 2}
+            words = viterbi(language, logits, torch.full((20,), length))
+            everywhere = {text for text in trained.config.templates[label] if text.count(" ") == last - first + 2}
             known = {text for text, lengths in there.items() if length + 2 in lengths} or everywhere
             fewer += len(known) < len(everywhere)
             for text in words.tolist():
@@ -301,7 +301,7 @@ def test_a_constituent_asked_for_stands_in_a_frame_that_it_had_in_texts_of_that_
 
 def test_a_constituent_is_asked_for_in_texts_as_long_as_those_that_had_it(home: Path) -> None:
     folder = run_of(home, "span")
-    model, (_, rows) = Classifier.load(folder), labelled(classifier_config(home, "span"))
+    model, (_, rows) = LatentClassifier.load(folder), labelled(classifier_config(home, "span"))
     places = model.span_places.tolist()
     assert sum(n for first, last, label, number, _, n in places if not (first or last or label or number)) == len(rows)
     chains = torch.tensor([i for i, chain in enumerate(model.labels["tree"]) if "NP" in chain.split("::")])
@@ -313,17 +313,17 @@ def test_a_constituent_is_asked_for_in_texts_as_long_as_those_that_had_it(home: 
     assert 0 < share < 1
     assert chances == pytest.approx([(having[n] + share) / (lengths[n] + 1) for n in range(len(chances))])
     assert model.length_chances(1, 3, torch.tensor([len(model.labels["tree"])])) == []
-    found = {(frame, length) for frame, seen in model.frame_lengths(1, 3, chains).items() for length in seen}
-    assert found == {(all_frames(model.config.frames)[number - 1], length) for number, length, _ in there if number}
+    found = {(frame, length) for frame, seen in model.template_lengths(1, 3, chains).items() for length in seen}
+    assert found == {(list_templates(model.config.templates)[number - 1], length) for number, length, _ in there if number}
     assert found
     binding = Binding(DiffusionLM.load(home / "denoiser" / "model"), load_tokenizer(home / "denoiser" / "model"))
-    demand = (2 * Span(0, 2, "NP", str(folder))).bind(binding)
-    assert demand.lengths == (chances,)
+    compiled = (2 * Span(0, 2, "NP", str(folder))).bind(binding)
+    assert compiled.lengths == (chances,)
     prior, possible = binding.model.config.length_counts, [n + 2 for n in range(3, binding.model.config.max_tokens - 1)]
-    weights = length_weights(binding.model, demand.language, known=demand.lengths)
+    weights = length_prior(binding.model, compiled.language, known=compiled.lengths)
     assert weights[: len(prior)] == pytest.approx([w * chances[n] * (n in possible) for n, w in enumerate(prior)])
-    both = demand & demand
-    squared = length_weights(binding.model, both.language, known=both.lengths)
+    both = compiled & compiled
+    squared = length_prior(binding.model, both.language, known=both.lengths)
     assert squared[: len(prior)] == pytest.approx([w * chances[n] ** 2 * (n in possible) for n, w in enumerate(prior)])
 
 
@@ -331,7 +331,7 @@ def test_a_constituent_is_asked_for_in_texts_as_long_as_those_that_had_it(home: 
 
 
 @pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("reads", ["belief", "noisy", "clean"])
+@pytest.mark.parametrize("reads", ["prediction", "noisy", "clean"])
 def test_only_the_classifier_learns(home: Path, head: str, reads: str) -> None:
     objective, rows = labelled(classifier_config(home, head, model={"reads": reads}))
     copied = deepcopy(objective)
@@ -414,7 +414,7 @@ def test_a_pointer_tells_the_smallest_chances_and_what_they_are_worth(home: Path
 
 
 def test_accuracy_is_counted_as_by_hand(home: Path) -> None:
-    model = Classifier.load(run_of(home, "sequence"))
+    model = LatentClassifier.load(run_of(home, "sequence"))
     objective = Classification().build(model)
     _, rows = labelled(classifier_config(home))
     state = torch.get_rng_state()
@@ -506,7 +506,7 @@ def test_impossible_settings() -> None:
 
 
 def test_a_classifier_of_other_word_vectors_is_refused(untrained: Path, home: Path) -> None:
-    model, denoiser = Classifier.load(untrained), DiffusionLM.load(home / "denoiser" / "model")
+    model, denoiser = LatentClassifier.load(untrained), DiffusionLM.load(home / "denoiser" / "model")
     model.check_fits(denoiser)
     model.check_fits(torch.nn.Module.to(denoiser, torch.bfloat16))
     with torch.no_grad():
@@ -534,7 +534,7 @@ def test_finding_a_models_classifiers(home: Path, tmp_path: Path) -> None:
     config = classifier_config(home, steps=2, model={"denoiser": str(run)})
     assert train(config, out, quiet=True)
     assert find_classifier(run, "food") == find_classifier(run / "model", "food") == out
-    assert Classifier.load(find_classifier(run, "food")).labels.keys() == {"begins", "sentences"}
+    assert LatentClassifier.load(find_classifier(run, "food")).labels.keys() == {"begins", "sentences"}
     with pytest.raises(UserError, match=r"no classifier is called 'fod' \(there are food\)"):
         find_classifier(run, "fod")
 

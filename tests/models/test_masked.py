@@ -21,8 +21,8 @@ from diffusionlm.models.masked import (
     MaskedLM,
     MaskedLMConfig,
     MaskedWords,
-    hidden_losses,
     hide,
+    masked_token_losses,
     stratified,
     word_positions,
 )
@@ -81,7 +81,7 @@ def _bound(model: MaskedLM, texts: Tensor) -> Tensor:
         for chosen in itertools.combinations(range(1, 4), count):
             hidden = torch.zeros_like(mask)
             hidden[:, list(chosen)] = True
-            total += hidden_losses(model, texts, mask, hidden).sum(1) / count / math.comb(3, count)
+            total += masked_token_losses(model, texts, mask, hidden).sum(1) / count / math.comb(3, count)
     return total
 
 

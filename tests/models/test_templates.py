@@ -9,7 +9,7 @@ from diffusionlm.data.annotators import brackets
 from diffusionlm.data.batches import encode
 from diffusionlm.data.labels import Field, Labelled, label_rows, tags_of
 from diffusionlm.data.tokenizers import Words
-from diffusionlm.models.templates import FEWEST, all_frames, frame, frames_of, span_places
+from diffusionlm.models.templates import FEWEST, find_templates, frame, list_templates, span_places
 
 TAGS = ["DET", "NOUN", "AUX", "ADV", "ADJ", "PUNCT"]
 
@@ -29,13 +29,13 @@ def test_frames_as_they_are_written() -> None:
 def test_frames_that_are_common_and_sure_are_kept_and_the_surest_where_none_is() -> None:
     sure = [row(TAGS, {(1, 2): "NP", (3, 5): "S::VP"})] * FEWEST
     chain = ["NOUN AUX ADV ADJ PUNCT"]
-    assert frames_of(sure, "tree") == {"NP": ["^ DET NOUN AUX"], "S": chain, "VP": chain}
-    assert frames_of(sure[1:], "tree") == {}
+    assert find_templates(sure, "tree") == {"NP": ["^ DET NOUN AUX"], "S": chain, "VP": chain}
+    assert find_templates(sure[1:], "tree") == {}
     seldom = [*sure, *[row(TAGS, {(3, 5): "VP"})] * (2 * FEWEST)]
-    assert frames_of(seldom, "tree")["NP"] == ["^ DET NOUN AUX"], "a third of the places, and there is no better one"
+    assert find_templates(seldom, "tree")["NP"] == ["^ DET NOUN AUX"], "a third of the places, and there is no better one"
     better = [row(["PRON", "NOUN", "AUX"], {(1, 2): "NP"})] * FEWEST
-    assert frames_of([*seldom, *better], "tree")["NP"] == ["^ PRON NOUN AUX"]
-    assert frames_of([Labelled([2, 4, 5, 3], {"tree": {(1, 2): "S"}})], "tree") == {}, "a tree need not tell tags"
+    assert find_templates([*seldom, *better], "tree")["NP"] == ["^ PRON NOUN AUX"]
+    assert find_templates([Labelled([2, 4, 5, 3], {"tree": {(1, 2): "S"}})], "tree") == {}, "a tree need not tell tags"
 
 
 def test_constituents_are_counted_by_frame_and_by_the_length_of_their_texts_and_in_frames_alone() -> None:
@@ -47,7 +47,7 @@ def test_constituents_are_counted_by_frame_and_by_the_length_of_their_texts_and_
     noun_phrases = [[1, 2, 1, 1, 8, 3], [1, 2, 1, 1, 9, 2]]
     assert span_places(rows, "tree", values, frames).tolist() == [*all_texts, *noun_phrases, *chains]
     other = {"NP": ["^ PRON NOUN AUX"], "VP": ["NOUN AUX ADV ADJ PUNCT"]}
-    assert all_frames(other) == ["NOUN AUX ADV ADJ PUNCT", "^ PRON NOUN AUX"]
+    assert list_templates(other) == ["NOUN AUX ADV ADJ PUNCT", "^ PRON NOUN AUX"]
     framed = [[3, 5, 2, 1, 8, 3]]
     assert span_places(rows, "tree", values, other).tolist() == [*all_texts, *framed]
     bare = [Labelled(list(each), each.labels) for each in rows]
@@ -60,7 +60,7 @@ def test_frames_of_the_embedded_corpus_tell_constituents_of_other_texts() -> Non
     tokenizer = Words().make(rows["text"][:])
     seen, other = rows.select(range(800)), records(1000)[800:]
     labelled = label_rows(seen, encode(seen["text"][:], tokenizer), tokenizer, [Field("tree")], "span")
-    frames = frames_of(labelled, "tree")
+    frames = find_templates(labelled, "tree")
     right = told = constituents = 0
     for record in other:
         tags, gold = tags_of(record["tree"]), set(brackets(record["tree"]))

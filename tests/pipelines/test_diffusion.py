@@ -48,7 +48,7 @@ PAPER: dict[str, Any] = {
 }
 
 
-PLAIN = SamplingConfig(steps=6, passes=1, corrections=0)  # any model can be sampled so
+PLAIN = SamplingConfig(steps=6, passes=1, sweeps=0)  # any model can be sampled so
 
 
 def _pipeline(sampling: SamplingConfig | None = None, **settings: Any) -> Pipeline:
@@ -230,17 +230,17 @@ def test_the_step_has_a_temperature_of_its_own(pipeline: Pipeline) -> None:
     with torch.no_grad():
         plain = WordDenoiser(pipeline.model, mask, replace(PLAIN, temperature=0.8)).wrapped()
         sharp = WordDenoiser(pipeline.model, mask, replace(PLAIN, temperature=0.8, step_temperature=1e-6)).wrapped()
-        likeliest = plain(xt, t).logits.argmax(-1)[:, 1:-1]
+        viterbi = plain(xt, t).logits.argmax(-1)[:, 1:-1]
         nearest = sharp(xt, t).x0[:, 1:-1]
         # What is told onward is the same: the second estimates differ in their sharpness alone.
         torch.testing.assert_close(plain(xt, t).logits[:, 1:-1] * 0.8, sharp(xt, t).logits[:, 1:-1] * 1e-6)
-    torch.testing.assert_close(nearest, pipeline.model.embed(likeliest))
+    torch.testing.assert_close(nearest, pipeline.model.embed(viterbi))
 
 
 @pytest.mark.parametrize("backbone", [{}, LEFT_OUT])
 def test_corrections_keep_lengths_and_seeds(backbone: dict[str, Any]) -> None:
     pipeline = _pipeline(**backbone)
-    settings: dict[str, Any] = {"steps": 4, "length": 8, "corrections": 2, "correction_odds": 1.0}
+    settings: dict[str, Any] = {"steps": 4, "length": 8, "sweeps": 2, "sweep_odds": 1.0}
     corrected = pipeline(6, **settings)
     assert [row.length for row in corrected] == [8] * 6
     assert _texts(corrected) != _texts(pipeline(6, steps=4, length=8))
@@ -260,8 +260,8 @@ def test_a_network_that_leaves_words_out_corrects_them_in_one_evaluation() -> No
     pipeline.model.network.register_forward_hook(count)
     uncorrected = pipeline(6, steps=4, length=8)
     assert calls == 4
-    settings: dict[str, Any] = {"steps": 4, "length": 8, "correction_odds": 1.0}
-    corrected = pipeline(6, corrections=1, **settings)
+    settings: dict[str, Any] = {"steps": 4, "length": 8, "sweep_odds": 1.0}
+    corrected = pipeline(6, sweeps=1, **settings)
     assert calls == 4 + 5
     pairs = zip(_texts(uncorrected), _texts(corrected), strict=True)
     changed = [sum(old != new for old, new in zip(a.split(), b.split(), strict=True)) for a, b in pairs]
@@ -410,9 +410,9 @@ def test_changes_are_told_by_name_too_and_mistakes_in_them(pipeline: Pipeline) -
         ({}, {"step_temperature": -1.0}, "step_temperature: expected a positive number, got -1.0"),
         (PAPER, {"step_temperature": 0.5}, "temperature: this model predicts x0, not logits; leave it at 1"),
         ({}, {"passes": 0}, "passes: expected at least 1, got 0"),
-        ({}, {"corrections": -1}, "corrections: expected 0 or more, got -1"),
-        ({}, {"correction_odds": 0.5}, "correction_odds: expected at least 1, got 0.5"),
-        (PAPER, {"corrections": 1}, "corrections: needs a model that predicts logits and is told the length; set it to 0"),
+        ({}, {"sweeps": -1}, "sweeps: expected 0 or more, got -1"),
+        ({}, {"sweep_odds": 0.5}, "sweep_odds: expected at least 1, got 0.5"),
+        (PAPER, {"sweeps": 1}, "sweeps: needs a model that predicts logits and is told the length; set it to 0"),
         (PAPER, {"passes": 2}, "passes: this model is not told its last estimate (no self-conditioning); set it to 1"),
         ({}, {"seed": -1}, "seed: expected 0 or more, got -1"),
     ],

@@ -23,8 +23,8 @@ from diffusionlm.models.masked import MaskedConfig, lowest
 from diffusionlm.pipelines.base import SamplingConfig
 from diffusionlm.pipelines.masked import (
     Ancestral,
-    Draft,
     MaskedPipeline,
+    MaskedState,
     MaskGIT,
     MaskPredict,
     Predict,
@@ -44,7 +44,7 @@ def _even(ids: Tensor, hidden: Tensor) -> Tensor:
     return torch.zeros(*ids.shape, 12)
 
 
-def _run(predict: Predict, decoder: Unmasking, steps: int, lengths: tuple[int, ...] = (10, 7, 1)) -> list[Draft]:
+def _run(predict: Predict, decoder: Unmasking, steps: int, lengths: tuple[int, ...] = (10, 7, 1)) -> list[MaskedState]:
     words = torch.arange(10) < torch.tensor(lengths)[:, None]
     noise = RowNoise([(0, row) for row in range(len(lengths))], [10] * len(lengths))
     start = torch.full(words.shape, 11)
@@ -72,40 +72,40 @@ def test_every_word_is_shown_once_and_stays(decoder: Unmasking) -> None:
         assert not bool((later.hidden & ~earlier.hidden).any())
         kept = words & ~earlier.hidden
         assert torch.equal(later.ids[kept], earlier.ids[kept])
-    for draft in states:
-        shown += before & ~draft.hidden
-        before = draft.hidden
+    for state in states:
+        shown += before & ~state.hidden
+        before = state.hidden
     assert torch.equal(shown, words.long())
 
 
 def test_as_many_words_are_hidden_as_the_papers_say() -> None:
     counts = torch.tensor([10, 7, 1])
-    mask_predict = [draft.hidden.sum(1) for draft in _run(_even, MaskPredict(), 5)]
-    linear = [draft.hidden.sum(1) for draft in _run(_even, MaskGIT(schedule="linear"), 5)]
+    mask_predict = [state.hidden.sum(1) for state in _run(_even, MaskPredict(), 5)]
+    linear = [state.hidden.sum(1) for state in _run(_even, MaskGIT(schedule="linear"), 5)]
     for step, (found, other) in enumerate(zip(mask_predict, linear, strict=True), 1):
         torch.testing.assert_close(found, (counts * (5 - step) // 5))
         torch.testing.assert_close(other, (counts * (5 - step) // 5))
-    cosine = [int(draft.hidden[0].sum()) for draft in _run(_even, MaskGIT(), 5)]
+    cosine = [int(state.hidden[0].sum()) for state in _run(_even, MaskGIT(), 5)]
     assert cosine == [math.floor(10 * math.cos(math.pi / 2 * step / 5)) for step in range(1, 5)] + [0]
 
 
 def test_ancestral_shows_each_word_at_a_uniform_step() -> None:
     words = torch.ones(500, 40, dtype=torch.bool)
     states = list(unmask(_even, torch.zeros(500, 40, dtype=torch.long), words, decoder=Ancestral(), steps=5))
-    for step, draft in enumerate(states):
-        assert draft.t == pytest.approx(1 - step / 5)
-        share = float(draft.hidden.float().mean())
+    for step, state in enumerate(states):
+        assert state.t == pytest.approx(1 - step / 5)
+        share = float(state.hidden.float().mean())
         assert share == pytest.approx(1 - (step + 1) / 5, abs=5 * (0.25 / 20_000) ** 0.5)
 
 
 def test_only_mask_predict_hides_words_of_earlier_steps_again() -> None:
-    draft = Draft(
+    state = MaskedState(
         1.0, torch.zeros(1, 4, dtype=torch.long), torch.tensor([[False, True, True, False]]),
         torch.tensor([[-5.0, -1.0, -2.0, -9.0]]), torch.tensor([[True, True, True, False]]),
     )  # fmt: skip
     uniform = torch.full((1, 4), 0.5)
-    assert MaskPredict().hide(draft, 0.4, uniform).tolist() == [[True, False, False, False]]
-    assert MaskGIT(noise=0, schedule="linear").hide(draft, 0.4, uniform).tolist() == [[False, False, True, False]]
+    assert MaskPredict().hide(state, 0.4, uniform).tolist() == [[True, False, False, False]]
+    assert MaskGIT(noise=0, schedule="linear").hide(state, 0.4, uniform).tolist() == [[False, False, True, False]]
 
 
 def test_words_are_drawn_with_their_chances() -> None:
@@ -198,7 +198,7 @@ def test_special_tokens_are_never_written(pipeline: MaskedPipeline) -> None:
 def test_every_step_is_watched(pipeline: MaskedPipeline) -> None:
     seen: list[tuple[float, list[str]]] = []
     sampling = SamplingConfig(steps=4, sampler=MaskPredict(), batch_size=3, length=8)
-    generated = list(pipeline.stream(5, sampling, lambda draft, texts: seen.append((draft.t, texts))))
+    generated = list(pipeline.stream(5, sampling, lambda state, texts: seen.append((state.t, texts))))
     assert [t for t, _ in seen] == [1, 0.75, 0.5, 0.25] * 2
     assert seen[3][1] + seen[7][1] == [one.text for one in generated]
 

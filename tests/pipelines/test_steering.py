@@ -14,9 +14,9 @@ from test_diffusion import LEFT_OUT, LENGTH_COUNTS, PAPER, _pipeline
 from torch import Tensor
 
 from diffusionlm.config import UserError
-from diffusionlm.constraints.inference import Language, any_number, one_of, repeat, sequence
-from diffusionlm.controls import Binding, Control, Demand, Reward
-from diffusionlm.core.guidance import Adagrad, Belief, Gradient, Particles
+from diffusionlm.constraints.dfa import DFA, any_number, one_of, repeat, sequence
+from diffusionlm.controls import Binding, CompiledControl, Control, Reward
+from diffusionlm.core.guidance import Adagrad, Gradient, GuidanceState, Particles
 from diffusionlm.core.process import GaussianDiffusion, alpha, sigma
 from diffusionlm.core.sampler import DDIM, DDPM, Denoised, DPMSolver, Renoise
 from diffusionlm.core.schedule import Cosine
@@ -34,8 +34,10 @@ class Only(Control, name="only-for-test"):
     least: int = 1
     most: int | None = None
 
-    def bind(self, binding: Binding) -> Demand:
-        return Demand(languages=(repeat(one_of(_ids(binding, self.words), len(binding.tokenizer)), self.least, self.most),))
+    def bind(self, binding: Binding) -> CompiledControl:
+        return CompiledControl(
+            languages=(repeat(one_of(_ids(binding, self.words), len(binding.tokenizer)), self.least, self.most),)
+        )
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
         return [float(set(text.split()) <= set(self.words) and len(text.split()) >= self.least) for text in texts]
@@ -48,15 +50,15 @@ class Often(Control, name="often-for-test"):
     word: str
     noisy: bool = False
 
-    def bind(self, binding: Binding) -> Demand:
+    def bind(self, binding: Binding) -> CompiledControl:
         (token,) = _ids(binding, [self.word])
         vector = binding.model.word_vectors()[token].detach()
 
-        def energy(belief: Belief) -> Tensor:
+        def energy(belief: GuidanceState) -> Tensor:
             near = (belief.xt if self.noisy else belief.x0) @ vector
             return -(near * belief.mask).sum(1)
 
-        return Demand(energies=(energy,))
+        return CompiledControl(energies=(energy,))
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
         return [text.split().count(self.word) / max(len(text.split()), 1) for text in texts]
@@ -96,7 +98,7 @@ def test_what_holds_by_construction_always_holds(pipeline: Pipeline, sampler: An
 @pytest.mark.parametrize("backbone", [{}, LEFT_OUT])
 def test_corrections_stay_within_what_is_asked(backbone: dict[str, Any]) -> None:
     pipeline, only = _pipeline(**backbone), Only(("tea", "rain"), least=3)
-    corrected = pipeline(12, only, corrections=3, correction_odds=1.0)
+    corrected = pipeline(12, only, sweeps=3, sweep_odds=1.0)
     assert all(isinstance(row, Controlled) and row.controls[0].passed for row in corrected)
     assert _texts(corrected) != _texts(pipeline(12, only))
 
@@ -104,8 +106,8 @@ def test_corrections_stay_within_what_is_asked(backbone: dict[str, Any]) -> None
 def test_corrections_bring_in_what_is_asked_for() -> None:
     pipeline = _pipeline(**LEFT_OUT)
     asked = Often("rain")
-    settings: dict[str, Any] = {"length": 8, "guidance": Gradient(tilting=20.0, through=0.0, draft=0.0)}
-    before, after = (_share(pipeline(12, asked, corrections=n, **settings), "rain") for n in (0, 4))
+    settings: dict[str, Any] = {"length": 8, "guidance": Gradient(logit_scale=20.0, denoiser_scale=0.0, draft=0.0)}
+    before, after = (_share(pipeline(12, asked, sweeps=n, **settings), "rain") for n in (0, 4))
     assert before < after
 
 
@@ -115,14 +117,14 @@ class Says(Control, name="says-for-test"):
 
     words: tuple[str, ...]
 
-    def bind(self, binding: Binding) -> Demand:
+    def bind(self, binding: Binding) -> CompiledControl:
         ids = _ids(binding, self.words)
 
-        def energy(belief: Belief) -> Tensor:
+        def energy(belief: GuidanceState) -> Tensor:
             assert belief.words is not None
             return -torch.stack([(1 - (1 - belief.words[..., i]).prod(1)).clamp(min=1e-9).log() for i in ids]).sum(0)
 
-        return Demand(energies=(energy,))
+        return CompiledControl(energies=(energy,))
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
         return [sum(word in text.split() for word in self.words) / len(self.words) for text in texts]
@@ -139,12 +141,12 @@ def test_as_many_words_of_a_draft_are_kept_as_make_it_clear(pipeline: Pipeline) 
     words = torch.tensor([_ids(pipeline.binding, text) for text in draft])
     free = torch.ones_like(words, dtype=torch.bool)
     anything = torch.zeros(*words.shape, len(E))
-    kept = steering.carriers(words, anything, free, free, E)
+    kept = steering.salient_tokens(words, anything, free, free, E)
     assert kept[0].tolist() == [False, True, False, True, False]
     assert kept[1, 3] and kept[1].sum() == 2, "one of two that say the same is enough"
     assert kept[2, 0], "what the draft does not say is left to the second time"
     free[0, 1] = False
-    assert not steering.carriers(words, anything, free, free, E)[0, 1]
+    assert not steering.salient_tokens(words, anything, free, free, E)[0, 1]
 
 
 def test_a_draft_costs_no_more_steps_and_one_look_at_nothing(pipeline: Pipeline) -> None:
@@ -188,17 +190,19 @@ class Long(Control, name="long-for-test"):
 
     odds: float
 
-    def bind(self, binding: Binding) -> Demand:
-        return Demand(energies=(lambda belief: math.log(self.odds) * (belief.mask.sum(1) < 10) + 0 * belief.x0.sum((1, 2)),))
+    def bind(self, binding: Binding) -> CompiledControl:
+        return CompiledControl(
+            energies=(lambda belief: math.log(self.odds) * (belief.mask.sum(1) < 10) + 0 * belief.x0.sum((1, 2)),)
+        )
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
         return [1.0 for _ in texts]
 
 
 def test_lengths_follow_energies_by_bayes_rule(pipeline: Pipeline) -> None:
-    prior = pipeline.steering([Long(1.0)], pipeline.sampling).length_weights
+    prior = pipeline.steering([Long(1.0)], pipeline.sampling).length_prior
     assert prior == [*LENGTH_COUNTS, *[0] * (len(prior) - len(LENGTH_COUNTS))]
-    posterior = pipeline.steering([Long(20.0)], pipeline.sampling).length_weights
+    posterior = pipeline.steering([Long(20.0)], pipeline.sampling).length_prior
     assert posterior == pytest.approx([w / 20 if n < 10 else w for n, w in enumerate(prior)])
     assert {row.length for row in pipeline(8, Long(1e9), steps=2)} == {8}
     assert {row.length for row in pipeline(8, Long(1e9), steps=2, guidance=Gradient(strength=0.0))} == {1, 2, 8}
@@ -207,7 +211,7 @@ def test_lengths_follow_energies_by_bayes_rule(pipeline: Pipeline) -> None:
 def test_energies_are_asked_at_few_lengths(pipeline: Pipeline) -> None:
     asked = []
 
-    def energy(belief: Belief) -> Tensor:
+    def energy(belief: GuidanceState) -> Tensor:
         asked.extend(belief.mask.sum(1).tolist())
         return 0.5 * belief.mask.sum(1)
 
@@ -222,7 +226,12 @@ def test_energies_are_asked_at_few_lengths(pipeline: Pipeline) -> None:
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize(
-    "guidance", [Gradient(tilting=3.0), Gradient(tilting=0.0, through=3.0), Gradient(tilting=2.0, through=2.0, inner_steps=3)]
+    "guidance",
+    [
+        Gradient(logit_scale=3.0),
+        Gradient(logit_scale=0.0, denoiser_scale=3.0),
+        Gradient(logit_scale=2.0, denoiser_scale=2.0, inner_steps=3),
+    ],
 )
 def test_gradients_lead_there(pipeline: Pipeline, sampler: Any, guidance: Gradient) -> None:
     before = _share(pipeline(16, length=6, sampler=sampler), "rain")
@@ -239,7 +248,7 @@ def test_the_papers_model_is_steered_too() -> None:
     paper, asked = _pipeline(**PAPER), Often("rain", noisy=True)
     unguided = _texts(paper(8))
     assert _texts(paper(8, asked, guidance=Adagrad(learning_rate=0.5))) != unguided
-    assert _texts(paper(8, asked, guidance=Gradient(tilting=0.0, through=5.0))) != unguided
+    assert _texts(paper(8, asked, guidance=Gradient(logit_scale=0.0, denoiser_scale=5.0))) != unguided
     assert _texts(paper(8, asked, guidance=Adagrad(strength=0.0))) == unguided
     with pytest.raises(UserError, match="this model predicts x0, not logits to tilt"):
         paper(8, asked)
@@ -255,7 +264,7 @@ def test_what_holds_for_one_word_moves_the_words_that_depend_on_it_by_bayes_rule
     joint = torch.rand(size, size, dtype=torch.float64, generator=draws).square()
     told = torch.arange(size) % 22 == 7
     first = sequence(one_of(told, size), one_of(told | ~told, size))
-    steering = Steering((), binding, Demand(languages=(first,)), Gradient(), Particles())
+    steering = Steering((), binding, CompiledControl(languages=(first,)), Gradient(), Particles())
 
     def means(joint: Tensor, xt: Tensor) -> Denoised:
         near = [-(xt[0, i] - alpha(gamma) * words).square().sum(-1) / (2 * sigma(gamma) ** 2) for i in (1, 2)]
@@ -270,7 +279,7 @@ def test_what_holds_for_one_word_moves_the_words_that_depend_on_it_by_bayes_rule
         mask = torch.ones(1, 4, dtype=torch.bool)
         followed = steering.followed(mask, torch.zeros(1, 4, size))
         assert followed is not None
-        (slope,) = torch.autograd.grad(-followed(Belief(xt, t, mask, lambda: free)).sum(), xt)
+        (slope,) = torch.autograd.grad(-followed(GuidanceState(xt, t, mask, lambda: free)).sum(), xt)
     expected = means(joint * told[:, None] + 1e-300, xt).x0
     torch.testing.assert_close(free.x0 + (sigma(gamma) ** 2 / alpha(gamma)) * slope[0, 1:3], expected)
     assert float((expected - free.x0)[1].detach().abs().sum()) > 0.1  # the second word, of which nothing is asked
@@ -280,8 +289,8 @@ def test_what_holds_by_construction_is_followed_through_the_denoiser_where_words
     """As strongly as ``constraints`` says, whatever the strength of energies; fixed words and a gap leave nothing to follow."""
 
     def written(control: Control | str, constraints: float, strength: float = 1.0) -> list[str]:
-        guidance = Gradient(constraints=constraints, strength=strength)
-        return _texts(pipeline(8, control, length=6, guidance=guidance, corrections=0))
+        guidance = Gradient(constraint_scale=constraints, strength=strength)
+        return _texts(pipeline(8, control, length=6, guidance=guidance, sweeps=0))
 
     somewhere = 'Words("rain", "green")'
     assert written(somewhere, 1.0) == written(somewhere, 1.0, strength=0.0) != written(somewhere, 0.0)
@@ -291,20 +300,22 @@ def test_what_holds_by_construction_is_followed_through_the_denoiser_where_words
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("guidance", [Gradient(strength=0.0, through=1.0), Adagrad(strength=0.0)])
+@pytest.mark.parametrize("guidance", [Gradient(strength=0.0, denoiser_scale=1.0), Adagrad(strength=0.0)])
 def test_strength_0_writes_the_unguided_text(pipeline: Pipeline, sampler: Any, guidance: Any) -> None:
-    rows = pipeline(8, Often("rain"), sampler=sampler, guidance=guidance, corrections=1, passes=2)
-    assert _texts(rows) == _texts(pipeline(8, sampler=sampler, corrections=1, passes=2))
+    rows = pipeline(8, Often("rain"), sampler=sampler, guidance=guidance, sweeps=1, passes=2)
+    assert _texts(rows) == _texts(pipeline(8, sampler=sampler, sweeps=1, passes=2))
 
 
 def test_strength_0_writes_the_unguided_text_of_a_network_that_leaves_words_out() -> None:
     pipeline = _pipeline(**LEFT_OUT)
-    rows = pipeline(8, Often("rain"), guidance=Gradient(strength=0.0), corrections=3, correction_odds=1.0)
-    assert _texts(rows) == _texts(pipeline(8, corrections=3, correction_odds=1.0))
+    rows = pipeline(8, Often("rain"), guidance=Gradient(strength=0.0), sweeps=3, sweep_odds=1.0)
+    assert _texts(rows) == _texts(pipeline(8, sweeps=3, sweep_odds=1.0))
 
 
 def test_more_strength_more_of_it(pipeline: Pipeline) -> None:
-    shares = [_share(pipeline(24, Often("rain"), length=6, guidance=Gradient(s, tilting=0.5)), "rain") for s in (0, 0.5, 1, 4)]
+    shares = [
+        _share(pipeline(24, Often("rain"), length=6, guidance=Gradient(s, logit_scale=0.5)), "rain") for s in (0, 0.5, 1, 4)
+    ]
     assert shares == sorted(shares) and shares[0] < shares[-1]
 
 
@@ -342,7 +353,7 @@ def test_particles_are_weighed_as_corrections_left_them(pipeline: Pipeline) -> N
         return _rain(texts)
 
     particles = Particles(count=6, strength=1e6, every=100)
-    rows = pipeline(3, Reward(rain), length=6, steps=4, corrections=3, particles=particles)
+    rows = pipeline(3, Reward(rain), length=6, steps=4, sweeps=3, particles=particles)
     *_, finished, written = asked
     assert written == _texts(rows) and len(finished) == 18
     assert _rain(written) == [max(_rain(finished[i : i + 6])) for i in (0, 6, 12)]
@@ -435,9 +446,9 @@ class Exactly(Control, name="exactly-for-test"):
 
     count: int
 
-    def bind(self, binding: Binding) -> Demand:
+    def bind(self, binding: Binding) -> CompiledControl:
         size = len(binding.tokenizer)
-        return Demand(languages=(repeat(one_of(range(size), size), self.count, self.count),))
+        return CompiledControl(languages=(repeat(one_of(range(size), size), self.count, self.count),))
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
         return [float(len(text.split()) == self.count) for text in texts]
@@ -480,10 +491,10 @@ class Ends(Control, name="ends-for-test"):
 
     word: str
 
-    def bind(self, binding: Binding) -> Demand:
+    def bind(self, binding: Binding) -> CompiledControl:
         size = len(binding.tokenizer)
-        language: Language = sequence(any_number(one_of(range(size), size)), one_of(_ids(binding, [self.word]), size))
-        return Demand(languages=(language,))
+        language: DFA = sequence(any_number(one_of(range(size), size)), one_of(_ids(binding, [self.word]), size))
+        return CompiledControl(languages=(language,))
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
         return [float(text.split()[-1:] == [self.word]) for text in texts]

@@ -49,7 +49,7 @@ def corpus() -> dict[str, list[dict[str, Any]]]:
 
 
 @pytest.fixture(scope="module")
-def writer() -> dict[str, Any]:
+def pipeline() -> dict[str, Any]:
     """Load the script that writes the corpus."""
     return runpy.run_path(str(DATA / "write_restaurants.py"))
 
@@ -242,7 +242,7 @@ def test_damaged_texts_are_mostly_rejected(corpus: dict[str, list[dict[str, Any]
     assert accepted <= most_accepted * len(corpus["test"])
 
 
-def test_combinations_of_test_are_unseen(corpus: dict[str, list[dict[str, Any]]], writer: dict[str, Any]) -> None:
+def test_combinations_of_test_are_unseen(corpus: dict[str, list[dict[str, Any]]], pipeline: dict[str, Any]) -> None:
     def combinations(name: str) -> set[frozenset[tuple[str, str]]]:
         return {
             frozenset((field, value) for field, value in record["attributes"].items() if field not in ("name", "near"))
@@ -252,11 +252,11 @@ def test_combinations_of_test_are_unseen(corpus: dict[str, list[dict[str, Any]]]
     assert len(combinations("test")) >= 100
     assert not combinations("test") & (combinations("train") | combinations("validation"))
     for name, records in corpus.items():
-        assert all(writer["is_for_test"](Description.from_dict(each)) == (name == "test") for each in records)
+        assert all(pipeline["is_for_test"](Description.from_dict(each)) == (name == "test") for each in records)
 
 
-def test_writing_again_gives_the_same_files(tmp_path: Path, writer: dict[str, Any]) -> None:
-    writer["write"](tmp_path)
+def test_writing_again_gives_the_same_files(tmp_path: Path, pipeline: dict[str, Any]) -> None:
+    pipeline["write"](tmp_path)
     for name in SIZES:
         again, stored = ((folder / f"{name}.jsonl.gz").read_bytes() for folder in (tmp_path, DATA / "restaurants"))
         # Builds of zlib may compress differently, so the contents are compared, and the time in the header is zero.

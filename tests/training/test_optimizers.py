@@ -13,7 +13,15 @@ from torch import Tensor, nn
 
 from diffusionlm.config import UserError
 from diffusionlm.models.backbones import Bert, Transformer
-from diffusionlm.training.optimizers import AdamW, Joined, Muon, MuonAdamW, OptimizerConfig, layer_matrices, orthogonal
+from diffusionlm.training.optimizers import (
+    AdamW,
+    ChainedOptimizer,
+    Muon,
+    MuonAdamW,
+    OptimizerConfig,
+    layer_matrices,
+    orthogonal,
+)
 
 CONFIGS: list[OptimizerConfig] = [AdamW(learning_rate=1e-2, weight_decay=0.1), MuonAdamW()]
 
@@ -146,7 +154,7 @@ def test_joined_optimizers_step_as_each_alone_would() -> None:
 
 def test_joined_learning_rates_follow_a_scheduler() -> None:
     optimizer = MuonAdamW(matrix_learning_rate=0.02, learning_rate=4e-3).build(module := _module())
-    assert isinstance(optimizer, Joined)
+    assert isinstance(optimizer, ChainedOptimizer)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
     for step in range(3):
         rates = [group["lr"] for group in optimizer.param_groups]

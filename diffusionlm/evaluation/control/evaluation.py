@@ -36,7 +36,7 @@ from diffusionlm.evaluation.control.report import (
     draw_control,
 )
 from diffusionlm.evaluation.control.tasks import Target, TaskConfig
-from diffusionlm.evaluation.control.texts import Asked, Meter, TextFile, Written, corpus_splits
+from diffusionlm.evaluation.control.texts import CallCounter, ControlJob, TargetSamples, TextFile, corpus_splits
 from diffusionlm.evaluation.judge import Judge
 from diffusionlm.evaluation.provenance import corpus_of, fingerprint
 from diffusionlm.evaluation.report import write
@@ -115,7 +115,7 @@ def evaluate_control(
         system = system_name(path, sampling, report.systems)
         own = None if all(task.corpus or corpus for task in tasks) else corpus_of([path, judge])
         asked += [
-            Asked.of(system, pipeline, replace(task, corpus=corpus or task.corpus or own), sampling, config.strengths)
+            ControlJob.of(system, pipeline, replace(task, corpus=corpus or task.corpus or own), sampling, config.strengths)
             for task in tasks
         ]
         report.enter(system, described(path, pipeline.model))
@@ -143,7 +143,7 @@ class Evaluation:
     dtype: str
     quiet: bool
 
-    def fill(self, asked: Asked) -> None:
+    def fill(self, asked: ControlJob) -> None:
         """Write and measure a task, one strength after the other, each row saved at once."""
         unguided = self.write(asked, asked.samplings[0][1], None)
         for strength, sampling in asked.samplings:
@@ -152,7 +152,9 @@ class Evaluation:
             if row is not None:
                 self.report.add(row, self.out)
 
-    def write(self, asked: Asked, sampling: SamplingConfig, strength: float | None, guided: bool = False) -> list[Written]:
+    def write(
+        self, asked: ControlJob, sampling: SamplingConfig, strength: float | None, guided: bool = False
+    ) -> list[TargetSamples]:
         """Return the texts of all targets, written as far as they are not known; unguided ones depend on no target."""
         about, task = self.report.systems[asked.system], asked.task
         header = asked.header(sampling, guided, about, self.dtype)
@@ -166,7 +168,7 @@ class Evaluation:
             for number in missing:
                 target = asked.targets[number]
                 controls = tuple(map(str, target.controls)) if guided else ()
-                line = Written(number, asked.seed(number), controls, target.reference if guided else None)
+                line = TargetSamples(number, asked.seed(number), controls, target.reference if guided else None)
                 if guided and (reason := asked.refused[number]):
                     file.add(replace(line, refused=reason))
                     continue
@@ -174,9 +176,11 @@ class Evaluation:
                 bar.update(task.samples)
         return file.lines[: len(asked.targets)]
 
-    def ask(self, asked: Asked, sampling: SamplingConfig, target: Target, line: Written, guided: bool) -> Written:
+    def ask(
+        self, asked: ControlJob, sampling: SamplingConfig, target: Target, line: TargetSamples, guided: bool
+    ) -> TargetSamples:
         """Write the texts of one target, and count what it takes."""
-        meter, begun = Meter(), time.perf_counter()
+        meter, begun = CallCounter(), time.perf_counter()
         asked.pipeline.binding = asked.binding
         controls = target.controls if guided else ()
         with meter.reading(asked.pipeline):
@@ -185,7 +189,7 @@ class Evaluation:
         return replace(line, texts=texts, seconds=round(time.perf_counter() - begun, 3), **vars(meter))
 
     @staticmethod
-    def _check(file: TextFile, asked: Asked, guided: bool) -> None:
+    def _check(file: TextFile, asked: ControlJob, guided: bool) -> None:
         """Drop the lines that are of other targets, from the first on: a task's file was edited."""
         for line, (number, target) in zip(file.lines, enumerate(asked.targets), strict=False):
             wanted = tuple(map(str, target.controls)), target.reference
@@ -197,11 +201,11 @@ class Evaluation:
 
     def measure(
         self,
-        asked: Asked,
+        asked: ControlJob,
         strength: float | None,
         sampling: SamplingConfig,
-        steered: Sequence[Written],
-        unguided: Sequence[Written],
+        steered: Sequence[TargetSamples],
+        unguided: Sequence[TargetSamples],
     ) -> ControlRow | None:
         """Judge and count a task's texts; None where the report holds just this."""
         task, targets = asked.task, asked.targets
@@ -230,7 +234,7 @@ class Evaluation:
             work_of(steered), work_of(unguided), self.report.systems[asked.system]["fingerprint"], settings, digest,
         )  # fmt: skip
 
-    def metrics(self, asked: Asked, sources: Mapping[str, Sequence[Sequence[str]]]) -> dict[str, dict[str, Estimate]]:
+    def metrics(self, asked: ControlJob, sources: Mapping[str, Sequence[Sequence[str]]]) -> dict[str, dict[str, Estimate]]:
         """Return all metrics of the texts of all targets, by who wrote them."""
         metrics: dict[str, dict[str, Estimate]] = {}
         embedded = isinstance(asked.task.corpus, Restaurants)
@@ -243,7 +247,7 @@ class Evaluation:
                 metrics.setdefault(ACCEPTED, {})[source] = over_targets(accepted)
         return metrics
 
-    def peers(self, asked: Asked) -> dict[str, list[list[str]]]:
+    def peers(self, asked: ControlJob) -> dict[str, list[list[str]]]:
         """Return real texts, where the targets come from such, and where there are gaps what the judge fills them with."""
         found: dict[str, list[list[str]]] = {}
         if all(target.reference for target in asked.targets):
@@ -282,7 +286,7 @@ def gap_filled(target: Target, texts: Sequence[str]) -> list[str]:
     return [target.gap.filled(" ".join(text.split()[words])) for text in texts]
 
 
-def work_of(lines: Sequence[Written]) -> Work:
+def work_of(lines: Sequence[TargetSamples]) -> Work:
     """Return what a text took, on average."""
     texts = sum(len(line.texts) for line in lines)
     names = ("evaluations", "backwards", "classifications", "seconds")

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from diffusionlm import plots
 from diffusionlm.evaluation.control.metrics import ALL, SCORE, Estimate
-from diffusionlm.evaluation.report import Findings
+from diffusionlm.evaluation.report import ResumableReport
 from diffusionlm.evaluation.text_metrics import Diversity
 from diffusionlm.training.checkpoints import disk_errors
 
@@ -27,7 +27,7 @@ class Work:
     """What a text took, on average.
 
     Attributes:
-        evaluations: of the denoiser, all passes, corrections, particles and tries counted.
+        evaluations: of the denoiser, all passes, sweeps, particles and tries counted.
         backwards: those of them that a gradient went back through.
         classifications: passes of classifiers.
         seconds: on the clock, batched as the sampling says.
@@ -84,7 +84,7 @@ class ControlRow:
 
 
 @dataclass
-class ControlReport(Findings):
+class ControlReport(ResumableReport):
     """``control.json``: tasks under one judge."""
 
     FILE: ClassVar[str] = "control.json"

@@ -21,7 +21,7 @@ from diffusionlm.controls import Attribute, Control, Infill, Length, PartsOfSpee
 from diffusionlm.data.annotators import Annotator, brackets
 from diffusionlm.data.corpora import Corpus
 
-Row = Mapping[str, Any]  # of a corpus: ``text``, and where known ``attributes``, ``tags``, ``tree``
+CorpusRow = Mapping[str, Any]  # of a corpus: ``text``, and where known ``attributes``, ``tags``, ``tree``
 
 
 @dataclass(frozen=True)
@@ -54,20 +54,20 @@ class Reader:
     tokenizer: PreTrainedTokenizerFast
     annotator: Annotator
 
-    def tags(self, row: Row) -> Sequence[str] | None:
+    def tags(self, row: CorpusRow) -> Sequence[str] | None:
         """Return the part of speech of each word."""
         return row.get("tags") or getattr(self.annotator.annotate(row["text"]), "tags", None)
 
-    def tree(self, row: Row) -> str | None:
+    def tree(self, row: CorpusRow) -> str | None:
         """Return the tree."""
         return row.get("tree") or getattr(self.annotator.annotate(row["text"]), "tree", None)
 
-    def attributes(self, row: Row) -> dict[str, str]:
+    def attributes(self, row: CorpusRow) -> dict[str, str]:
         """Return the attributes that are stated."""
         stated = row.get("attributes") or getattr(self.annotator.annotate(row["text"]), "attributes", None) or {}
         return {name: value for name, value in stated.items() if value}
 
-    def length(self, row: Row) -> int:
+    def length(self, row: CorpusRow) -> int:
         """Return how many tokens the text has, start and end not counted."""
         return len(self.tokenizer(row["text"], add_special_tokens=False)["input_ids"])
 
@@ -75,7 +75,7 @@ class Reader:
 class Task(Component, family="task"):
     """Base of the kinds of targets."""
 
-    def target(self, row: Row, draw: random.Random, reader: Reader) -> Target | None:
+    def target(self, row: CorpusRow, draw: random.Random, reader: Reader) -> Target | None:
         """Return a target that the text of ``row`` meets; None where there is nothing of the kind to ask."""
         raise NotImplementedError
 
@@ -115,7 +115,7 @@ class AttributeTargets(Task, name="attributes"):
     count: int = 1
     distinct: bool = False
 
-    def target(self, row: Row, draw: random.Random, reader: Reader) -> Target | None:
+    def target(self, row: CorpusRow, draw: random.Random, reader: Reader) -> Target | None:
         """Choose among what is stated."""
         stated = {f: v for f, v in sorted(reader.attributes(row).items()) if f in self.fields or not self.fields}
         if len(stated) < self.count:
@@ -132,7 +132,7 @@ class AttributeTargets(Task, name="attributes"):
 class TagTargets(Task, name="tags"):
     """The part of speech of every word of a text."""
 
-    def target(self, row: Row, draw: random.Random, reader: Reader) -> Target | None:
+    def target(self, row: CorpusRow, draw: random.Random, reader: Reader) -> Target | None:
         """Take the tags."""
         tags = reader.tags(row)
         return Target((PartsOfSpeech(" ".join(tags)),), row["text"]) if tags else None
@@ -142,7 +142,7 @@ class TagTargets(Task, name="tags"):
 class TreeTargets(Task, name="tree"):
     """The whole tree of a text."""
 
-    def target(self, row: Row, draw: random.Random, reader: Reader) -> Target | None:
+    def target(self, row: CorpusRow, draw: random.Random, reader: Reader) -> Target | None:
         """Take the tree."""
         tree = reader.tree(row)
         return Target((Tree(tree),), row["text"]) if tree else None
@@ -152,7 +152,7 @@ class TreeTargets(Task, name="tree"):
 class SpanTargets(Task, name="span"):
     """One constituent of a text, of two words or more, with its place."""
 
-    def target(self, row: Row, draw: random.Random, reader: Reader) -> Target | None:
+    def target(self, row: CorpusRow, draw: random.Random, reader: Reader) -> Target | None:
         """Choose among the constituents."""
         tree = reader.tree(row)
         spans = [span for span in brackets(tree) if span[0] < span[1]] if tree else []
@@ -163,7 +163,7 @@ class SpanTargets(Task, name="span"):
 class LengthTargets(Task, name="length"):
     """The length of a text in tokens."""
 
-    def target(self, row: Row, draw: random.Random, reader: Reader) -> Target | None:
+    def target(self, row: CorpusRow, draw: random.Random, reader: Reader) -> Target | None:
         """Count."""
         return Target((Length(reader.length(row)),), row["text"])
 
@@ -189,7 +189,7 @@ class InfillTargets(Task, name="infill"):
         if self.context < 0:
             raise UserError(f"context: expected 0 or more, got {self.context}")
 
-    def target(self, row: Row, draw: random.Random, reader: Reader) -> Target | None:
+    def target(self, row: CorpusRow, draw: random.Random, reader: Reader) -> Target | None:
         """Hide words; how many, and where, is drawn."""
         words = row["text"].split()
         unknown = reader.tokenizer.unk_token_id
@@ -217,7 +217,7 @@ class Composed(Task, name="composed"):
         if not self.tasks:
             raise UserError("tasks: expected at least one")
 
-    def target(self, row: Row, draw: random.Random, reader: Reader) -> Target | None:
+    def target(self, row: CorpusRow, draw: random.Random, reader: Reader) -> Target | None:
         """Ask each."""
         parts = [task.target(row, draw, reader) for task in self.tasks]
         if not all(parts):

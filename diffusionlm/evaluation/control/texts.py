@@ -28,7 +28,7 @@ from diffusionlm.training.checkpoints import disk_errors
 
 
 @dataclass(frozen=True)
-class Written:
+class TargetSamples:
     """The texts of one target, a line of a file of texts; ``refused`` says why it cannot be asked of the model."""
 
     target: int
@@ -48,7 +48,7 @@ class TextFile:
     """A file of texts: what gives the same again in its first line, then a line a target; only in memory without a path."""
 
     path: Path | None
-    lines: list[Written] = field(default_factory=list)
+    lines: list[TargetSamples] = field(default_factory=list)
 
     @classmethod
     def open(cls, folder: Path | None, name: str, header: Mapping[str, Any]) -> TextFile:
@@ -59,11 +59,11 @@ class TextFile:
         digest = hashlib.sha256(plain.encode()).hexdigest()[:8]
         path = folder / "texts" / f"{name.replace('/', '-').replace(' ', '-')}-{digest}.jsonl"
         whole = [line for line in (path.read_text().splitlines(True) if path.exists() else [])[1:] if line.endswith("\n")]
-        file = cls(path, [build(Written, json.loads(line), str(path)) for line in whole])
+        file = cls(path, [build(TargetSamples, json.loads(line), str(path)) for line in whole])
         write(path, plain + "\n" + "".join(whole))
         return file
 
-    def add(self, line: Written) -> None:
+    def add(self, line: TargetSamples) -> None:
         """Take the next target's texts."""
         self.lines.append(line)
         if self.path is not None:
@@ -71,7 +71,7 @@ class TextFile:
                 file.write(json.dumps(asdict(line), ensure_ascii=False) + "\n")
 
 
-class Meter:
+class CallCounter:
     """Counts the texts that a model and its classifiers are asked about."""
 
     def __init__(self) -> None:
@@ -99,7 +99,7 @@ class Meter:
 
 
 @dataclass(frozen=True)
-class Asked:
+class ControlJob:
     """A task as one model is asked it: its targets, and of those that the model cannot be asked why."""
 
     system: str
@@ -118,7 +118,7 @@ class Asked:
         task: TaskConfig,
         changes: Sequence[tuple[str, str]],
         strengths: Sequence[float],
-    ) -> Asked:
+    ) -> ControlJob:
         """Draw the targets and bind each of them.
 
         Raises:
@@ -136,8 +136,8 @@ class Asked:
         steered = False
         for target in targets:
             try:
-                demand = pipeline.steering(target.controls, sampling).demand
-                steered = steered or bool(demand.energies)
+                compiled = pipeline.steering(target.controls, sampling).compiled
+                steered = steered or bool(compiled.energies)
                 refused.append(None)
             except UserError as error:
                 if target.place:  # the user's own words

@@ -22,8 +22,8 @@ from diffusionlm.config import UserError, build
 from diffusionlm.controls import Words
 from diffusionlm.evaluation.control.evaluation import ControlConfig, Evaluation, evaluate_control
 from diffusionlm.evaluation.control.report import LEFT_ONLY, REAL, STEERED, UNGUIDED, ControlReport
-from diffusionlm.evaluation.control.tasks import Reader, Row, Target, Task, read_tasks
-from diffusionlm.evaluation.control.texts import Asked, Written
+from diffusionlm.evaluation.control.tasks import CorpusRow, Reader, Target, Task, read_tasks
+from diffusionlm.evaluation.control.texts import ControlJob, TargetSamples
 from diffusionlm.evaluation.judge import Judge, perplexity
 from diffusionlm.pipelines.base import SamplingConfig
 from diffusionlm.pipelines.diffusion import Pipeline
@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "objective": "classification", **rest,
         }  # fmt: skip
         train(build(RunConfig, classifier), folder / "run/model/classifiers/attributes", quiet=True)
-    common = {"split": "train", "targets": 3, "samples": 4, "sampling": {"steps": 3, "corrections": 0}}
+    common = {"split": "train", "targets": 3, "samples": 4, "sampling": {"steps": 3, "sweeps": 0}}
     for name, task in [
         ("length", "length"), ("infill", "infill"), ("food", {"name": "attributes", "fields": ["type", "price"]}),
     ]:  # fmt: skip
@@ -109,13 +109,22 @@ def test_two_tasks_in_one_table(folder: Path, tmp_path: Path) -> None:
     assert length["perplexity"][REAL]["mean"] == pytest.approx(perplexity(judge.score(real)))
     for line, free in zip(files["run-length"], files["run-unguided"], strict=True):
         pipeline = Pipeline.from_pretrained(folder / "run")
-        asked = {"steps": 3, "corrections": 0, "seed": line["seed"]}
+        asked = {"steps": 3, "sweeps": 0, "seed": line["seed"]}
         assert [row.text for row in pipeline(4, line["controls"], **asked)] == line["texts"]
         assert [row.text for row in pipeline(4, **asked)] == free["texts"] and free["seed"] == line["seed"]
 
 
 def test_a_sweep_of_strengths_counts_what_it_takes(folder: Path, tmp_path: Path) -> None:
-    more = ["--strengths", "0", "2", "--sampling.guidance.through=1", "--sampling.passes", "2", "--sampling.batch_size", "3"]
+    more = [
+        "--strengths",
+        "0",
+        "2",
+        "--sampling.guidance.denoiser_scale=1",
+        "--sampling.passes",
+        "2",
+        "--sampling.batch_size",
+        "3",
+    ]
     out = tmp_path / "out"
     run(command(folder, out, "food", "length", more=more))
     none, two, length = json.loads((out / "control.json").read_text())["rows"]
@@ -166,8 +175,8 @@ def test_it_goes_on_where_it_stopped_before_the_first_row(
     out, ask = tmp_path / "out", Evaluation.ask
 
     def stopped(
-        work: Evaluation, asked: Asked, sampling: SamplingConfig, target: Target, line: Written, guided: bool
-    ) -> Written:
+        work: Evaluation, asked: ControlJob, sampling: SamplingConfig, target: Target, line: TargetSamples, guided: bool
+    ) -> TargetSamples:
         if line.target == 1:
             raise KeyboardInterrupt
         return ask(work, asked, sampling, target, line, guided)
@@ -201,7 +210,7 @@ def test_a_task_that_was_edited_is_written_anew(folder: Path, tmp_path: Path) ->
 class Unheard(Task, name="unheard"):
     """A word that the model has, or one that no model has."""
 
-    def target(self, row: Row, draw: random.Random, reader: Reader) -> Target:
+    def target(self, row: CorpusRow, draw: random.Random, reader: Reader) -> Target:
         return Target((Words(draw.choice(["food", "zyzzyva"])),), row["text"])
 
 
