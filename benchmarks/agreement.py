@@ -51,7 +51,7 @@ def kind_of(text: str) -> str:
 def beliefs(pipeline: Pipeline, ids: list[int], draws: int = 4) -> Tensor:
     """Return the odds (L - 2, V) of each word of a text with START and END, all others given."""
     model, places = pipeline.model, len(ids) - 2
-    x0 = model.embed(torch.tensor([ids] * places))
+    x0 = model.encode(torch.tensor([ids] * places))
     hidden = torch.eye(len(ids), dtype=torch.bool)[1:-1]
     mean = torch.zeros(places, len(model.word_vectors()))
     for _ in range(draws):

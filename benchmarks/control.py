@@ -20,10 +20,10 @@ import torch
 from measure import RESULTS, ROOT, exit_status
 
 from diffusionlm.config import UserError
-from diffusionlm.core.model import model_folder
 from diffusionlm.evaluation.control.evaluation import ControlConfig, evaluate_control
 from diffusionlm.evaluation.control.report import control_table
 from diffusionlm.evaluation.control.tasks import TaskConfig, read_tasks
+from diffusionlm.models.io import model_folder
 from diffusionlm.training.run import read_config, train
 
 Changes = list[tuple[str, str]]

@@ -8,9 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from diffusionlm.config import UserError as UserError
-    from diffusionlm.core.model import DiffusionLM as DiffusionLM
-    from diffusionlm.core.model import DiffusionLMConfig as DiffusionLMConfig
-    from diffusionlm.core.model import ModelConfig as ModelConfig
     from diffusionlm.core.process import GaussianDiffusion as GaussianDiffusion
     from diffusionlm.core.sampler import sample as sample
     from diffusionlm.evaluation.benchmark import EvaluationConfig as EvaluationConfig
@@ -23,6 +20,9 @@ if TYPE_CHECKING:
     from diffusionlm.evaluation.scoring import ScoringConfig as ScoringConfig
     from diffusionlm.evaluation.scoring import score as score
     from diffusionlm.models.classifier import LatentClassifier as LatentClassifier
+    from diffusionlm.models.diffusion import DiffusionLM as DiffusionLM
+    from diffusionlm.models.diffusion import DiffusionLMConfig as DiffusionLMConfig
+    from diffusionlm.models.diffusion import ModelConfig as ModelConfig
     from diffusionlm.models.masked import MaskedConfig as MaskedConfig
     from diffusionlm.models.masked import MaskedLM as MaskedLM
     from diffusionlm.pipelines.auto import open_pipeline as open_pipeline
@@ -53,9 +53,9 @@ _HOMES = {
     "MaskedConfig": "models.masked",
     "MaskedLM": "models.masked",
     "masked_bound": "evaluation.masked_likelihood",
-    "DiffusionLM": "core.model",
-    "DiffusionLMConfig": "core.model",
-    "ModelConfig": "core.model",
+    "DiffusionLM": "models.diffusion",
+    "DiffusionLMConfig": "models.diffusion",
+    "ModelConfig": "models.diffusion",
     "Pipeline": "pipelines.diffusion",
     "SamplingConfig": "pipelines.base",
     "RunConfig": "training.run",

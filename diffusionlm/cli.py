@@ -25,7 +25,7 @@ FAMILIES = {  # what ``show`` lists, and where it lives
     "models": "diffusionlm.models.spec:ModelSpec",
     "schedules": "diffusionlm.core.schedule:NoiseSchedule",
     "samplers": "diffusionlm.core.sampler:Sampler",
-    "backbones": "diffusionlm.models.backbones:Backbone",
+    "backbones": "diffusionlm.core.model:Backbone",
     "objectives": "diffusionlm.core.objective:ObjectiveConfig",
     "optimizers": "diffusionlm.training.optimizers:OptimizerConfig",
     "controls": "diffusionlm.controls:Control",
@@ -404,7 +404,7 @@ def _show(options: argparse.Namespace) -> int:
         raise UserError(f"show: nothing is called {options.what!r}{nearest(options.what, ['config', *FAMILIES])}")
     module, _, name = FAMILIES[options.what].partition(":")
     family = getattr(__import__(module, fromlist=[name]), name)
-    for member, kind in family.members.items():
+    for member, kind in family.kinds().items():
         print(f"{member}: {(kind.__doc__ or '').splitlines()[0]}")
         for field in fields(kind):
             print(f"    {field.name}: {field.type}" + ("" if repr(field.default).startswith("<") else f" = {field.default}"))

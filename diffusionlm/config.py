@@ -40,6 +40,36 @@ def nearest(word: str, options: Iterable[str]) -> str:
 _may_import: ContextVar[bool] = ContextVar("may_import", default=True)
 
 
+# The library's members of each family that are not defined beside the family's base class, imported when first used.
+LIBRARY: dict[str, dict[str, str]] = {
+    "noise schedule": {"gumbel": "diffusionlm.recipe.gumbel:Gumbel"},
+    "sampler": {
+        "ancestral": "diffusionlm.pipelines.masked:Ancestral",
+        "mask-predict": "diffusionlm.pipelines.masked:MaskPredict",
+        "maskgit": "diffusionlm.pipelines.masked:MaskGIT",
+    },
+    "guidance": {"gradient": "diffusionlm.pipelines.gradient:Gradient"},
+    "backbone": {
+        "bert": "diffusionlm.models.backbones:Bert",
+        "transformer": "diffusionlm.models.backbones:Transformer",
+        "leave-one-out": "diffusionlm.models.backbones:LeaveOneOut",
+    },
+    "objective": {
+        "cross-entropy": "diffusionlm.recipe.cross_entropy:CrossEntropy",
+        "regression": "diffusionlm.recipe.regression:Regression",
+        "masked": "diffusionlm.models.masked:MaskedWords",
+        "causal": "diffusionlm.models.causal:NextToken",
+        "classification": "diffusionlm.models.classification:Classification",
+    },
+    "model": {
+        "diffusion": "diffusionlm.models.diffusion:ModelConfig",
+        "masked": "diffusionlm.models.masked:MaskedConfig",
+        "causal": "diffusionlm.models.causal:CausalConfig",
+        "classifier": "diffusionlm.models.classifier:ClassifierConfig",
+    },
+}
+
+
 class Settings:
     """Base of every group of settings: a key that is no field is refused."""
 
@@ -51,12 +81,12 @@ class Component(Settings):
 
     family: ClassVar[str] = "component"
     name: ClassVar[str] = ""
-    members: ClassVar[dict[str, type[Component]]] = {}
+    members: ClassVar[dict[str, type[Component] | str]] = {}  # by name, classes or where ``LIBRARY`` says they are
 
     def __init_subclass__(cls, *, family: str | None = None, name: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if family is not None:
-            cls.family, cls.members = family, {}
+            cls.family, cls.members = family, dict(LIBRARY.get(family, {}))
         cls.name = name or ""
         if name is not None:
             cls.members[name] = cls
@@ -72,7 +102,11 @@ class Component(Settings):
         if not colon:
             if name not in cls.members:
                 raise UserError(f"no {cls.family} is called {name!r}{nearest(name, cls.members)}")
-            return typing.cast("type[Self]", cls.members[name])
+            member = cls.members[name]
+            if isinstance(member, str):
+                module, _, attribute = member.partition(":")
+                member = getattr(importlib.import_module(module), attribute)
+            return typing.cast("type[Self]", member)
         try:
             if not _may_import.get() and module not in sys.modules:
                 raise UserError(f"{name!r} is code from outside the library: import {module} first if you trust it")
@@ -82,6 +116,11 @@ class Component(Settings):
         if not (isinstance(found, type) and issubclass(found, cls)):
             raise UserError(f"{name!r} is no {cls.family}: expected a subclass of {cls.__module__}:{cls.__name__}")
         return found
+
+    @classmethod
+    def kinds(cls) -> dict[str, type[Self]]:
+        """Return the members of the family by name."""
+        return {name: cls.find(name) for name in cls.members}
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> core_schema.CoreSchema:

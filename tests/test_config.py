@@ -24,23 +24,25 @@ from diffusionlm.config import (
     read_yaml,
     to_plain,
 )
-from diffusionlm.core.model import ModelConfig
+from diffusionlm.core.model import Backbone
 from diffusionlm.core.objective import ObjectiveConfig
 from diffusionlm.core.sampler import DDIM, DDPM, Sampler
-from diffusionlm.core.schedule import Cosine, Gumbel, Linear, NoiseSchedule, Sqrt
+from diffusionlm.core.schedule import Cosine, Linear, NoiseSchedule, Sqrt
 from diffusionlm.data.corpora import Corpus
-from diffusionlm.models.backbones import Backbone, Transformer
+from diffusionlm.models.backbones import Transformer
+from diffusionlm.models.diffusion import ModelConfig
 from diffusionlm.pipelines.base import SamplingConfig
+from diffusionlm.recipe.gumbel import Gumbel
 from diffusionlm.training.optimizers import AdamW, MuonAdamW, OptimizerConfig
 
-for _module in pkgutil.iter_modules(diffusionlm.__path__):
-    if _module.name != "__main__":
-        importlib.import_module(f"diffusionlm.{_module.name}")
+for _module in pkgutil.walk_packages(diffusionlm.__path__, "diffusionlm."):
+    if not _module.name.endswith("__main__"):
+        importlib.import_module(_module.name)
 
 # Only the library's own: other tests define components too.
 FAMILIES = [family for family in Component.__subclasses__() if family.__module__.startswith("diffusionlm.")]
 MEMBERS = [
-    (family, name) for family in FAMILIES for name, kind in family.members.items()
+    (family, name) for family in FAMILIES for name, kind in family.kinds().items()
     if kind.__module__.startswith("diffusionlm.")
 ]  # fmt: skip
 
@@ -67,7 +69,7 @@ def test_the_families_are_known() -> None:
 
 @pytest.mark.parametrize(("family", "name"), MEMBERS)
 def test_every_component_survives_the_round_trip(family: type[Component], name: str) -> None:
-    kind = family.members[name]
+    kind = family.find(name)
     assert dataclasses.is_dataclass(kind)
     needed = [
         field.name for field in dataclasses.fields(kind)

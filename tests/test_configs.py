@@ -5,7 +5,8 @@ import torch
 from tiny_runs import ROOT, restaurant_texts
 
 from diffusionlm.config import build, to_plain
-from diffusionlm.data.batches import collate, encode
+from diffusionlm.core.objective import collate
+from diffusionlm.data.batches import encode
 from diffusionlm.data.tokenizers import Words
 from diffusionlm.training.run import RunConfig, read_config, train
 
@@ -24,7 +25,7 @@ def test_every_config_loads_and_takes_a_step(path: Path) -> None:
     torch.manual_seed(0)
     objective = config.objective.build(config.model.make(tokenizer, rows, config.data.max_length))
     optimizer = config.training.optimizer.build(objective)
-    first = sum(objective(**collate(rows[:8], objective.pad_id, objective.width)).values())
+    first = sum(objective(collate(rows[:8], objective.pad_id, objective.width)).values())
     assert isinstance(first, torch.Tensor)
     first.backward()
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in objective.parameters() if p.requires_grad)

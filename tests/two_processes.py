@@ -8,9 +8,9 @@ import torch
 from tiny_runs import tiny_config
 from torch import Tensor, nn
 
-from diffusionlm.core.model import DiffusionLM
-from diffusionlm.core.objective import DiffusionObjective
+from diffusionlm.core.objective import Batch, Objective
 from diffusionlm.data.batches import encode
+from diffusionlm.models.diffusion import DiffusionLM
 from diffusionlm.training.optimizers import OptimizerConfig
 from diffusionlm.training.trainer import DiffusionTrainer
 
@@ -23,13 +23,14 @@ class SGD(OptimizerConfig, name="test-sgd"):
         return torch.optim.SGD(module.parameters(), 1.0)
 
 
-class FixedNoise(DiffusionObjective):
+class FixedNoise(Objective):
     """A text's noise depends on the text alone, so that it is the same on whichever process it lands."""
 
-    def forward(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        ids, mask = batch.ids, batch.mask
         drawn = [torch.randn(len(row), 8, generator=torch.Generator().manual_seed(int(row.sum()))) for row in ids]
         t = torch.full((len(ids),), 0.5)
-        xt = self.model.diffusion.noise(self.model.embed(ids), t, torch.stack(drawn))
+        xt = self.model.process.noise(self.model.encode(ids), t, torch.stack(drawn))
         losses = nn.functional.cross_entropy(self.model.token_logits(xt, t, mask).transpose(1, 2), ids, reduction="none")
         return {"cross_entropy": (losses * mask).sum() / mask.sum()}
 
@@ -54,7 +55,9 @@ def main(folder: Path) -> None:
     torch.manual_seed(0)
     model = config.model.make(tokenizer, rows, config.data.max_length)
     assert isinstance(model, DiffusionLM)
-    trainer = DiffusionTrainer(FixedNoise(model), config.training, folder / f"run-of-{world}", rows, [], quiet=True)
+    trainer = DiffusionTrainer(
+        FixedNoise(model, model.config.special_ids["pad"]), config.training, folder / f"run-of-{world}", rows, [], quiet=True
+    )
     assert trainer.accelerator.num_processes == world
     trainer.run()
     rank = trainer.accelerator.process_index

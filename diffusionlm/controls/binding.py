@@ -16,11 +16,12 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 
 from diffusionlm.config import UserError, nearest
 from diffusionlm.core.guidance import Energy, GuidanceState
-from diffusionlm.core.model import DiffusionLM, model_folder
+from diffusionlm.core.objective import collate
 from diffusionlm.data.annotators import Annotator, Grammar
-from diffusionlm.data.batches import collate
 from diffusionlm.data.tokenizers import BLANK, load_tokenizer
 from diffusionlm.models.classifier import LatentClassifier, find_classifier
+from diffusionlm.models.diffusion import DiffusionLM
+from diffusionlm.models.io import model_folder
 
 UNBOUNDED = 1e9  # tokenizers that know no bound of their own name a number far beyond this
 
@@ -90,7 +91,7 @@ class Binding:
         longest = self.model.config.max_tokens
         rows = [self.tokenizer(text)["input_ids"][:longest] for text in texts]
         batch = {k: v.to(self.model.device) for k, v in collate(rows, self.model.config.special_ids["pad"]).items()}
-        latents, words = self.model.embed(batch["ids"]), classifier.chances(batch["ids"])
+        latents, words = self.model.encode(batch["ids"]), classifier.chances(batch["ids"])
         found: dict[str, Tensor] = classifier(latents, torch.zeros(len(rows), device=latents.device), batch["mask"], words)
         return {name: value.cpu() for name, value in found.items()}
 

@@ -167,7 +167,7 @@ def _value(node: ast.expr, paths: list[str], whole: str) -> object:
 
 
 def _names() -> dict[str, type[Control]]:
-    return {kind.__name__: kind for kind in Control.members.values()}  # type: ignore[misc]
+    return {kind.__name__: kind for kind in Control.kinds().values()}
 
 
 def _kind(name: str, paths: list[str]) -> type[Control]:

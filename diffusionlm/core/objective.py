@@ -1,266 +1,222 @@
-"""Training objectives: one module per loss; a batch in, named terms out, their sum is what is minimised.
+"""Training objectives: a batch in, named loss terms out; their sum is minimised. And the objective of the paper.
 
-A batch has ``ids`` (B, L) and ``mask`` (B, L), True at real tokens, and what an objective's ``collate`` adds to them. An
-objective is a module that holds the model (and whatever else it learns), so that one forward covers every parameter: DDP
-and ``torch.compile`` need nothing more. All draws come from torch's global generator.
+    L = sum_t E |x_0 - x0_hat(x_t, t)|^2  +  E -log p(w | x_0)  +  |alpha_1 x_0|^2          (Li et al. 2022, section 4.2)
+
+An objective is a module that holds the model and whatever else it learns, so that one forward covers every parameter: DDP
+needs nothing more. All random draws come from torch's global generator. Shapes: B batch, L positions, D dimension.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 
 from diffusionlm.config import Component, UserError, plain_name
-from diffusionlm.core.model import DiffusionLM, ModelConfig
-from diffusionlm.core.schedule import Gumbel
-from diffusionlm.data.batches import collate
-from diffusionlm.models.spec import ModelSpec
-
-M = TypeVar("M", bound=ModelSpec)
-CLOZE_SHARE = 0.5
+from diffusionlm.core.model import Conditions
+from diffusionlm.core.process import Process, VariancePreserving, over_coordinates
+from diffusionlm.core.sampler import Denoised
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from transformers import PreTrainedModel
+
+
+class Batch(dict[str, Any]):
+    """Token ids (B, L) with what belongs to them. A mapping, so that accelerate and DDP move it to their devices.
+
+    Attributes:
+        ids: (B, L) token ids.
+        mask: (B, L), True at non-padding tokens.
+        known: (B, L), True at tokens that are given: never noised, never in the loss; None where no token is.
+        condition: tensors of the model's condition; None where it has none.
+    """
+
+    @property
+    def ids(self) -> Tensor:
+        """Token ids (B, L)."""
+        return cast(Tensor, self["ids"])
+
+    @property
+    def mask(self) -> Tensor:
+        """True at non-padding tokens (B, L)."""
+        return cast(Tensor, self["mask"])
+
+    @property
+    def known(self) -> Tensor | None:
+        """True at given tokens (B, L)."""
+        return self.get("known")
+
+    @property
+    def condition(self) -> Conditions:
+        """The tensors of the model's condition."""
+        return self.get("condition")
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch with its tensors on ``device``."""
+        move = {
+            name: {k: x.to(device) for k, x in v.items()} if name == "condition" else v.to(device) for name, v in self.items()
+        }
+        return Batch(move)
+
+    @property
+    def attend(self) -> Tensor | None:
+        """The mask, None where no position is padding: attention is then faster."""
+        return None if bool(self.mask.all()) else self.mask
+
+
+class Example(list[int]):
+    """The token ids of one text that also carries a ``condition`` or ``known`` positions (as many booleans as ids)."""
+
+    condition: Any = None
+    known: Sequence[bool] | None = None
+
+
+def collate(rows: Sequence[Sequence[int]], pad_id: int, width: int | None = None) -> Batch:
+    """Pad rows of token ids to the longest, or to ``width``.
+
+    Raises:
+        UserError: a row is longer than ``width``.
+    """
+    lengths = torch.tensor([len(row) for row in rows])
+    longest = int(lengths.max())
+    width = longest if width is None else width
+    if longest > width:
+        raise UserError(f"width: expected {longest} or more, the longest row, got {width}")
+    ids = torch.tensor([[*row, *[pad_id] * (width - len(row))] for row in rows])
+    batch = Batch(ids=ids, mask=torch.arange(width) < lengths[:, None])
+    given = [getattr(row, "known", None) for row in rows]
+    if any(known is not None for known in given):
+        batch["known"] = torch.zeros_like(batch.mask)
+        for row, known in zip(batch["known"], given, strict=True):
+            row[: len(known or ())] = torch.tensor(known or [], dtype=torch.bool)
+    return batch
 
 
 class Objective(nn.Module):
-    """Base of the objectives' modules, for every kind of model.
+    """Base of the objectives' modules, for every family of models.
 
     Batches are padded with ``pad_id`` to their longest row, or to ``width`` tokens where PAD is a word like others.
     """
 
+    model: Any  # a PreTrainedModel
+
     def __init__(self, model: PreTrainedModel, pad_id: int, width: int | None = None) -> None:
-        """Hold the model that is trained."""
+        """Hold the model to train."""
         super().__init__()
         self.model, self.pad_id, self.width = model, pad_id, width
 
-    def collate(self, rows: Sequence[list[int]]) -> dict[str, Tensor]:
-        """Make a batch, the arguments of ``forward``, of rows of token ids."""
+    def collate(self, rows: Sequence[list[int]]) -> Batch:
+        """Make a batch of rows of token ids."""
         batch = collate(rows, self.pad_id, self.width)
-        return batch if self.width is None else {**batch, "mask": torch.ones_like(batch["mask"])}
+        if self.width is not None:
+            batch["mask"] = torch.ones_like(batch.mask)
+        condition = getattr(getattr(self.model, "settings", None), "condition", None)
+        if condition is not None:
+            batch["condition"] = condition.collate([getattr(row, "condition", None) for row in rows])
+        return batch
 
-    def forward(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Return the scalar terms of the loss for ``ids`` (B, L)."""
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the scalar terms of the loss."""
         raise NotImplementedError
+
+    def after_step(self) -> None:
+        """Act after each update of the weights, such as to move an averaged teacher."""
 
     def finish(self) -> None:
         """Write what was learned beside the weights into the model's config."""
 
     def figures(self, held_out: Sequence[list[int]] = ()) -> dict[str, Figure]:
-        """Draw what the log's numbers do not show, by name; called at evaluations, where matplotlib is installed."""
+        """Draw what the log's numbers do not show, by name; called at evaluations where matplotlib is installed."""
         return {}
 
     def report(self, held_out: Sequence[list[int]], folder: Path) -> str:
-        """Measure the trained model on ``held_out`` rows, write what was found into the run's ``folder``, tell it in words."""
+        """Measure the trained model on ``held_out`` rows, write the result into the run's ``folder``, return a summary."""
         return ""
 
 
 class ObjectiveConfig(Component, family="objective"):
-    """Base of the objectives' specs."""
+    """Base of the objectives' hyperparameters."""
 
-    def check(self, model: ModelSpec) -> None:
-        """Check that the objective trains such models.
+    def check(self, model: Any) -> None:
+        """Check that the objective trains models of the spec ``model``.
 
         Raises:
-            UserError: it trains another kind of model, or the model's settings do not go with it.
+            UserError: it trains another family, or the model's settings do not go with it.
         """
         raise NotImplementedError
 
     def build(self, model: Any) -> Objective:
-        """Make the module for a model of the kind that it trains.
-
-        Raises:
-            UserError: the model's settings do not go with this objective.
-        """
+        """Return the module for a model that passes ``check``."""
         raise NotImplementedError
 
 
-def expect_kind(objective: ObjectiveConfig, model: ModelSpec, kind: type[M]) -> M:
-    """Return ``model`` where it is of the kind that the objective trains.
-
-    Raises:
-        UserError: it is of another kind.
-    """
-    if not isinstance(model, kind):
-        wanted, got = plain_name(kind), plain_name(type(model))
-        name = plain_name(type(objective))
-        raise UserError(f"objective: {name!r} trains a {wanted!r} model, and model is {got!r}: name the objective for it too")
-    return model
+def expect_family(objective: ObjectiveConfig, model: Component, family: str) -> None:
+    """Check that the spec ``model`` is of the ``family`` that the objective trains. Raises UserError where it is not."""
+    if family not in [plain_name(kind) for kind in type(model).__mro__ if issubclass(kind, Component)]:
+        name, got = plain_name(type(objective)), plain_name(type(model))
+        raise UserError(f"objective: {name!r} trains a {family!r} model, and model is {got!r}: name the objective for it too")
 
 
-class DiffusionObjective(Objective):
-    """Base of the diffusion models' objectives."""
+class EndToEnd(Objective):
+    """Diffusion-LM's objective: regress the clean vectors, and keep words apart by rounding (Li et al. 2022, section 4.1).
 
-    model: DiffusionLM
-
-    def __init__(self, model: DiffusionLM) -> None:
-        """Pad to the model's width where it models PAD."""
-        width = None if model.settings.explicit_length else model.config.max_tokens
-        super().__init__(model, model.config.special_ids["pad"], width)
-
-
-@dataclass(frozen=True)
-class CrossEntropy(ObjectiveConfig, name="cross-entropy"):
-    """Mean cross-entropy of the words at noise levels drawn from the schedule's density.
-
-    Args:
-        mixed_share: of the texts, whose every position gets a noise level of its own; the others have one level. Neighbours
-            at mixed levels, a soft form of masked language modelling, are what makes a small network use context early.
-        self_conditioning_share: of those texts, denoised twice, the second time given the first estimate.
-        cloze_share: of the texts, whose words are clean and each predicted from the others, its own evidence left out. Needs a
-            backbone that leaves out a word's own vector; empty is half of the texts where it does, and none where it does not.
-        cloze_hidden: of a cloze's words, at most this share is hidden from the others, as pure noise; how many is drawn anew.
+    With q(x_0 | w) = N(E_w, sigma_0^2 I) and x_0 sampled, as in the released code: the regression of the model's prediction
+    (x_0, eps or v; against E_w itself at the lowest level), the cross-entropy of rounding the sampled x_0 (which gives the
+    network no gradient), and the prior term, mean of (alpha_T x_0)^2. All weights are 1.
     """
 
-    mixed_share: float = 0.7
-    self_conditioning_share: float = 0.9
-    cloze_share: float | None = None
-    cloze_hidden: float = 0.3
+    def __init__(
+        self, model: PreTrainedModel, pad_id: int, width: int | None, T: int, loss: Literal["l2", "l1", "huber"] = "l2"
+    ) -> None:
+        """Train at the times 1/T, ..., 1."""
+        super().__init__(model, pad_id, width)
+        self.T, self.loss = T, loss
 
-    def __post_init__(self) -> None:
-        """Check the shares."""
-        for name in ("mixed_share", "self_conditioning_share", "cloze_share", "cloze_hidden"):
-            if (share := getattr(self, name)) is not None and not 0 <= share <= 1:
-                raise UserError(f"{name}: expected a share between 0 and 1, got {share}")
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Return ``regression``, ``rounding`` and ``prior``, each a mean."""
+        process, words = self.model.process, self.model.encode(batch.ids)
+        x0 = words + lowest_deviation(process, self.T) * torch.randn_like(words)
+        t, weight = self.draw_times(len(words))
+        t, weight = t.to(words.device), weight.to(words.device)
+        xt = process.noise(x0, t)
+        denoised = self.model(xt, t, batch.attend, condition=batch.condition)
+        return self.terms(denoised, words, x0, xt, t, weight, batch)
 
-    def check(self, model: ModelSpec) -> None:
-        """Check that the model gives logits."""
-        settings = expect_kind(self, model, ModelConfig)
-        if settings.prediction != "logits":
-            raise UserError(f"objective: 'cross-entropy' needs model.prediction 'logits', got {settings.prediction!r}")
-        if self.cloze_share and not settings.backbone.excludes_self:
-            raise UserError(
-                f"objective.cloze_share: needs a backbone that leaves out a word's own vector, such as 'leave-one-out', "
-                f"got {settings.backbone.name!r}; leave it empty"
-            )
+    def draw_times(self, count: int) -> tuple[Tensor, Tensor]:
+        """Return ``count`` times and their weights in the loss."""
+        return self.model.process.schedule.training_times(torch.rand(count, dtype=torch.float64)), torch.ones(count)
 
-    def build(self, model: DiffusionLM) -> DiffusionObjective:
-        """Make the module."""
-        self.check(model.settings)
-        return CrossEntropyObjective(self, model)
+    def terms(
+        self, denoised: Denoised, words: Tensor, x0: Tensor, xt: Tensor, t: Tensor, weight: Tensor, batch: Batch
+    ) -> dict[str, Tensor]:
+        """Return the terms of the loss for a prediction ``denoised`` of ``x0``."""
+        by_text = (self.regression(denoised, words, x0, xt, t) * batch.mask).sum(1) / batch.mask.sum(1)
+        share = batch.mask / batch.mask.sum()
+        prior = (self.model.process.noise(x0, torch.ones_like(t), torch.zeros_like(x0)) ** 2).mean(-1)
+        rounding = F.cross_entropy(self.model.decode(x0).transpose(1, 2), batch.ids, reduction="none")
+        terms = {"rounding": (rounding * share).sum(), "prior": (prior * share).sum()}
+        return {"regression": (by_text * weight).mean(), **terms}
+
+    def regression(self, denoised: Denoised, words: Tensor, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
+        """Return the loss at each position (B, L)."""
+        process = VariancePreserving(self.model.process.schedule)
+        match self.model.prediction:
+            case "eps":
+                output, target = process.eps_from_x0(denoised.x0, xt, t), process.eps_from_x0(x0, xt, t)
+            case "v":
+                output, target = process.v_from_x0(denoised.x0, xt, t), process.v_from_x0(x0, xt, t)
+            case _:
+                lowest = over_coordinates(t <= 1 / self.T, x0) > 0
+                output, target = denoised.x0, torch.where(lowest, words, x0)
+        function: Any = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}[self.loss]
+        return cast(Tensor, function(output, target, reduction="none").mean(-1))
 
 
-class CrossEntropyObjective(DiffusionObjective):
-    """The module of ``CrossEntropy``; it also fits the ``gumbel`` schedule's curve to the cross-entropy it sees.
-
-    ``seen`` (2, BINS) holds texts and the sum of their cross-entropies by gamma, over about the last 100 batches.
-    """
-
-    BINS = 48
-    seen: Tensor
-
-    def __init__(self, spec: CrossEntropy, model: DiffusionLM) -> None:
-        """Take the schedule's parameters from the model."""
-        super().__init__(model)
-        self.spec = spec
-        excludes_self = model.settings.backbone.excludes_self
-        self.cloze_share = (CLOZE_SHARE if excludes_self else 0.0) if spec.cloze_share is None else spec.cloze_share
-        schedule = model.settings.schedule
-        self.curve: nn.Parameter | None = None
-        if isinstance(schedule, Gumbel):
-            self.curve = nn.Parameter(torch.tensor([schedule.location, math.log(schedule.scale), schedule.entropy]))
-        self.register_buffer("seen", torch.zeros(2, self.BINS), persistent=False)
-
-    def forward(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Return ``cross_entropy`` (nats a token, not a likelihood) and ``schedule``, the curve's squared error."""
-        self.finish()
-        special = self.model.config.special_ids
-        boundary = (ids == special["start"]) | (ids == special["end"])
-        free = mask & ~boundary if self.model.settings.explicit_length else mask
-        B, L = ids.shape
-        mixed = torch.rand(B, device=ids.device) < self.spec.mixed_share
-        # Stratified over the batch, which halves the variance of the loss (Kingma et al. 2021, appendix I.1).
-        by_text, by_position = (torch.randperm(n, device=ids.device) for n in (B, B * L))
-        u_text = (by_text + torch.rand(B, device=ids.device)) / B
-        u_position = (by_position + torch.rand(B * L, device=ids.device)).view(B, L) / (B * L)
-        t = self.model.diffusion.schedule.training_times(torch.where(mixed[:, None], u_position, u_text[:, None]))
-        cloze, noisy, evidence_mask = torch.zeros_like(mixed), free, None
-        if self.cloze_share:
-            cloze = torch.rand(B, device=ids.device) < self.cloze_share
-            hidden = torch.rand(B, L, device=ids.device) < self.spec.cloze_hidden * torch.rand(B, 1, device=ids.device)
-            t = torch.where(cloze[:, None], 1.0, t)
-            noisy, evidence_mask = free & (hidden | ~cloze[:, None]), ~cloze[:, None]
-        x0 = self.model.embed(ids)
-        xt = torch.where(noisy[..., None], self.model.diffusion.noise(x0, t), x0)
-        t = torch.where(noisy, t, 0)
-        attend = None if bool(mask.all()) else mask
-        logits = self.model.token_logits(xt, t, attend, self._first_estimate(xt, t, attend, ~cloze), evidence_mask)
-        losses = F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view(B, L) * free
-        terms = {"cross_entropy": losses.sum() / free.sum()}
-        if self.curve is not None:
-            by_text_loss = losses.detach().sum(1) / free.sum(1).clamp(min=1)
-            gamma = self.model.diffusion.schedule.gamma(t).float().where(free, 0).sum(1) / free.sum(1).clamp(min=1)
-            level = ~(mixed | cloze)
-            terms["schedule"] = ((by_text_loss - self._fitted(gamma)) ** 2 * level).sum() / level.sum().clamp(min=1)
-            if self.training:
-                self._remember(gamma, by_text_loss, level)
-        return terms
-
-    def _fitted(self, gamma: Tensor) -> Tensor:
-        assert self.curve is not None
-        location, log_scale, entropy = self.curve
-        return entropy * torch.exp(-torch.exp(-(gamma - location) / log_scale.exp()))
-
-    @torch.no_grad()
-    def _remember(self, gamma: Tensor, losses: Tensor, counted: Tensor) -> None:
-        """Add texts' levels (B,) and losses (B,) to what was seen, and forget a hundredth of the rest."""
-        low, high = self._gammas()
-        bins = ((gamma - low) / (high - low) * self.BINS).long().clamp(0, self.BINS - 1)
-        self.seen.mul_(0.99).index_add_(1, bins, torch.stack([counted.to(losses), losses * counted]).to(self.seen))
-
-    def _gammas(self) -> tuple[float, float]:
-        schedule = self.model.settings.schedule
-        assert isinstance(schedule, Gumbel)
-        return schedule.low, schedule.high
-
-    def figures(self, held_out: Sequence[list[int]] = ()) -> dict[str, Figure]:
-        """Draw the learned schedule's fit: cross-entropy against gamma, and the curve."""
-        if self.curve is None:
-            return {}
-        from diffusionlm.plots import schedule_fit
-
-        low, high = self._gammas()
-        texts, losses = self.seen.cpu()
-        middles = low + (torch.arange(self.BINS) + 0.5) * (high - low) / self.BINS
-        known = texts > 1e-3
-        xs = torch.linspace(low, high, 200)
-        with torch.no_grad():
-            ys = self._fitted(xs.to(self.curve)).cpu()
-        return {
-            "schedule": schedule_fit(
-                middles[known].tolist(),
-                (losses[known] / texts[known]).tolist(),
-                (texts[known] / texts.sum()).tolist(),
-                list(zip(xs.tolist(), ys.tolist(), strict=True)),
-            )
-        }
-
-    def _first_estimate(self, xt: Tensor, t: Tensor, mask: Tensor | None, among: Tensor) -> Tensor | None:
-        """Denoise a share of the texts ``among`` (B,) once without gradient; the others' estimate is 0."""
-        count = round(self.spec.self_conditioning_share * len(xt))
-        if not (self.model.settings.self_conditioning and count):
-            return None
-        rows = torch.randperm(len(xt), device=xt.device)[:count]
-        rows = rows[among[rows]]
-        estimate = torch.zeros_like(xt)
-        if not len(rows):
-            return estimate
-        with torch.no_grad():
-            estimate[rows] = self.model(xt[rows], t[rows], None if mask is None else mask[rows]).x0
-        return estimate
-
-    def finish(self) -> None:
-        """Write the fitted curve into the model's schedule."""
-        schedule = self.model.settings.schedule
-        if self.curve is not None and isinstance(schedule, Gumbel):
-            location, log_scale, entropy = self.curve.detach().tolist()
-            fitted = {"location": location, "scale": max(math.exp(log_scale), 1e-2), "entropy": entropy}
-            self.model.set_schedule(Gumbel(**{**vars(schedule), **fitted}))
+def lowest_deviation(process: Process, T: int) -> float:
+    """Return sigma_0, the standard deviation of q(x_0 | w): the noise of the lowest level, t = 1/T."""
+    return float(process.alpha_sigma(process.schedule.gamma(torch.tensor(1 / T, dtype=torch.float64)))[1])

@@ -1,81 +1,135 @@
-"""The Gaussian process on word vectors: noise forward, the posterior back, and three ways to say what was predicted.
+"""The Gaussian process on word vectors: noise forward, the posterior backward, and conversions between prediction targets.
 
-    x_t = alpha x_0 + sigma eps                                              variance preserving: alpha^2 + sigma^2 = 1
-    q(x_s | x_t, x_0) = N(alpha_s (1-r) x_0 + r alpha_s/alpha_t x_t, sigma_s^2 (1-r))          r = exp(gamma_s - gamma_t)
+    x_t = alpha x_0 + sigma eps
+    q(x_s | x_t, x_0) = N( alpha_s (1-r) x_0 + r alpha_s/alpha_t x_t,  sigma_s^2 (1-r) )        r = exp(gamma_s - gamma_t)
 
-for any s < t, so fewer sampling steps are a choice of times, not another process (Kingma et al. 2021, appendix A;
-the second line is DDPM's equation 7 in the letters of the first). Shapes: x is (B, L, D); t is (B,), one noise level
-per text, or (B, L), one per position.
+for any s < t, so fewer sampling steps are a choice of times, not another process (Kingma et al. 2021, appendix A; the second
+line is DDPM's equation 7). ``alpha_sigma`` is all that distinguishes one process from another, since every Gaussian process
+with the same gamma is a rescaling of every other. Shapes: x is (B, L, D); t is (B,), one noise level per text, or (B, L).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from diffusionlm.core.schedule import NoiseSchedule
+from diffusionlm.config import Component
+from diffusionlm.core.schedule import NoiseSchedule, Sqrt
 
 
 def alpha(gamma: Tensor) -> Tensor:
-    """Return the signal's factor at ``gamma``; any shape."""
+    """Return the signal factor of the variance-preserving process at ``gamma``; any shape."""
     return torch.sigmoid(-gamma).sqrt()
 
 
 def sigma(gamma: Tensor) -> Tensor:
-    """Return the noise's factor (its standard deviation) at ``gamma``; any shape."""
+    """Return the noise standard deviation of the variance-preserving process at ``gamma``; any shape."""
     return torch.sigmoid(gamma).sqrt()
 
 
 def over_coordinates(level: Tensor, x: Tensor) -> Tensor:
-    """Shape a quantity per text (B,) or per position (B, L) to multiply ``x`` (B, L, D), in the dtype of ``x``."""
+    """Reshape a quantity per text (B,) or per position (B, L) to multiply ``x`` (B, L, D), in the dtype of ``x``."""
     return level.reshape(*level.shape, *[1] * (x.dim() - level.dim())).to(x)
 
 
 @dataclass(frozen=True)
 class Gaussian:
-    """A diagonal Gaussian: mean and variance broadcast to the same shape."""
+    """A diagonal Gaussian; mean and variance broadcast to the same shape."""
 
     mean: Tensor
     variance: Tensor
 
     def kl(self, other: Gaussian) -> Tensor:
-        """Return KL(self || other) in nats, coordinate by coordinate."""
+        """Return KL(self || other) in nats for each coordinate."""
         ratio = self.variance / other.variance
         return 0.5 * (ratio - 1 - ratio.log() + (self.mean - other.mean) ** 2 / other.variance)
 
 
-@dataclass(frozen=True)
-class GaussianDiffusion:
-    """The process of one schedule."""
+class Process(Component, family="process"):
+    """Base of the Gaussian processes: a frozen dataclass with a ``schedule``, that defines ``alpha_sigma``."""
 
     schedule: NoiseSchedule
 
+    def __init__(self, schedule: NoiseSchedule) -> None:
+        """A subclass is a dataclass, which replaces this."""
+        raise NotImplementedError
+
+    def alpha_sigma(self, gamma: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the signal factor and the noise standard deviation at ``gamma``; any shape, alpha / sigma = exp(-gamma/2)."""
+        raise NotImplementedError
+
+    def scale(self, gamma: Tensor) -> Tensor:
+        """Return sqrt(alpha^2 + sigma^2), the factor by which x_t is larger than that of the variance-preserving process."""
+        a, s = self.alpha_sigma(gamma)
+        return (a**2 + s**2).sqrt()
+
+    def standardize(self, xt: Tensor, gamma: Tensor) -> Tensor:
+        """Return x_t of the variance-preserving process, which networks are trained on."""
+        return xt / over_coordinates(self.scale(gamma), xt)
+
+    def prior(self, noise: Tensor) -> Tensor:
+        """Return x_1 (B, L, D) made of standard normal ``noise``."""
+        return noise * over_coordinates(self.scale(self.schedule.gamma(torch.ones(1, device=noise.device))), noise)
+
     def noise(self, x0: Tensor, t: Tensor, eps: Tensor | None = None) -> Tensor:
-        """Draw x_t given ``x0`` (B, L, D) at times ``t`` (B,) or (B, L); ``eps`` is the standard normal draw to use."""
+        """Draw x_t given ``x0`` at times ``t``; ``eps`` is the standard normal draw to use."""
         eps = torch.randn_like(x0) if eps is None else eps
         a, s = self._factors(x0, t)
         return a * x0 + s * eps
 
     def posterior(self, x0: Tensor, xt: Tensor, t: Tensor, s: Tensor) -> Gaussian:
-        """Return q(x_s | x_t, x_0) for times ``s < t``, each (B,) or (B, L) (DDPM, equations 6 and 7)."""
+        """Return q(x_s | x_t, x_0) for times ``s < t`` (DDPM, equations 6 and 7)."""
         gamma_t, gamma_s = self.schedule.gamma(t), self.schedule.gamma(s)
+        (alpha_t, _), (alpha_s, sigma_s) = self.alpha_sigma(gamma_t), self.alpha_sigma(gamma_s)
         clean = -torch.expm1(gamma_s - gamma_t)
-        of_x0 = alpha(gamma_s) * clean
-        of_xt = torch.exp(gamma_s - gamma_t) * alpha(gamma_s) / alpha(gamma_t)
+        of_x0, of_xt = alpha_s * clean, torch.exp(gamma_s - gamma_t) * alpha_s / alpha_t
         mean = over_coordinates(of_x0, xt) * x0 + over_coordinates(of_xt, xt) * xt
-        return Gaussian(mean, over_coordinates(sigma(gamma_s) ** 2 * clean, xt))
+        return Gaussian(mean, over_coordinates(sigma_s**2 * clean, xt))
+
+    def step_variance(self, t: Tensor, s: Tensor) -> Tensor:
+        """Return the variance of q(x_t | x_s), DDPM's beta."""
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = (self.alpha_sigma(self.schedule.gamma(time)) for time in (t, s))
+        return sigma_t**2 - (alpha_t / alpha_s * sigma_s) ** 2
 
     def eps_from_x0(self, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
-        """Return the noise that leads from ``x0`` to ``xt``; t > 0."""
+        """Return the noise eps of x_t given ``x0``; t > 0."""
         a, s = self._factors(xt, t)
         return (xt - a * x0) / s
 
     def x0_from_eps(self, eps: Tensor, xt: Tensor, t: Tensor) -> Tensor:
-        """Return the clean vector that noise ``eps`` leads away from."""
+        """Return the clean vectors given the noise ``eps``."""
         a, s = self._factors(xt, t)
         return (xt - s * eps) / a
+
+    def _factors(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        a, s = self.alpha_sigma(self.schedule.gamma(t))
+        return over_coordinates(a, x), over_coordinates(s, x)
+
+
+@dataclass(frozen=True)
+class VariancePreserving(Process, name="variance-preserving"):
+    """alpha^2 + sigma^2 = 1: the process of DDPM and Diffusion-LM (Ho et al. 2020, section 2)."""
+
+    schedule: NoiseSchedule = field(default_factory=Sqrt)
+
+    def alpha_sigma(self, gamma: Tensor) -> tuple[Tensor, Tensor]:
+        """Return sqrt(sigmoid(-gamma)) and sqrt(sigmoid(gamma))."""
+        return alpha(gamma), sigma(gamma)
+
+    def standardize(self, xt: Tensor, gamma: Tensor) -> Tensor:
+        """Return ``xt`` itself."""
+        return xt
+
+    def prior(self, noise: Tensor) -> Tensor:
+        """Return ``noise`` itself."""
+        return noise
+
+    def step_variance(self, t: Tensor, s: Tensor) -> Tensor:
+        """Return 1 - alpha_t^2 / alpha_s^2 without cancellation."""
+        log_alpha2_t, log_alpha2_s = (torch.nn.functional.logsigmoid(-self.schedule.gamma(time)) for time in (t, s))
+        return -torch.expm1(log_alpha2_t - log_alpha2_s)
 
     def v_from_x0(self, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
         """Return the velocity v = alpha eps - sigma x_0 (Salimans and Ho 2022, appendix D)."""
@@ -83,10 +137,9 @@ class GaussianDiffusion:
         return (a * xt - x0) / s
 
     def x0_from_v(self, v: Tensor, xt: Tensor, t: Tensor) -> Tensor:
-        """Return the clean vector for velocity ``v``."""
+        """Return the clean vectors given the velocity ``v``."""
         a, s = self._factors(xt, t)
         return a * xt - s * v
 
-    def _factors(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        gamma = self.schedule.gamma(t)
-        return over_coordinates(alpha(gamma), x), over_coordinates(sigma(gamma), x)
+
+GaussianDiffusion = VariancePreserving  # the name of version 0.1

@@ -154,16 +154,18 @@ class TokenBudgetBatches(torch.utils.data.Sampler[list[int]]):
         return order, cuts
 
 
-def collate(rows: Sequence[Sequence[int]], pad_id: int, width: int | None = None) -> dict[str, Tensor]:
-    """Pad rows of token ids to the longest, or to ``width``: ``ids`` (B, L) int64, ``mask`` (B, L) True at real tokens.
+def text_mask(lengths: Sequence[int], device: torch.device) -> Tensor:
+    """Return the mask (B, L), True at the tokens of texts of ``lengths`` (start and end counted)."""
+    return (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).to(device)
 
-    Raises:
-        UserError: a row is longer than ``width``.
+
+def boundaries(mask: Tensor, special: dict[str, int], words: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return where start and end are in texts of ``mask`` (B, L), and ids (B, L) that hold them there, PAD elsewhere.
+
+    So they hold ``words`` (B, L) as well, where these are not -1.
     """
-    lengths = torch.tensor([len(row) for row in rows])
-    longest = int(lengths.max())
-    width = longest if width is None else width
-    if longest > width:
-        raise UserError(f"width: expected {longest} or more, the longest row, got {width}")
-    ids = torch.tensor([[*row, *[pad_id] * (width - len(row))] for row in rows])
-    return {"ids": ids, "mask": torch.arange(width) < lengths[:, None]}
+    ids = torch.full(mask.shape, special["pad"], device=mask.device)
+    ids[:, 0] = special["start"]
+    ids.scatter_(1, mask.sum(1, keepdim=True) - 1, special["end"])
+    known = (ids == special["start"]) | (ids == special["end"])
+    return (known, ids) if words is None else (known | (words >= 0), torch.where(words >= 0, words, ids))

@@ -22,7 +22,6 @@ from transformers import PreTrainedModel
 
 from diffusionlm import plots
 from diffusionlm.config import Settings, UserError, build, nearest, override, to_plain
-from diffusionlm.core.model import DiffusionLM
 from diffusionlm.data.batches import encode
 from diffusionlm.data.corpora import Corpus, Files, Restaurants
 from diffusionlm.evaluation.judge import Judge, perplexity
@@ -38,6 +37,7 @@ from diffusionlm.evaluation.text_metrics import (
     mean_error,
     word_counts,
 )
+from diffusionlm.models.diffusion import DiffusionLM
 from diffusionlm.pipelines.auto import open_pipeline
 from diffusionlm.pipelines.base import BasePipeline, SamplingConfig
 

@@ -18,10 +18,10 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from diffusionlm.config import UserError
-from diffusionlm.core.model import model_folder
-from diffusionlm.data.batches import collate
+from diffusionlm.core.objective import collate
 from diffusionlm.data.tokenizers import decode_texts, load_tokenizer
 from diffusionlm.models.causal import load_causal, reach, write_ids
+from diffusionlm.models.io import model_folder
 from diffusionlm.pipelines.base import SamplingConfig, placed
 
 
@@ -131,8 +131,8 @@ class Judge:
 
     def _losses(self, rows: list[list[int]]) -> torch.Tensor:
         """Return the nats (B, L - 1) of every token but the first of each row, on the CPU in float64."""
-        batch = {name: tensor.to(self.model.device) for name, tensor in collate(rows, 0).items()}
-        ids, mask = batch["ids"], batch["mask"]
+        batch = collate(rows, 0).to(self.model.device)
+        ids, mask = batch.ids, batch.mask
         with torch.autocast(ids.device.type, self.dtype, enabled=self.dtype != torch.float32):
             logits = self.model(input_ids=ids[:, :-1], attention_mask=mask[:, :-1].long(), use_cache=False).logits
         losses = torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), ids[:, 1:], reduction="none")

@@ -40,12 +40,15 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from diffusionlm.config import UserError
-from diffusionlm.core.model import MAX_GAMMA, DiffusionLM, boundaries
+from diffusionlm.core.model import MAX_GAMMA
+from diffusionlm.core.objective import collate, lowest_deviation
 from diffusionlm.core.process import Gaussian, alpha, over_coordinates, sigma
 from diffusionlm.core.sampler import Denoise, Denoised, given
-from diffusionlm.core.schedule import Gumbel, StepSchedule
-from diffusionlm.data.batches import collate
-from diffusionlm.recipe.regression import bound_term, lowest_deviation, prior_kl
+from diffusionlm.core.schedule import StepSchedule
+from diffusionlm.data.batches import boundaries
+from diffusionlm.models.diffusion import DiffusionLM
+from diffusionlm.recipe.gumbel import Gumbel
+from diffusionlm.recipe.regression import bound_term, prior_kl
 
 LEAST_GAMMA = -4.0  # where a schedule does not say when words are decided: the noise is then a seventh of the signal
 UNIFORM_SHARE = 0.2  # of the proposal, so that no noise level's weight is large
@@ -236,7 +239,7 @@ def bound(
         draws: dict[str, Any] = {"strata": strata, "seed": (seed, number), "batch_size": batch_size}
         if model.settings.prediction == "logits":
             denoise, known = denoiser(model, ids, temperature, dtype)
-            x0 = model.embed(ids)[0]
+            x0 = model.encode(ids)[0]
             if orders:
                 draw = numpy.random.default_rng([seed, number])
                 losses = hidden_token_losses(denoise, x0, ids[0], draw)
@@ -333,11 +336,11 @@ def discrete_terms(
     dtype: torch.dtype = torch.float32,
 ) -> Terms:
     """Estimate the bound of T steps of one text ``ids`` (1, L), all positions modelled, as the paper's objective does."""
-    q, schedule = model.diffusion, model.settings.schedule
+    q, schedule = model.process, model.settings.schedule
     if not isinstance(schedule, StepSchedule):
         raise UserError(f"schedule: the bound of a model that predicts vectors needs steps, got {schedule.name!r}")
     draw = numpy.random.default_rng(list(seed))
-    lowest, words = max(2, strata // 8), model.embed(ids)
+    lowest, words = max(2, strata // 8), model.encode(ids)
     steps, weight = _steps(schedule, torch.from_numpy((numpy.arange(strata) + draw.random(strata)) / strata))
     steps = torch.cat([torch.ones(lowest), steps]).double()
     variance = "learned" if model.settings.learned_variance else "posterior"
@@ -346,13 +349,13 @@ def discrete_terms(
         t, embedded = part.to(ids.device), words.expand(len(part), -1, -1)
         shape = (len(part), 2, *words.shape[1:])
         first, second = torch.from_numpy(draw.standard_normal(shape, dtype=numpy.float32)).to(words).unbind(1)
-        x0 = embedded + lowest_deviation(q, schedule) * first
+        x0 = embedded + lowest_deviation(q, schedule.T) * first
         xt = q.noise(x0, t, second)
         with torch.autocast(ids.device.type, dtype, enabled=dtype != torch.float32):
             denoised = model(xt, t)
-        term = bound_term(q, schedule, denoised, embedded, x0, xt, t, ids.expand(len(part), -1), variance, model)
+        term = bound_term(q, schedule.T, denoised, embedded, x0, xt, t, ids.expand(len(part), -1), variance, model)
         nats.append(term.double().sum(1).cpu() * words.shape[-1])
-    prior = prior_kl(q, schedule, words).double().sum() * words.shape[-1]
+    prior = prior_kl(q, schedule.T, words).double().sum() * words.shape[-1]
     return _terms(prior, torch.cat(nats)[:lowest], torch.cat(nats)[lowest:] * weight)
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from diffusionlm.config import UserError
-from diffusionlm.core.model import model_folder
 from diffusionlm.data.corpora import Corpus
+from diffusionlm.models.io import model_folder
 from diffusionlm.training.run import read_config
 
 

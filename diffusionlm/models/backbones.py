@@ -17,17 +17,8 @@ from torch import Tensor, nn
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEncoder
 
-from diffusionlm.config import Component, UserError
-
-
-class Backbone(Component, family="backbone"):
-    """Base of the backbones' specs."""
-
-    excludes_self: ClassVar[bool] = False  # whether no position's outputs depend on that position's own latents and level
-
-    def build(self, inputs: int, outputs: int, max_length: int) -> nn.Module:
-        """Make the network for latents of ``inputs`` and results of ``outputs`` coordinates."""
-        raise NotImplementedError
+from diffusionlm.config import UserError
+from diffusionlm.core.model import Backbone
 
 
 def sinusoids(x: Tensor, size: int, max_period: float = 10_000.0) -> Tensor:

@@ -29,7 +29,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from diffusionlm.config import UserError
-from diffusionlm.core.objective import Objective, ObjectiveConfig, expect_kind
+from diffusionlm.core.objective import Batch, Objective, ObjectiveConfig, expect_family
 from diffusionlm.data.tokenizers import decode_texts
 from diffusionlm.models.spec import ModelSpec
 from diffusionlm.pipelines.base import BasePipeline, SamplingConfig, Watch, check_no_latents
@@ -100,7 +100,7 @@ class NextToken(ObjectiveConfig, name="causal"):
 
     def check(self, model: ModelSpec) -> None:
         """Check that the model is autoregressive."""
-        expect_kind(self, model, CausalConfig)
+        expect_family(self, model, "causal")
 
     def build(self, model: PreTrainedModel) -> NextTokenObjective:
         """Make the module."""
@@ -115,8 +115,9 @@ class NextTokenObjective(Objective):
         super().__init__(model, model.config.pad_token_id)
         self.spec = spec
 
-    def forward(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return ``cross_entropy``, in nats a token."""
+        ids, mask = batch.ids, batch.mask
         context, wanted, counted = ids[:, :-1], ids[:, 1:], mask[:, 1:]
         if self.training and self.spec.dropped_share:
             hidden = torch.rand(context.shape, device=ids.device) < self.spec.dropped_share

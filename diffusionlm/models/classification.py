@@ -10,20 +10,22 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from diffusionlm import plots
 from diffusionlm.config import UserError
-from diffusionlm.core.model import DiffusionLM, model_folder
-from diffusionlm.core.objective import Objective, ObjectiveConfig, expect_kind
+from diffusionlm.core.objective import Batch, Objective, ObjectiveConfig, expect_family
 from diffusionlm.data.labels import Labelled
 from diffusionlm.models.accuracy import CLEAN, LOG_SNRS, Accuracy, span_scores, value_scores
-from diffusionlm.models.classifier import ClassifierConfig, LatentClassifier
+from diffusionlm.models.classifier import LatentClassifier
+from diffusionlm.models.diffusion import DiffusionLM
+from diffusionlm.models.io import model_folder
 from diffusionlm.models.spec import ModelSpec
+from diffusionlm.recipe.frozen import Frozen
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,7 +69,7 @@ class Classification(ObjectiveConfig, name="classification"):
 
     def check(self, model: ModelSpec) -> None:
         """Check that the model is a classifier."""
-        expect_kind(self, model, ClassifierConfig)
+        expect_family(self, model, "classifier")
 
     def build(self, model: LatentClassifier) -> ClassificationObjective:
         """Make the module. Raises UserError where the denoiser cannot be read, or is not the classifier's."""
@@ -77,18 +79,6 @@ class Classification(ObjectiveConfig, name="classification"):
         return ClassificationObjective(self, model, denoiser)
 
 
-class Frozen:
-    """Holds a module out of sight of the module that uses it: not among its weights, without gradient, never copied."""
-
-    def __init__(self, module: DiffusionLM) -> None:
-        """Hold ``module`` as it is used, not trained."""
-        self.module: DiffusionLM = module.requires_grad_(False).train(False)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Return itself: copies of the objective (an average of its weights) share it."""
-        return self
-
-
 class ClassificationObjective(Objective):
     """The module of ``Classification``."""
 
@@ -96,16 +86,15 @@ class ClassificationObjective(Objective):
 
     def __init__(self, spec: Classification, model: LatentClassifier, denoiser: DiffusionLM) -> None:
         """Pad as the denoiser's own texts are padded."""
-        width = None if denoiser.settings.explicit_length else denoiser.config.max_tokens
-        super().__init__(model, denoiser.config.special_ids["pad"], width)
+        super().__init__(model, denoiser.config.special_ids["pad"], denoiser.padded_width)
         self.spec, self.frozen = spec, Frozen(denoiser)
 
     @property
     def denoiser(self) -> DiffusionLM:
         """Return the frozen diffusion model, on the classifier's device."""
-        return nn.Module.to(self.frozen.module, self.model.device)
+        return self.frozen.on(self.model.device)
 
-    def collate(self, rows: Sequence[list[int]]) -> dict[str, Tensor]:
+    def collate(self, rows: Sequence[list[int]]) -> Batch:
         """Make a batch of ``Labelled`` rows; ``targets`` are indices: (B, F) of texts, (B, L) of tokens, (B, L, L) of spans."""
         batch = super().collate(rows)
         labelled = [row for row in rows if isinstance(row, Labelled)]
@@ -125,10 +114,12 @@ class ClassificationObjective(Objective):
                 targets[i, 1:last, 1:last].masked_fill_(torch.ones(last - 1, last - 1, dtype=torch.bool).triu(), 0)
                 for (start, end), label in row.labels[names[0]].items():
                     targets[i, start, end] = index(names[0], label)
-        return {**batch, "targets": targets}
+        batch["targets"] = targets
+        return batch
 
-    def forward(self, ids: Tensor, mask: Tensor, targets: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return ``cross_entropy``, in nats a label: of spans a weighted mean, of network and pointer that of each alone."""
+        ids, mask, targets = batch.ids, batch.mask, batch["targets"]
         B, device = len(ids), ids.device
         u = (torch.randperm(B, device=device) + torch.rand(B, device=device)) / B  # stratified, as the denoiser's
         t = self.model.schedule.training_times(u)
@@ -172,8 +163,8 @@ class ClassificationObjective(Objective):
         """
         denoiser, free = self.denoiser, self._free(ids, mask)
         with torch.autocast(ids.device.type, enabled=False):
-            x0 = denoiser.embed(ids)
-            xt = torch.where(free[..., None], denoiser.diffusion.noise(x0, t), x0)
+            x0 = denoiser.encode(ids)
+            xt = torch.where(free[..., None], denoiser.process.noise(x0, t), x0)
         words = self.model.chances(ids)
         if self.model.settings.reads == "noisy":
             return torch.where((t > 0)[:, None, None], xt, x0), words
@@ -205,8 +196,8 @@ class ClassificationObjective(Objective):
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(0)
             for start in range(0, len(ordered), 32):
-                batch = {name: tensor.to(device) for name, tensor in self.collate(ordered[start : start + 32]).items()}
-                ids, mask, targets = batch["ids"], batch["mask"], batch["targets"]
+                batch = self.collate(ordered[start : start + 32]).to(device)
+                ids, mask, targets = batch.ids, batch.mask, batch["targets"]
                 t = level.to(device).expand(len(ids))
                 latents, words = self.believed(ids, mask, t)
                 found = self.model(latents, t, self._attend(mask), words)

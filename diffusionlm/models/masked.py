@@ -27,9 +27,10 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerFast
 
 from diffusionlm.config import build_untrusted, to_plain
-from diffusionlm.core.model import DiffusionLMConfig, WordVectorModel, check_vectors, special_ids
-from diffusionlm.core.objective import Objective, ObjectiveConfig, expect_kind
-from diffusionlm.models.backbones import Backbone, Transformer
+from diffusionlm.core.model import Backbone
+from diffusionlm.core.objective import Batch, Objective, ObjectiveConfig, expect_family
+from diffusionlm.models.backbones import Transformer
+from diffusionlm.models.diffusion import DiffusionLMConfig, WordVectorModel, check_vectors, special_ids
 from diffusionlm.models.spec import ModelSpec
 
 
@@ -114,7 +115,7 @@ class MaskedLM(WordVectorModel):
         ``mask`` (B, L) is True at real tokens. START, END and PAD are given, so that their chance is 0.
         """
         with torch.autocast(ids.device.type, enabled=False):
-            vectors = torch.where(hidden[..., None], self.mask_vector.float(), self.embed(ids))
+            vectors = torch.where(hidden[..., None], self.mask_vector.float(), self.encode(ids))
         still = torch.zeros(len(ids), device=ids.device)
         logits: Tensor = self.network(vectors, still, still, mask).float()
         frame = sorted({id for name, id in self.config.special_ids.items() if name != "unk"})
@@ -165,7 +166,7 @@ class MaskedWords(ObjectiveConfig, name="masked"):
 
     def check(self, model: ModelSpec) -> None:
         """Check that it is a masked model."""
-        expect_kind(self, model, MaskedConfig)
+        expect_family(self, model, "masked")
 
     def build(self, model: MaskedLM) -> MaskedObjective:
         """Make the module."""
@@ -183,8 +184,9 @@ class MaskedObjective(Objective):
         super().__init__(model, model.config.special_ids["pad"])
         self.spec = spec
 
-    def forward(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return ``bound`` (nats a word) or ``cross_entropy`` (nats a hidden word, not a likelihood)."""
+        ids, mask = batch.ids, batch.mask
         words = word_positions(mask)
         total = words.sum(1)
         counts = (stratified(len(ids), ids.device) * total).ceil().clamp(min=1)

@@ -9,12 +9,11 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-import diffusionlm.models.classification
-import diffusionlm.recipe.regression  # noqa: F401  an objective
 from diffusionlm.config import UserError
-from diffusionlm.core.model import DiffusionLMConfig, model_folder
 from diffusionlm.models.causal import CausalPipeline
 from diffusionlm.models.classifier import ClassifierModelConfig
+from diffusionlm.models.diffusion import DiffusionLMConfig
+from diffusionlm.models.io import model_folder
 from diffusionlm.models.masked import MaskedLMConfig
 from diffusionlm.pipelines.base import BasePipeline
 from diffusionlm.pipelines.diffusion import Pipeline

@@ -19,10 +19,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from diffusionlm.config import Settings, UserError, build, build_untrusted, merge, to_plain, upgraded
 from diffusionlm.controls import Control, Outcome
-from diffusionlm.core.guidance import Gradient, Guidance, Particles
-from diffusionlm.core.model import model_folder
+from diffusionlm.core.guidance import Guidance
 from diffusionlm.core.sampler import DDPM, Sampler
 from diffusionlm.data.tokenizers import decode_texts, load_tokenizer
+from diffusionlm.models.io import model_folder
+from diffusionlm.pipelines.gradient import Gradient
+from diffusionlm.pipelines.particles import Particles
 
 M = TypeVar("M", bound=PreTrainedModel)
 Watch = Callable[[Any, list[str]], None]  # gets what has the time ``t``, a State for diffusion, and the texts as they read

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from diffusionlm.core.guidance import Energy, GuidanceState
-from diffusionlm.core.model import DiffusionLM, boundaries
 from diffusionlm.core.process import Gaussian, alpha, over_coordinates, sigma
-from diffusionlm.core.sampler import Denoise, Denoised, apply_temperature, clamp, given, pin_logits
+from diffusionlm.core.sampler import Denoise, Denoised, clamp, given
+from diffusionlm.data.batches import boundaries
+from diffusionlm.models.diffusion import DiffusionLM
 from diffusionlm.pipelines.base import SamplingConfig
 from diffusionlm.pipelines.steering import Steering
+from diffusionlm.recipe.posterior import apply_temperature, pin_logits
 
 
 class WordDenoiser:
@@ -49,7 +51,7 @@ class WordDenoiser:
     def wrapped(self) -> Denoise:
         """Return it with clamping, and the words that are known held clean."""
         denoise: Denoise = clamp(self, self.E) if self.sampling.clamp else self
-        return given(denoise, self.known | ~self.mask, self.model.embed(self.ids)) if self.explicit else denoise
+        return given(denoise, self.known | ~self.mask, self.model.encode(self.ids)) if self.explicit else denoise
 
     def __call__(self, xt: Tensor, t: Tensor) -> Denoised:
         """Denoise ``passes`` times, each told the estimate before it; energies act on the last.
@@ -93,7 +95,7 @@ class WordDenoiser:
     def _shifted(self, xt: Tensor, t: Tensor) -> tuple[Denoised, GuidanceState, Tensor]:
         """Denoise with a graph, and return also what energies are asked about, and how far they move the clean vectors."""
         assert self.followed is not None
-        gamma = self.model.diffusion.schedule.gamma(t)
+        gamma = self.model.process.schedule.gamma(t)
         tweedie = over_coordinates(sigma(gamma) ** 2 / alpha(gamma).clamp(min=1e-3), xt)
         with torch.enable_grad():
             xt = xt.detach().requires_grad_()

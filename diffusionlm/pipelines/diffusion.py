@@ -14,10 +14,11 @@ from torch import Tensor
 
 from diffusionlm.config import UserError
 from diffusionlm.controls import Binding, Control, outcomes, read_controls
-from diffusionlm.core.guidance import GuidanceState, ParticleFilter
-from diffusionlm.core.model import DiffusionLM, boundaries, text_mask
-from diffusionlm.core.sampler import RowNoise, State, blockwise_icm, generator_of, given, parallel_icm, pin_logits, sample
+from diffusionlm.core.guidance import GuidanceState
+from diffusionlm.core.sampler import State, given, sample
+from diffusionlm.data.batches import boundaries, text_mask
 from diffusionlm.data.tokenizers import decode_texts
+from diffusionlm.models.diffusion import DiffusionLM
 from diffusionlm.pipelines.base import (
     BasePipeline,
     Controlled,
@@ -29,7 +30,11 @@ from diffusionlm.pipelines.base import (
 )
 from diffusionlm.pipelines.denoiser import WordDenoiser
 from diffusionlm.pipelines.lengths import blank, draw_lengths
+from diffusionlm.pipelines.noise import RowNoise, generator_of
+from diffusionlm.pipelines.particles import ParticleFilter
 from diffusionlm.pipelines.steering import Steering
+from diffusionlm.recipe.posterior import pin_logits
+from diffusionlm.recipe.refine import blockwise_icm, parallel_icm
 
 
 class Pipeline(BasePipeline[DiffusionLM]):
@@ -224,7 +229,7 @@ class Pipeline(BasePipeline[DiffusionLM]):
         mask, sampling, steering = denoise.mask, denoise.sampling, denoise.steering
         x = noise(torch.zeros(*mask.shape, self.model.settings.dimension, device=mask.device))
         return sample(
-            denoise.wrapped(), self.model.diffusion, x, sampler=sampling.sampler, steps=sampling.steps, noise=noise,
+            denoise.wrapped(), self.model.process, x, sampler=sampling.sampler, steps=sampling.steps, noise=noise,
             steer=denoise.move if steering and steering.energy else None, select=select,
         )  # fmt: skip
 
@@ -250,7 +255,7 @@ class Pipeline(BasePipeline[DiffusionLM]):
         if self.model.settings.backbone.excludes_self:
 
             def cloze(words: Tensor) -> Tensor:
-                x0 = self.model.embed(words)
+                x0 = self.model.encode(words)
                 logits = denoiser.asked(x0, clean, None, torch.zeros_like(mask)).logits + denoiser.barred
                 return logits if steering is None else steering.prefer(logits, words, x0, clean, mask, denoiser.E)
 
@@ -258,7 +263,7 @@ class Pipeline(BasePipeline[DiffusionLM]):
             return parallel_icm(words, ~fixed, cloze, rounds=rounds, odds=odds, allowed=allowed)
 
         def posterior(words: Tensor, hidden: Tensor) -> Tensor:
-            x0 = self.model.embed(words)
+            x0 = self.model.encode(words)
             denoiser.previous = None  # each group of words is asked for anew
             denoised = given(denoiser.wrapped(), ~hidden, x0)(noise(x0), torch.ones_like(clean))
             if steering is None:
@@ -275,7 +280,7 @@ class Pipeline(BasePipeline[DiffusionLM]):
         if predicted:
             logits = state.denoised.logits
             return logits.argmax(-1) if steering is None else steering.words(logits, mask)
-        logits = self.model.round(state.x)
+        logits = self.model.decode(state.x)
         if self.model.settings.explicit_length:
             logits[..., list(self.model.config.special_ids.values())] = -math.inf
         return logits.argmax(-1)

@@ -13,8 +13,9 @@ from diffusionlm.config import UserError
 from diffusionlm.constraints.dfa import DFA
 from diffusionlm.constraints.inference import forced_tokens, log_probability
 from diffusionlm.core.guidance import Energy, GuidanceState
-from diffusionlm.core.model import DiffusionLM, boundaries, text_mask
-from diffusionlm.core.sampler import pin_logits
+from diffusionlm.data.batches import boundaries, text_mask
+from diffusionlm.models.diffusion import DiffusionLM
+from diffusionlm.recipe.posterior import pin_logits
 
 ASKED = 8  # lengths at which an energy is asked how likely they make what it asks
 
@@ -104,7 +105,7 @@ def blank(model: DiffusionLM, mask: Tensor, words: Tensor) -> Tensor:
 def _around(model: DiffusionLM, mask: Tensor, known: Tensor, ids: Tensor, evidence_mask: Tensor | None = None) -> Tensor:
     """Return the log-probabilities (B, L, V) of words around the ``ids`` (B, L) that are ``known`` (B, L)."""
     clean = known | ~mask
-    x = torch.where(clean[..., None], model.embed(ids), 0.0)
+    x = torch.where(clean[..., None], model.encode(ids), 0.0)
     logits = model.token_logits(x, (~clean).float(), mask, None, evidence_mask).float()
     logits[..., list(model.config.special_ids.values())] = -torch.inf
     return logits.log_softmax(-1)

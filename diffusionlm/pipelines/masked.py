@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from diffusionlm.config import UserError, plain_name
-from diffusionlm.core.model import boundaries, text_mask
-from diffusionlm.core.process import Gaussian, GaussianDiffusion
-from diffusionlm.core.sampler import History, RowNoise, Sampler
+from diffusionlm.core.process import Gaussian, Process
+from diffusionlm.core.sampler import History, Sampler
+from diffusionlm.data.batches import boundaries, text_mask
 from diffusionlm.data.tokenizers import decode_texts
 from diffusionlm.models.masked import MaskedLM, lowest, word_positions
 from diffusionlm.pipelines.base import BasePipeline, SamplingConfig, Watch, check_length, check_no_latents
 from diffusionlm.pipelines.lengths import draw_lengths
+from diffusionlm.pipelines.noise import RowNoise
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 """A masked model: ids (B, L) and hidden (B, L), True where an id is not to be seen, to token logits (B, L, V)."""
@@ -62,7 +63,7 @@ class Unmasking(Sampler):
         """
         raise NotImplementedError
 
-    def transition(self, q: GaussianDiffusion, history: History, xt: Tensor, t: Tensor, s: Tensor) -> Gaussian:
+    def transition(self, q: Process, history: History, xt: Tensor, t: Tensor, s: Tensor) -> Gaussian:
         """Refuse to move word vectors."""
         raise UserError(f"sampler: {plain_name(type(self))!r} writes with masked models; see: diffusionlm show samplers")
 
@@ -170,7 +171,7 @@ class MaskedPipeline(BasePipeline[MaskedLM]):
     def check(self, sampling: SamplingConfig) -> None:
         """Check the sampler and the length."""
         if not isinstance(sampling.sampler, Unmasking):
-            known = [name for name, kind in Sampler.members.items() if issubclass(kind, Unmasking)]
+            known = [name for name, kind in Sampler.kinds().items() if issubclass(kind, Unmasking)]
             raise UserError(f"sampler: {sampling.sampler.name!r} moves word vectors; a masked model needs {' or '.join(known)}")
         check_no_latents(sampling, "a masked model")
         if sampling.length is not None:

@@ -8,7 +8,8 @@ with q(x_0 | w) around the word's vector; the bound in nats is ``bound_term``'s 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -16,12 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffusionlm.config import UserError
-from diffusionlm.core.model import DiffusionLM, ModelConfig
-from diffusionlm.core.objective import DiffusionObjective, ObjectiveConfig, expect_kind
-from diffusionlm.core.process import Gaussian, GaussianDiffusion, over_coordinates, sigma
+from diffusionlm.core.objective import Batch, EndToEnd, ObjectiveConfig, expect_family, lowest_deviation
+from diffusionlm.core.process import Gaussian, Process
 from diffusionlm.core.sampler import Denoised, reverse_step
 from diffusionlm.core.schedule import StepSchedule
-from diffusionlm.models.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -44,98 +43,70 @@ class Regression(ObjectiveConfig, name="regression"):
     variance: Literal["posterior", "upper", "learned"] = "posterior"
     vlb_weight: float = 1e-3
 
-    def check(self, model: ModelSpec) -> None:
+    def check(self, model: Any) -> None:
         """Check that the model gives vectors, and its schedule has steps."""
-        settings = expect_kind(self, model, ModelConfig)
-        if settings.prediction == "logits":
+        expect_family(self, model, "diffusion")
+        if model.has_logits:
             raise UserError("objective: 'regression' needs model.prediction 'x0', 'eps' or 'v', got 'logits'")
-        if not isinstance(settings.schedule, StepSchedule):
-            raise UserError(f"objective: 'regression' needs a schedule of T steps, got {settings.schedule.name!r}")
-        if (self.variance == "learned") != settings.learned_variance:
+        if not isinstance(model.schedule, StepSchedule):
+            raise UserError(f"objective: 'regression' needs a schedule of T steps, got {model.schedule.name!r}")
+        if (self.variance == "learned") != model.learned_variance:
             raise UserError("objective.variance: 'learned' goes with model.learned_variance true, and only with it")
 
-    def build(self, model: DiffusionLM) -> DiffusionObjective:
+    def build(self, model: Any) -> VariationalObjective:
         """Make the module."""
         self.check(model.settings)
-        assert isinstance(model.settings.schedule, StepSchedule)
-        return RegressionObjective(self, model, model.settings.schedule)
+        return VariationalObjective(self, model)
 
 
-class RegressionObjective(DiffusionObjective):
-    """The module of ``Regression``."""
+class VariationalObjective(EndToEnd):
+    """The module of ``Regression``: the paper's terms, or those of the variational bound, or both (hybrid)."""
 
-    def __init__(self, spec: Regression, model: DiffusionLM, schedule: StepSchedule) -> None:
+    def __init__(self, spec: Regression, model: Any) -> None:
         """Start with every time equally likely."""
-        super().__init__(model)
-        self.spec, self.schedule = spec, schedule
-        self.importance = ImportanceTimes(schedule.T) if spec.times == "importance" else None
+        T = model.process.schedule.T
+        super().__init__(
+            model, model.config.special_ids["pad"], model.padded_width, T, "l2" if spec.loss == "vlb" else spec.loss
+        )
+        self.spec = spec
+        self.importance = ImportanceTimes(T) if spec.times == "importance" else None
 
-    def forward(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Return ``regression`` (or ``vlb``), ``rounding`` and ``prior``, each a mean."""
-        q, B, T = self.model.diffusion, len(ids), self.schedule.T
-        words = self.model.embed(ids)
-        x0 = words + lowest_deviation(q, self.schedule) * torch.randn_like(words)
-        if self.importance is None:
-            t, weight = q.schedule.training_times(torch.rand(B, device=ids.device, dtype=torch.float64)), torch.ones(B)
-        else:
-            t, weight = self.importance.draw(B)
-        t, weight = t.to(ids.device), weight.to(ids.device)
-        xt = q.noise(x0, t)
-        attend = None if bool(mask.all()) else mask
-        denoised = self.model(xt, t, attend)
-        losses = self._loss(denoised, words, x0, xt, t, ids)
-        by_text = (losses * mask).sum(1) / mask.sum(1)
+    def draw_times(self, count: int) -> tuple[Tensor, Tensor]:
+        """Return ``count`` times and their weights in the loss."""
+        return super().draw_times(count) if self.importance is None else self.importance.draw(count)
+
+    def terms(
+        self, denoised: Denoised, words: Tensor, x0: Tensor, xt: Tensor, t: Tensor, weight: Tensor, batch: Batch
+    ) -> dict[str, Tensor]:
+        """Return the paper's terms, with the bound's in place of them or beside them."""
+        process, T, share = self.model.process, self.T, batch.mask / batch.mask.sum()
+        bound = partial(bound_term, process, T, words=words, x0=x0, xt=xt, t=t, ids=batch.ids, model=self.model)
+        vlb = self.spec.loss == "vlb"
+        losses = bound(denoised, variance=self.spec.variance) if vlb else self.regression(denoised, words, x0, xt, t)
+        by_text = (losses * batch.mask).sum(1) / batch.mask.sum(1)
         if self.importance is not None and self.training:
             self.importance.update(t, by_text.detach())
-        share = mask / mask.sum()
-        if self.spec.loss == "vlb":
-            last = prior_kl(q, self.schedule, words)
-            return {"vlb": T * (by_text * weight).mean(), "prior": (last * share).sum()}
-        prior = (q.noise(x0, torch.ones_like(t), torch.zeros_like(x0)) ** 2).mean(-1)
-        rounding = F.cross_entropy(self.model.round(x0).transpose(1, 2), ids, reduction="none")
-        terms = {"rounding": (rounding * share).sum(), "prior": (prior * share).sum()}
+        if vlb:
+            return {"vlb": T * (by_text * weight).mean(), "prior": (prior_kl(process, T, words) * share).sum()}
+        terms = super().terms(denoised, words, x0, xt, t, weight, batch)
         if self.spec.variance == "learned":
-            frozen = Denoised(denoised.x0.detach(), denoised.logits, denoised.variance_share)
-            bound = bound_term(q, self.schedule, frozen, words, x0, xt, t, ids, "learned", self.model)
-            terms["vlb"] = T * self.spec.vlb_weight * (bound * share * weight[:, None]).sum()
-        return {"regression": (by_text * weight).mean(), **terms}
-
-    def _loss(self, denoised: Denoised, words: Tensor, x0: Tensor, xt: Tensor, t: Tensor, ids: Tensor) -> Tensor:
-        """Return the loss per position (B, L)."""
-        if self.spec.loss == "vlb":
-            return bound_term(
-                self.model.diffusion, self.schedule, denoised, words, x0, xt, t, ids, self.spec.variance, self.model
-            )
-        q = self.model.diffusion
-        match self.model.settings.prediction:
-            case "eps":
-                output, target = q.eps_from_x0(denoised.x0, xt, t), q.eps_from_x0(x0, xt, t)
-            case "v":
-                output, target = q.v_from_x0(denoised.x0, xt, t), q.v_from_x0(x0, xt, t)
-            case _:
-                lowest = over_coordinates(t <= 1 / self.schedule.T, x0) > 0
-                output, target = denoised.x0, torch.where(lowest, words, x0)
-        function: Any = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}[self.spec.loss]
-        losses: Tensor = function(output, target, reduction="none").mean(-1)
-        return losses
+            frozen = replace(denoised, x0=denoised.x0.detach())
+            hybrid = self.spec.vlb_weight * bound(frozen, variance="learned")
+            terms["vlb"] = T * (hybrid * share * weight[:, None]).sum()
+        return terms
 
 
-def lowest_deviation(q: GaussianDiffusion, schedule: StepSchedule) -> float:
-    """Return sigma_0, the deviation of q(x_0 | w): the noise of the lowest level, t = 1/T."""
-    return float(sigma(q.schedule.gamma(torch.tensor(1 / schedule.T, dtype=torch.float64))))
-
-
-def prior_kl(q: GaussianDiffusion, schedule: StepSchedule, words: Tensor) -> Tensor:
+def prior_kl(q: Process, T: int, words: Tensor) -> Tensor:
     """Return KL(q(x_1 | w) || N(0, I)) in nats a coordinate, per position (B, L), for word vectors (B, L, D)."""
     gamma = q.schedule.gamma(torch.ones((), dtype=torch.float64))
-    variance = torch.sigmoid(gamma) + torch.sigmoid(-gamma) * lowest_deviation(q, schedule) ** 2
+    variance = torch.sigmoid(gamma) + torch.sigmoid(-gamma) * lowest_deviation(q, T) ** 2
     last = Gaussian(float(torch.sigmoid(-gamma).sqrt()) * words, torch.full_like(words, float(variance)))
     return last.kl(Gaussian(torch.zeros_like(words), torch.ones_like(words))).mean(-1)
 
 
 def bound_term(
-    q: GaussianDiffusion,
-    schedule: StepSchedule,
+    q: Process,
+    T: int,
     denoised: Denoised,
     words: Tensor,
     x0: Tensor,
@@ -143,7 +114,7 @@ def bound_term(
     t: Tensor,
     ids: Tensor,
     variance: str,
-    model: DiffusionLM,
+    model: Any,
 ) -> Tensor:
     """Return the variational bound's term at times ``t`` (B,), in nats a coordinate, per position (B, L).
 
@@ -151,15 +122,15 @@ def bound_term(
     log q(x_0 | w) - log p(x_0 | x_t) - log p(w | x_0), where p(x_0 | x_t) has the second level's posterior variance
     (Li et al. 2022, equation 2). T times its mean over t = 1/T, ..., 1, and the prior's KL, bound the likelihood.
     """
-    s = ((t * schedule.T).round() - 1) / schedule.T
+    s = ((t * T).round() - 1) / T
     lowest = (s <= 0)[:, None].to(t.device)
-    t_safe, s_safe = torch.where(s <= 0, 2 / schedule.T, t), torch.where(s <= 0, 1 / schedule.T, s)
+    t_safe, s_safe = torch.where(s <= 0, 2 / T, t), torch.where(s <= 0, 1 / T, s)
     believed = reverse_step(q, denoised, xt, t_safe, s_safe, variance)
     kl = q.posterior(x0, xt, t_safe, s_safe).kl(believed).mean(-1)
-    deviation = lowest_deviation(q, schedule)
+    deviation = lowest_deviation(q, T)
     encoder = Gaussian(words, torch.full_like(words, deviation**2))
     decoder = Gaussian(denoised.x0, believed.variance.expand_as(x0))
-    rounding = F.cross_entropy(model.round(x0).transpose(1, 2), ids, reduction="none") / x0.shape[-1]
+    rounding = F.cross_entropy(model.decode(x0).transpose(1, 2), ids, reduction="none") / x0.shape[-1]
     reconstruction = (log_density(encoder, x0) - log_density(decoder, x0)).mean(-1) + rounding
     return torch.where(lowest, reconstruction, kl)
 

@@ -19,13 +19,15 @@ import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from diffusionlm.config import FORMAT_VERSION, Settings, UserError, build, merge, override, read_yaml, to_plain, upgraded
-from diffusionlm.core.model import ModelConfig, model_folder
-from diffusionlm.core.objective import CrossEntropy, ObjectiveConfig
+from diffusionlm.core.objective import ObjectiveConfig
 from diffusionlm.data.batches import DataConfig, Encoded, encode
 from diffusionlm.data.tokenizers import load_tokenizer
+from diffusionlm.models.diffusion import ModelConfig
+from diffusionlm.models.io import model_folder
 from diffusionlm.models.spec import ModelSpec
 from diffusionlm.pipelines.auto import pipeline_of
 from diffusionlm.pipelines.base import SamplingConfig
+from diffusionlm.recipe.cross_entropy import CrossEntropy
 from diffusionlm.training.checkpoints import disk_errors
 from diffusionlm.training.trainer import DiffusionTrainer, TrainingConfig
 

@@ -41,7 +41,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from diffusionlm import plots
 from diffusionlm.config import Settings, UserError
-from diffusionlm.core.objective import Objective
+from diffusionlm.core.objective import Batch, Objective
 from diffusionlm.data.batches import TokenBudgetBatches
 from diffusionlm.training.callbacks import Progress, interruptible
 from diffusionlm.training.checkpoints import MARKER, complete_checkpoints, disk_errors, newest_checkpoint, trim_log
@@ -158,6 +158,7 @@ class DiffusionTrainer(Trainer):
     ) -> None:
         """Set up the run in ``folder``; nothing is written before ``run``."""
         self.config, self.folder, self.write_samples, self.export = config, folder, write_samples, export
+        self.objective: Objective = objective
         self.collated, self.width = objective.collate, objective.width
         self.validation = list(validation[: config.evaluation_texts])
         self.writer: SummaryWriter | None = None
@@ -237,7 +238,7 @@ class DiffusionTrainer(Trainer):
 
     def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Return the sum of the objective's terms."""
-        terms: dict[str, Tensor] = model(**inputs)
+        terms: dict[str, Tensor] = model(inputs)
         for name, term in terms.items():
             self.term_sums[name] = self.term_sums[name].to(term.device) + term.detach()
         self.micro_steps += 1
@@ -375,7 +376,7 @@ def _average_with(decay: float, warmup: bool) -> Callable[[Any, Any, Any], None]
 def evaluate_terms(
     objective: torch.nn.Module,
     rows: Sequence[list[int]],
-    collated: Callable[[Sequence[list[int]]], dict[str, Tensor]],
+    collated: Callable[[Sequence[list[int]]], Batch],
     batch_tokens: int,
     device: torch.device,
     bf16: bool,
@@ -390,11 +391,11 @@ def evaluate_terms(
         torch.manual_seed(0)
         while ordered:
             count = max(1, batch_tokens // len(ordered[-1]))
-            batch = {k: v.to(device) for k, v in collated(ordered[-count:]).items()}
+            batch = collated(ordered[-count:]).to(device)
             del ordered[-count:]
             size = int(batch["mask"].sum())
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                terms = objective(**batch)
+                terms = objective(batch)
             for name, term in terms.items():
                 sums[name] += float(term) * size
             tokens += size
@@ -424,6 +425,7 @@ class Samples(TrainerCallback):
         """Average; sample where it is time; stop and save where Ctrl-C asked for it."""
         trainer = self.trainer
         assert trainer.model is not None
+        trainer.objective.after_step()
         trainer.ema.update_parameters(trainer.model)
         last = state.global_step >= state.max_steps
         if trainer.write_samples and state.is_world_process_zero:

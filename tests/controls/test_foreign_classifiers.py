@@ -12,10 +12,12 @@ from transformers import DistilBertConfig, DistilBertForSequenceClassification, 
 
 from diffusionlm.config import UserError
 from diffusionlm.controls import Binding, Classifier
-from diffusionlm.core.guidance import Gradient, GuidanceState, Particles
+from diffusionlm.core.guidance import GuidanceState
 from diffusionlm.core.sampler import Denoised
 from diffusionlm.data.tokenizers import BytePairs, Words
 from diffusionlm.pipelines.diffusion import Pipeline
+from diffusionlm.pipelines.gradient import Gradient
+from diffusionlm.pipelines.particles import Particles
 
 WET = "rain"
 

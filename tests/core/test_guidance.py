@@ -9,23 +9,12 @@ import torch
 from torch import Tensor
 
 from diffusionlm.config import UserError, build
-from diffusionlm.core.guidance import (
-    Adagrad,
-    Energy,
-    Gradient,
-    Guidance,
-    GuidanceState,
-    ParticleFilter,
-    Particles,
-    any_of,
-    none_of,
-    scaled,
-    total,
-    word_slopes,
-)
+from diffusionlm.core.guidance import Adagrad, Energy, Guidance, GuidanceState, any_of, none_of, scaled, total
 from diffusionlm.core.process import Gaussian, GaussianDiffusion, alpha, sigma
 from diffusionlm.core.sampler import Denoised
 from diffusionlm.core.schedule import Cosine
+from diffusionlm.pipelines.gradient import Gradient, word_slopes
+from diffusionlm.pipelines.particles import ParticleFilter, Particles
 
 MASK = torch.ones(1, 3, dtype=torch.bool)
 E = torch.tensor([[1.0, 0.0], [-1.0, 0.5], [0.2, -2.0], [0.0, 1.0]])

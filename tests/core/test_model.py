@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from diffusionlm.config import FORMAT_VERSION, UserError, build, merge, to_plain
-from diffusionlm.core.model import MAX_GAMMA, DiffusionLM, DiffusionLMConfig, ModelConfig
+from diffusionlm.core.model import MAX_GAMMA
 from diffusionlm.core.process import alpha, sigma
-from diffusionlm.core.schedule import Gumbel, Linear, Sqrt
+from diffusionlm.core.schedule import Linear, Sqrt
 from diffusionlm.data.batches import encode
 from diffusionlm.data.tokenizers import Words
+from diffusionlm.models.diffusion import DiffusionLM, DiffusionLMConfig, ModelConfig
+from diffusionlm.recipe.gumbel import Gumbel
 
 VOCABULARY, LONGEST = 11, 8
 SMALL: dict[str, Any] = {
@@ -82,7 +84,7 @@ def test_only_frozen_vectors_are_not_learned(embedding: str) -> None:
     plain = to_plain(build(ModelConfig, merge(SMALL, {"embedding": embedding})))
     model = DiffusionLM(DiffusionLMConfig(settings=plain, vocabulary=VOCABULARY, max_tokens=LONGEST))
     ids = torch.randint(VOCABULARY, (2, LONGEST))
-    denoised = model(model.embed(ids), torch.tensor([0.2, 0.7]))
+    denoised = model(model.encode(ids), torch.tensor([0.2, 0.7]))
     denoised.logits.square().mean().backward()
     gradient = model.embedding.weight.grad
     if embedding == "frozen":
@@ -98,10 +100,10 @@ def test_embedding_and_rounding_are_tied() -> None:
     model = _model(**VECTORS, prediction="x0")
     ids = torch.randint(VOCABULARY, (2, 5))
     E = model.word_vectors()
-    assert torch.equal(model.embed(ids), E[ids])
+    assert torch.equal(model.encode(ids), E[ids])
     assert model.rounding_bias is not None
     x = torch.randn(2, 5, 6)
-    torch.testing.assert_close(model.round(x), x @ E.T + model.rounding_bias)
+    torch.testing.assert_close(model.decode(x), x @ E.T + model.rounding_bias)
     assert _model().rounding_bias is None
 
 
@@ -115,7 +117,7 @@ def test_evidence_is_the_exact_posterior_of_one_position(t: float, embedding: st
     E, gamma = model.word_vectors().double(), model.settings.schedule.gamma(torch.tensor(t))
     assert float(alpha(gamma) / sigma(gamma) ** 2) < model.settings.evidence
     ids = torch.randint(VOCABULARY, (3, LONGEST))
-    xt = model.diffusion.noise(model.embed(ids), torch.full((3,), t))
+    xt = model.process.noise(model.encode(ids), torch.full((3,), t))
     distances = (xt.double()[:, :, None] - alpha(gamma) * E).square().sum(-1)
     likelihood = torch.exp(-distances / (2 * sigma(gamma) ** 2))
     posterior = likelihood / likelihood.sum(-1, keepdim=True)
@@ -178,7 +180,7 @@ def test_beliefs_have_their_shapes_and_agree(settings: dict[str, Any]) -> None:
         torch.testing.assert_close(denoised.x0, denoised.logits.softmax(-1) @ model.word_vectors())
         assert torch.equal(model.token_logits(x, t), denoised.logits)
     else:
-        torch.testing.assert_close(denoised.logits, model.round(denoised.x0))
+        torch.testing.assert_close(denoised.logits, model.decode(denoised.x0))
     assert (denoised.variance_share is not None) == model.settings.learned_variance
     if denoised.variance_share is not None:
         assert denoised.variance_share.shape == x.shape
@@ -202,10 +204,10 @@ class _Says(nn.Module):
 def test_a_right_prediction_gives_back_the_clean_vectors(prediction: str) -> None:
     model = _model(**VECTORS, prediction=prediction)
     x0, eps, t = torch.randn(2, 5, 6), torch.randn(2, 5, 6), torch.tensor([0.25, 0.8])
-    gamma = model.diffusion.schedule.gamma(t)[:, None, None].float()
+    gamma = model.process.schedule.gamma(t)[:, None, None].float()
     outputs = {"x0": x0, "eps": eps, "v": alpha(gamma) * eps - sigma(gamma) * x0}
     model.network = _Says(outputs[prediction])
-    torch.testing.assert_close(model(model.diffusion.noise(x0, t, eps), t).x0, x0, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model(model.process.noise(x0, t, eps), t).x0, x0, rtol=1e-4, atol=1e-5)
 
 
 def test_what_the_network_is_told() -> None:
@@ -224,7 +226,7 @@ def test_the_network_is_told_the_words_own_probabilities() -> None:
     network = model.network = _Says(torch.zeros(2, 5, VOCABULARY))
     x, t = torch.randn(2, 5, 6), torch.tensor([0.9, 1.0])
     denoised = model(x, t)
-    scale = alpha(model.diffusion.schedule.gamma(t)).float()[:, None, None]
+    scale = alpha(model.process.schedule.gamma(t)).float()[:, None, None]
     torch.testing.assert_close(network.told[0][0][..., :6], scale * x)
     torch.testing.assert_close(network.told[0][0][..., 6:], denoised.logits.softmax(-1))
 
@@ -260,7 +262,7 @@ def test_what_was_learned_beside_the_weights_is_saved(tmp_path: Path) -> None:
     model.config.length_counts, model.config.special_ids = [0, 0, 3, 4], {"pad": 3, "unk": 2, "start": 1, "end": 0}
     model.save_pretrained(tmp_path)
     loaded = DiffusionLM.load(tmp_path)
-    assert loaded.settings.schedule == loaded.diffusion.schedule == LEARNED
+    assert loaded.settings.schedule == loaded.process.schedule == LEARNED
     for name in ("length_counts", "special_ids", "vocabulary", "max_tokens"):
         assert getattr(loaded.config, name) == getattr(model.config, name)
     assert _same_beliefs(loaded.train(False), model)
@@ -283,7 +285,7 @@ def test_halved_weights_keep_the_schedule_exact(tmp_path: Path) -> None:
     assert loaded.embedding.weight.dtype == torch.bfloat16
     assert loaded.settings.schedule == LEARNED
     t = torch.linspace(0, 1, 9)
-    assert torch.equal(loaded.diffusion.schedule.gamma(t), LEARNED.gamma(t))
+    assert torch.equal(loaded.process.schedule.gamma(t), LEARNED.gamma(t))
     assert loaded.word_vectors().dtype == torch.float32
 
 
@@ -412,7 +414,7 @@ def test_pickles_are_never_read(name: str, tmp_path: Path) -> None:
 def test_a_schedule_can_be_replaced(schedule: Sqrt | Linear | Gumbel) -> None:
     model = _model()
     model.set_schedule(schedule)
-    assert model.settings.schedule == model.diffusion.schedule == schedule
+    assert model.settings.schedule == model.process.schedule == schedule
     assert build(ModelConfig, model.config.settings) == model.settings
 
 

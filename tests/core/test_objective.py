@@ -13,19 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from diffusionlm.config import UserError, build, merge, to_plain
-from diffusionlm.core.model import DiffusionLM, DiffusionLMConfig, ModelConfig
-from diffusionlm.core.objective import CrossEntropy, CrossEntropyObjective, DiffusionObjective, Objective
+from diffusionlm.core.objective import Batch, Objective, lowest_deviation
 from diffusionlm.core.process import Gaussian, GaussianDiffusion, alpha, sigma
 from diffusionlm.core.sampler import Denoised
-from diffusionlm.core.schedule import Gumbel, Sqrt
-from diffusionlm.recipe.regression import (
-    ImportanceTimes,
-    Regression,
-    RegressionObjective,
-    bound_term,
-    log_density,
-    lowest_deviation,
-)
+from diffusionlm.core.schedule import Sqrt
+from diffusionlm.models.diffusion import DiffusionLM, DiffusionLMConfig, ModelConfig
+from diffusionlm.recipe.cross_entropy import CrossEntropy, CrossEntropyObjective
+from diffusionlm.recipe.gumbel import Gumbel
+from diffusionlm.recipe.regression import ImportanceTimes, Regression, VariationalObjective, bound_term, log_density
 
 VOCABULARY, PAD, UNKNOWN, START, END = 12, 0, 1, 2, 3
 SMALL: dict[str, Any] = {
@@ -43,6 +38,11 @@ VECTORS: dict[str, Any] = {
 def _model(**settings: Any) -> DiffusionLM:
     config = build(ModelConfig, merge({**SMALL, "evidence_input": False}, settings))
     return DiffusionLM(DiffusionLMConfig(settings=to_plain(config), vocabulary=VOCABULARY, max_tokens=10))
+
+
+def _batch(count: int, lengths: list[int], width: int = 10) -> Batch:
+    ids, mask = _texts(count, lengths, width)
+    return Batch(ids=ids, mask=mask)
 
 
 def _texts(count: int, lengths: list[int], width: int = 10) -> tuple[Tensor, Tensor]:
@@ -82,7 +82,7 @@ class SqrtAt(Sqrt):
 
 def test_the_lowest_level_of_the_papers_schedule() -> None:
     q = GaussianDiffusion(Sqrt())
-    assert f"{lowest_deviation(q, Sqrt()) ** 2:.10f}" == "0.0146413105"
+    assert f"{lowest_deviation(q, Sqrt().T) ** 2:.10f}" == "0.0146413105"
 
 
 @pytest.mark.parametrize(("at", "truth"), [(1, 1.0), (2, 1.0146413105), (1000, 1.0146413105), (2000, 1.0146413105)])
@@ -91,7 +91,7 @@ def test_the_error_of_a_zero_predictor_on_vectors_of_unit_variance(at: int, trut
     model.set_schedule(SqrtAt(at=at))
     model.network = _Network(torch.zeros(6))
     ids = torch.randint(VOCABULARY, (4000, 10))
-    loss = Regression().build(model)(ids, torch.ones_like(ids, dtype=torch.bool))["regression"]
+    loss = Regression().build(model)(Batch(ids=ids, mask=torch.ones_like(ids, dtype=torch.bool)))["regression"]
     tolerance = 1e-5 if at == 1 else 5 * (4 * 0.0146 / ids.numel() / 6) ** 0.5
     assert loss.item() == pytest.approx(truth, abs=tolerance)
 
@@ -102,7 +102,7 @@ def test_the_error_of_a_denoiser_that_knows_the_word(at: int, truth: float) -> N
     model.set_schedule(SqrtAt(at=at))
     ids = torch.randint(VOCABULARY, (4000, 10))
     model.network = _Network(model.word_vectors().detach()[ids])
-    loss = Regression().build(model)(ids, torch.ones_like(ids, dtype=torch.bool))["regression"]
+    loss = Regression().build(model)(Batch(ids=ids, mask=torch.ones_like(ids, dtype=torch.bool)))["regression"]
     assert loss.item() == pytest.approx(truth, rel=5 * (2 / ids.numel() / 6) ** 0.5)
 
 
@@ -110,10 +110,10 @@ def test_the_prior_term() -> None:
     model = _model(**VECTORS)
     model.set_schedule(Sqrt(T=2))  # of which a visible 0.001 alpha^2(1/2) of the words is left at t = 1
     ids = torch.randint(VOCABULARY, (4000, 10))
-    prior = Regression().build(model)(ids, torch.ones_like(ids, dtype=torch.bool))["prior"]
-    q, E = model.diffusion, model.word_vectors()
+    prior = Regression().build(model)(Batch(ids=ids, mask=torch.ones_like(ids, dtype=torch.bool)))["prior"]
+    q, E = model.process, model.word_vectors()
     alpha2 = float(alpha(q.schedule.gamma(torch.ones(()))) ** 2)
-    truth = alpha2 * (E[ids].square().mean().item() + lowest_deviation(q, Sqrt(T=2)) ** 2)
+    truth = alpha2 * (E[ids].square().mean().item() + lowest_deviation(q, 2) ** 2)
     assert prior.item() == pytest.approx(truth, rel=0.02)
 
 
@@ -125,7 +125,7 @@ def test_the_other_regressions_of_a_known_error(loss: str) -> None:
     ids = torch.randint(VOCABULARY, (3, 10))
     model.network = _Network(model.word_vectors().detach()[ids] + 2)
     objective = build(Regression, {"loss": loss}).build(model)
-    found = objective(ids, torch.ones_like(ids, dtype=torch.bool))["regression"]
+    found = objective(Batch(ids=ids, mask=torch.ones_like(ids, dtype=torch.bool)))["regression"]
     assert found.item() == pytest.approx({"l1": 2.0, "huber": 1.5}[loss], rel=1e-5)
 
 
@@ -136,8 +136,8 @@ def test_the_target_is_what_the_model_predicts(prediction: str) -> None:
     model.set_schedule(SqrtAt(at=600))
     model.network = _Network(torch.zeros(6))
     ids = torch.randint(VOCABULARY, (4000, 10))
-    loss = Regression().build(model)(ids, torch.ones_like(ids, dtype=torch.bool))["regression"]
-    gamma = model.diffusion.schedule.gamma(torch.tensor(0.3, dtype=torch.float64))
+    loss = Regression().build(model)(Batch(ids=ids, mask=torch.ones_like(ids, dtype=torch.bool)))["regression"]
+    gamma = model.process.schedule.gamma(torch.tensor(0.3, dtype=torch.float64))
     signal, noise = float(alpha(gamma) ** 2), float(sigma(gamma) ** 2)
     truth = {"eps": 1.0, "v": signal + noise * 1.0146413105}[prediction]
     assert loss.item() == pytest.approx(truth, rel=0.015)
@@ -155,7 +155,7 @@ def _gradients(objective: Objective, terms: list[Tensor]) -> dict[str, Tensor]:
 @pytest.mark.parametrize("prediction", ["x0", "eps", "v"])
 def test_rounding_never_touches_the_network(prediction: str) -> None:
     objective = Regression().build(_model(**VECTORS | {"prediction": prediction}))
-    terms = objective(*_texts(8, [10]))
+    terms = objective(_batch(8, [10]))
     found = _gradients(objective, [terms["rounding"]])
     assert all(float(g.abs().max()) == 0 for name, g in found.items() if ".network." in name)
     assert float(found["model.embedding.weight"].abs().sum()) > 0
@@ -169,7 +169,7 @@ def test_rounding_never_touches_the_network(prediction: str) -> None:
 def test_every_regression_trains_every_weight(loss: str, prediction: str, variance: str, times: str) -> None:
     model = _model(**VECTORS | {"prediction": prediction, "learned_variance": variance == "learned"})
     objective = build(Regression, {"loss": loss, "variance": variance, "times": times}).build(model)
-    terms = objective(*_texts(60, [10, 7]))
+    terms = objective(_batch(60, [10, 7]))
     assert set(terms) == (
         {"vlb", "prior"} if loss == "vlb"
         else {"regression", "rounding", "prior", "vlb"} if variance == "learned"
@@ -186,7 +186,7 @@ def test_every_regression_trains_every_weight(loss: str, prediction: str, varian
 def test_learned_variances_leave_the_mean_to_the_regression() -> None:
     model = _model(**VECTORS | {"learned_variance": True})
     objective = Regression(variance="learned").build(model)
-    found = _gradients(objective, [objective(*_texts(60, [10]))["vlb"]])
+    found = _gradients(objective, [objective(_batch(60, [10]))["vlb"]])
     last = found["model.network.down.weight"]
     assert float(last[:6].abs().max()) == 0
     assert float(last[6:].abs().min()) > 0
@@ -196,7 +196,7 @@ def test_learned_variances_leave_the_mean_to_the_regression() -> None:
 @pytest.mark.parametrize("mixed_share", [0.0, 0.5, 1.0])
 def test_cross_entropy_trains_every_weight(mixed_share: float, self_conditioning: bool) -> None:
     objective = CrossEntropy(mixed_share=mixed_share).build(_model(self_conditioning=self_conditioning))
-    terms = objective(*_texts(16, [10, 7]))
+    terms = objective(_batch(16, [10, 7]))
     found = _gradients(objective, list(terms.values()))
     assert set(found) == {name for name, _ in objective.named_parameters()}
     untouched = {"curve"} if mixed_share == 1 else set()
@@ -205,15 +205,15 @@ def test_cross_entropy_trains_every_weight(mixed_share: float, self_conditioning
 
 def test_cross_entropy_does_not_learn_the_schedule_nor_the_schedule_the_words() -> None:
     objective = CrossEntropy(mixed_share=0).build(_model())
-    terms = objective(*_texts(16, [10]))
+    terms = objective(_batch(16, [10]))
     assert set(_gradients(objective, [terms["schedule"]])) == {"curve"}
-    terms = objective(*_texts(16, [10]))
+    terms = objective(_batch(16, [10]))
     assert "curve" not in _gradients(objective, [terms["cross_entropy"]])
 
 
 def test_a_frozen_embedding_stays_as_it_is() -> None:
     objective = CrossEntropy().build(_model(embedding="frozen"))
-    terms = objective(*_texts(16, [10]))
+    terms = objective(_batch(16, [10]))
     assert "model.embedding.weight" not in _gradients(objective, list(terms.values()))
 
 
@@ -235,7 +235,7 @@ def test_padding_does_not_count(spec: CrossEntropy | Regression, settings: dict[
     found = []
     for filler in (PAD, 7):
         torch.manual_seed(1)
-        found.append({k: float(v.detach()) for k, v in objective(torch.where(mask, ids, filler), mask).items()})
+        found.append({k: float(v.detach()) for k, v in objective(Batch(ids=torch.where(mask, ids, filler), mask=mask)).items()})
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
@@ -248,14 +248,14 @@ class _TwoWords:
     def __init__(self, deviation: float) -> None:
         self.deviation = deviation
 
-    def round(self, x: Tensor) -> Tensor:
+    def decode(self, x: Tensor) -> Tensor:
         return x * torch.tensor([-1.0, 1.0], dtype=x.dtype) / self.deviation**2
 
 
 def test_the_bound_of_two_words() -> None:
     """The exact posterior mean's discrete bound is 0.733484 nats, above the language's entropy ln 2 = 0.6931."""
     schedule = Sqrt()
-    q, T, deviation = GaussianDiffusion(schedule), schedule.T, lowest_deviation(GaussianDiffusion(schedule), schedule)
+    q, T, deviation = GaussianDiffusion(schedule), schedule.T, lowest_deviation(GaussianDiffusion(schedule), schedule.T)
     nodes, weights = numpy.polynomial.hermite_e.hermegauss(40)
     pairs = torch.tensor(list(itertools.product(nodes, nodes)))
     weight = torch.tensor([a * b for a, b in itertools.product(weights, weights)]) / (2 * math.pi)
@@ -270,7 +270,7 @@ def test_the_bound_of_two_words() -> None:
         word = torch.tanh(a * xt / spread)
         mean = word + a * deviation**2 / spread * (xt - a * word)
         term = bound_term(
-            q, schedule, Denoised(mean, mean), words, x0, xt, times, torch.ones(words.shape[:2], dtype=torch.long),
+            q, schedule.T, Denoised(mean, mean), words, x0, xt, times, torch.ones(words.shape[:2], dtype=torch.long),
             "posterior", cast(DiffusionLM, _TwoWords(deviation)),
         )  # fmt: skip
         terms.append(term @ weight)
@@ -342,10 +342,10 @@ def test_importance_changes_no_term_in_expectation(term: str) -> None:
         model = _model(**VECTORS | {"learned_variance": True, "schedule": {"name": "sqrt", "T": 4}})
         model.network = _Network(torch.zeros(12))
         objective = build(Regression, {"variance": "learned", "times": times}).build(model).eval()
-        assert isinstance(objective, RegressionObjective)
+        assert isinstance(objective, VariationalObjective)
         if objective.importance is not None:
             objective.importance.load_state_dict(_seen().state_dict())
-        found.append(objective(ids, torch.ones_like(ids, dtype=torch.bool))[term].item())
+        found.append(objective(Batch(ids=ids, mask=torch.ones_like(ids, dtype=torch.bool)))[term].item())
     assert found[1] == pytest.approx(found[0], rel=0.03)
 
 
@@ -366,19 +366,19 @@ def test_seen_losses_are_saved_with_the_run() -> None:
 
 def test_only_training_fills_the_history() -> None:
     objective = Regression(times="importance").build(_model(**VECTORS))
-    assert isinstance(objective, RegressionObjective)
+    assert isinstance(objective, VariationalObjective)
     assert objective.importance is not None
-    batch = _texts(30, [10])
-    objective.eval()(*batch)
+    batch = _batch(30, [10])
+    objective.eval()(batch)
     assert int(objective.importance.seen.sum()) == 0
-    objective.train()(*batch)
+    objective.train()(batch)
     assert int(objective.importance.seen.sum()) == 30
 
 
 # Cross-entropy
 
 
-def _listening(mixed_share: float, **settings: Any) -> tuple[DiffusionObjective, _Network]:
+def _listening(mixed_share: float, **settings: Any) -> tuple[Objective, _Network]:
     """Return a cross-entropy whose network puts out zeros, without evidence or self-conditioning."""
     settings = {"evidence": 0.0, "self_conditioning": False, **settings}
     model = _model(**settings)
@@ -388,7 +388,7 @@ def _listening(mixed_share: float, **settings: Any) -> tuple[DiffusionObjective,
 
 def test_knowing_nothing_costs_the_logarithm_of_the_vocabulary() -> None:
     objective, _ = _listening(0.5)
-    assert objective(*_texts(8, [10, 5]))["cross_entropy"].item() == pytest.approx(math.log(VOCABULARY), rel=1e-6)
+    assert objective(_batch(8, [10, 5]))["cross_entropy"].item() == pytest.approx(math.log(VOCABULARY), rel=1e-6)
 
 
 def test_boundaries_are_clean_and_not_scored() -> None:
@@ -396,8 +396,8 @@ def test_boundaries_are_clean_and_not_scored() -> None:
     ids, mask = _texts(40, [10, 5, 3])
     boundary = (ids == START) | (ids == END)
     network.output = torch.where((boundary | ~mask)[..., None], 1e4 * torch.randn(40, 10, VOCABULARY), 0)
-    assert objective(ids, mask)["cross_entropy"].item() == pytest.approx(math.log(VOCABULARY), rel=1e-6)
-    x0 = objective.model.embed(ids)
+    assert objective(Batch(ids=ids, mask=mask))["cross_entropy"].item() == pytest.approx(math.log(VOCABULARY), rel=1e-6)
+    x0 = objective.model.encode(ids)
     assert torch.equal(network.latents[boundary], x0[boundary])
     assert bool((network.t[boundary] == 0).all())
     inside = mask & ~boundary
@@ -411,14 +411,14 @@ def test_a_model_of_padding_learns_every_position() -> None:
     everywhere = torch.ones_like(ids, dtype=torch.bool)
     network.output = torch.where((ids == PAD)[..., None], torch.tensor([50.0] + [0.0] * (VOCABULARY - 1)), 0)
     truth = math.log(VOCABULARY) * float((ids != PAD).float().mean())
-    assert objective(ids, everywhere)["cross_entropy"].item() == pytest.approx(truth, rel=1e-5)
+    assert objective(Batch(ids=ids, mask=everywhere))["cross_entropy"].item() == pytest.approx(truth, rel=1e-5)
     assert bool((network.t > 0).all())
 
 
 @pytest.mark.parametrize("mixed_share", [0.0, 1.0, 0.9])
 def test_the_share_of_texts_with_mixed_levels(mixed_share: float) -> None:
     objective, network = _listening(mixed_share)
-    objective(*_texts(1000, [10]))
+    objective(_batch(1000, [10]))
     inside = network.t[:, 1:-1]
     mixed = (inside != inside[:, :1]).any(1).float().mean()
     assert float(mixed) == pytest.approx(mixed_share, abs=5 * (mixed_share * (1 - mixed_share) / 1000) ** 0.5)
@@ -433,11 +433,11 @@ def test_a_cloze_scores_every_word_by_its_context_alone() -> None:
     model = _model(**CLOZE).requires_grad_(False)
     ids, mask = _texts(30, [10, 5])
     scored = mask & (ids != START) & (ids != END)
-    x0, clean = model.embed(ids), torch.zeros(30)
+    x0, clean = model.encode(ids), torch.zeros(30)
     context = model.token_logits(x0, clean, mask, evidence_mask=torch.zeros_like(mask))
     with_evidence = model.token_logits(x0, clean, mask)
     assert float(nn.functional.cross_entropy(with_evidence[scored], ids[scored])) < 1e-3  # clean words say who they are
-    found = CrossEntropy(cloze_share=1.0, cloze_hidden=0.0).build(model)(ids, mask)
+    found = CrossEntropy(cloze_share=1.0, cloze_hidden=0.0).build(model)(Batch(ids=ids, mask=mask))
     expected = nn.functional.cross_entropy(context[scored], ids[scored])
     torch.testing.assert_close(found["cross_entropy"], expected)
     assert found["schedule"].item() == 0  # the curve is of texts with one level
@@ -448,7 +448,7 @@ def test_clozes_hide_words_and_noise_no_others() -> None:
     network = model.network = _Network(torch.zeros(VOCABULARY))
     objective = CrossEntropy(cloze_share=0.5, cloze_hidden=0.4, mixed_share=1.0, self_conditioning_share=1.0).build(model)
     ids, mask = _texts(2000, [10])
-    objective(ids, mask)
+    objective(Batch(ids=ids, mask=mask))
     levels = network.t[:, 1:-1]
     cloze = ((levels == 0) | (levels == 1)).all(1)
     assert float(cloze.float().mean()) == pytest.approx(0.5, abs=0.06)
@@ -475,7 +475,7 @@ def test_levels_are_stratified_over_the_batch(mixed_share: float) -> None:
     """One draw falls into each of as many equal parts of the schedule's quantile as there are draws."""
     objective, network = _listening(mixed_share, schedule={"name": "gumbel", "uniform_share": 1.0}, explicit_length=False)
     ids = torch.randint(4, VOCABULARY, (50, 10))
-    objective(ids, torch.ones_like(ids, dtype=torch.bool))
+    objective(Batch(ids=ids, mask=torch.ones_like(ids, dtype=torch.bool)))
     levels = network.t.flatten() if mixed_share else network.t[:, 0]
     assert torch.equal(torch.floor(levels * len(levels)).sort().values, torch.arange(len(levels)).float())
 
@@ -486,7 +486,7 @@ def test_the_share_of_texts_that_see_an_estimate(share: float) -> None:
     network = model.network = _Network(torch.zeros(VOCABULARY))
     network.output = torch.arange(VOCABULARY, dtype=torch.float32)
     objective = CrossEntropy(self_conditioning_share=share).build(model)
-    objective(*_texts(40, [10]))
+    objective(_batch(40, [10]))
     estimate = network.latents[..., 6:]
     shown = (estimate != 0).any(-1).any(-1)
     assert int(shown.sum()) == round(40 * share)
@@ -517,33 +517,33 @@ def test_the_schedule_finds_the_curve_of_the_data() -> None:
     optimizer = torch.optim.Adam([objective.curve], 0.05)
     for _ in range(300):
         optimizer.zero_grad()
-        objective(ids, mask)["schedule"].backward()
+        objective(Batch(ids=ids, mask=mask))["schedule"].backward()
         optimizer.step()
     objective.finish()
     found = model.settings.schedule
     assert isinstance(found, Gumbel)
     assert (found.location, found.scale, found.entropy) == pytest.approx((1.2, 1.3, 2.3), abs=1e-3)
-    assert model.diffusion.schedule == found
+    assert model.process.schedule == found
     assert build(ModelConfig, model.config.settings).schedule == found
 
 
 def test_the_curve_fits_texts_of_one_level_only() -> None:
     objective = CrossEntropy(mixed_share=1).build(_model())
-    assert objective(*_texts(8, [10]))["schedule"].item() == 0
+    assert objective(_batch(8, [10]))["schedule"].item() == 0
 
 
 def test_the_fit_is_drawn_through_what_training_saw() -> None:
     objective = CrossEntropy(mixed_share=0, self_conditioning_share=0).build(_model())
     assert isinstance(objective, CrossEntropyObjective)
     ids, mask = _texts(64, [9])
-    terms = objective(ids, mask)
+    terms = objective(Batch(ids=ids, mask=mask))
     texts, losses = objective.seen
     assert float(texts.sum()) == 64
     assert float(losses.sum()) / 64 == pytest.approx(terms["cross_entropy"].item(), rel=1e-5)  # texts of equal length
     before = objective.seen.clone()
-    objective.eval()(ids, mask)
+    objective.eval()(Batch(ids=ids, mask=mask))
     assert torch.equal(objective.seen, before)  # evaluations are not training
-    objective.train()(ids, mask)
+    objective.train()(Batch(ids=ids, mask=mask))
     assert float(objective.seen[0].sum()) == pytest.approx(64 * 1.99)  # a hundredth of the old is forgotten
     figure = objective.figures()["schedule"]
     axes = figure.axes[0]
@@ -558,7 +558,7 @@ def test_the_fit_is_drawn_through_what_training_saw() -> None:
 
 def test_another_schedule_is_not_fitted() -> None:
     objective = CrossEntropy().build(_model(schedule={"name": "sqrt", "T": 20}))
-    assert set(objective(*_texts(8, [10]))) == {"cross_entropy"}
+    assert set(objective(_batch(8, [10]))) == {"cross_entropy"}
 
 
 # Mistakes

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from diffusionlm.core.process import Gaussian, GaussianDiffusion, alpha, over_coordinates, sigma
-from diffusionlm.core.schedule import Cosine, Gumbel, Linear, NoiseSchedule, Sqrt
+from diffusionlm.core.schedule import Cosine, Linear, NoiseSchedule, Sqrt
+from diffusionlm.recipe.gumbel import Gumbel
 
 PROCESS = GaussianDiffusion(Sqrt())
 SCHEDULES: list[NoiseSchedule] = [Sqrt(), Cosine(), Linear(), Gumbel()]

@@ -19,20 +19,20 @@ from diffusionlm.core.sampler import (
     Denoised,
     DPMSolver,
     Renoise,
-    RowNoise,
     Sampler,
     State,
-    apply_temperature,
-    blockwise_icm,
     clamp,
     given,
     nearest_rows,
-    parallel_icm,
     renoised,
     reverse_step,
     sample,
 )
-from diffusionlm.core.schedule import Cosine, Gumbel, Linear, NoiseSchedule, Sqrt
+from diffusionlm.core.schedule import Cosine, Linear, NoiseSchedule, Sqrt
+from diffusionlm.pipelines.noise import RowNoise
+from diffusionlm.recipe.gumbel import Gumbel
+from diffusionlm.recipe.posterior import apply_temperature
+from diffusionlm.recipe.refine import blockwise_icm, parallel_icm
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from diffusionlm.config import UserError
-from diffusionlm.core.schedule import Cosine, Gumbel, Linear, NoiseSchedule, Sqrt, StepSchedule
+from diffusionlm.core.schedule import Cosine, Linear, NoiseSchedule, Sqrt, StepSchedule
+from diffusionlm.recipe.gumbel import Gumbel
 
 STEP_SCHEDULES: list[StepSchedule] = [Sqrt(), Cosine(), Linear(), Sqrt(T=7), Cosine(T=7), Linear(T=100)]
 ALL: list[NoiseSchedule] = [*STEP_SCHEDULES, Gumbel()]

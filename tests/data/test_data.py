@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from diffusionlm.config import UserError, build, to_plain
-from diffusionlm.data.batches import DataConfig, TokenBudgetBatches, collate, encode
+from diffusionlm.core.objective import collate
+from diffusionlm.data.batches import DataConfig, TokenBudgetBatches, encode
 from diffusionlm.data.corpora import E2E, Corpus, Files, Hub, Restaurants, _said
 from diffusionlm.data.tokenizers import Words, decode_texts, words_of
 from diffusionlm.restaurants.grammar import accepts

@@ -23,11 +23,12 @@ from transformers import (
 
 from diffusionlm.cli import main
 from diffusionlm.config import UserError, build
-from diffusionlm.core.model import DiffusionLM, DiffusionLMConfig
-from diffusionlm.data.batches import collate, encode
+from diffusionlm.core.objective import collate
+from diffusionlm.data.batches import encode
 from diffusionlm.data.tokenizers import Words
 from diffusionlm.evaluation.judge import Judge, Scored, bits_per_character, perplexity, windows
 from diffusionlm.models.causal import CausalConfig, NextToken
+from diffusionlm.models.diffusion import DiffusionLM, DiffusionLMConfig
 from diffusionlm.models.spec import ModelSpec
 from diffusionlm.pipelines.auto import open_pipeline
 from diffusionlm.training.run import RunConfig, train
@@ -247,7 +248,7 @@ def test_the_loss_is_the_judges_likelihood() -> None:
     judge = made()
     objective = NextToken().build(judge.model)
     rows = encode(TEXTS, judge.tokenizer, 16).ids
-    loss = float(objective(**collate(rows, objective.pad_id, objective.width))["cross_entropy"])
+    loss = float(objective(collate(rows, objective.pad_id, objective.width))["cross_entropy"])
     assert math.exp(loss) == pytest.approx(perplexity(judge.score(TEXTS)), rel=1e-5)
 
 

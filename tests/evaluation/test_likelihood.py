@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffusionlm.config import UserError, build, merge, to_plain
-from diffusionlm.core.model import DiffusionLM, DiffusionLMConfig, ModelConfig
+from diffusionlm.core.objective import lowest_deviation
 from diffusionlm.core.process import GaussianDiffusion, alpha, sigma
 from diffusionlm.core.sampler import Denoise, Denoised
 from diffusionlm.core.schedule import Sqrt
@@ -33,7 +33,8 @@ from diffusionlm.evaluation.likelihood import (
     proposal_for,
     standard_kl,
 )
-from diffusionlm.recipe.regression import bound_term, lowest_deviation, prior_kl
+from diffusionlm.models.diffusion import DiffusionLM, DiffusionLMConfig, ModelConfig
+from diffusionlm.recipe.regression import bound_term, prior_kl
 
 PAD, UNKNOWN, START, END = 0, 1, 2, 3
 VOCABULARY, LONGEST = 12, 10
@@ -348,13 +349,13 @@ class TwoWords:
 
     def __init__(self) -> None:
         self.settings = SimpleNamespace(schedule=Sqrt(), learned_variance=False)
-        self.diffusion = GaussianDiffusion(Sqrt())
-        self.deviation = lowest_deviation(self.diffusion, Sqrt())
+        self.process = GaussianDiffusion(Sqrt())
+        self.deviation = lowest_deviation(self.process, Sqrt().T)
 
-    def embed(self, ids: Tensor) -> Tensor:
+    def encode(self, ids: Tensor) -> Tensor:
         return (2.0 * ids - 1).double()[..., None]
 
-    def round(self, x: Tensor) -> Tensor:
+    def decode(self, x: Tensor) -> Tensor:
         return x * torch.tensor([-1.0, 1.0], dtype=x.dtype) / self.deviation**2
 
     def __call__(self, xt: Tensor, t: Tensor) -> Denoised:
@@ -379,17 +380,17 @@ def test_the_sampled_steps_are_all_the_steps(changes: dict[str, Any]) -> None:
     """The mean over sampled steps is the sum over all of them, whose noise is averaged out here."""
     model = _model(**PAPER | changes)
     ids = torch.tensor([[START, 5, 9, END, *[PAD] * 6]])
-    q, schedule = model.diffusion, cast(Sqrt, model.settings.schedule)
+    q, schedule = model.process, cast(Sqrt, model.settings.schedule)
     draws = 2000
-    words = model.embed(ids).detach()
-    total, variance = 8 * float(prior_kl(q, schedule, words).sum()), 0.0
+    words = model.encode(ids).detach()
+    total, variance = 8 * float(prior_kl(q, schedule.T, words).sum()), 0.0
     for step in range(1, schedule.T + 1):
         t = torch.full((draws,), step / schedule.T, dtype=torch.float64)
-        x0 = words + lowest_deviation(q, schedule) * torch.randn(draws, *words.shape[1:])
+        x0 = words + lowest_deviation(q, schedule.T) * torch.randn(draws, *words.shape[1:])
         xt = q.noise(x0, t)
         with torch.no_grad():
             term = bound_term(
-                q, schedule, model(xt, t), words.expand_as(x0), x0, xt, t, ids.expand(draws, -1),
+                q, schedule.T, model(xt, t), words.expand_as(x0), x0, xt, t, ids.expand(draws, -1),
                 "learned" if changes.get("learned_variance") else "posterior", model,
             )  # fmt: skip
         nats = 8 * term.sum(1)
@@ -402,8 +403,8 @@ def test_the_sampled_steps_are_all_the_steps(changes: dict[str, Any]) -> None:
 def test_padding_is_paid_for_where_it_is_modelled() -> None:
     """The prior of the paper's process counts all positions, of texts of any length."""
     model = _model(**PAPER)
-    q, schedule = model.diffusion, cast(Sqrt, model.settings.schedule)
+    q, schedule = model.process, cast(Sqrt, model.settings.schedule)
     for row, found in itertools.zip_longest(ROWS, bound(model, ROWS, strata=4)):
         padded = torch.tensor([row + [PAD] * (LONGEST - len(row))])
         assert isinstance(found, Bound)
-        assert found.prior == pytest.approx(8 * float(prior_kl(q, schedule, model.embed(padded)).sum().detach()), rel=1e-5)
+        assert found.prior == pytest.approx(8 * float(prior_kl(q, schedule.T, model.encode(padded)).sum().detach()), rel=1e-5)

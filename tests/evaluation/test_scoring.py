@@ -16,7 +16,6 @@ from tiny_runs import restaurant_texts, tiny_config, tiny_plain
 
 from diffusionlm.cli import main
 from diffusionlm.config import UserError, build
-from diffusionlm.core.model import ModelConfig
 from diffusionlm.data.corpora import read_texts
 from diffusionlm.data.tokenizers import Words
 from diffusionlm.evaluation.judge import Judge, perplexity
@@ -24,6 +23,7 @@ from diffusionlm.evaluation.likelihood import Bound, bound
 from diffusionlm.evaluation.scoring import SCORERS, ScoringConfig, score, summary
 from diffusionlm.models.backbones import Transformer
 from diffusionlm.models.causal import CausalConfig
+from diffusionlm.models.diffusion import ModelConfig
 from diffusionlm.models.masked import MaskedConfig
 from diffusionlm.models.spec import ModelSpec
 from diffusionlm.pipelines.auto import PIPELINES

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from diffusionlm.config import UserError, to_plain
-from diffusionlm.core.model import DiffusionLM, DiffusionLMConfig, ModelConfig
+from diffusionlm.core.model import Backbone
 from diffusionlm.core.schedule import Sqrt
 from diffusionlm.models.backbones import (
-    Backbone,
     Bert,
     BertNetwork,
     Block,
@@ -23,6 +22,7 @@ from diffusionlm.models.backbones import (
     TransformerNetwork,
     sinusoids,
 )
+from diffusionlm.models.diffusion import DiffusionLM, DiffusionLMConfig, ModelConfig
 
 SPECS: list[Backbone] = [
     Transformer(layers=2, width=16, heads=2),

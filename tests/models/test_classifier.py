@@ -23,16 +23,16 @@ from diffusionlm.cli import main
 from diffusionlm.config import UserError, build, merge
 from diffusionlm.constraints.inference import viterbi
 from diffusionlm.controls import Attribute, Binding, PartsOfSpeech, Span
-from diffusionlm.core.model import DiffusionLM
-from diffusionlm.core.objective import CrossEntropy
 from diffusionlm.data.labels import Labelled, spans_of
 from diffusionlm.data.tokenizers import load_tokenizer
 from diffusionlm.models.accuracy import Accuracy, span_scores, value_scores
 from diffusionlm.models.classification import Classification, ClassificationObjective
 from diffusionlm.models.classifier import SENSES, ClassifierConfig, find_classifier
+from diffusionlm.models.diffusion import DiffusionLM
 from diffusionlm.models.templates import list_templates
 from diffusionlm.pipelines.auto import open_pipeline
 from diffusionlm.pipelines.lengths import length_prior
+from diffusionlm.recipe.cross_entropy import CrossEntropy
 from diffusionlm.training.checkpoints import newest_checkpoint
 from diffusionlm.training.run import RunConfig, read_config, train
 
@@ -126,7 +126,7 @@ def test_a_few_steps_tell_constituents_from_other_spans(home: Path) -> None:
     model = LatentClassifier.load(run_of(home, "span"))
     batch = objective.collate(rows[:30])
     with torch.no_grad():
-        latents = objective.denoiser.embed(batch["ids"])
+        latents = objective.denoiser.encode(batch["ids"])
         chances = 1 - model(latents, torch.zeros(30), batch["mask"])["tree"][..., 0].exp()
     true, false = chances[batch["targets"] > 0].mean(), chances[batch["targets"] == 0].mean()
     share = float((batch["targets"] > 0).sum() / (batch["targets"] >= 0).sum())
@@ -337,7 +337,7 @@ def test_only_the_classifier_learns(home: Path, head: str, reads: str) -> None:
     copied = deepcopy(objective)
     assert copied.denoiser is objective.denoiser
     assert copied.model is not objective.model
-    sum(objective(**objective.collate(rows[:6])).values()).backward()
+    sum(objective(objective.collate(rows[:6])).values()).backward()
     missing = {name for name, weight in objective.named_parameters() if weight.grad is None}
     assert not missing
     assert all(weight.grad is None and not weight.requires_grad for weight in objective.denoiser.parameters())
@@ -369,10 +369,10 @@ def test_what_is_read_is_the_belief_of_a_second_pass(home: Path) -> None:
     assert words is not None
     assert torch.equal(words[0].argmax(-1), ids[0])
     torch.testing.assert_close(words @ denoiser.word_vectors(), read, rtol=1e-4, atol=1e-4)
-    x0 = denoiser.embed(ids)
+    x0 = denoiser.encode(ids)
     assert torch.equal(read[0], x0[0])
     torch.manual_seed(3)
-    noisy = denoiser.diffusion.noise(x0, t)
+    noisy = denoiser.process.noise(x0, t)
     free = mask & (ids > 3)
     xt, levels = torch.where(free[..., None], noisy, x0), torch.where(free, t[:, None], 0)
     with torch.no_grad():
@@ -393,7 +393,7 @@ def test_a_pointer_tells_the_smallest_chances_and_what_they_are_worth(home: Path
         sizes = [SENSES * size for size in model.sizes]
         model.stated.weight.split(sizes, -1)[field].view(-1, SENSES, len(model.labels[name]))[word, 0, index] = 40.0
     words = one_hot(ids, model.config.vocabulary).float()
-    latents = objective.denoiser.embed(ids)
+    latents = objective.denoiser.encode(ids)
     other = words.clone()
     for chance in (0.5, 1e-3, 1e-9):
         other[0, 2] = words[0, 2] * (1 - chance)
@@ -425,7 +425,7 @@ def test_accuracy_is_counted_as_by_hand(home: Path) -> None:
     for row in rows[:40]:
         ids = torch.tensor([row])
         words = one_hot(ids, model.config.vocabulary).float()
-        guess: Tensor = model(objective.denoiser.embed(ids), torch.zeros(1), None, words)["sentences"].argmax(-1)
+        guess: Tensor = model(objective.denoiser.encode(ids), torch.zeros(1), None, words)["sentences"].argmax(-1)
         wanted = row.labels["sentences"]
         right += values[int(guess)] == (wanted if wanted in values else "other")
     assert found.scores["sentences"]["accuracy"][0] == right / 40
@@ -452,7 +452,7 @@ def test_every_config_takes_a_step(path: Path, home: Path) -> None:
     corpus, denoiser = str(home / "texts.jsonl"), str(home / "denoiser")
     config = read_config([path], [("model.denoiser", denoiser), ("data.corpus", corpus), ("data.max_length", "48")])
     objective, rows = labelled(config)
-    first = objective(**objective.collate(rows[:4]))["cross_entropy"]
+    first = objective(objective.collate(rows[:4]))["cross_entropy"]
     first.backward()
     config.training.optimizer.build(objective).step()
     with torch.no_grad():

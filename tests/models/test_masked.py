@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from diffusionlm.config import UserError, build, merge, to_plain
-from diffusionlm.core.model import DiffusionLM, ModelConfig
-from diffusionlm.core.objective import CrossEntropy
+from diffusionlm.core.objective import Batch
 from diffusionlm.evaluation.masked_likelihood import masked_bound
+from diffusionlm.models.diffusion import DiffusionLM, ModelConfig
 from diffusionlm.models.masked import (
     MaskedConfig,
     MaskedLM,
@@ -26,6 +26,7 @@ from diffusionlm.models.masked import (
     stratified,
     word_positions,
 )
+from diffusionlm.recipe.cross_entropy import CrossEntropy
 
 PAD, UNKNOWN, START, END = 0, 1, 2, 3
 SMALL: dict[str, Any] = {"dimension": 6, "backbone": {"name": "transformer", "layers": 1, "width": 16, "heads": 2}}
@@ -111,7 +112,7 @@ def test_with_other_conditionals_the_bound_is_above_the_entropy(blur: float) -> 
 def test_the_loss_is_an_unbiased_estimate_of_the_bound() -> None:
     model, texts, chances = _toy(0.3)
     drawn = texts[torch.multinomial(chances, 3000, replacement=True)]
-    loss = MaskedWords("bound").build(model)(drawn, torch.ones_like(drawn, dtype=torch.bool))["bound"]
+    loss = MaskedWords("bound").build(model)(Batch(ids=drawn, mask=torch.ones_like(drawn, dtype=torch.bool)))["bound"]
     truth = (chances * _bound(model, texts)).sum() / 3
     assert float(loss) == pytest.approx(float(truth), abs=0.05)
 
@@ -124,7 +125,7 @@ def test_the_bound_of_even_odds_is_their_entropy_whatever_the_length() -> None:
         nn.init.zeros_(weight)
     ids = torch.tensor([[START, 4, 5, 6, 7, 8, END], [START, 4, 1, END, PAD, PAD, PAD], [START, 8, END, PAD, PAD, PAD, PAD]])
     for weighting in ("bound", "equal"):
-        (loss,) = MaskedWords(weighting).build(model)(ids, ids != PAD).values()
+        (loss,) = MaskedWords(weighting).build(model)(Batch(ids=ids, mask=ids != PAD)).values()
         assert float(loss) == pytest.approx(math.log(6), rel=1e-6)
 
 
@@ -227,7 +228,7 @@ def test_start_end_and_padding_have_no_chance() -> None:
 def test_every_weight_learns_but_frozen_words(embedding: str) -> None:
     model = _model(embedding=embedding)
     ids = torch.randint(4, 9, (6, 8))
-    sum(MaskedWords().build(model)(ids, torch.ones_like(ids, dtype=torch.bool)).values()).backward()
+    sum(MaskedWords().build(model)(Batch(ids=ids, mask=torch.ones_like(ids, dtype=torch.bool))).values()).backward()
     frozen = {name for name, p in model.named_parameters() if p.grad is None}
     assert frozen == ({"embedding.weight"} if embedding == "frozen" else set())
     norms = model.word_vectors().norm(dim=-1)

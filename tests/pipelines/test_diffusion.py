@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from diffusionlm.config import UserError, build, merge, to_plain
-from diffusionlm.core.model import DiffusionLM, DiffusionLMConfig, ModelConfig, model_folder
 from diffusionlm.core.sampler import DDIM, DDPM, DPMSolver, Renoise, State
 from diffusionlm.data.tokenizers import SPECIAL_TOKENS, Words
+from diffusionlm.models.diffusion import DiffusionLM, DiffusionLMConfig, ModelConfig
+from diffusionlm.models.io import model_folder
 from diffusionlm.pipelines.base import Generated, SamplingConfig, minimum_bayes_risk
 from diffusionlm.pipelines.denoiser import WordDenoiser
 from diffusionlm.pipelines.diffusion import Pipeline
@@ -234,7 +235,7 @@ def test_the_step_has_a_temperature_of_its_own(pipeline: Pipeline) -> None:
         nearest = sharp(xt, t).x0[:, 1:-1]
         # What is told onward is the same: the second estimates differ in their sharpness alone.
         torch.testing.assert_close(plain(xt, t).logits[:, 1:-1] * 0.8, sharp(xt, t).logits[:, 1:-1] * 1e-6)
-    torch.testing.assert_close(nearest, pipeline.model.embed(viterbi))
+    torch.testing.assert_close(nearest, pipeline.model.encode(viterbi))
 
 
 @pytest.mark.parametrize("backbone", [{}, LEFT_OUT])
@@ -342,7 +343,7 @@ def test_the_last_vectors_are_rounded_as_they_stand(paper: Pipeline) -> None:
     list(paper.stream(20, replace(PLAIN, steps=5, clamp=True), watch))
     E = paper.model.word_vectors()
     assert bool((torch.cdist(last[-1].x, E.expand(20, -1, -1)).amin(-1) < 1e-3).all())
-    ids = [paper._content(row) for row in paper.model.round(last[-1].x).argmax(-1).tolist()]
+    ids = [paper._content(row) for row in paper.model.decode(last[-1].x).argmax(-1).tolist()]
     assert read[-1] == paper.tokenizer.batch_decode(ids)
 
 

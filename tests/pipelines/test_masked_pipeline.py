@@ -16,7 +16,7 @@ from torch import Tensor
 from diffusionlm.cli import main
 from diffusionlm.config import UserError, build, merge
 from diffusionlm.core.process import GaussianDiffusion
-from diffusionlm.core.sampler import DDIM, Denoised, RowNoise, sample
+from diffusionlm.core.sampler import DDIM, Denoised, sample
 from diffusionlm.core.schedule import Sqrt
 from diffusionlm.data.tokenizers import SPECIAL_TOKENS, Words
 from diffusionlm.models.masked import MaskedConfig, lowest
@@ -32,6 +32,7 @@ from diffusionlm.pipelines.masked import (
     draw_words,
     unmask,
 )
+from diffusionlm.pipelines.noise import RowNoise
 
 DECODERS: list[Unmasking] = [Ancestral(), MaskPredict(), MaskGIT(), MaskGIT(noise=0), MaskGIT(schedule="linear")]
 

@@ -14,10 +14,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_runs import ROOT, tiny_config, tiny_plain
 
 from diffusionlm.config import UserError
-from diffusionlm.core.model import DiffusionLM
-from diffusionlm.core.objective import CrossEntropy
-from diffusionlm.data.batches import collate
+from diffusionlm.core.objective import collate
 from diffusionlm.evaluation.provenance import training_of
+from diffusionlm.models.diffusion import DiffusionLM
+from diffusionlm.recipe.cross_entropy import CrossEntropy
 from diffusionlm.training.checkpoints import MARKER, newest_checkpoint, trim_log
 from diffusionlm.training.run import train
 from diffusionlm.training.trainer import TrainingConfig, _average_with, evaluate_terms

@@ -1,0 +1,265 @@
+"""Diffusion models with a config, loading and saving: ``DiffusionLM`` is ``core.model.DenoisingModel`` as transformers has it.
+
+Shape letters: B batch, L positions, D latent dimension, V words.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from diffusionlm.config import FORMAT_VERSION, UserError, build_untrusted, to_plain
+from diffusionlm.core.model import DEFAULT_EVIDENCE, Backbone, Condition, DenoisingModel, WordVectors
+from diffusionlm.core.process import Process
+from diffusionlm.core.schedule import NoiseSchedule
+from diffusionlm.models.backbones import LeaveOneOut
+from diffusionlm.models.io import load_pretrained
+from diffusionlm.models.spec import ModelSpec
+from diffusionlm.recipe.gumbel import Gumbel
+from diffusionlm.recipe.word_init import word_vectors_from
+
+
+@dataclass(frozen=True)
+class ModelConfig(ModelSpec, name="diffusion"):
+    """What a diffusion model is made of, apart from its vocabulary.
+
+    Args:
+        dimension: D, the coordinates of a word vector.
+        backbone: the network.
+        schedule: the noise schedule; a ``gumbel`` left at its defaults starts from the vocabulary's geometry.
+        prediction: what the network puts out.
+        embedding: ``normalised`` rows of norm sqrt(D), ``free`` rows, or ``frozen`` (normalised, as they start).
+        cooccurrence: how much of a normalised row's squared length starts from the words' neighbours in the training texts,
+            so that words that can replace each other start close together; the rest is random.
+        initial_deviation: of the free rows' coordinates, at the start.
+        evidence: the ceiling of alpha / sigma^2 in the evidence added to the logits; 0 leaves the evidence out.
+        evidence_input: whether the network is also told, as word probabilities, what the noisy vector says by itself.
+        self_conditioning: whether the network also sees its last estimate (Chen et al. 2023, Analog Bits).
+        learned_variance: whether the network also puts out variances (Nichol and Dhariwal 2021, section 3.1).
+        process: the Gaussian process, by name or import path.
+        condition: what samples are conditioned on; empty is nothing.
+        explicit_length: lengths are drawn first and only real tokens are modelled; otherwise PAD is a word like others.
+    """
+
+    dimension: int = 64
+    backbone: Backbone = field(default_factory=LeaveOneOut)
+    schedule: NoiseSchedule = field(default_factory=Gumbel)
+    prediction: Literal["logits", "x0", "eps", "v"] = "logits"
+    embedding: Literal["normalised", "free", "frozen"] = "normalised"
+    cooccurrence: float = 0.85
+    initial_deviation: float = 1.0
+    evidence: float = DEFAULT_EVIDENCE
+    evidence_input: bool = True
+    self_conditioning: bool = True
+    learned_variance: bool = False
+    explicit_length: bool = True
+    process: str = "variance-preserving"
+    condition: Condition | None = None
+
+    def __post_init__(self) -> None:
+        """Check what must hold between the settings."""
+        check_vectors(self.dimension, self.cooccurrence)
+        Process.find(self.process)
+        if self.learned_variance and self.has_logits:
+            raise UserError("learned_variance: expected false with prediction 'logits', whose output is no vector")
+        if self.excludes_self and not (self.has_logits and self.evidence):
+            raise UserError(
+                f"backbone: {self.backbone.name!r} does not read a word's own vector, which then must count as evidence: "
+                "it needs prediction 'logits' and evidence above 0; take 'transformer' for anything else"
+            )
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether the network predicts token logits, not vectors."""
+        return self.prediction == "logits"
+
+    @property
+    def excludes_self(self) -> bool:
+        """Whether no position's logits depend on the position's own noisy vector, but for the token likelihood term."""
+        return self.backbone.excludes_self
+
+    def make(self, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[int]], max_length: int) -> DiffusionLM:
+        """Make the model; its words' vectors and a default ``gumbel`` start from ``rows``."""
+        settings = self
+        schedule = self.schedule
+        if isinstance(schedule, Gumbel) and schedule.fit == Gumbel().fit:
+            counts = Counter(i for row in rows for i in row[1:-1])
+            total = sum(counts.values())
+            own_share = 1 - (self.cooccurrence if self.embedding != "free" else 0)
+            entropy = -sum(n / total * math.log(n / total) for n in counts.values())
+            start = Gumbel.for_words(self.dimension, len(tokenizer), entropy, own_share)
+            settings = replace(self, schedule=replace(schedule, **start.fit))
+        model = DiffusionLM(
+            DiffusionLMConfig(
+                settings=to_plain(settings),
+                vocabulary=len(tokenizer),
+                max_tokens=max_length,
+                special_ids=special_ids(tokenizer),
+            )
+        )
+        model.start_words(rows)
+        return model
+
+    def load(self, folder: str | Path) -> DiffusionLM:
+        """Read a diffusion model."""
+        return DiffusionLM.load(folder)
+
+    def describes(self, model: PreTrainedModel) -> bool:
+        """Compare all but the schedule, which may have been learned."""
+        return isinstance(model, DiffusionLM) and replace(model.settings, schedule=self.schedule) == self
+
+
+class DiffusionLMConfig(PreTrainedConfig):
+    """The saved form of a model's config: ``settings`` is a plain ``ModelConfig``."""
+
+    model_type = "diffusionlm"
+    attribute_map: ClassVar[dict[str, str]] = {"vocab_size": "vocabulary", "max_position_embeddings": "max_tokens"}
+
+    def __init__(
+        self,
+        settings: dict[str, Any] | None = None,
+        vocabulary: int = 4,
+        max_tokens: int = 64,
+        length_counts: list[int] | None = None,
+        special_ids: dict[str, int] | None = None,
+        format_version: int = FORMAT_VERSION,
+        **kwargs: Any,
+    ) -> None:
+        """Keep plain numbers and strings only.
+
+        Args:
+            settings: a ``ModelConfig`` in plain form.
+            vocabulary: V, words.
+            max_tokens: of a text, START and END included.
+            length_counts: how many training texts had 0, 1, 2, ... tokens.
+            special_ids: the ids of ``pad``, ``unk``, ``start`` and ``end``.
+            format_version: of the folder; a newer one is refused.
+            **kwargs: transformers' own.
+        """
+        super().__init__(**kwargs)
+        self.settings = settings or to_plain(ModelConfig())
+        self.vocabulary = vocabulary
+        self.max_tokens = max_tokens
+        self.length_counts = length_counts or []
+        self.special_ids = special_ids or {"pad": 0, "unk": 1, "start": 2, "end": 3}
+        self.format_version = format_version
+
+
+def check_vectors(dimension: int, cooccurrence: float) -> None:
+    """Check what every model on word vectors has. Raises UserError."""
+    if dimension < 1:
+        raise UserError(f"dimension: expected at least 1, got {dimension}")
+    if not 0 <= cooccurrence < 1:
+        raise UserError(f"cooccurrence: expected a share of at least 0 and below 1, got {cooccurrence}")
+
+
+class WordVectorModel(PreTrainedModel, WordVectors):
+    """Base of the models on word vectors; its ``settings`` say ``dimension``, ``embedding`` and ``cooccurrence``."""
+
+    settings: Any  # a ModelSpec of the kind
+
+    def make_embedding(self) -> None:
+        """Make the table of the vectors, (V, D)."""
+        self.set_vectors(self.config.vocabulary, self.settings.dimension, self.settings.embedding)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Draw weights as BERT does, except word vectors."""
+        super()._init_weights(module)  # type: ignore[no-untyped-call]
+        if module is self.embedding:
+            nn.init.normal_(module.weight, std=self._vector_deviation)
+
+    @property
+    def _vector_deviation(self) -> float:
+        return 1.0
+
+    def start_words(self, rows: Sequence[Sequence[int]]) -> None:
+        """Start normalised vectors from the words' neighbours in ``rows`` of token ids, where the settings say so."""
+        if self.settings.cooccurrence and self.settings.embedding != "free":
+            share = self.settings.cooccurrence
+            vectors = word_vectors_from(rows, self.config.vocabulary, self.settings.dimension, share)
+            self.embedding.weight.data.copy_(vectors)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Read a model folder, safetensors and JSON only.
+
+        Raises:
+            UserError: no such folder, another kind of model, of a newer format, or damaged.
+        """
+        model = load_pretrained(cls, folder)
+        model.embedding.weight.requires_grad_(model.settings.embedding != "frozen")  # transformers makes all trainable
+        return model
+
+
+class DiffusionLM(DenoisingModel, WordVectorModel):
+    """A continuous-embedding diffusion language model."""
+
+    settings: ModelConfig
+    config_class = DiffusionLMConfig
+    base_model_prefix = "diffusionlm"
+    main_input_name = "xt"
+    output_modalities = ("text",)
+
+    def __init__(self, config: DiffusionLMConfig) -> None:
+        """Make a model with random weights.
+
+        Raises:
+            UserError: settings that are not this library's, or need code that is not imported.
+        """
+        super().__init__(config)
+        settings = build_untrusted(ModelConfig, config.settings, "settings")
+        self.settings, self.prediction = settings, settings.prediction
+        self.process: Process = Process.find(settings.process)(settings.schedule)
+        self.evidence, self.reads_evidence = settings.evidence, settings.evidence_input and settings.has_logits
+        self.self_conditions, self.learned_variance = settings.self_conditioning, settings.learned_variance
+        self.make_embedding()
+        self.rounding_bias = None if settings.has_logits else nn.Parameter(torch.zeros(config.vocabulary))
+        self.condition_size = 0 if settings.condition is None else settings.condition.size
+        inputs, outputs = self.sizes()
+        self.network = settings.backbone.build(inputs, outputs, config.max_tokens)
+        self.condition = None if settings.condition is None else settings.condition.build()
+        self.post_init()  # type: ignore[no-untyped-call]
+
+    @property
+    def explicit_length(self) -> bool:
+        """Whether lengths are drawn first and only non-padding tokens are modelled."""
+        return self.settings.explicit_length
+
+    @property
+    def padded_width(self) -> int | None:
+        """The number of positions of every row where PAD is a word like others, else None."""
+        return None if self.explicit_length else self.config.max_tokens
+
+    @property
+    def excludes_self(self) -> bool:
+        """Whether no position's logits depend on the position's own noisy vector, but for the token likelihood term."""
+        return self.settings.excludes_self
+
+    @property
+    def _vector_deviation(self) -> float:
+        return self.settings.initial_deviation if self.settings.embedding == "free" else 1.0
+
+    def set_schedule(self, schedule: NoiseSchedule) -> None:
+        """Take another schedule (a learned one, as training goes) and write it into the config."""
+        self.settings = replace(self.settings, schedule=schedule)
+        self.process = replace(self.process, schedule=schedule)
+        self.config.settings = to_plain(self.settings)
+
+
+def special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+    """Return the ids of ``pad``, ``unk``, ``start`` and ``end``, of those that the tokenizer has."""
+    names = {"pad": tokenizer.pad_token_id, "unk": tokenizer.unk_token_id}
+    names |= {"start": tokenizer.bos_token_id, "end": tokenizer.eos_token_id}
+    return {name: i for name, i in names.items() if i is not None}
+
+
+AutoConfig.register(DiffusionLMConfig.model_type, DiffusionLMConfig)
+AutoModel.register(DiffusionLMConfig, DiffusionLM)

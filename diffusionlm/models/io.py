@@ -1,0 +1,53 @@
+"""Reading model folders: safetensors and JSON only."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+
+from diffusionlm.config import FORMAT_VERSION, UserError
+
+P = TypeVar("P", bound=PreTrainedModel)
+
+
+def model_folder(folder: str | Path) -> Path:
+    """Return ``folder``, or the model in it where it is a run's."""
+    inner = Path(folder) / "model"
+    return inner if not (Path(folder) / "config.json").exists() and (inner / "config.json").exists() else Path(folder)
+
+
+def load_pretrained(kind: type[P], folder: str | Path) -> P:
+    """Read a model folder of one of the library's kinds, safetensors and JSON only.
+
+    Raises:
+        UserError: no such folder, another kind of model, of a newer format, or damaged.
+    """
+    path, wanted = Path(folder) / "config.json", getattr(kind.config_class, "model_type", "")
+    try:
+        plain = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{folder}: expected a model folder, but it has no config.json") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: the model's config cannot be read: {error}") from None
+    if not isinstance(plain, dict) or plain.get("model_type") != wanted:
+        found = plain.get("model_type") if isinstance(plain, dict) else plain
+        raise UserError(f"{path}: expected model_type {wanted!r}, got {found!r}; this is another kind of model")
+    if not isinstance(plain.get("format_version"), int) or plain["format_version"] > FORMAT_VERSION:
+        found = plain.get("format_version")
+        raise UserError(f"{path}: format {found} is newer than this library reads ({FORMAT_VERSION}); update the library")
+    try:
+        loaded: Any = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True, dtype=torch.float32)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
+        raise UserError(f"{folder}: the model is damaged or incomplete: {' '.join(str(error).split())}") from None
+    report: dict[str, list[str]] = loaded[1]
+    if wrong := sorted(report["missing_keys"]) + sorted(report["unexpected_keys"]):
+        raise UserError(f"{folder}: the weights do not fit the config: {wrong[0]} and {len(wrong) - 1} more differ")
+    model: P = loaded[0]
+    return model

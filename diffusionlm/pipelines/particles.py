@@ -1,0 +1,75 @@
+"""Feynman-Kac steering: copies of a sample compete by a reward that need not have a gradient (Singhal et al. 2025)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffusionlm.config import UserError
+from diffusionlm.core.guidance import check_strength
+
+
+@dataclass(frozen=True)
+class Particles:
+    """Feynman-Kac steering (Singhal et al. 2025): copies of a text compete, for anything that can only be scored.
+
+    Args:
+        count: copies of each text; each costs as much as a text.
+        strength: lambda in the weights exp(lambda (r_s - r_t)) between two scorings.
+        every: steps from one scoring to the next.
+    """
+
+    count: int = 8
+    strength: float = 5.0
+    every: int = 4
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        for name in ("count", "every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        check_strength(self.strength)
+
+
+class ParticleFilter:
+    """The particles of some texts as a run goes: rows g * count ... are those of text g.
+
+    ``generators`` (one a text) draw who survives: the noise of the sampling is not touched.
+    """
+
+    def __init__(self, particles: Particles, generators: Sequence[torch.Generator]) -> None:
+        """Start with equal weights and no reward."""
+        self.particles, self.generators = particles, list(generators)
+        self.log_weights = torch.zeros(len(self.generators), particles.count, dtype=torch.float64)
+        self.rewards = torch.zeros_like(self.log_weights)
+
+    def weigh(self, rewards: Tensor) -> None:
+        """Take new ``rewards`` (rows,), log-probabilities or any score."""
+        fresh = rewards.double().view_as(self.log_weights)
+        self.log_weights += self.particles.strength * (fresh - self.rewards)
+        self.rewards = fresh
+
+    def resample(self) -> Tensor | None:
+        """Return the row (rows,) that each row goes on from, where a text has lost half of its effective particles."""
+        weights = self.log_weights.softmax(-1)
+        count = self.particles.count
+        poor = 1 / weights.square().sum(-1) < count / 2
+        if not bool(poor.any()):
+            return None
+        kept = torch.arange(count).expand_as(weights).clone()
+        for g in poor.nonzero().flatten().tolist():
+            # Systematic resampling: one draw for all, so that a particle of weight w leaves w n copies, give or take one.
+            places = (torch.arange(count) + torch.rand((), generator=self.generators[g], dtype=torch.float64)) / count
+            kept[g] = torch.searchsorted(weights[g].cumsum(-1), places).clamp(max=count - 1)
+        self.log_weights[poor] = 0.0
+        self.rewards = self.rewards.gather(-1, kept)
+        return (kept + count * torch.arange(len(kept))[:, None]).flatten()
+
+    def chosen(self) -> list[int]:
+        """Draw one row of each text by its weight."""
+        weights = self.log_weights.softmax(-1)
+        picks = [int(torch.multinomial(w, 1, generator=g)) for w, g in zip(weights, self.generators, strict=True)]
+        return [g * self.particles.count + pick for g, pick in enumerate(picks)]

@@ -1,0 +1,199 @@
+"""Cross-entropy of the tokens under noise: the default objective, with masked-token prediction and mixed noise levels.
+
+Its weighting over noise levels is the density of the learned schedule (``gumbel``), whose curve it fits. Shapes: B batch, L
+positions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diffusionlm.config import UserError
+from diffusionlm.core.objective import Batch, Objective, ObjectiveConfig, expect_family
+from diffusionlm.recipe.gumbel import Gumbel
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CLOZE_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class CrossEntropy(ObjectiveConfig, name="cross-entropy"):
+    """Mean cross-entropy of the words at noise levels drawn from the schedule's density.
+
+    Args:
+        mixed_share: of the texts, whose every position gets a noise level of its own; the others have one level. Neighbours
+            at mixed levels, a soft form of masked language modelling, are what makes a small network use context early.
+        self_conditioning_share: of those texts, denoised twice, the second time given the first estimate.
+        cloze_share: of the texts, whose words are clean and each predicted from the others, its own evidence left out. Needs a
+            backbone that leaves out a word's own vector; empty is half of the texts where it does, and none where it does not.
+        cloze_hidden: of a cloze's words, at most this share is hidden from the others, as pure noise; how many is drawn anew.
+    """
+
+    mixed_share: float = 0.7
+    self_conditioning_share: float = 0.9
+    cloze_share: float | None = None
+    cloze_hidden: float = 0.3
+
+    def __post_init__(self) -> None:
+        """Check the shares."""
+        for name in ("mixed_share", "self_conditioning_share", "cloze_share", "cloze_hidden"):
+            if (share := getattr(self, name)) is not None and not 0 <= share <= 1:
+                raise UserError(f"{name}: expected a share between 0 and 1, got {share}")
+
+    def check(self, model: Any) -> None:
+        """Check that the model gives logits."""
+        expect_family(self, model, "diffusion")
+        if not model.has_logits:
+            raise UserError(f"objective: 'cross-entropy' needs model.prediction 'logits', got {model.prediction!r}")
+        if self.cloze_share and not model.excludes_self:
+            raise UserError(
+                f"objective.cloze_share: needs a backbone that leaves out a word's own vector, such as 'leave-one-out', "
+                f"got {model.backbone.name!r}; leave it empty"
+            )
+
+    def build(self, model: Any) -> CrossEntropyObjective:
+        """Make the module."""
+        self.check(model.settings)
+        return CrossEntropyObjective(self, model)
+
+
+class CrossEntropyObjective(Objective):
+    """The module of ``CrossEntropy``; it also fits the ``gumbel`` schedule's curve to the cross-entropy it sees.
+
+    ``seen`` (2, BINS) holds texts and the sum of their cross-entropies by gamma, over about the last 100 batches.
+    """
+
+    BINS = 48
+    seen: Tensor
+
+    def __init__(self, spec: CrossEntropy, model: Any) -> None:
+        """Take the schedule's parameters from the model."""
+        super().__init__(model, model.config.special_ids["pad"], model.padded_width)
+        self.spec = spec
+        self.cloze_share = (CLOZE_SHARE if model.excludes_self else 0.0) if spec.cloze_share is None else spec.cloze_share
+        schedule = model.settings.schedule
+        self.curve: nn.Parameter | None = None
+        if isinstance(schedule, Gumbel):
+            self.curve = nn.Parameter(torch.tensor([schedule.location, math.log(schedule.scale), schedule.entropy]))
+        self.register_buffer("seen", torch.zeros(2, self.BINS), persistent=False)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Return ``cross_entropy`` (nats per token, not a likelihood) and ``schedule``, the curve's squared error."""
+        self.finish()
+        ids, free = batch.ids, self._free(batch)
+        t, mixed, cloze, hidden = self._draw_levels(ids)
+        noisy, evidence_mask = free & (hidden | ~cloze[:, None]), ~cloze[:, None] if self.cloze_share else None
+        x0 = self.model.encode(ids)
+        xt = torch.where(noisy[..., None], self.model.process.noise(x0, t), x0)
+        t = torch.where(noisy, t, 0)
+        estimate = self._first_estimate(xt, t, batch, ~cloze)
+        logits = self.model.token_logits(xt, t, batch.attend, estimate, evidence_mask, batch.condition)
+        losses = F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view(ids.shape) * free
+        terms = {"cross_entropy": losses.sum() / free.sum()}
+        if self.curve is not None:
+            terms["schedule"] = self._schedule_loss(losses.detach(), t, free, ~(mixed | cloze))
+        return terms
+
+    def _free(self, batch: Batch) -> Tensor:
+        """Return which positions (B, L) are noised: all but given tokens, BOS, EOS and padding."""
+        free = batch.mask
+        if self.model.explicit_length:
+            special = self.model.config.special_ids
+            free = free & ~((batch.ids == special["start"]) | (batch.ids == special["end"]))
+        return free if batch.known is None else free & ~batch.known
+
+    def _draw_levels(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Draw times (B, L); which texts have mixed levels (B,), which are clozes (B,), and their hidden words (B, L)."""
+        (B, L), device = ids.shape, ids.device
+        mixed = torch.rand(B, device=device) < self.spec.mixed_share
+        # Stratified over the batch, which halves the variance of the loss (Kingma et al. 2021, appendix I.1).
+        by_text, by_position = (torch.randperm(n, device=device) for n in (B, B * L))
+        u_text = (by_text + torch.rand(B, device=device)) / B
+        u_position = (by_position + torch.rand(B * L, device=device)).view(B, L) / (B * L)
+        t = self.model.process.schedule.training_times(torch.where(mixed[:, None], u_position, u_text[:, None]))
+        if not self.cloze_share:
+            return t, mixed, torch.zeros_like(mixed), torch.zeros_like(ids, dtype=torch.bool)
+        cloze = torch.rand(B, device=device) < self.cloze_share
+        hidden = torch.rand(B, L, device=device) < self.spec.cloze_hidden * torch.rand(B, 1, device=device)
+        return torch.where(cloze[:, None], 1.0, t), mixed, cloze, hidden
+
+    def _schedule_loss(self, losses: Tensor, t: Tensor, free: Tensor, counted: Tensor) -> Tensor:
+        """Return the mean squared error of the fitted curve over the texts ``counted`` (B,), which have one noise level."""
+        count = free.sum(1).clamp(min=1)
+        by_text = losses.sum(1) / count
+        gamma = self.model.process.schedule.gamma(t).float().where(free, 0).sum(1) / count
+        if self.training:
+            self._remember(gamma, by_text, counted)
+        return ((by_text - self._fitted(gamma)) ** 2 * counted).sum() / counted.sum().clamp(min=1)
+
+    def _fitted(self, gamma: Tensor) -> Tensor:
+        assert self.curve is not None
+        location, log_scale, entropy = self.curve
+        return entropy * torch.exp(-torch.exp(-(gamma - location) / log_scale.exp()))
+
+    @torch.no_grad()
+    def _remember(self, gamma: Tensor, losses: Tensor, counted: Tensor) -> None:
+        """Add texts' levels (B,) and losses (B,) to what was seen, and forget a hundredth of the rest."""
+        low, high = self._gammas()
+        bins = ((gamma - low) / (high - low) * self.BINS).long().clamp(0, self.BINS - 1)
+        self.seen.mul_(0.99).index_add_(1, bins, torch.stack([counted.to(losses), losses * counted]).to(self.seen))
+
+    def _gammas(self) -> tuple[float, float]:
+        schedule = self.model.settings.schedule
+        assert isinstance(schedule, Gumbel)
+        return schedule.low, schedule.high
+
+    def figures(self, held_out: Sequence[list[int]] = ()) -> dict[str, Figure]:
+        """Draw the learned schedule's fit: cross-entropy against gamma, and the curve."""
+        if self.curve is None:
+            return {}
+        from diffusionlm.plots import schedule_fit
+
+        low, high = self._gammas()
+        texts, losses = self.seen.cpu()
+        middles = low + (torch.arange(self.BINS) + 0.5) * (high - low) / self.BINS
+        known = texts > 1e-3
+        xs = torch.linspace(low, high, 200)
+        with torch.no_grad():
+            ys = self._fitted(xs.to(self.curve)).cpu()
+        return {
+            "schedule": schedule_fit(
+                middles[known].tolist(),
+                (losses[known] / texts[known]).tolist(),
+                (texts[known] / texts.sum()).tolist(),
+                list(zip(xs.tolist(), ys.tolist(), strict=True)),
+            )
+        }
+
+    def _first_estimate(self, xt: Tensor, t: Tensor, batch: Batch, among: Tensor) -> Tensor | None:
+        """Denoise a share of the texts ``among`` (B,) once without gradient; the others' estimate is 0."""
+        count = round(self.spec.self_conditioning_share * len(xt))
+        if not (self.model.self_conditions and count):
+            return None
+        rows = torch.randperm(len(xt), device=xt.device)[:count]
+        rows = rows[among[rows]]
+        estimate = torch.zeros_like(xt)
+        if not len(rows):
+            return estimate
+        with torch.no_grad():
+            mask = None if batch.attend is None else batch.mask[rows]
+            condition = None if batch.condition is None else {name: x[rows] for name, x in batch.condition.items()}
+            estimate[rows] = self.model(xt[rows], t[rows], mask, condition=condition).x0
+        return estimate
+
+    def finish(self) -> None:
+        """Write the fitted curve into the model's schedule."""
+        schedule = self.model.settings.schedule
+        if self.curve is not None and isinstance(schedule, Gumbel):
+            location, log_scale, entropy = self.curve.detach().tolist()
+            fitted = {"location": location, "scale": max(math.exp(log_scale), 1e-2), "entropy": entropy}
+            self.model.set_schedule(Gumbel(**{**vars(schedule), **fitted}))
