@@ -250,7 +250,7 @@ class DiffusionLM(DenoisingModel, WordVectorModel):
     def set_schedule(self, schedule: NoiseSchedule) -> None:
         """Take another schedule (a learned one, as training goes) and write it into the config."""
         self.settings = replace(self.settings, schedule=schedule)
-        self.process = replace(self.process, schedule=schedule)
+        self.process = type(self.process)(**{**vars(self.process), "schedule": schedule})
         self.config.settings = to_plain(self.settings)
 
 
