@@ -25,7 +25,7 @@ FAMILIES = {  # what ``show`` lists, and where it lives
     "models": "diffusionlm.models.spec:ModelSpec",
     "schedules": "diffusionlm.core.schedule:NoiseSchedule",
     "samplers": "diffusionlm.core.sampler:Sampler",
-    "backbones": "diffusionlm.core.model:Backbone",
+    "backbones": "diffusionlm.models.backbones:Backbone",
     "objectives": "diffusionlm.core.objective:ObjectiveConfig",
     "optimizers": "diffusionlm.training.optimizers:OptimizerConfig",
     "controls": "diffusionlm.controls:Control",

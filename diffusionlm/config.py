@@ -42,8 +42,15 @@ _may_import: ContextVar[bool] = ContextVar("may_import", default=True)
 
 # The library's members of each family that are not defined beside the family's base class, imported when first used.
 LIBRARY: dict[str, dict[str, str]] = {
-    "noise schedule": {"gumbel": "diffusionlm.recipe.gumbel:Gumbel"},
+    "noise schedule": {
+        "cosine": "diffusionlm.recipe.schedules:Cosine",
+        "linear": "diffusionlm.recipe.schedules:Linear",
+        "gumbel": "diffusionlm.recipe.gumbel:Gumbel",
+    },
     "sampler": {
+        "ddim": "diffusionlm.recipe.samplers:DDIM",
+        "renoise": "diffusionlm.recipe.samplers:Renoise",
+        "dpm++2m": "diffusionlm.recipe.samplers:DPMSolver",
         "ancestral": "diffusionlm.pipelines.masked:Ancestral",
         "mask-predict": "diffusionlm.pipelines.masked:MaskPredict",
         "maskgit": "diffusionlm.pipelines.masked:MaskGIT",

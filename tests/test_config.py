@@ -24,15 +24,16 @@ from diffusionlm.config import (
     read_yaml,
     to_plain,
 )
-from diffusionlm.core.model import Backbone
 from diffusionlm.core.objective import ObjectiveConfig
-from diffusionlm.core.sampler import DDIM, DDPM, Sampler
-from diffusionlm.core.schedule import Cosine, Linear, NoiseSchedule, Sqrt
+from diffusionlm.core.sampler import DDPM, Sampler
+from diffusionlm.core.schedule import NoiseSchedule, Sqrt
 from diffusionlm.data.corpora import Corpus
-from diffusionlm.models.backbones import Transformer
+from diffusionlm.models.backbones import Backbone, Transformer
 from diffusionlm.models.diffusion import ModelConfig
 from diffusionlm.pipelines.base import SamplingConfig
 from diffusionlm.recipe.gumbel import Gumbel
+from diffusionlm.recipe.samplers import DDIM
+from diffusionlm.recipe.schedules import Cosine, Linear
 from diffusionlm.training.optimizers import AdamW, MuonAdamW, OptimizerConfig
 
 for _module in pkgutil.walk_packages(diffusionlm.__path__, "diffusionlm."):

@@ -60,3 +60,9 @@ def test_a_file_imports_from_its_own_layer_and_those_above(path: Path) -> None:
 )
 def test_how_imports_are_read(source: str, packages: set[str]) -> None:
     assert imported(source) == packages
+
+
+def test_the_core_imports_config_alone_and_is_read_in_one_sitting() -> None:
+    files = sorted((LIBRARY / "core").glob("*.py"))
+    assert {name for path in files for name in imported(path.read_text())} == {"config", "core"}
+    assert sum(len(path.read_text().splitlines()) for path in files) <= 900

@@ -20,7 +20,8 @@ from diffusionlm.config import Component, UserError
 from diffusionlm.constraints.dfa import DFA
 from diffusionlm.constraints.inference import log_probability
 from diffusionlm.controls.binding import Binding
-from diffusionlm.core.guidance import Energy, GuidanceState, any_of, none_of, scaled
+from diffusionlm.core.guidance import Energy, GuidanceState
+from diffusionlm.recipe.energies import any_of, none_of, scaled
 
 RewardFunction = Callable[[Sequence[str]], Tensor]  # texts to log-probabilities or scores (B,), higher is better
 

@@ -2,24 +2,21 @@
 
     x_0 = E_w            denoise(x_t, t) -> token logits and x_0            words = argmax of the logits
 
-``prediction`` says what the network outputs. ``logits``: x_0 is softmax(logits) E, the exact posterior mean for those logits,
-and with ``evidence`` the token likelihood term log p(x_t | w) = (alpha / sigma^2) x_t E^T is added: Bayes' rule with the
-network as the prior from context (Plaid, Gulrajani and Hashimoto 2023, section 3.2; LangFlow 2026). ``x0``, ``eps``, ``v``:
-the network outputs a vector, and rounding is x_0 E^T + b (Diffusion-LM, Li et al. 2022, section 4.2).
-
-Shape letters: B batch, L positions, D latent dimension, V words, C coordinates of a condition.
+``x0``, ``eps``, ``v``: the network predicts a vector, and rounding is x_0 E^T + b (Diffusion-LM, Li et al. 2022, section 4.2).
+``logits``: it predicts token logits, and x_0 is softmax(logits) E, their exact posterior mean. With ``evidence`` the token
+likelihood term log p(x_t | w) = (alpha / sigma^2) x_t E^T is added: Bayes' rule with the network as the prior from context
+(Plaid, Gulrajani and Hashimoto 2023, section 3.2; LangFlow 2026). B batch, L positions, D dimension, V words.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, Protocol
+from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from diffusionlm.config import Component
 from diffusionlm.core.process import Process, VariancePreserving, alpha, over_coordinates, sigma
 from diffusionlm.core.sampler import Denoised
 
@@ -30,60 +27,8 @@ Prediction = Literal["logits", "x0", "eps", "v"]
 Conditions = Mapping[str, Tensor] | None
 
 
-class Backbone(Component, family="backbone"):
-    """Base of the backbones: a frozen dataclass of hyperparameters that builds the network.
-
-    Every network maps latents (B, L, D), the time t and gamma, each (B,) or (B, L), and a mask (B, L), True at non-padding
-    tokens, or None, to outputs (B, L, O).
-    """
-
-    excludes_self: ClassVar[bool] = False  # no position's output depends on that position's own latents and noise level
-
-    def build(self, inputs: int, outputs: int, max_length: int) -> nn.Module:
-        """Return the network for latents of ``inputs`` and outputs of ``outputs`` coordinates."""
-        raise NotImplementedError
-
-
-class Condition(Component, family="condition"):
-    """Base of what samples are conditioned on: a label, a number, a source text.
-
-    A frozen dataclass of hyperparameters. Values come from the corpus's rows in training and from the caller in sampling.
-    """
-
-    @property
-    def size(self) -> int:
-        """The number C of coordinates of the features."""
-        raise NotImplementedError
-
-    def build(self) -> nn.Module:
-        """Return the module that maps the tensors of ``collate`` (its keyword arguments) to features (B, C) or (B, L, C)."""
-        raise NotImplementedError
-
-    def values(self, row: Mapping[str, Any]) -> Any:
-        """Return the value of a corpus's row, such as its column ``label``."""
-        raise NotImplementedError
-
-    def collate(self, values: Sequence[Any]) -> dict[str, Tensor]:
-        """Return the tensors of B values. Raises UserError for a value that the condition does not have."""
-        raise NotImplementedError
-
-
-class Codec(Protocol):
-    """What maps token ids to latents and back. ``token_aligned``: one latent for each token."""
-
-    token_aligned: bool
-
-    def encode(self, ids: Tensor) -> Tensor:
-        """Return the latents x_0 (B, L, D) of ``ids`` (B, L)."""
-        ...
-
-    def decode(self, x0: Tensor) -> Tensor:
-        """Return the token logits (B, L, V) of latents (B, L, D)."""
-        ...
-
-
 class WordVectors(nn.Module):
-    """A table of word vectors E (V, D); ``normalised`` rows have norm sqrt(D), ``free`` ones are as they are. A ``Codec``."""
+    """The table E (V, D), a ``Codec``. ``normalised`` rows have norm sqrt(D), ``frozen`` ones are also not trained."""
 
     token_aligned = True
     embedding: nn.Embedding
@@ -91,14 +36,14 @@ class WordVectors(nn.Module):
     normalised: bool
 
     def set_vectors(self, vocabulary: int, dimension: int, kind: Literal["normalised", "free", "frozen"]) -> None:
-        """Make the table; ``frozen`` rows are normalised and not trained."""
+        """Create the table."""
         self.embedding = nn.Embedding(vocabulary, dimension)
         self.embedding.weight.requires_grad_(kind != "frozen")
         self.normalised = kind != "free"
         self.rounding_bias = None
 
     def word_vectors(self) -> Tensor:
-        """Return E (V, D) in fp32, as the process uses it."""
+        """Return E (V, D) in fp32."""
         weight = self.embedding.weight.float()
         return nn.functional.normalize(weight, dim=-1) * math.sqrt(weight.shape[1]) if self.normalised else weight
 
@@ -108,13 +53,13 @@ class WordVectors(nn.Module):
         return nn.functional.embedding(ids, self.word_vectors())
 
     def decode(self, x0: Tensor) -> Tensor:
-        """Return the rounding logits x E^T + b (B, L, V) of vectors ``x0`` (B, L, D)."""
+        """Return the rounding logits x_0 E^T + b (B, L, V)."""
         logits = x0 @ self.word_vectors().T
         return logits if self.rounding_bias is None else logits + self.rounding_bias
 
 
 class DenoisingModel(WordVectors):
-    """Word vectors with a network that denoises them. ``DiffusionLM`` is this with a config, loading and saving."""
+    """Word vectors and the network that denoises them; ``models.diffusion.DiffusionLM`` adds config, loading and saving."""
 
     network: nn.Module
     process: Process
@@ -124,19 +69,12 @@ class DenoisingModel(WordVectors):
     self_conditions: bool  # the network also receives its last estimate of x_0
     learned_variance: bool
     condition: nn.Module | None  # maps the tensors of a condition to features
-    condition_size: int
+    condition_size: int  # coordinates C of the features
 
     @property
     def has_logits(self) -> bool:
         """Whether the network predicts token logits, not vectors."""
         return self.prediction == "logits"
-
-    def sizes(self) -> tuple[int, int]:
-        """Return the network's input and output coordinates."""
-        vocabulary, dimension = self.embedding.weight.shape
-        vectors = dimension * (2 if self.learned_variance else 1)
-        inputs = dimension * (2 if self.self_conditions else 1) + (vocabulary if self.reads_evidence else 0)
-        return inputs + self.condition_size, vocabulary if self.has_logits else vectors
 
     def forward(
         self,
@@ -149,13 +87,8 @@ class DenoisingModel(WordVectors):
     ) -> Denoised:
         """Denoise ``xt`` (B, L, D) at times ``t`` (B,) or (B, L).
 
-        Args:
-            xt: the noisy vectors.
-            t: their times.
-            mask: (B, L), True at non-padding tokens.
-            x0_previous: (B, L, D), the last estimate, for self-conditioning; None is 0.
-            evidence_mask: (B, L), False where the token likelihood term is left out.
-            condition: the tensors of the model's condition; None is the features 0.
+        ``mask`` (B, L) is True at non-padding tokens; ``x0_previous`` (B, L, D) is the last estimate, for self-conditioning;
+        ``evidence_mask`` (B, L) is False where the token likelihood term is left out; a missing ``condition`` has features 0.
         """
         if self.has_logits:
             logits = self.token_logits(xt, t, mask, x0_previous, evidence_mask, condition)
@@ -199,9 +132,8 @@ class DenoisingModel(WordVectors):
             features = xt.new_zeros(len(xt), self.condition_size) if condition is None else self.condition(**condition)
             features = features if features.dim() == 3 else features[:, None]
             latents.append(features.expand(-1, xt.shape[1], -1).to(xt))
-        clamped = gamma.clamp(-MAX_GAMMA, MAX_GAMMA).float()
-        output: Tensor = self.network(torch.cat(latents, -1), t.float(), clamped, mask).float()
-        return output
+        output: Tensor = self.network(torch.cat(latents, -1), t.float(), gamma.clamp(-MAX_GAMMA, MAX_GAMMA).float(), mask)
+        return output.float()
 
     def _evidence(self, xt: Tensor, t: Tensor) -> Tensor:
         """Return log p(x_t | w) of each position's own noisy vector (B, L, V), up to a constant."""

@@ -4,8 +4,8 @@
     q(x_s | x_t, x_0) = N( alpha_s (1-r) x_0 + r alpha_s/alpha_t x_t,  sigma_s^2 (1-r) )        r = exp(gamma_s - gamma_t)
 
 for any s < t, so fewer sampling steps are a choice of times, not another process (Kingma et al. 2021, appendix A; the second
-line is DDPM's equation 7). ``alpha_sigma`` is all that distinguishes one process from another, since every Gaussian process
-with the same gamma is a rescaling of every other. Shapes: x is (B, L, D); t is (B,), one noise level per text, or (B, L).
+line is DDPM's equation 7). Gaussian processes of one schedule differ by a factor only, so a subclass defines ``alpha_sigma``
+alone. Shapes: x is (B, L, D); t is (B,), one noise level per text, or (B, L), one per position.
 """
 
 from __future__ import annotations
@@ -48,29 +48,25 @@ class Gaussian:
 
 
 class Process(Component, family="process"):
-    """Base of the Gaussian processes: a frozen dataclass with a ``schedule``, that defines ``alpha_sigma``."""
+    """Base of the Gaussian processes. A subclass is a frozen dataclass with a ``schedule``."""
 
     schedule: NoiseSchedule
 
-    def __init__(self, schedule: NoiseSchedule) -> None:
-        """A subclass is a dataclass, which replaces this."""
-        raise NotImplementedError
-
     def alpha_sigma(self, gamma: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the signal factor and the noise standard deviation at ``gamma``; any shape, alpha / sigma = exp(-gamma/2)."""
+        """Return alpha and sigma at ``gamma``, any shape, with alpha / sigma = exp(-gamma / 2)."""
         raise NotImplementedError
 
     def scale(self, gamma: Tensor) -> Tensor:
-        """Return sqrt(alpha^2 + sigma^2), the factor by which x_t is larger than that of the variance-preserving process."""
+        """Return sqrt(alpha^2 + sigma^2): x_t of the variance-preserving process times this is that of this process."""
         a, s = self.alpha_sigma(gamma)
         return (a**2 + s**2).sqrt()
 
     def standardize(self, xt: Tensor, gamma: Tensor) -> Tensor:
-        """Return x_t of the variance-preserving process, which networks are trained on."""
+        """Return x_t of the variance-preserving process, which the networks receive."""
         return xt / over_coordinates(self.scale(gamma), xt)
 
     def prior(self, noise: Tensor) -> Tensor:
-        """Return x_1 (B, L, D) made of standard normal ``noise``."""
+        """Return x_1 (B, L, D) for standard normal ``noise``."""
         return noise * over_coordinates(self.scale(self.schedule.gamma(torch.ones(1, device=noise.device))), noise)
 
     def noise(self, x0: Tensor, t: Tensor, eps: Tensor | None = None) -> Tensor:
@@ -90,8 +86,8 @@ class Process(Component, family="process"):
 
     def step_variance(self, t: Tensor, s: Tensor) -> Tensor:
         """Return the variance of q(x_t | x_s), DDPM's beta."""
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = (self.alpha_sigma(self.schedule.gamma(time)) for time in (t, s))
-        return sigma_t**2 - (alpha_t / alpha_s * sigma_s) ** 2
+        gamma_t, gamma_s = self.schedule.gamma(t), self.schedule.gamma(s)
+        return -torch.expm1(gamma_s - gamma_t) * self.alpha_sigma(gamma_t)[1] ** 2
 
     def eps_from_x0(self, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
         """Return the noise eps of x_t given ``x0``; t > 0."""
@@ -125,11 +121,6 @@ class VariancePreserving(Process, name="variance-preserving"):
     def prior(self, noise: Tensor) -> Tensor:
         """Return ``noise`` itself."""
         return noise
-
-    def step_variance(self, t: Tensor, s: Tensor) -> Tensor:
-        """Return 1 - alpha_t^2 / alpha_s^2 without cancellation."""
-        log_alpha2_t, log_alpha2_s = (torch.nn.functional.logsigmoid(-self.schedule.gamma(time)) for time in (t, s))
-        return -torch.expm1(log_alpha2_t - log_alpha2_s)
 
     def v_from_x0(self, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
         """Return the velocity v = alpha eps - sigma x_0 (Salimans and Ho 2022, appendix D)."""

@@ -1,12 +1,10 @@
-"""From noise to words: the samplers, the one loop that runs them, and wrappers of a denoiser.
+"""Samplers, the loop that runs them, and wrappers of a denoiser.
 
-A denoiser is a function ``(x_t, t) -> Denoised``. Clamping, self-conditioning and given words are wrappers
-of that same type, so no sampler knows they exist. A sampler is one function: the Gaussian of x_s given what was
-denoised so far. All but one are a point on one family (with r = exp(gamma_s - gamma_t), fresh noise xi):
+    x_s ~ q(x_s | x_t, x0_hat(x_t, t))          for s < t, from x_1 ~ N(0, I) to x_0          (Ho et al. 2020, algorithm 2)
 
-    x_s = alpha_s x0 + sigma_s ( sqrt(1 - w^2) eps + w xi )       eps = (x_t - alpha_t x0) / sigma_t
-
-w = 0 is DDIM, w^2 = 1 - r DDPM's ancestral sampling, w = 1 fresh renoising. Shapes: x is (B, L, D), t is (B,).
+A denoiser is a function (x_t, t) -> Denoised; clamping, given tokens, self-conditioning and guidance are wrappers of the same
+type, so samplers are independent of them. A sampler returns the Gaussian of x_s given the predictions so far; more samplers are
+in ``recipe.samplers``. Shapes: x is (B, L, D), t is (B,).
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,14 +20,15 @@ from torch import Tensor
 from diffusionlm.config import Component, UserError
 from diffusionlm.core.process import Gaussian, Process, over_coordinates
 
-SMALLEST = 1e-30  # a chance below this counts as this, so that logarithms stay finite
+SMALLEST = 1e-30  # probabilities are clamped to this, so that logarithms are finite
 
 
 @dataclass(frozen=True)
 class Denoised:
-    """What a denoiser believes: the clean vectors (B, L, D), token logits (B, L, V), and learned variances if it has any.
+    """A prediction: clean vectors x0 (B, L, D) and token logits (B, L, V).
 
-    ``variance_share`` (B, L, D) in [0, 1] interpolates the log variance between the posterior's and the forward step's.
+    ``variance_share`` (B, L, D) in [0, 1], where variances are learned, interpolates between the log variances of the
+    posterior and of the forward step.
     """
 
     x0: Tensor
@@ -37,14 +36,7 @@ class Denoised:
     variance_share: Tensor | None = None
 
 
-class Denoise(Protocol):
-    """A denoiser, or a wrapped one: x_t (B, L, D) and times (B,) or (B, L) in."""
-
-    def __call__(self, xt: Tensor, t: Tensor, /) -> Denoised:
-        """Return what is believed about the clean vectors."""
-        ...
-
-
+Denoise = Callable[[Tensor, Tensor], Denoised]  # x_t (B, L, D) and times (B,) or (B, L) in
 History = Sequence[tuple[Tensor, Denoised]]
 Noise = Callable[[Tensor], Tensor]  # draws standard normal values like a tensor
 
@@ -53,50 +45,38 @@ class Sampler(Component, family="sampler"):
     """Base of the samplers."""
 
     def transition(self, process: Process, history: History, xt: Tensor, t: Tensor, s: Tensor) -> Gaussian:
-        """Return the Gaussian of x_s; ``history`` has the past (t, Denoised), newest last, that at ``t`` included."""
+        """Return the Gaussian of x_s; ``history`` has the predictions (t, Denoised) up to that at ``t``, the newest last."""
         raise NotImplementedError
 
     def step(
         self, denoise: Denoise, process: Process, history: History, xt: Tensor, t: Tensor, s: Tensor, noise: Noise
     ) -> tuple[Denoised, Gaussian]:
-        """Return the prediction at ``t`` and the Gaussian of x_s; a subclass may call ``denoise`` and ``noise`` again.
+        """Return the prediction at ``t`` and the Gaussian of x_s. A subclass may call ``denoise`` and ``noise`` repeatedly.
 
-        ``history`` has the predictions of the steps before.
+        ``history`` has the predictions of earlier steps, the newest last.
         """
         denoised = denoise(xt, t)
         return denoised, self.transition(process, [*history, (t, denoised)], xt, t, s)
-
-
-def renoised(process: Process, x0: Tensor, xt: Tensor, t: Tensor, s: Tensor, w2: Tensor) -> Gaussian:
-    """Return x_s of the family above with squared fresh-noise share ``w2`` (DDIM, Song et al. 2021, equation 12)."""
-    alpha_s, deviation = process.alpha_sigma(process.schedule.gamma(s))
-    kept = over_coordinates(deviation * torch.sqrt(1 - w2), xt) * process.eps_from_x0(x0, xt, t)
-    return Gaussian(over_coordinates(alpha_s, xt) * x0 + kept, over_coordinates(deviation**2 * w2, xt))
 
 
 @dataclass(frozen=True)
 class DDPM(Sampler, name="ddpm"):
     """Ancestral sampling (Ho et al. 2020, algorithm 2).
 
-    ``variance``: that of the posterior, ``upper`` (DDPM's beta), or ``learned`` (Improved DDPM, equation 15).
+    ``variance`` is that of the posterior, ``upper`` (DDPM's beta) or ``learned`` (Improved DDPM, equation 15).
     """
 
     variance: Literal["posterior", "upper", "learned"] = "posterior"
 
     def transition(self, process: Process, history: History, xt: Tensor, t: Tensor, s: Tensor) -> Gaussian:
-        """Return p(x_s | x_t) with the predicted x_0 in place of the true one."""
-        denoised = history[-1][1]
-        return reverse_step(process, denoised, xt, t, s, self.variance)
+        """Return p(x_s | x_t)."""
+        return reverse_step(process, history[-1][1], xt, t, s, self.variance)
 
 
 def reverse_step(
     process: Process, denoised: Denoised, xt: Tensor, t: Tensor, s: Tensor, variance: str = "posterior"
 ) -> Gaussian:
-    """Return p(x_s | x_t): the posterior of the predicted x_0, with the variance asked for.
-
-    Raises:
-        UserError: learned variances asked of a model that has none.
-    """
+    """Return p(x_s | x_t): q(x_s | x_t, x_0) with the predicted x_0. Raises UserError where no variance is learned."""
     posterior = process.posterior(denoised.x0, xt, t, s)
     if variance == "posterior":
         return posterior
@@ -112,55 +92,8 @@ def reverse_step(
 
 
 @dataclass(frozen=True)
-class DDIM(Sampler, name="ddim"):
-    """Deterministic at ``eta`` 0, ancestral sampling at 1 (Song et al. 2021, equations 12 and 16)."""
-
-    eta: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Check the noise share."""
-        if not 0 <= self.eta <= 1:
-            raise UserError(f"eta: expected a number between 0 and 1, got {self.eta}")
-
-    def transition(self, process: Process, history: History, xt: Tensor, t: Tensor, s: Tensor) -> Gaussian:
-        """Return the DDIM step."""
-        fresh = -torch.expm1(process.schedule.gamma(s) - process.schedule.gamma(t))
-        return renoised(process, history[-1][1].x0, xt, t, s, self.eta**2 * fresh)
-
-
-@dataclass(frozen=True)
-class Renoise(Sampler, name="renoise"):
-    """Denoise fully, then noise afresh: w = 1, the multistep sampler of Song et al. 2023 (algorithm 1)."""
-
-    def transition(self, process: Process, history: History, xt: Tensor, t: Tensor, s: Tensor) -> Gaussian:
-        """Return q(x_s | x_0) of the predicted x_0."""
-        return renoised(process, history[-1][1].x0, xt, t, s, torch.ones_like(t))
-
-
-@dataclass(frozen=True)
-class DPMSolver(Sampler, name="dpm++2m"):
-    """DPM-Solver++(2M): a second-order multistep solver of the probability flow (Lu et al. 2022, algorithm 2).
-
-    Of first order (which is DDIM) at the first step and at the last, where the log signal-to-noise step is infinite.
-    """
-
-    def transition(self, process: Process, history: History, xt: Tensor, t: Tensor, s: Tensor) -> Gaussian:
-        """Return the solver's step; its variance is 0."""
-        x0 = history[-1][1].x0
-        if len(history) > 1 and bool((s > 0).all()):
-            before, previous = history[-2]
-            gamma_before, gamma_t, gamma_s = (process.schedule.gamma(time) for time in (before, t, s))
-            ratio = over_coordinates((gamma_t - gamma_s) / (gamma_before - gamma_t) / 2, xt)
-            x0 = (1 + ratio) * x0 - ratio * previous.x0
-        return renoised(process, x0, xt, t, s, torch.zeros_like(t))
-
-
-@dataclass(frozen=True)
 class State:
-    """A moment of a sampling run, after ``step`` steps, the first of which is 1.
-
-    ``x`` is x_s (B, L, D), ``denoised`` the belief at ``t`` in [0, 1] that led there.
-    """
+    """The state after sampling step number ``step`` (from 1): x_s (B, L, D), and the prediction at ``t`` that led to it."""
 
     x: Tensor
     denoised: Denoised
@@ -179,13 +112,13 @@ def sample(
     steer: Callable[[Tensor, Tensor, Gaussian], Tensor] | None = None,
     select: Callable[[State], Tensor | None] | None = None,
 ) -> Iterator[State]:
-    """Run the reverse process from noise ``x`` (B, L, D), one State a step, so that callers can watch, log or stop.
+    """Run the reverse process from noise ``x`` (B, L, D) and yield a State per step, so that callers can watch, log or stop.
 
-    ``noise`` draws standard normal values like a tensor; ``steer`` may move x_s at time s, drawn from a Gaussian, after each
-    step but the last; ``select`` may name the rows (B,) that go on in place of all, for particles.
+    ``noise`` draws standard normal values like a tensor; ``steer`` moves x_s, which was drawn from a Gaussian, after each step
+    but the last; ``select`` returns the rows (B,) to continue with, for particles.
 
     Raises:
-        UserError: more steps than the schedule tells apart, or fewer than one.
+        UserError: a number of steps that the schedule does not have.
     """
     times = process.schedule.sampling_times(steps).to(x.device)
     history: list[tuple[Tensor, Denoised]] = []
@@ -206,13 +139,13 @@ def sample(
 
 
 def rows_of(denoised: Denoised, rows: Tensor) -> Denoised:
-    """Return the beliefs about the texts ``rows`` (B,)."""
+    """Return the predictions of ``rows`` (B,)."""
     share = denoised.variance_share
     return Denoised(denoised.x0[rows], denoised.logits[rows], None if share is None else share[rows])
 
 
 def clamp(denoise: Denoise, embedding: Tensor) -> Denoise:
-    """Move each predicted vector to its nearest row of ``embedding`` (V, D), in L2 (Diffusion-LM, section 4.3)."""
+    """Replace predicted vectors by their nearest rows of ``embedding`` (V, D), in L2 (Diffusion-LM, section 4.3)."""
 
     def clamped(xt: Tensor, t: Tensor) -> Denoised:
         denoised = denoise(xt, t)
@@ -227,7 +160,7 @@ def nearest_rows(x: Tensor, embedding: Tensor) -> Tensor:
 
 
 def given(denoise: Denoise, known: Tensor, x0: Tensor) -> Denoise:
-    """Hold the positions ``known`` (B, L) at their clean vectors ``x0`` (B, L, D): told to the denoiser as noiseless."""
+    """Hold the positions ``known`` (B, L) at the clean vectors ``x0`` (B, L, D), at time 0."""
 
     def holding(xt: Tensor, t: Tensor) -> Denoised:
         levels = torch.where(known, 0, t if t.dim() == 2 else t[:, None])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -152,6 +152,13 @@ class TokenBudgetBatches(torch.utils.data.Sampler[list[int]]):
             largest = int(sizes.argmax())
             cuts.insert(largest + 1, (cuts[largest] + cuts[largest + 1]) // 2)
         return order, cuts
+
+
+class Example(list[int]):
+    """The token ids of a text with the value of its ``condition`` and its ``known`` tokens (a boolean for each)."""
+
+    condition: Any = None
+    known: Sequence[bool] | None = None
 
 
 def text_mask(lengths: Sequence[int], device: torch.device) -> Tensor:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate.utils import send_to_device
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from diffusionlm.config import UserError
@@ -131,7 +132,7 @@ class Judge:
 
     def _losses(self, rows: list[list[int]]) -> torch.Tensor:
         """Return the nats (B, L - 1) of every token but the first of each row, on the CPU in float64."""
-        batch = collate(rows, 0).to(self.model.device)
+        batch = send_to_device(collate(rows, 0), self.model.device)
         ids, mask = batch.ids, batch.mask
         with torch.autocast(ids.device.type, self.dtype, enabled=self.dtype != torch.float32):
             logits = self.model(input_ids=ids[:, :-1], attention_mask=mask[:, :-1].long(), use_cache=False).logits

@@ -17,8 +17,21 @@ from torch import Tensor, nn
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEncoder
 
-from diffusionlm.config import UserError
-from diffusionlm.core.model import Backbone
+from diffusionlm.config import Component, UserError
+
+
+class Backbone(Component, family="backbone"):
+    """Base of the backbones.
+
+    Their networks map latents (B, L, D), t and gamma, each (B,) or (B, L), and a mask (B, L), True at non-padding tokens, or
+    None, to outputs (B, L, O).
+    """
+
+    excludes_self: ClassVar[bool] = False  # no position's output depends on that position's own latents and noise level
+
+    def build(self, inputs: int, outputs: int, max_length: int) -> nn.Module:
+        """Return the network for latents of ``inputs`` and outputs of ``outputs`` coordinates."""
+        raise NotImplementedError
 
 
 def sinusoids(x: Tensor, size: int, max_period: float = 10_000.0) -> Tensor:

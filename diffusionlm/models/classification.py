@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -196,7 +197,7 @@ class ClassificationObjective(Objective):
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(0)
             for start in range(0, len(ordered), 32):
-                batch = self.collate(ordered[start : start + 32]).to(device)
+                batch = send_to_device(self.collate(ordered[start : start + 32]), device)
                 ids, mask, targets = batch.ids, batch.mask, batch["targets"]
                 t = level.to(device).expand(len(ids))
                 latents, words = self.believed(ids, mask, t)

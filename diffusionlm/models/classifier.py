@@ -26,14 +26,14 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from diffusionlm.config import FORMAT_VERSION, UserError, build_untrusted, to_plain, upgraded
-from diffusionlm.core.model import MAX_GAMMA, Backbone
+from diffusionlm.core.model import MAX_GAMMA
 from diffusionlm.core.sampler import SMALLEST
 from diffusionlm.core.schedule import NoiseSchedule
 from diffusionlm.data.annotators import Annotator, annotated
 from diffusionlm.data.batches import DataConfig, Encoded
 from diffusionlm.data.labels import OTHER, Head, Labelled, check_vocabulary, fields_of, label_rows, values_of
 from diffusionlm.data.tokenizers import load_tokenizer
-from diffusionlm.models.backbones import Transformer
+from diffusionlm.models.backbones import Backbone, Transformer
 from diffusionlm.models.diffusion import DiffusionLM
 from diffusionlm.models.io import load_pretrained, model_folder
 from diffusionlm.models.spec import ModelSpec

@@ -17,10 +17,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from diffusionlm.config import FORMAT_VERSION, UserError, build_untrusted, to_plain
-from diffusionlm.core.model import DEFAULT_EVIDENCE, Backbone, Condition, DenoisingModel, WordVectors
+from diffusionlm.core.model import DEFAULT_EVIDENCE, DenoisingModel, WordVectors
 from diffusionlm.core.process import Process
 from diffusionlm.core.schedule import NoiseSchedule
-from diffusionlm.models.backbones import LeaveOneOut
+from diffusionlm.models.backbones import Backbone, LeaveOneOut
+from diffusionlm.models.conditions import Condition
 from diffusionlm.models.io import load_pretrained
 from diffusionlm.models.spec import ModelSpec
 from diffusionlm.recipe.gumbel import Gumbel
@@ -217,13 +218,15 @@ class DiffusionLM(DenoisingModel, WordVectorModel):
         super().__init__(config)
         settings = build_untrusted(ModelConfig, config.settings, "settings")
         self.settings, self.prediction = settings, settings.prediction
-        self.process: Process = Process.find(settings.process)(settings.schedule)
+        self.process: Process = Process.find(settings.process)(settings.schedule)  # type: ignore[call-arg]
         self.evidence, self.reads_evidence = settings.evidence, settings.evidence_input and settings.has_logits
         self.self_conditions, self.learned_variance = settings.self_conditioning, settings.learned_variance
         self.make_embedding()
         self.rounding_bias = None if settings.has_logits else nn.Parameter(torch.zeros(config.vocabulary))
         self.condition_size = 0 if settings.condition is None else settings.condition.size
-        inputs, outputs = self.sizes()
+        D, V = settings.dimension, config.vocabulary
+        inputs = D * (2 if self.self_conditions else 1) + (V if self.reads_evidence else 0) + self.condition_size
+        outputs = V if settings.has_logits else D * (2 if settings.learned_variance else 1)
         self.network = settings.backbone.build(inputs, outputs, config.max_tokens)
         self.condition = None if settings.condition is None else settings.condition.build()
         self.post_init()  # type: ignore[no-untyped-call]

@@ -27,9 +27,8 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerFast
 
 from diffusionlm.config import build_untrusted, to_plain
-from diffusionlm.core.model import Backbone
 from diffusionlm.core.objective import Batch, Objective, ObjectiveConfig, expect_family
-from diffusionlm.models.backbones import Transformer
+from diffusionlm.models.backbones import Backbone, Transformer
 from diffusionlm.models.diffusion import DiffusionLMConfig, WordVectorModel, check_vectors, special_ids
 from diffusionlm.models.spec import ModelSpec
 

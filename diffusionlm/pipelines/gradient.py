@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from diffusionlm.config import UserError
-from diffusionlm.core.guidance import Energy, Guidance, GuidanceState, check_strength, scaled, total
+from diffusionlm.core.guidance import Energy, Guidance, GuidanceState, check_strength
+from diffusionlm.recipe.energies import scaled, total
 
 OPEN = 0.36  # of a text's openness: above it the frame of the text, which words stand where, is not settled
 
@@ -85,7 +86,13 @@ class Gradient(Guidance, name="gradient"):
 
     def _weight(self, belief: GuidanceState) -> Tensor:
         """Return the strength (B,) for each text."""
-        return self.strength * torch.where(belief.gini_impurity > OPEN, self.early_multiplier, 1.0)
+        return self.strength * torch.where(gini_impurity(belief) > OPEN, self.early_multiplier, 1.0)
+
+
+def gini_impurity(state: GuidanceState) -> Tensor:
+    """Return the mean Gini impurity (B,) of the token posteriors: the probability that two draws of a token differ."""
+    differ = 1 - state.logits.detach().float().softmax(-1).square().sum(-1)
+    return (differ * state.mask).sum(1) / state.mask.sum(1)
 
 
 def word_slopes(energy: Energy, belief: GuidanceState, embedding: Tensor) -> Tensor:

@@ -16,11 +16,12 @@ from diffusionlm.constraints.dfa import DFA
 from diffusionlm.constraints.inference import allowed_substitutes, condition, log_probability, viterbi
 from diffusionlm.constraints.spelling import proper_texts
 from diffusionlm.controls import All, Binding, CompiledControl, Control
-from diffusionlm.core.guidance import Energy, Guidance, GuidanceState, total
+from diffusionlm.core.guidance import Energy, Guidance, GuidanceState
 from diffusionlm.core.sampler import SMALLEST, Denoised
 from diffusionlm.pipelines.gradient import word_slopes
 from diffusionlm.pipelines.lengths import given_words, length_prior
 from diffusionlm.pipelines.particles import Particles
+from diffusionlm.recipe.energies import total
 
 CARRIERS = 6  # the most words of a draft that are kept
 CLEAR = 0.5  # nats: what is asked is as good as said

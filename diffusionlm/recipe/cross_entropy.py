@@ -105,11 +105,11 @@ class CrossEntropyObjective(Objective):
 
     def _free(self, batch: Batch) -> Tensor:
         """Return which positions (B, L) are noised: all but given tokens, BOS, EOS and padding."""
-        free = batch.mask
+        free = batch.free
         if self.model.explicit_length:
             special = self.model.config.special_ids
             free = free & ~((batch.ids == special["start"]) | (batch.ids == special["end"]))
-        return free if batch.known is None else free & ~batch.known
+        return free
 
     def _draw_levels(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Draw times (B, L); which texts have mixed levels (B,), which are clozes (B,), and their hidden words (B, L)."""

@@ -79,11 +79,11 @@ class VariationalObjective(EndToEnd):
         self, denoised: Denoised, words: Tensor, x0: Tensor, xt: Tensor, t: Tensor, weight: Tensor, batch: Batch
     ) -> dict[str, Tensor]:
         """Return the paper's terms, with the bound's in place of them or beside them."""
-        process, T, share = self.model.process, self.T, batch.mask / batch.mask.sum()
+        process, T, share = self.model.process, self.T, batch.free / batch.free.sum()
         bound = partial(bound_term, process, T, words=words, x0=x0, xt=xt, t=t, ids=batch.ids, model=self.model)
         vlb = self.spec.loss == "vlb"
         losses = bound(denoised, variance=self.spec.variance) if vlb else self.regression(denoised, words, x0, xt, t)
-        by_text = (losses * batch.mask).sum(1) / batch.mask.sum(1)
+        by_text = (losses * batch.free).sum(1) / batch.free.sum(1)
         if self.importance is not None and self.training:
             self.importance.update(t, by_text.detach())
         if vlb:
@@ -91,8 +91,8 @@ class VariationalObjective(EndToEnd):
         terms = super().terms(denoised, words, x0, xt, t, weight, batch)
         if self.spec.variance == "learned":
             frozen = replace(denoised, x0=denoised.x0.detach())
-            hybrid = self.spec.vlb_weight * bound(frozen, variance="learned")
-            terms["vlb"] = T * (hybrid * share * weight[:, None]).sum()
+            vlb_terms = bound(frozen, variance="learned")
+            terms["vlb"] = T * self.spec.vlb_weight * (vlb_terms * share * weight[:, None]).sum()
         return terms
 
 

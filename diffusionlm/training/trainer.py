@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate.utils import send_to_device
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -391,7 +392,7 @@ def evaluate_terms(
         torch.manual_seed(0)
         while ordered:
             count = max(1, batch_tokens // len(ordered[-1]))
-            batch = collated(ordered[-count:]).to(device)
+            batch = send_to_device(collated(ordered[-count:]), device)
             del ordered[-count:]
             size = int(batch["mask"].sum())
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
 from diffusionlm.config import UserError, build
-from diffusionlm.core.guidance import Adagrad, Energy, Guidance, GuidanceState, any_of, none_of, scaled, total
+from diffusionlm.core.guidance import Adagrad, Energy, Guidance, GuidanceState
 from diffusionlm.core.process import Gaussian, GaussianDiffusion, alpha, sigma
 from diffusionlm.core.sampler import Denoised
-from diffusionlm.core.schedule import Cosine
-from diffusionlm.pipelines.gradient import Gradient, word_slopes
+from diffusionlm.pipelines.gradient import Gradient, gini_impurity, word_slopes
 from diffusionlm.pipelines.particles import ParticleFilter, Particles
+from diffusionlm.recipe.energies import any_of, none_of, scaled, total
+from diffusionlm.recipe.schedules import Cosine
 
 MASK = torch.ones(1, 3, dtype=torch.bool)
 E = torch.tensor([[1.0, 0.0], [-1.0, 0.5], [0.2, -2.0], [0.0, 1.0]])
@@ -82,6 +84,10 @@ def test_slopes_are_taken_through_vectors_and_of_noisy_vectors_too() -> None:
         torch.testing.assert_close(word_slopes(energy, GuidanceState.from_logits(logits, xt, t, MASK, E), E), expected)
 
 
+def _token_energy(word: int, state: GuidanceState) -> Tensor:
+    return -state.logits[:, 0, word]
+
+
 def _pull(guidance: Gradient, energy: Energy, belief: GuidanceState, xt: Tensor) -> Tensor:
     """Return minus the gradient with respect to x_t of what is followed through the denoiser."""
     followed = guidance.through_denoiser(energy, None)
@@ -95,7 +101,7 @@ def test_an_open_text_is_steered_as_many_times_as_strongly_as_early_says() -> No
     xt, t, mask = torch.zeros(2, 3, 2), torch.zeros(2), torch.tensor([[True, True, True], [True, True, False]])
     logits = torch.zeros(2, 3, 4)
     logits[1, :2, 0] = 20.0  # sure of both of its words; what is beyond its end does not count
-    torch.testing.assert_close(GuidanceState.from_logits(logits, xt, t, mask, E).gini_impurity, torch.tensor([0.75, 0.0]))
+    torch.testing.assert_close(gini_impurity(GuidanceState.from_logits(logits, xt, t, mask, E)), torch.tensor([0.75, 0.0]))
     s = torch.randn(3, 4)
 
     def energy(belief: GuidanceState) -> Tensor:
@@ -153,9 +159,7 @@ def test_the_gradient_through_the_denoiser_is_bayes_rule() -> None:
     tweedie = (sigma(gamma) ** 2 / alpha(gamma))[:, None, None]
     for word in range(4):
         belief = GuidanceState(xt, t, MASK[:, :1], lambda: denoise(xt))
-        shift = tweedie * _pull(
-            Gradient(denoiser_scale=1.0, early_multiplier=1.0), lambda b, w=word: -b.logits[:, 0, w], belief, xt
-        )
+        shift = tweedie * _pull(Gradient(denoiser_scale=1.0, early_multiplier=1.0), partial(_token_energy, word), belief, xt)
         torch.testing.assert_close((denoise(xt).x0 + shift)[0, 0], words[word])
 
 

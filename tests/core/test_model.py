@@ -18,11 +18,12 @@ from transformers import AutoModel
 from diffusionlm.config import FORMAT_VERSION, UserError, build, merge, to_plain
 from diffusionlm.core.model import MAX_GAMMA
 from diffusionlm.core.process import alpha, sigma
-from diffusionlm.core.schedule import Linear, Sqrt
+from diffusionlm.core.schedule import Sqrt
 from diffusionlm.data.batches import encode
 from diffusionlm.data.tokenizers import Words
 from diffusionlm.models.diffusion import DiffusionLM, DiffusionLMConfig, ModelConfig
 from diffusionlm.recipe.gumbel import Gumbel
+from diffusionlm.recipe.schedules import Linear
 
 VOCABULARY, LONGEST = 11, 8
 SMALL: dict[str, Any] = {

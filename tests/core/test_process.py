@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from diffusionlm.core.process import Gaussian, GaussianDiffusion, alpha, over_coordinates, sigma
-from diffusionlm.core.schedule import Cosine, Linear, NoiseSchedule, Sqrt
+from diffusionlm.core.schedule import NoiseSchedule, Sqrt
 from diffusionlm.recipe.gumbel import Gumbel
+from diffusionlm.recipe.schedules import Cosine, Linear
 
 PROCESS = GaussianDiffusion(Sqrt())
 SCHEDULES: list[NoiseSchedule] = [Sqrt(), Cosine(), Linear(), Gumbel()]

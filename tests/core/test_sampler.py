@@ -12,27 +12,14 @@ from torch import Tensor
 
 from diffusionlm.config import UserError
 from diffusionlm.core.process import Gaussian, GaussianDiffusion, alpha, over_coordinates, sigma
-from diffusionlm.core.sampler import (
-    DDIM,
-    DDPM,
-    Denoise,
-    Denoised,
-    DPMSolver,
-    Renoise,
-    Sampler,
-    State,
-    clamp,
-    given,
-    nearest_rows,
-    renoised,
-    reverse_step,
-    sample,
-)
-from diffusionlm.core.schedule import Cosine, Linear, NoiseSchedule, Sqrt
+from diffusionlm.core.sampler import DDPM, Denoise, Denoised, Sampler, State, clamp, given, nearest_rows, reverse_step, sample
+from diffusionlm.core.schedule import NoiseSchedule, Sqrt
 from diffusionlm.pipelines.noise import RowNoise
 from diffusionlm.recipe.gumbel import Gumbel
 from diffusionlm.recipe.posterior import apply_temperature
 from diffusionlm.recipe.refine import blockwise_icm, parallel_icm
+from diffusionlm.recipe.samplers import DDIM, DPMSolver, Renoise, renoised
+from diffusionlm.recipe.schedules import Cosine, Linear
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from diffusionlm.config import UserError
-from diffusionlm.core.schedule import Cosine, Linear, NoiseSchedule, Sqrt, StepSchedule
+from diffusionlm.core.schedule import NoiseSchedule, Sqrt, StepSchedule
 from diffusionlm.recipe.gumbel import Gumbel
+from diffusionlm.recipe.schedules import Cosine, Linear
 
 STEP_SCHEDULES: list[StepSchedule] = [Sqrt(), Cosine(), Linear(), Sqrt(T=7), Cosine(T=7), Linear(T=100)]
 ALL: list[NoiseSchedule] = [*STEP_SCHEDULES, Gumbel()]

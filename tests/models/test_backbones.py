@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from diffusionlm.config import UserError, to_plain
-from diffusionlm.core.model import Backbone
 from diffusionlm.core.schedule import Sqrt
 from diffusionlm.models.backbones import (
+    Backbone,
     Bert,
     BertNetwork,
     Block,

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from diffusionlm.config import UserError, build, merge, to_plain
-from diffusionlm.core.sampler import DDIM, DDPM, DPMSolver, Renoise, State
+from diffusionlm.core.sampler import DDPM, State
 from diffusionlm.data.tokenizers import SPECIAL_TOKENS, Words
 from diffusionlm.models.diffusion import DiffusionLM, DiffusionLMConfig, ModelConfig
 from diffusionlm.models.io import model_folder
 from diffusionlm.pipelines.base import Generated, SamplingConfig, minimum_bayes_risk
 from diffusionlm.pipelines.denoiser import WordDenoiser
 from diffusionlm.pipelines.diffusion import Pipeline
+from diffusionlm.recipe.samplers import DDIM, DPMSolver, Renoise
 
 SENTENCES = [
     "the small blue house stands by the long green river",

@@ -16,7 +16,7 @@ from torch import Tensor
 from diffusionlm.cli import main
 from diffusionlm.config import UserError, build, merge
 from diffusionlm.core.process import GaussianDiffusion
-from diffusionlm.core.sampler import DDIM, Denoised, sample
+from diffusionlm.core.sampler import Denoised, sample
 from diffusionlm.core.schedule import Sqrt
 from diffusionlm.data.tokenizers import SPECIAL_TOKENS, Words
 from diffusionlm.models.masked import MaskedConfig, lowest
@@ -33,6 +33,7 @@ from diffusionlm.pipelines.masked import (
     unmask,
 )
 from diffusionlm.pipelines.noise import RowNoise
+from diffusionlm.recipe.samplers import DDIM
 
 DECODERS: list[Unmasking] = [Ancestral(), MaskPredict(), MaskGIT(), MaskGIT(noise=0), MaskGIT(schedule="linear")]
 

@@ -18,14 +18,15 @@ from diffusionlm.constraints.dfa import DFA, any_number, one_of, repeat, sequenc
 from diffusionlm.controls import Binding, CompiledControl, Control, Reward
 from diffusionlm.core.guidance import Adagrad, GuidanceState
 from diffusionlm.core.process import GaussianDiffusion, alpha, sigma
-from diffusionlm.core.sampler import DDIM, DDPM, Denoised, DPMSolver, Renoise
-from diffusionlm.core.schedule import Cosine
+from diffusionlm.core.sampler import DDPM, Denoised
 from diffusionlm.pipelines.base import Controlled, Generated
 from diffusionlm.pipelines.diffusion import Pipeline
 from diffusionlm.pipelines.gradient import Gradient
 from diffusionlm.pipelines.lengths import chances
 from diffusionlm.pipelines.particles import Particles
 from diffusionlm.pipelines.steering import Steering
+from diffusionlm.recipe.samplers import DDIM, DPMSolver, Renoise
+from diffusionlm.recipe.schedules import Cosine
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,67 @@
+"""The schedules of DDPM (linear) and Improved DDPM (cosine), which Diffusion-LM compares its own with."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from diffusionlm.config import UserError
+from diffusionlm.core.schedule import StepSchedule
+
+
+@dataclass(frozen=True)
+class Cosine(StepSchedule, name="cosine"):
+    """Improved DDPM's schedule: alpha^2(t) = f(t) / f(0), f(u) = cos^2(pi/2 (u + offset) / (1 + offset)).
+
+    Nichol and Dhariwal 2021, section 3.2.
+    """
+
+    T: int = 2000
+    offset: float = 0.008
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        super().__post_init__()
+        if not 0 <= self.offset < math.inf:
+            raise UserError(f"offset: expected 0 or more, got {self.offset}")
+
+    def _noise_and_signal(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        angle = torch.pi / 2 * (t + self.offset) / (1 + self.offset)
+        start = math.pi / 2 * self.offset / (1 + self.offset)
+        # cos^2 a - cos^2 b = sin(b - a) sin(b + a)
+        sigma2 = torch.sin(angle - start) * torch.sin(angle + start) / math.cos(start) ** 2
+        return sigma2, torch.cos(angle) ** 2 / math.cos(start) ** 2
+
+
+@dataclass(frozen=True)
+class Linear(StepSchedule, name="linear"):
+    """DDPM's schedule: beta rises linearly and alpha^2 is the product of 1 - beta (Ho et al. 2020, section 4).
+
+    The betas are scaled by 1000 / T, so that another T gives the same process; between steps log alpha^2 is interpolated.
+    """
+
+    T: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 2e-2
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        super().__post_init__()
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            got = f"{self.beta_start}, {self.beta_end}"
+            raise UserError(f"beta_start, beta_end: expected increasing numbers between 0 and 1, got {got}")
+
+    @cached_property
+    def _log_alpha2(self) -> Tensor:
+        beta = torch.linspace(self.beta_start, self.beta_end, self.T, dtype=torch.float64) * (1000 / self.T)
+        return torch.cat([torch.zeros(1, dtype=torch.float64), torch.log1p(-beta.clamp(max=0.999)).cumsum(0)])
+
+    def _noise_and_signal(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        table = self._log_alpha2.to(t.device)
+        left = torch.floor(t * self.T).clamp(max=self.T - 1).long()
+        log_alpha2 = torch.lerp(table[left], table[left + 1], t * self.T - left)
+        return -torch.expm1(log_alpha2), torch.exp(log_alpha2)
