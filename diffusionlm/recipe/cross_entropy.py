@@ -27,15 +27,15 @@ CLOZE_SHARE = 0.5
 
 @dataclass(frozen=True)
 class CrossEntropy(ObjectiveConfig, name="cross-entropy"):
-    """Mean cross-entropy of the words at noise levels drawn from the schedule's density.
+    """Mean cross-entropy of the tokens at noise levels drawn from the schedule's density.
 
     Args:
-        mixed_share: of the texts, whose every position gets a noise level of its own; the others have one level. Neighbours
-            at mixed levels, a soft form of masked language modelling, are what makes a small network use context early.
-        self_conditioning_share: of those texts, denoised twice, the second time given the first estimate.
-        cloze_share: of the texts, whose words are clean and each predicted from the others, its own evidence left out. Needs a
-            backbone that leaves out a word's own vector; empty is half of the texts where it does, and none where it does not.
-        cloze_hidden: of a cloze's words, at most this share is hidden from the others, as pure noise; how many is drawn anew.
+        mixed_share: share of the texts in which every position has its own noise level; the others have one level. Mixed
+            levels, a soft form of masked language modelling, make a small network use context early in training.
+        self_conditioning_share: share of the texts that are denoised twice, the second time with the first estimate.
+        cloze_share: share of the texts with clean tokens, each predicted from the others without its token likelihood term.
+            Needs a backbone that excludes a position's own input; empty is half with such a backbone, else none.
+        cloze_hidden: the largest share of a cloze's tokens that are replaced by pure noise; the share is drawn uniformly.
     """
 
     mixed_share: float = 0.7
@@ -50,33 +50,32 @@ class CrossEntropy(ObjectiveConfig, name="cross-entropy"):
                 raise UserError(f"{name}: expected a share between 0 and 1, got {share}")
 
     def check(self, model: Any) -> None:
-        """Check that the model gives logits."""
+        """Raise UserError where the model does not predict logits, or clozes need another backbone."""
         expect_family(self, model, "diffusion")
         if not model.has_logits:
             raise UserError(f"objective: 'cross-entropy' needs model.prediction 'logits', got {model.prediction!r}")
         if self.cloze_share and not model.excludes_self:
             raise UserError(
-                f"objective.cloze_share: needs a backbone that leaves out a word's own vector, such as 'leave-one-out', "
+                f"objective.cloze_share: needs a backbone that excludes a position's own input, such as 'leave-one-out', "
                 f"got {model.backbone.name!r}; leave it empty"
             )
 
     def build(self, model: Any) -> CrossEntropyObjective:
-        """Make the module."""
+        """Return the module."""
         self.check(model.settings)
         return CrossEntropyObjective(self, model)
 
 
 class CrossEntropyObjective(Objective):
-    """The module of ``CrossEntropy``; it also fits the ``gumbel`` schedule's curve to the cross-entropy it sees.
+    """The module of ``CrossEntropy``, which also fits the curve of the ``gumbel`` schedule.
 
-    ``seen`` (2, BINS) holds texts and the sum of their cross-entropies by gamma, over about the last 100 batches.
+    ``seen`` (2, BINS) holds the number of texts and the sum of their cross-entropies by gamma, over about 100 batches.
     """
 
     BINS = 48
     seen: Tensor
 
     def __init__(self, spec: CrossEntropy, model: Any) -> None:
-        """Take the schedule's parameters from the model."""
         super().__init__(model, model.config.special_ids["pad"], model.padded_width)
         self.spec = spec
         self.cloze_share = (CLOZE_SHARE if model.excludes_self else 0.0) if spec.cloze_share is None else spec.cloze_share
@@ -142,7 +141,7 @@ class CrossEntropyObjective(Objective):
 
     @torch.no_grad()
     def _remember(self, gamma: Tensor, losses: Tensor, counted: Tensor) -> None:
-        """Add texts' levels (B,) and losses (B,) to what was seen, and forget a hundredth of the rest."""
+        """Add the levels (B,) and losses (B,) of texts to ``seen``, whose old content decays by a hundredth."""
         low, high = self._gammas()
         bins = ((gamma - low) / (high - low) * self.BINS).long().clamp(0, self.BINS - 1)
         self.seen.mul_(0.99).index_add_(1, bins, torch.stack([counted.to(losses), losses * counted]).to(self.seen))
@@ -153,7 +152,7 @@ class CrossEntropyObjective(Objective):
         return schedule.low, schedule.high
 
     def figures(self, held_out: Sequence[list[int]] = ()) -> dict[str, Figure]:
-        """Draw the learned schedule's fit: cross-entropy against gamma, and the curve."""
+        """Return the figure of the fitted curve: cross-entropy against gamma."""
         if self.curve is None:
             return {}
         from diffusionlm.plots import schedule_fit
@@ -175,7 +174,7 @@ class CrossEntropyObjective(Objective):
         }
 
     def _first_estimate(self, xt: Tensor, t: Tensor, batch: Batch, among: Tensor) -> Tensor | None:
-        """Denoise a share of the texts ``among`` (B,) once without gradient; the others' estimate is 0."""
+        """Return the estimates of x_0 (B, L, D) of a share of the texts ``among`` (B,), without gradient; 0 for the others."""
         count = round(self.spec.self_conditioning_share * len(xt))
         if not (self.model.self_conditions and count):
             return None

@@ -14,14 +14,22 @@ from diffusionlm.core.schedule import NoiseSchedule
 
 @dataclass(frozen=True)
 class Gumbel(NoiseSchedule, name="gumbel"):
-    """The information-uniform schedule: as much is learned about the words between any two neighbouring times.
+    """The information-uniform schedule: every step between neighbouring times reduces the cross-entropy equally.
 
-    gamma(t) is linear in t; training and sampling times follow the density of dH/dgamma, where the cross-entropy
-    at gamma is fitted by H(gamma) = entropy * exp(-exp(-(gamma - location) / scale)), the Gumbel curve of LangFlow
-    (2026); the idea is CDCD's time warping (Dieleman et al. 2022, section 4.2). ``location``, ``scale`` and
-    ``entropy`` are learned in training. ``end`` is where sampling stops: below it every word is already decided.
-    Training draws gamma ``training_shift`` below the learned density: most of the information is in words that are free
-    (a name, a dish), while words that must agree with others, where sampling errs, are settled at less noise.
+    gamma(t) is linear in t. Training and sampling times follow the density dH/dgamma of the cross-entropy at gamma, fitted by
+    H(gamma) = entropy * exp(-exp(-(gamma - location) / scale)) (LangFlow 2026; time warping of CDCD, Dieleman et al. 2022,
+    section 4.2).
+
+    Args:
+        location: learned in training.
+        scale: learned in training.
+        entropy: learned in training, nats per token.
+        low: gamma at t = 0.
+        high: gamma at t = 1.
+        end: gamma at which sampling stops; at less noise every token is decided.
+        uniform_share: share of training draws with uniform gamma, so that the fit covers all noise levels.
+        training_shift: training draws gamma from the learned density moved down by this. Most of the information is in tokens
+            that are free choices, while tokens that must agree with others, where sampling errs, are decided at less noise.
     """
 
     location: float = 2.0
@@ -44,22 +52,22 @@ class Gumbel(NoiseSchedule, name="gumbel"):
 
     @classmethod
     def for_words(cls, dimension: int, vocabulary: int, entropy: float, own_share: float = 1.0) -> Gumbel:
-        """Start from what the geometry says: V random words on a sphere of radius sqrt(D).
+        """Return the initial schedule for V random words on a sphere of radius sqrt(D).
 
-        ``end`` is where the nearest wrong word is confused in one case of twenty; ``entropy`` in nats (unigram). Where
-        only ``own_share`` of a word's squared length tells it from its likes, they are confused until later.
+        ``end`` is where a token is confused with the nearest other one in one case of twenty; ``entropy`` is the unigram
+        entropy in nats; ``own_share`` is the share of a vector's squared length that words of one class do not share.
         """
         end = math.log(own_share * dimension / (2 * math.log(2 * (vocabulary - 1) / 0.1)))
         return cls(location=math.log(dimension / (2 * math.log(vocabulary))) + 1.1, entropy=entropy, end=end)
 
     @property
     def fit(self) -> dict[str, float]:
-        """Return what depends on the words: the curve, and where sampling stops."""
+        """Return the numbers that depend on the vocabulary: the curve and ``end``."""
         return {"location": self.location, "scale": self.scale, "entropy": self.entropy, "end": self.end}
 
     @property
     def max_steps(self) -> int:
-        """Return a generous bound: beyond it, steps differ by less than the network can tell."""
+        """4096: finer steps differ by less than the network can resolve."""
         return 4096
 
     def gamma(self, t: Tensor) -> Tensor:
@@ -67,14 +75,11 @@ class Gumbel(NoiseSchedule, name="gumbel"):
         return self.low + (self.high - self.low) * t.double()
 
     def time(self, gamma: Tensor) -> Tensor:
-        """Return the time of ``gamma``, on this line and beyond [0, 1] too."""
+        """Return the time of ``gamma``, also outside [0, 1]."""
         return (gamma.double() - self.low) / (self.high - self.low)
 
     def training_times(self, u: Tensor) -> Tensor:
-        """Map uniform draws to the learned density; the last ``uniform_share`` of them to a uniform gamma.
-
-        The uniform part lets the fit see noise levels that it does not draw.
-        """
+        """Map uniform draws to the learned density, the last ``uniform_share`` of them to a uniform gamma."""
         u = u.double()
         learned = (u / max(1 - self.uniform_share, 1e-9)).clamp(max=1)
         spread = ((u - 1 + self.uniform_share) / max(self.uniform_share, 1e-9)).clamp(0, 1)
@@ -82,7 +87,7 @@ class Gumbel(NoiseSchedule, name="gumbel"):
         return torch.where(u < 1 - self.uniform_share, shifted._time_at_quantile(learned), spread)
 
     def sampling_times(self, steps: int) -> Tensor:
-        """Return times whose learned quantiles are evenly spaced, from ``high`` to ``end``, then 0."""
+        """Return times at evenly spaced quantiles of the learned density from ``high`` to ``end``, then 0."""
         u = super().sampling_times(steps)
         times = self._time_at_quantile((u * steps - 1).clamp(min=0) / max(steps - 1, 1))
         times[0], times[-1] = 1, 0

@@ -1,9 +1,8 @@
-"""Initial word vectors from co-occurrence: words that stand in the same places start close together.
+"""Initial word vectors from co-occurrence: words that occur in the same contexts start close together.
 
-Noise then confuses words that can replace each other before it confuses words that cannot: going back, the kind of word
-is settled first, while its neighbours' kinds are being settled too, and the word itself last, when it hardly matters to
-them. Positive pointwise mutual information with the words one and two places to the left and right, factorised (Levy and
-Goldberg 2014, section 5). Shape letters: V words, D dimension.
+Noise then confuses words that can replace each other first, so that sampling decides the class of each word before the word
+itself. The vectors factorise the positive pointwise mutual information with the words one and two positions to the left and
+right (Levy and Goldberg 2014, section 5). Shape letters: V words, D dimension.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ CONTEXT_WORDS = 500
 
 
 def cooccurrence(rows: Sequence[Sequence[int]], vocabulary: int) -> Tensor:
-    """Count how often each word stands at each offset from each of the most frequent words, (V, offsets * words)."""
+    """Count how often each word occurs at each offset from each of the most frequent words, (V, offsets * words)."""
     flat = torch.tensor([i for row in rows for i in row])
     text = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(row) for row in rows]))
     frequency = torch.bincount(flat, minlength=vocabulary)
@@ -37,7 +36,7 @@ def cooccurrence(rows: Sequence[Sequence[int]], vocabulary: int) -> Tensor:
 
 
 def word_vectors_from(rows: Sequence[Sequence[int]], vocabulary: int, dimension: int, share: float) -> Tensor:
-    """Return vectors (V, D) of norm sqrt(D), of whose squared length ``share`` is co-occurrence and the rest random."""
+    """Return vectors (V, D) of norm sqrt(D), with the ``share`` of the squared length from co-occurrence, the rest random."""
     counts = cooccurrence(rows, vocabulary).double()
     expected = counts.sum(1, keepdim=True) * counts.sum(0, keepdim=True) / counts.sum().clamp(min=1)
     information = torch.where(counts > 0, counts / expected, 1.0).log().clamp(min=0)
@@ -46,7 +45,7 @@ def word_vectors_from(rows: Sequence[Sequence[int]], vocabulary: int, dimension:
     # Left singular vectors times the root of their singular values, without a decomposition of the tall matrix.
     scale = values[-rank:].clamp(min=1e-12) ** -0.25
     factors = F.pad((information @ vectors[:, -rank:]) * scale, (0, dimension - rank)).float()
-    rotation = torch.linalg.qr(torch.randn(dimension, dimension))[0]  # no coordinate is to be special
+    rotation = torch.linalg.qr(torch.randn(dimension, dimension))[0]  # so that no coordinate is special
     meaning = F.normalize((factors - factors.mean(0)) @ rotation, dim=-1)
     own = F.normalize(torch.randn(vocabulary, dimension), dim=-1)
     mixed = math.sqrt(share) * meaning + math.sqrt(1 - share) * own
