@@ -44,9 +44,9 @@ class Judged(Control, name="judged"):
     label: str
     texts: str
 
-    def bind(self, binding: Binding) -> CompiledControl:
+    def compile(self, binding: Binding) -> CompiledControl:
         """Steer."""
-        return Classifier(self.label, "sentiment").bind(binding)
+        return Classifier(self.label, "sentiment").compile(binding)
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
         """Judge."""

@@ -24,7 +24,7 @@ class Attribute(Control, name="attribute"):
     value: str
     classifier: str = "attributes"
 
-    def bind(self, binding: Binding) -> CompiledControl:
+    def compile(self, binding: Binding) -> CompiledControl:
         """Take the classifier's -log p. Raises UserError for a field or value that it does not know."""
         classifier = binding.classifier(self.classifier, "sequence")
         fields = {name.removeprefix("attributes."): name for name in classifier.labels}

@@ -28,7 +28,7 @@ class Classifier(Control, name="classifier"):
     classifier: str
     field: str | None = None
 
-    def bind(self, binding: Binding) -> CompiledControl:
+    def compile(self, binding: Binding) -> CompiledControl:
         """Take -log p(label), or log p(label) of drafts. Raises UserError for an unknown label or field."""
         foreign = binding.foreign(self.classifier)
         if foreign is not None:

@@ -28,35 +28,35 @@ RewardFunction = Callable[[Sequence[str]], Tensor]  # texts to log-probabilities
 
 @dataclass(frozen=True)
 class CompiledControl:
-    """What sampling is asked for: texts in every language, of low energy and high reward.
+    """What a control makes sampling do: texts in every automaton, of low energy and high reward.
 
-    ``lengths``, where they are known, are the chances of what is asked in texts of each length (start and end counted).
+    ``length_probabilities``, where they are known, are the probabilities of the control at each length (BOS and EOS counted).
     """
 
-    languages: tuple[DFA, ...] = ()
+    automata: tuple[DFA, ...] = ()
     energies: tuple[Energy, ...] = ()
     rewards: tuple[RewardFunction, ...] = ()
-    lengths: tuple[Sequence[float], ...] = ()
+    length_probabilities: tuple[Sequence[float], ...] = ()
 
     def __and__(self, other: CompiledControl) -> CompiledControl:
         """Both."""
         return CompiledControl(
-            self.languages + other.languages,
+            self.automata + other.automata,
             self.energies + other.energies,
             self.rewards + other.rewards,
-            self.lengths + other.lengths,
+            self.length_probabilities + other.length_probabilities,
         )
 
     @property
-    def language(self) -> DFA | None:
+    def automaton(self) -> DFA | None:
         """The one language of all."""
-        return reduce(lambda one, other: one & other, self.languages) if self.languages else None
+        return reduce(lambda one, other: one & other, self.automata) if self.automata else None
 
 
 class Control(Component, family="control"):
     """Base of the controls."""
 
-    def bind(self, binding: Binding) -> CompiledControl:
+    def compile(self, binding: Binding) -> CompiledControl:
         """Return what sampling must do.
 
         Raises:
@@ -115,9 +115,11 @@ class All(Control, name="all"):
 
     controls: tuple[Control, ...]
 
-    def bind(self, binding: Binding) -> CompiledControl:
+    def compile(self, binding: Binding) -> CompiledControl:
         """Join the demands."""
-        return reduce(lambda one, other: one & other, [control.bind(binding) for control in self.controls], CompiledControl())
+        return reduce(
+            lambda one, other: one & other, [control.compile(binding) for control in self.controls], CompiledControl()
+        )
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
         """Return the lowest score of the parts."""
@@ -134,16 +136,16 @@ class AnyOf(Control, name="any"):
 
     controls: tuple[Control, ...]
 
-    def bind(self, binding: Binding) -> CompiledControl:
+    def compile(self, binding: Binding) -> CompiledControl:
         """Unite the languages; where a part is no language, all become energies."""
-        compiled_parts = [_acting(control.bind(binding), control, str(self)) for control in self.controls]
+        compiled_parts = [_acting(control.compile(binding), control, str(self)) for control in self.controls]
         if any(compiled.rewards for compiled in compiled_parts):
             rewards = [_reward(compiled, str(self)) for compiled in compiled_parts]
             return CompiledControl(rewards=(lambda texts: torch.stack([reward(texts) for reward in rewards]).amax(0),))
         if any(compiled.energies for compiled in compiled_parts):
             return CompiledControl(energies=(any_of([_as_energy(compiled) for compiled in compiled_parts]),))
-        languages = [compiled.language for compiled in compiled_parts if compiled.language is not None]
-        return CompiledControl(languages=(reduce(lambda one, other: one | other, languages),))
+        automata = [compiled.automaton for compiled in compiled_parts if compiled.automaton is not None]
+        return CompiledControl(automata=(reduce(lambda one, other: one | other, automata),))
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
         """Return the highest score of the parts."""
@@ -160,15 +162,15 @@ class Not(Control, name="not"):
 
     control: Control
 
-    def bind(self, binding: Binding) -> CompiledControl:
+    def compile(self, binding: Binding) -> CompiledControl:
         """Take the complement of a language, and 1 - p of an energy."""
-        compiled = _acting(self.control.bind(binding), self.control, str(self))
+        compiled = _acting(self.control.compile(binding), self.control, str(self))
         if compiled.rewards:
             return CompiledControl(rewards=(partial(_weighted, _reward(compiled, str(self)), -1.0),))
         if compiled.energies:
             return CompiledControl(energies=(none_of(_as_energy(compiled)),))
-        assert compiled.language is not None
-        return CompiledControl(languages=(~compiled.language,))
+        assert compiled.automaton is not None
+        return CompiledControl(automata=(~compiled.automaton,))
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
         """Return 1 where the control is missed, else 0."""
@@ -191,9 +193,9 @@ class Weighted(Control, name="weighted"):
         if not 0 <= self.weight < math.inf:
             raise UserError(f"{self}: expected a weight of 0 or more; for the opposite write ~ before the control")
 
-    def bind(self, binding: Binding) -> CompiledControl:
+    def compile(self, binding: Binding) -> CompiledControl:
         """Scale energies and rewards."""
-        compiled = self.control.bind(binding)
+        compiled = self.control.compile(binding)
         rewards = [partial(_weighted, reward, self.weight) for reward in compiled.rewards]
         energies = tuple(scaled(energy, self.weight) for energy in compiled.energies)
         return replace(compiled, energies=energies, rewards=tuple(rewards))
@@ -218,14 +220,14 @@ def _bracketed(control: Control, *kinds: type[Control]) -> str:
 
 def _acting(compiled: CompiledControl, control: Control, where: str) -> CompiledControl:
     """Return a demand that something acts on. Raises UserError for a control that is only checked."""
-    if not (compiled.languages or compiled.energies or compiled.rewards):
+    if not (compiled.automata or compiled.energies or compiled.rewards):
         raise UserError(f"{where}: {control} is only checked, nothing acts on it; it cannot stand beside | or behind ~")
     return compiled
 
 
 def _as_energy(compiled: CompiledControl) -> Energy:
     """Turn a demand into one energy: of a language, -log of the chance that a draw of the posterior is in it."""
-    language, energies = compiled.language, compiled.energies
+    language, energies = compiled.automaton, compiled.energies
 
     def energy(belief: GuidanceState) -> Tensor:
         parts = [energy(belief) for energy in energies]
@@ -238,7 +240,7 @@ def _as_energy(compiled: CompiledControl) -> Energy:
 
 def _reward(compiled: CompiledControl, where: str) -> RewardFunction:
     """Return the sum of a demand's rewards. Raises UserError where it has other parts."""
-    if compiled.languages or compiled.energies:
+    if compiled.automata or compiled.energies:
         raise UserError(f"{where}: a reward of finished texts can only be combined so with other rewards")
     return lambda texts: torch.stack([reward(texts) for reward in compiled.rewards]).sum(0)
 

@@ -32,7 +32,7 @@ class Length(Control, name="length"):
         """The largest number of tokens."""
         return self.low if self.high is None else self.high
 
-    def bind(self, binding: Binding) -> CompiledControl:
+    def compile(self, binding: Binding) -> CompiledControl:
         """Return the texts of this length; where tokens are words, those whose words stay apart.
 
         Raises:
@@ -43,8 +43,8 @@ class Length(Control, name="length"):
             raise UserError(f"{self}: no text of up to {most} tokens, which is what this model writes, is so long")
         longest = min(self.longest, most)
         if speller.whole_words:
-            return CompiledControl(languages=(speller.over_tokens(repeat(speller.any_word, self.low, longest)),))
-        return CompiledControl(languages=(of_lengths(range(self.low, longest + 1), size),))
+            return CompiledControl(automata=(speller.over_tokens(repeat(speller.any_word, self.low, longest)),))
+        return CompiledControl(automata=(of_lengths(range(self.low, longest + 1), size),))
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
         """Return 1 where the tokenizer makes of the text as many tokens as asked, else 0."""

@@ -34,9 +34,9 @@ class PartsOfSpeech(Control, name="parts-of-speech"):
         if not self.tags.split():
             raise UserError("tags: expected tags such as 'DET NOUN AUX ADJ PUNCT'")
 
-    def bind(self, binding: Binding) -> CompiledControl:
+    def compile(self, binding: Binding) -> CompiledControl:
         """Return the texts whose words can have these tags. Raises UserError for an unknown tag."""
-        return CompiledControl(languages=(tag_automaton([self.tags.split()], binding, self.classifier, self.least, str(self)),))
+        return CompiledControl(automata=(tag_automaton([self.tags.split()], binding, self.classifier, self.least, str(self)),))
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
         """Return the share of right tags; of a pattern with ``...``, 1 where the whole text matches."""

@@ -17,7 +17,7 @@ from diffusionlm.data.tokenizers import split_words
 class Phrase:
     """A set of sequences of words."""
 
-    def language(self, spelling: Spelling, where: str) -> DFA:
+    def automaton(self, spelling: Spelling, where: str) -> DFA:
         """Return it over the characters of marked words. Raises UserError where a word cannot be written."""
         raise NotImplementedError
 
@@ -37,7 +37,7 @@ class OneOf(Phrase):
     options: tuple[str, ...] = ()
     cased: bool = False
 
-    def language(self, spelling: Spelling, where: str) -> DFA:
+    def automaton(self, spelling: Spelling, where: str) -> DFA:
         """Spell the options."""
         for word in self.options:
             spelling.check(word, self.cased, where)
@@ -59,9 +59,9 @@ class Chain(Phrase):
 
     parts: tuple[Phrase, ...]
 
-    def language(self, spelling: Spelling, where: str) -> DFA:
+    def automaton(self, spelling: Spelling, where: str) -> DFA:
         """Chain them."""
-        return sequence(repeat(spelling.any_word, 0, 0), *(part.language(spelling, where) for part in self.parts))
+        return sequence(repeat(spelling.any_word, 0, 0), *(part.automaton(spelling, where) for part in self.parts))
 
     def ends(self, words: Sequence[str], starts: set[int]) -> set[int]:
         """Go from part to part."""
@@ -74,9 +74,9 @@ class Either(Phrase):
 
     parts: tuple[Phrase, ...]
 
-    def language(self, spelling: Spelling, where: str) -> DFA:
+    def automaton(self, spelling: Spelling, where: str) -> DFA:
         """Unite them."""
-        return union(*(part.language(spelling, where) for part in self.parts))
+        return union(*(part.automaton(spelling, where) for part in self.parts))
 
     def ends(self, words: Sequence[str], starts: set[int]) -> set[int]:
         """Take all ends."""
@@ -91,11 +91,11 @@ class Repeat(Phrase):
     low: int = 0
     high: int | None = None
 
-    def language(self, spelling: Spelling, where: str) -> DFA:
+    def automaton(self, spelling: Spelling, where: str) -> DFA:
         """Repeat it."""
         if max(self.low, self.high or 0) > MOST:
             raise UserError(f"{where}: expected at most {MOST} times, got {max(self.low, self.high or 0)}")
-        return repeat(self.part.language(spelling, where), self.low, self.high)
+        return repeat(self.part.automaton(spelling, where), self.low, self.high)
 
     def ends(self, words: Sequence[str], starts: set[int]) -> set[int]:
         """Repeat until nothing new is found."""
@@ -124,11 +124,11 @@ class PhraseControl(Control):
         """Return what the words of a text must match."""
         raise NotImplementedError
 
-    def bind(self, binding: Binding) -> CompiledControl:
+    def compile(self, binding: Binding) -> CompiledControl:
         """Return the texts whose words match. Raises UserError for a word that the vocabulary has not."""
         speller, where = spelling(binding.tokenizer), str(self)
-        spelled = [phrase.language(speller, where) for phrase in self.phrases()]
-        return CompiledControl(languages=(speller.over_tokens(reduce(lambda one, other: one & other, spelled)),))
+        spelled = [phrase.automaton(speller, where) for phrase in self.phrases()]
+        return CompiledControl(automata=(speller.over_tokens(reduce(lambda one, other: one & other, spelled)),))
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
         """Return the share of the phrases that a text's words match."""

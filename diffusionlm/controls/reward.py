@@ -45,7 +45,7 @@ class Reward(Control, name="reward"):
             raise UserError(f"{self}: {self.function!r} cannot be called")
         return found
 
-    def bind(self, binding: Binding) -> CompiledControl:
+    def compile(self, binding: Binding) -> CompiledControl:
         """Score drafts with it."""
         self._callable()
         return CompiledControl(rewards=(self._scores,))

@@ -43,12 +43,14 @@ class Span(Control, name="span"):
                 f"first, last: expected two words counted from 0, the first before the last, got {self.first}, {self.last}"
             )
 
-    def bind(self, binding: Binding) -> CompiledControl:
+    def compile(self, binding: Binding) -> CompiledControl:
         """Return texts that have a frame there, and -log p of the constituent. Raises UserError for an unknown label."""
         trained, chains = span_chains(binding, self.classifier, self.label, str(self))
         lengths = trained.length_chances(self.first + 1, self.last + 1, chains)
         energy = span_energy(trained, chains, self.first, self.last)
-        return CompiledControl((self._framed(binding, trained, chains),), (energy,), lengths=(lengths,) if lengths else ())
+        return CompiledControl(
+            (self._framed(binding, trained, chains),), (energy,), length_probabilities=(lengths,) if lengths else ()
+        )
 
     def _framed(self, binding: Binding, trained: LatentClassifier, chains: Tensor) -> DFA:
         """Return the texts with one of the frames in its place; all that are long enough where none is known.

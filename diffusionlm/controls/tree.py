@@ -34,7 +34,7 @@ class Tree(Control, name="tree"):
         """Check the brackets."""
         brackets(self.tree)
 
-    def bind(self, binding: Binding) -> CompiledControl:
+    def compile(self, binding: Binding) -> CompiledControl:
         """Return the texts with these tags, and -log p of all constituents. Raises UserError for an unknown tag or label."""
         language = tag_automaton([tags_of(self.tree)], binding, self.tags, self.least, "Tree")
         energies = [
@@ -45,7 +45,7 @@ class Tree(Control, name="tree"):
         def energy(belief: GuidanceState) -> Tensor:
             return torch.stack([each(belief) for each in energies]).mean(0)
 
-        return CompiledControl(languages=(language,), energies=(energy,) if energies else ())
+        return CompiledControl(automata=(language,), energies=(energy,) if energies else ())
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
         """Return the F1 of each text's constituents."""

@@ -251,7 +251,7 @@ class Pipeline(BasePipeline[DiffusionLM]):
             fixed = fixed | (given_words >= 0)
         clean = torch.zeros(len(words), device=mask.device)
         denoiser = WordDenoiser(self.model, mask, plain, dtype=self.dtype)
-        allowed = partial(steering.allowed, mask=mask) if steering and steering.language else None
+        allowed = partial(steering.allowed, mask=mask) if steering and steering.automaton else None
         if self.model.settings.backbone.excludes_self:
 
             def cloze(words: Tensor) -> Tensor:

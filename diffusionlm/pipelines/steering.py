@@ -48,24 +48,24 @@ class Steering:
         Raises:
             UserError: the model cannot be asked this, or no text can be all of it, with the reason.
         """
-        compiled, settings = All(tuple(controls)).bind(binding), binding.model.settings
-        if compiled.languages:
+        compiled, settings = All(tuple(controls)).compile(binding), binding.model.settings
+        if compiled.automata:
             if not (settings.explicit_length and settings.prediction == "logits"):
                 raise UserError("control: what holds by construction needs a model that predicts logits and is told the length")
-            compiled &= CompiledControl(languages=(proper_texts(binding.tokenizer),))
+            compiled &= CompiledControl(automata=(proper_texts(binding.tokenizer),))
         if compiled.energies and guidance.strength:
             guidance.check(settings.prediction)
         steering = cls(tuple(controls), binding, compiled, guidance, particles)
-        if steering.language is not None:
-            possible = steering.language.lengths(binding.model.config.max_tokens - 2)
+        if steering.automaton is not None:
+            possible = steering.automaton.lengths(binding.model.config.max_tokens - 2)
             if not possible or (length is not None and length not in possible):
                 raise UserError(why_impossible(controls, binding, length))
         return steering
 
     @cached_property
-    def language(self) -> DFA | None:
+    def automaton(self) -> DFA | None:
         """What every text must be in."""
-        return self.compiled.language
+        return self.compiled.automaton
 
     @cached_property
     def energy(self) -> Energy | None:
@@ -78,7 +78,7 @@ class Steering:
         Nothing that holds by construction where any words do that ``free`` logits (B, L, V) leave possible: those that go
         between given ones at fixed places, say.
         """
-        language, lengths = self.language, mask.sum(1) - 2
+        language, lengths = self.automaton, mask.sum(1) - 2
         if language is None:
             return self.guidance.through_denoiser(self.energy, None)
         asked, proper = (
@@ -94,7 +94,7 @@ class Steering:
     @property
     def tilts(self) -> bool:
         """Whether beliefs are changed; if not, texts are those that are written without controls, to the bit."""
-        return self.language is not None or self.energy is not None
+        return self.automaton is not None or self.energy is not None
 
     @property
     def copies(self) -> int:
@@ -108,11 +108,11 @@ class Steering:
     @cached_property
     def length_prior(self) -> list[float]:
         """How likely each length is (start and end counted), to the training texts and as far as it can be what is asked."""
-        return length_prior(self.binding.model, self.language, self.energy, self.compiled.lengths)
+        return length_prior(self.binding.model, self.automaton, self.energy, self.compiled.length_probabilities)
 
     def given_words(self, mask: Tensor) -> Tensor:
         """Return ids (B, L) of the words that leave no choice in texts of ``mask`` (B, L), -1 elsewhere."""
-        return given_words(self.language, mask)
+        return given_words(self.automaton, mask)
 
     def believe(self, denoised: Denoised, mask: Tensor, embedding: Tensor, belief: GuidanceState | None = None) -> Denoised:
         """Condition what is denoised on the language, tilted by the energy first where there is a ``belief`` made of it.
@@ -122,8 +122,8 @@ class Steering:
         logits = denoised.logits
         if self.energy is not None and belief is not None:
             logits = self.guidance.tilt(self.energy, logits, belief, embedding)
-        if self.language is not None:
-            inside = condition(self.language, logits[:, 1:], mask.sum(1) - 2)
+        if self.automaton is not None:
+            inside = condition(self.automaton, logits[:, 1:], mask.sum(1) - 2)
             logits = torch.cat([logits[:, :1], inside], 1)
         return replace(denoised, logits=logits)
 
@@ -137,8 +137,8 @@ class Steering:
             belief = GuidanceState.from_logits(doubted, x0, t, mask, embedding)
             tilted = self.guidance.tilt(self.energy, doubted, belief, embedding)
             logits = logits + tilted - doubted
-        if self.language is not None:
-            possible = allowed_substitutes(self.language, words[:, 1:], mask.sum(1) - 2)
+        if self.automaton is not None:
+            possible = allowed_substitutes(self.automaton, words[:, 1:], mask.sum(1) - 2)
             logits = torch.cat([logits[:, :1], logits[:, 1:].masked_fill(~possible, -math.inf)], 1)
         return logits
 
@@ -171,13 +171,13 @@ class Steering:
     def words(self, logits: Tensor, mask: Tensor) -> Tensor:
         """Return the likeliest words (B, L) that are in the language."""
         words = logits.argmax(-1)
-        if self.language is not None:
-            words[:, 1:] = viterbi(self.language, logits[:, 1:], mask.sum(1) - 2)
+        if self.automaton is not None:
+            words[:, 1:] = viterbi(self.automaton, logits[:, 1:], mask.sum(1) - 2)
         return words
 
     def allowed(self, words: Tensor, mask: Tensor) -> Tensor:
         """Tell (B,) which rows of ``words`` (B, L) are in the language."""
-        language = self.language
+        language = self.automaton
         if language is None:
             return torch.ones(len(words), dtype=torch.bool, device=words.device)
         lengths = mask.sum(1).tolist()
@@ -194,7 +194,7 @@ def mix_with_tokens(logits: Tensor, words: Tensor, share: Tensor | float) -> Ten
 def why_impossible(controls: Sequence[Control], binding: Binding, length: int | None) -> str:
     """Return why no text is all that is asked: the control, or the two, that make it so, where there are such."""
     longest = binding.model.config.max_tokens - 2
-    asked = [(str(control), control.bind(binding).language) for control in controls]
+    asked = [(str(control), control.compile(binding).automaton) for control in controls]
     known = [(name, language, language.lengths(longest)) for name, language in asked if language is not None]
     for name, _, lengths in known:
         if not lengths:

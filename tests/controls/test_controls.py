@@ -51,9 +51,9 @@ class Fixed(Control, name="fixed"):
     value: float = 0.5
     word: str = "yes"
 
-    def bind(self, binding: Binding) -> CompiledControl:
+    def compile(self, binding: Binding) -> CompiledControl:
         if self.kind == "language":
-            return CompiledControl(languages=(one_of([int(self.value)], 6),))
+            return CompiledControl(automata=(one_of([int(self.value)], 6),))
         if self.kind == "energy":
             return CompiledControl(energies=(lambda belief: torch.full((len(belief.t),), -math.log(self.value)),))
         return CompiledControl(rewards=(lambda texts: torch.full((len(texts),), self.value),))
@@ -145,7 +145,7 @@ def test_a_strangers_control_is_one_file_elsewhere(tmp_path: Path) -> None:
         "@dataclass(frozen=True)\n"
         "class Shout(Control):\n"
         "    marks: int = 1\n"
-        "    def bind(self, binding): return CompiledControl()\n"
+        "    def compile(self, binding): return CompiledControl()\n"
         "    def score(self, texts, binding): return [float(t.count('!') >= self.marks) for t in texts]\n"
     )
     program = (
@@ -171,8 +171,8 @@ def _belief(logits: Tensor) -> GuidanceState:
 
 def test_languages_combine_as_sets(binding: Binding) -> None:
     one, two = Fixed("language", 1), Fixed("language", 2)
-    both = (one & two).bind(binding).language
-    either, neither = (one | two).bind(binding).language, (~(one | two)).bind(binding).language
+    both = (one & two).compile(binding).automaton
+    either, neither = (one | two).compile(binding).automaton, (~(one | two)).compile(binding).automaton
     assert both is not None and either is not None and neither is not None
     assert both.lengths(5) == []
     assert either.contains([1]) and either.contains([2]) and not either.contains([3])
@@ -184,7 +184,7 @@ def test_energies_combine_as_independent_events(binding: Binding) -> None:
     belief = _belief(torch.zeros(1, 3, 6))
 
     def chance(control: Control) -> float:
-        return math.exp(-sum(float(energy(belief)) for energy in control.bind(binding).energies))
+        return math.exp(-sum(float(energy(belief)) for energy in control.compile(binding).energies))
 
     assert chance(one & other) == pytest.approx(0.12, rel=1e-5)
     assert chance(one | other) == pytest.approx(0.58, rel=1e-5)
@@ -195,8 +195,8 @@ def test_energies_combine_as_independent_events(binding: Binding) -> None:
 
 def test_a_language_beside_an_energy_counts_with_its_chance(binding: Binding) -> None:
     """Of one free word (between start and end) token 1 has chance 1/6; with p = .3 at least one of both is .4167."""
-    compiled = (Fixed("language", 1) | Fixed("energy", 0.3)).bind(binding)
-    assert not compiled.languages
+    compiled = (Fixed("language", 1) | Fixed("energy", 0.3)).compile(binding)
+    assert not compiled.automata
     energy = compiled.energies[0](_belief(torch.zeros(1, 3, 6)))
     assert math.exp(-float(energy)) == pytest.approx(1 - 0.7 * 5 / 6, rel=1e-5)
 
@@ -205,7 +205,7 @@ def test_rewards_add_up_and_take_the_best(binding: Binding) -> None:
     one, other = Fixed("reward", 0.3), Fixed("reward", 0.4)
 
     def rewards(control: Control) -> list[float]:
-        return [float(reward(["a"])) for reward in control.bind(binding).rewards]
+        return [float(reward(["a"])) for reward in control.compile(binding).rewards]
 
     assert rewards(one & other) == pytest.approx([0.3, 0.4])
     assert rewards(one | other) == pytest.approx([0.4])
@@ -231,7 +231,7 @@ class Judged(Control, name="judged"):
 
     scores: Any = ()
 
-    def bind(self, binding: Binding) -> CompiledControl:
+    def compile(self, binding: Binding) -> CompiledControl:
         return CompiledControl()
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
@@ -250,8 +250,8 @@ def test_scores_of_any_number_type_are_taken_and_others_told(binding: Binding) -
 @pytest.mark.parametrize("asked", [Judged() | Fixed("language", 1), Judged() | Judged(), ~Judged(), Judged() | Fixed("energy")])
 def test_what_is_only_checked_stands_beside_no_bar_and_behind_no_tilde(binding: Binding, asked: Control) -> None:
     with pytest.raises(UserError, match="is only checked, nothing acts on it"):
-        asked.bind(binding)
-    assert (Judged() & Fixed("language", 1)).bind(binding).language == one_of([1], 6)
+        asked.compile(binding)
+    assert (Judged() & Fixed("language", 1)).compile(binding).automaton == one_of([1], 6)
 
 
 def test_targets_are_read_from_json_lines_and_yaml(tmp_path: Path) -> None:
@@ -346,7 +346,7 @@ def test_a_reward_passes_from_its_mark_on(binding: Binding) -> None:
     with pytest.raises(UserError, match="expected a finite score for each of 2 texts"):
         Reward(lambda texts: [0.5]).score(["a", "b"], binding)
     with pytest.raises(UserError, match="cannot import 'nowhere:at_all'"):
-        Reward("nowhere:at_all").bind(binding)
+        Reward("nowhere:at_all").compile(binding)
 
 
 @dataclass(frozen=True)

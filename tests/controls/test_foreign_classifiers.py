@@ -97,7 +97,7 @@ def test_a_belief_that_is_certain_has_the_energy_of_its_text(pipeline: Pipeline,
 
 def test_its_gradient_steers_where_vocabularies_align(pipeline: Pipeline, aligned: Path) -> None:
     control = Classifier("wet", str(aligned))
-    compiled = control.bind(pipeline.binding)
+    compiled = control.compile(pipeline.binding)
     assert compiled.energies and not compiled.rewards
     before = _share(pipeline, aligned, None)
     far = Gradient(strength=100)  # the small network is sure of everything, so that its gradient is faint
@@ -107,7 +107,7 @@ def test_its_gradient_steers_where_vocabularies_align(pipeline: Pipeline, aligne
 
 def test_particles_follow_it_where_they_do_not(pipeline: Pipeline, other: Path) -> None:
     control = Classifier("wet", str(other))
-    compiled = control.bind(pipeline.binding)
+    compiled = control.compile(pipeline.binding)
     assert compiled.rewards and not compiled.energies
     before = _share(pipeline, other, None)
     assert _share(pipeline, other, control, particles=Particles(count=8, every=2)) > before + 0.1

@@ -65,7 +65,7 @@ def bound(recipe: TokenizerRecipe, texts: tuple[str, ...] = tuple(TEXTS)) -> Bin
 
 @cache
 def language(control: Control, binding: Binding) -> DFA:
-    found = control.bind(binding).language
+    found = control.compile(binding).automaton
     assert found is not None
     return found
 
@@ -121,7 +121,7 @@ def test_the_check_by_words_is_the_automaton(recipe: TokenizerRecipe) -> None:
     tokenizer, speller = binding.tokenizer, spelling(binding.tokenizer)
     rows = drawn_texts(tokenizer, 100, seed=1)
     texts = decode_texts(tokenizer, rows)
-    whole = speller.over_tokens(ANYTHING.language(speller, ""))
+    whole = speller.over_tokens(ANYTHING.automaton(speller, ""))
     for control in CONTROLS:
         asked, scores = language(control, binding), control.score(texts, binding)
         for row, text, score in zip(rows, texts, scores, strict=True):
@@ -232,11 +232,11 @@ def test_a_word_that_the_vocabulary_has_not(recipe: TokenizerRecipe) -> None:
     if recipe == RECIPES[0]:
         for control in (Words("chaep"), Pattern(".* chaep"), Infill("{} chaep {}"), Prefix("chaep")):
             with pytest.raises(UserError, match="vocabulary has no word 'chaep'; did you mean 'cheap'"):
-                control.bind(bound(recipe))
+                control.compile(bound(recipe))
         with pytest.raises(UserError, match="has no word 'eagle'; did you mean 'Eagle'"):
-            Prefix("The eagle").bind(bound(recipe))
+            Prefix("The eagle").compile(bound(recipe))
     with pytest.raises(UserError, match="has no word '日本'"):
-        Words("日本").bind(bound(recipe))
+        Words("日本").compile(bound(recipe))
 
 
 @pytest.mark.parametrize(

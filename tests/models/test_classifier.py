@@ -273,7 +273,7 @@ def test_a_constituent_asked_for_stands_in_a_frame_that_it_had_in_texts_of_that_
     likely, names = binding.classifier(tags).lexicon(), binding.classifier(tags).labels[field]
     fewer = 0
     for first, last, label in ((0, 2, "NP"), (3, 5, "PP"), (4, 6, "NP")):
-        language = Span(first, last, label, spans, tags).bind(binding).language
+        language = Span(first, last, label, spans, tags).compile(binding).automaton
         assert language is not None
         chains = torch.tensor([i for i, chain in enumerate(trained.labels["tree"]) if label in chain.split("::")])
         there = trained.template_lengths(first + 1, last + 1, chains)
@@ -295,7 +295,7 @@ def test_a_constituent_asked_for_stands_in_a_frame_that_it_had_in_texts_of_that_
                 )
         assert not any(42 in lengths for lengths in there.values()), "of so long a text no frame is known"
     assert fewer
-    free = Span(4, 6, "NP", spans, "no-such-classifier").bind(binding).language
+    free = Span(4, 6, "NP", spans, "no-such-classifier").compile(binding).automaton
     assert free is not None and free.lengths(9) == [7, 8, 9]
 
 
@@ -317,13 +317,13 @@ def test_a_constituent_is_asked_for_in_texts_as_long_as_those_that_had_it(home: 
     assert found == {(list_templates(model.config.templates)[number - 1], length) for number, length, _ in there if number}
     assert found
     binding = Binding(DiffusionLM.load(home / "denoiser" / "model"), load_tokenizer(home / "denoiser" / "model"))
-    compiled = (2 * Span(0, 2, "NP", str(folder))).bind(binding)
-    assert compiled.lengths == (chances,)
+    compiled = (2 * Span(0, 2, "NP", str(folder))).compile(binding)
+    assert compiled.length_probabilities == (chances,)
     prior, possible = binding.model.config.length_counts, [n + 2 for n in range(3, binding.model.config.max_tokens - 1)]
-    weights = length_prior(binding.model, compiled.language, known=compiled.lengths)
+    weights = length_prior(binding.model, compiled.automaton, known=compiled.length_probabilities)
     assert weights[: len(prior)] == pytest.approx([w * chances[n] * (n in possible) for n, w in enumerate(prior)])
     both = compiled & compiled
-    squared = length_prior(binding.model, both.language, known=both.lengths)
+    squared = length_prior(binding.model, both.automaton, known=both.length_probabilities)
     assert squared[: len(prior)] == pytest.approx([w * chances[n] ** 2 * (n in possible) for n, w in enumerate(prior)])
 
 
@@ -549,4 +549,4 @@ def test_a_classifier_of_another_head_is_told(home: Path) -> None:
     }
     for head, control in wrong.items():
         with pytest.raises(UserError, match=f"^classifier: expected one with head '{head}', and '"):
-            control.bind(binding)
+            control.compile(binding)

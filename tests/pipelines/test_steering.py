@@ -37,9 +37,9 @@ class Only(Control, name="only-for-test"):
     least: int = 1
     most: int | None = None
 
-    def bind(self, binding: Binding) -> CompiledControl:
+    def compile(self, binding: Binding) -> CompiledControl:
         return CompiledControl(
-            languages=(repeat(one_of(_ids(binding, self.words), len(binding.tokenizer)), self.least, self.most),)
+            automata=(repeat(one_of(_ids(binding, self.words), len(binding.tokenizer)), self.least, self.most),)
         )
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
@@ -53,7 +53,7 @@ class Often(Control, name="often-for-test"):
     word: str
     noisy: bool = False
 
-    def bind(self, binding: Binding) -> CompiledControl:
+    def compile(self, binding: Binding) -> CompiledControl:
         (token,) = _ids(binding, [self.word])
         vector = binding.model.word_vectors()[token].detach()
 
@@ -120,7 +120,7 @@ class Says(Control, name="says-for-test"):
 
     words: tuple[str, ...]
 
-    def bind(self, binding: Binding) -> CompiledControl:
+    def compile(self, binding: Binding) -> CompiledControl:
         ids = _ids(binding, self.words)
 
         def energy(belief: GuidanceState) -> Tensor:
@@ -193,7 +193,7 @@ class Long(Control, name="long-for-test"):
 
     odds: float
 
-    def bind(self, binding: Binding) -> CompiledControl:
+    def compile(self, binding: Binding) -> CompiledControl:
         return CompiledControl(
             energies=(lambda belief: math.log(self.odds) * (belief.mask.sum(1) < 10) + 0 * belief.x0.sum((1, 2)),)
         )
@@ -267,7 +267,7 @@ def test_what_holds_for_one_word_moves_the_words_that_depend_on_it_by_bayes_rule
     joint = torch.rand(size, size, dtype=torch.float64, generator=draws).square()
     told = torch.arange(size) % 22 == 7
     first = sequence(one_of(told, size), one_of(told | ~told, size))
-    steering = Steering((), binding, CompiledControl(languages=(first,)), Gradient(), Particles())
+    steering = Steering((), binding, CompiledControl(automata=(first,)), Gradient(), Particles())
 
     def means(joint: Tensor, xt: Tensor) -> Denoised:
         near = [-(xt[0, i] - alpha(gamma) * words).square().sum(-1) / (2 * sigma(gamma) ** 2) for i in (1, 2)]
@@ -449,9 +449,9 @@ class Exactly(Control, name="exactly-for-test"):
 
     count: int
 
-    def bind(self, binding: Binding) -> CompiledControl:
+    def compile(self, binding: Binding) -> CompiledControl:
         size = len(binding.tokenizer)
-        return CompiledControl(languages=(repeat(one_of(range(size), size), self.count, self.count),))
+        return CompiledControl(automata=(repeat(one_of(range(size), size), self.count, self.count),))
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
         return [float(len(text.split()) == self.count) for text in texts]
@@ -494,10 +494,10 @@ class Ends(Control, name="ends-for-test"):
 
     word: str
 
-    def bind(self, binding: Binding) -> CompiledControl:
+    def compile(self, binding: Binding) -> CompiledControl:
         size = len(binding.tokenizer)
         language: DFA = sequence(any_number(one_of(range(size), size)), one_of(_ids(binding, [self.word]), size))
-        return CompiledControl(languages=(language,))
+        return CompiledControl(automata=(language,))
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
         return [float(text.split()[-1:] == [self.word]) for text in texts]

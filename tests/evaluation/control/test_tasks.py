@@ -86,7 +86,7 @@ def test_what_each_kind_draws(rows: Any) -> None:
         assert isinstance(infill, Infill) and re.search(r"{\d+}", infill.template)
         binding = Binding(None, READER.tokenizer)  # type: ignore[arg-type]
         assert infill.score([target.reference or ""], binding) == [1.0]
-        language = infill.bind(binding).language
+        language = infill.compile(binding).automaton
         assert language is not None and language.lengths(60) == [READER.length({"text": target.reference})]
 
 
