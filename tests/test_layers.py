@@ -9,7 +9,7 @@ import pytest
 
 LIBRARY = Path(__file__).parent.parent / "diffusionlm"
 LAYERS = [
-    ("config", "plots"),
+    ("config", "files", "plots"),
     ("core",),
     ("recipe",),
     ("data",),

@@ -16,7 +16,7 @@ from diffusionlm import plots
 from diffusionlm.config import UserError, build, to_plain
 from diffusionlm.evaluation.provenance import machine
 from diffusionlm.evaluation.text_metrics import Comparison, Diversity, Point, at_entropy, compare
-from diffusionlm.training.checkpoints import disk_errors
+from diffusionlm.files import disk_errors
 
 REAL, JUDGE = "real text", "the judge"
 OF_A_POINT = ("steps", "temperature")

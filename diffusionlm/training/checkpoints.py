@@ -1,39 +1,13 @@
-"""A run's folder: which checkpoints are whole, the log up to one of them, and a sentence where the disk is full."""
+"""A run's folder: which checkpoints are whole and the log up to one of them."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
-
-from diffusionlm.config import UserError
+from diffusionlm.files import disk_errors as disk_errors
 
 MARKER = "complete.json"  # of a checkpoint, written last
-
-
-@contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a failure to write ``path`` (a full disk, no permission) into a UserError."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be written: {_reason(error)}; what was saved before is whole") from error
-    except RuntimeError as error:  # torch.save's way to say the same
-        if "PytorchStreamWriter" in str(error) or "write" in str(error).lower():
-            raise UserError(f"{path}: cannot be written: {_reason(error)}; what was saved before is whole") from error
-        raise
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.errno is not None:
-        return os.strerror(error.errno)
-    return str(error).splitlines()[0]
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:

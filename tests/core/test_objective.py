@@ -466,7 +466,9 @@ def test_half_of_the_texts_are_clozes_where_a_word_is_left_out(backbone: str, sh
 
 
 def test_a_cloze_needs_a_network_that_leaves_the_word_out() -> None:
-    with pytest.raises(UserError, match=r"^objective.cloze_share: needs a backbone that excludes .* got 'transformer'; leave it"):
+    with pytest.raises(
+        UserError, match=r"^objective.cloze_share: needs a backbone that excludes .* got 'transformer'; leave it"
+    ):
         CrossEntropy(cloze_share=0.5).build(_model())
 
 

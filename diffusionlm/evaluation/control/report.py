@@ -15,7 +15,7 @@ from diffusionlm import plots
 from diffusionlm.evaluation.control.metrics import ALL, SCORE, Estimate
 from diffusionlm.evaluation.report import ResumableReport
 from diffusionlm.evaluation.text_metrics import Diversity
-from diffusionlm.training.checkpoints import disk_errors
+from diffusionlm.files import disk_errors
 
 ACCEPTED = "accepted by the grammar"
 STEERED, UNGUIDED, REAL, LEFT_ONLY = "steered", "unguided", "real text", "judge, left only"

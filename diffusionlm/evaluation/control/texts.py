@@ -22,9 +22,9 @@ from diffusionlm.data.corpora import Corpus, Restaurants
 from diffusionlm.evaluation.control.tasks import FileTargets, Reader, Target, TaskConfig
 from diffusionlm.evaluation.provenance import fingerprint
 from diffusionlm.evaluation.report import write
+from diffusionlm.files import disk_errors
 from diffusionlm.pipelines.base import SamplingConfig
 from diffusionlm.pipelines.diffusion import Pipeline
-from diffusionlm.training.checkpoints import disk_errors
 
 
 @dataclass(frozen=True)
