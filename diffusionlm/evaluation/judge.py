@@ -21,9 +21,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from diffusionlm.config import UserError
 from diffusionlm.core.objective import collate
 from diffusionlm.data.tokenizers import decode_texts, load_tokenizer
-from diffusionlm.models.causal import load_causal, reach, write_ids
+from diffusionlm.models.causal import load_causal, reach
 from diffusionlm.models.io import model_folder
 from diffusionlm.pipelines.base import SamplingConfig, placed
+from diffusionlm.pipelines.causal import write_ids
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from diffusionlm.config import UserError
-from diffusionlm.models.causal import CausalPipeline
 from diffusionlm.models.classifier import ClassifierModelConfig
 from diffusionlm.models.diffusion import DiffusionLMConfig
 from diffusionlm.models.io import model_folder
 from diffusionlm.models.masked import MaskedLMConfig
 from diffusionlm.pipelines.base import BasePipeline
+from diffusionlm.pipelines.causal import CausalPipeline
 from diffusionlm.pipelines.diffusion import Pipeline
 from diffusionlm.pipelines.masked import MaskedPipeline
 
