@@ -56,18 +56,14 @@ class Process(Component, family="process"):
         """Return alpha and sigma at ``gamma``, any shape, with alpha / sigma = exp(-gamma / 2)."""
         raise NotImplementedError
 
-    def scale(self, gamma: Tensor) -> Tensor:
-        """Return sqrt(alpha^2 + sigma^2): x_t of the variance-preserving process times this is that of this process."""
-        a, s = self.alpha_sigma(gamma)
-        return (a**2 + s**2).sqrt()
-
     def standardize(self, xt: Tensor, gamma: Tensor) -> Tensor:
-        """Return x_t of the variance-preserving process, which the networks receive."""
-        return xt / over_coordinates(self.scale(gamma), xt)
+        """Return x_t of the variance-preserving process, which the networks receive, for ``xt`` of this process."""
+        return xt / over_coordinates(torch.hypot(*self.alpha_sigma(gamma)), xt)
 
-    def prior(self, noise: Tensor) -> Tensor:
-        """Return x_1 (B, L, D) for standard normal ``noise``."""
-        return noise * over_coordinates(self.scale(self.schedule.gamma(torch.ones(1, device=noise.device))), noise)
+    def rescale(self, x: Tensor, t: float) -> Tensor:
+        """Return x_t of this process for ``x`` of the variance-preserving one, such as x_1 for standard normal noise."""
+        gamma = self.schedule.gamma(torch.tensor([t], dtype=torch.float64, device=x.device))
+        return x * over_coordinates(torch.hypot(*self.alpha_sigma(gamma)), x)
 
     def noise(self, x0: Tensor, t: Tensor, eps: Tensor | None = None) -> Tensor:
         """Draw x_t given ``x0`` at times ``t``; ``eps`` is the standard normal draw to use."""
@@ -118,9 +114,9 @@ class VariancePreserving(Process, name="variance-preserving"):
         """Return ``xt`` itself."""
         return xt
 
-    def prior(self, noise: Tensor) -> Tensor:
-        """Return ``noise`` itself."""
-        return noise
+    def rescale(self, x: Tensor, t: float) -> Tensor:
+        """Return ``x`` itself."""
+        return x
 
     def v_from_x0(self, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
         """Return the velocity v = alpha eps - sigma x_0 (Salimans and Ho 2022, appendix D)."""

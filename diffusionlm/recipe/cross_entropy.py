@@ -92,7 +92,7 @@ class CrossEntropyObjective(Objective):
         t, mixed, cloze, hidden = self._draw_levels(ids)
         noisy, evidence_mask = free & (hidden | ~cloze[:, None]), ~cloze[:, None] if self.cloze_share else None
         x0 = self.model.encode(ids)
-        xt = torch.where(noisy[..., None], self.model.process.noise(x0, t), x0)
+        xt = torch.where(noisy[..., None], self.model.process.noise(x0, t), self.model.process.rescale(x0, 0.0))
         t = torch.where(noisy, t, 0)
         estimate = self._first_estimate(xt, t, batch, ~cloze)
         logits = self.model.token_logits(xt, t, batch.attend, estimate, evidence_mask, batch.condition)

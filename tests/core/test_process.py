@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import pytest
 import torch
 from torch import Tensor
 
-from diffusionlm.core.process import Gaussian, GaussianDiffusion, alpha, over_coordinates, sigma
+from diffusionlm.core.process import Gaussian, GaussianDiffusion, Process, VariancePreserving, alpha, over_coordinates, sigma
 from diffusionlm.core.schedule import NoiseSchedule, Sqrt
 from diffusionlm.recipe.gumbel import Gumbel
 from diffusionlm.recipe.schedules import Cosine, Linear
@@ -160,3 +162,29 @@ def test_results_keep_the_dtype_of_the_vectors() -> None:
     assert PROCESS.noise(x0, t).dtype == torch.float32
     found = PROCESS.posterior(x0, x0, t, t / 2)
     assert (found.mean.dtype, found.variance.dtype) == (torch.float32, torch.float32)
+
+
+@dataclass(frozen=True)
+class _VarianceExploding(Process):
+    schedule: NoiseSchedule = field(default_factory=Gumbel)
+
+    def alpha_sigma(self, gamma: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(gamma), torch.exp(gamma / 2)
+
+
+def test_processes_of_one_schedule_are_rescalings_of_each_other() -> None:
+    """x_t, the posterior and the variance of a step are those of the variance-preserving process times 1 / alpha."""
+    one, other = VariancePreserving(Gumbel()), _VarianceExploding()
+    t, s = _times(0.9, 0.4), _times(0.7, 0.1)
+    x0, eps = torch.randn(2, 3, 4, dtype=torch.float64), torch.randn(2, 3, 4, dtype=torch.float64)
+    xt, exploded = one.noise(x0, t, eps), other.noise(x0, t, eps)
+    gamma_t, gamma_s = Gumbel().gamma(t), Gumbel().gamma(s)
+    torch.testing.assert_close(other.standardize(exploded, gamma_t), xt)
+    torch.testing.assert_close(other.rescale(xt[:1], float(t[0])), exploded[:1])
+    torch.testing.assert_close(other.eps_from_x0(x0, exploded, t), eps)
+    found, expected = other.posterior(x0, exploded, t, s), one.posterior(x0, xt, t, s)
+    scale = over_coordinates(alpha(gamma_s), x0)
+    torch.testing.assert_close(found.mean * scale, expected.mean)
+    torch.testing.assert_close(found.variance * scale**2, expected.variance)
+    torch.testing.assert_close(other.step_variance(t, s), torch.exp(gamma_t) - torch.exp(gamma_s))
+    torch.testing.assert_close(one.step_variance(t, s), 1 - alpha(gamma_t) ** 2 / alpha(gamma_s) ** 2)
