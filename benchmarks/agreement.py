@@ -20,9 +20,9 @@ import torch
 from measure import exit_status
 from torch import Tensor
 
-from diffusionlm.data.corpora import Restaurants
 from diffusionlm.data.tokenizers import decode_texts
 from diffusionlm.pipelines.diffusion import Pipeline
+from diffusionlm.restaurants.corpus import Restaurants
 from diffusionlm.restaurants.grammar import GRAMMAR, Word, accepts
 
 KINDS = {

@@ -42,6 +42,8 @@ _may_import: ContextVar[bool] = ContextVar("may_import", default=True)
 
 # The library's members of each family that are not defined beside the family's base class, imported when first used.
 LIBRARY: dict[str, dict[str, str]] = {
+    "corpus": {"restaurants": "diffusionlm.restaurants.corpus:Restaurants"},
+    "annotator": {"grammar": "diffusionlm.restaurants.annotator:Grammar"},
     "noise schedule": {
         "cosine": "diffusionlm.recipe.schedules:Cosine",
         "linear": "diffusionlm.recipe.schedules:Linear",

@@ -23,7 +23,7 @@ def test_the_wheel_finds_its_corpus_from_another_folder(built: Path, tmp_path: P
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)]
     subprocess.run(install, check=True, capture_output=True)
     (tmp_path / "elsewhere").mkdir()
-    code = "import diffusionlm; from diffusionlm.data.corpora import Restaurants; print(diffusionlm.__file__, len(Restaurants().load()['train']))"
+    code = "import diffusionlm; from diffusionlm.restaurants.corpus import Restaurants; print(diffusionlm.__file__, len(Restaurants().load()['train']))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path / "elsewhere",

@@ -1,10 +1,11 @@
 """What can be asked of texts: one file a control, one expression everywhere."""
 
+from diffusionlm.controls.algebra import All, AnyOf, Not, Weighted
 from diffusionlm.controls.attribute import Attribute
-from diffusionlm.controls.binding import Binding
+from diffusionlm.controls.binding import Binding, annotator_for
 from diffusionlm.controls.classifier import Classifier
-from diffusionlm.controls.control import All, AnyOf, CompiledControl, Control, Not, Outcome, Weighted, outcomes
-from diffusionlm.controls.expression import read_control, read_controls, read_targets, target_rows
+from diffusionlm.controls.control import CompiledControl, Control, Outcome, outcomes
+from diffusionlm.controls.expression import read_control, read_controls, target_rows
 from diffusionlm.controls.infill import Infill
 from diffusionlm.controls.length import Length
 from diffusionlm.controls.parts_of_speech import PartsOfSpeech
@@ -35,9 +36,9 @@ __all__ = [
     "Tree",
     "Weighted",
     "Words",
+    "annotator_for",
     "outcomes",
     "read_control",
     "read_controls",
-    "read_targets",
     "target_rows",
 ]  # fmt: skip

@@ -1,23 +1,25 @@
-"""What a text states: a field of the corpus's attributes has a value (semantic content)."""
+"""Semantic content: a text states a value of an attribute of the corpus."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from diffusionlm.config import UserError, nearest
 from diffusionlm.controls.binding import Binding, label_energy
-from diffusionlm.controls.control import CompiledControl, Control
-from diffusionlm.data.annotators import Grammar
+from diffusionlm.controls.control import CompiledControl, Control, Scores, passes
+from diffusionlm.data.annotators import Reader
 from diffusionlm.data.tokenizers import split_words
 
 
 @dataclass(frozen=True)
 class Attribute(Control, name="attribute"):
-    """The text states that ``field`` is ``value``, by the gradient of a classifier trained on the attributes.
+    """The text states that ``field`` is ``value``; guided by the gradient of a classifier trained on the attributes.
 
-    Checked by the grammar where it accepts the text, and else as the paper does: the value stands in the text (Li et al.
-    2022, section 6.1).
+    Checked by the annotator where it reads attributes and accepts the text; else by the paper's rule: the words of the value
+    stand in the text (Li et al. 2022, section 6.1).
     """
 
     field: str
@@ -25,7 +27,7 @@ class Attribute(Control, name="attribute"):
     classifier: str = "attributes"
 
     def compile(self, binding: Binding) -> CompiledControl:
-        """Take the classifier's -log p. Raises UserError for a field or value that it does not know."""
+        """Return the classifier's -log p. Raises UserError for a field or value that it does not know."""
         classifier = binding.classifier(self.classifier, "sequence")
         fields = {name.removeprefix("attributes."): name for name in classifier.labels}
         if self.field not in fields:
@@ -36,12 +38,29 @@ class Attribute(Control, name="attribute"):
         return CompiledControl(energies=(label_energy(classifier, fields[self.field], self.value),))
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
-        """Return 1 where it is stated."""
-        return [float(self._states(text)) for text in texts]
+        """Return 1 where the text states it, else 0."""
+        return [float(self._states(text, binding)) for text in texts]
 
-    def _states(self, text: str) -> bool:
-        parsed = Grammar().annotate(text)
-        if parsed is not None and parsed.attributes is not None:
-            return parsed.attributes.get(self.field) == self.value
+    def _states(self, text: str, binding: Binding) -> bool:
+        annotation = binding.annotator.annotate(text) if "attributes" in binding.annotator.reads else None
+        if annotation is not None and annotation.attributes is not None:
+            return annotation.attributes.get(self.field) == self.value
         words, stated = split_words(text.lower()), split_words(self.value.lower())
         return any(words[i : i + len(stated)] == stated for i in range(len(words)))
+
+    def metrics(self, texts: Sequence[str], scores: Scores, binding: Binding) -> dict[str, Scores]:
+        """Return the paper's metric (a substring), the check, and where it can be read, the share of accepted texts."""
+        passed = passes(scores)
+        accepted = binding.annotated(texts, "attributes", lambda stated: float(stated.get(self.field) == self.value))
+        return {
+            "attribute, value in the text (paper)": [float(self.value.lower() in text.lower()) for text in texts],
+            "attribute, by the grammar where it accepts": passed,
+            **({} if None in accepted else {"attribute, in an accepted text": accepted}),
+            f"attribute, {self.field}": passed,
+        }
+
+    @classmethod
+    def target_from(cls, row: Mapping[str, Any], draw: random.Random, reader: Reader) -> Attribute | None:
+        """Draw one of the attributes that the text states."""
+        stated = sorted(reader.attributes(row).items())
+        return cls(*draw.choice(stated)) if stated else None

@@ -1,4 +1,4 @@
-"""What a classifier of the user's says of a text."""
+"""A label of a classifier, trained here or third-party."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from diffusionlm.controls.control import CompiledControl, Control
 
 @dataclass(frozen=True)
 class Classifier(Control, name="classifier"):
-    """A classifier finds ``label`` in the text, likelier than not.
+    """A classifier gives ``label`` a probability above one half.
 
     Args:
         label: one of its labels.
-        classifier: a name under the model's ``classifiers/`` or a folder: of a classifier trained here, whose gradient
-            steers; or of any ``transformers`` sequence classifier, which steers alike where each of our words is one of its
-            tokens, and else scores drafts for particles.
+        classifier: a name under the model's ``classifiers/`` or a folder. A classifier trained here guides by its gradient; so
+            does any ``transformers`` sequence classifier that has all our tokens, any other one scores drafts for particles.
         field: of a classifier that has several.
     """
 
@@ -29,13 +28,13 @@ class Classifier(Control, name="classifier"):
     field: str | None = None
 
     def compile(self, binding: Binding) -> CompiledControl:
-        """Take -log p(label), or log p(label) of drafts. Raises UserError for an unknown label or field."""
-        foreign = binding.foreign(self.classifier)
-        if foreign is not None:
-            index = foreign.index(self.label, str(self))
-            if foreign.aligned is not None:
-                return CompiledControl(energies=(foreign.energy(index),))
-            return CompiledControl(rewards=(lambda texts: foreign.log_probabilities(texts)[:, index],))
+        """Return -log p(label) as an energy, or log p(label) as a reward. Raises UserError for an unknown label or field."""
+        third_party = binding.sequence_classifier(self.classifier)
+        if third_party is not None:
+            index = third_party.index(self.label, str(self))
+            if third_party.aligned is not None:
+                return CompiledControl(energies=(third_party.energy(index),))
+            return CompiledControl(rewards=(lambda texts: third_party.log_probabilities(texts)[:, index],))
         classifier = binding.classifier(self.classifier, "sequence")
         return CompiledControl(energies=(label_energy(classifier, self._field(classifier.labels), self.label),))
 
@@ -49,14 +48,13 @@ class Classifier(Control, name="classifier"):
         return field
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
-        """Return 1 where p(label) is above one half, else p(label), of the finished text."""
-        foreign = binding.foreign(self.classifier)
-        if foreign is not None:
-            chances = foreign.log_probabilities(texts)[:, foreign.index(self.label, str(self))].exp()
+        """Return 1 where p(label) of the finished text is above one half, else p(label)."""
+        third_party = binding.sequence_classifier(self.classifier)
+        if third_party is not None:
+            logs = third_party.log_probabilities(texts)[:, third_party.index(self.label, str(self))]
         else:
             classifier = binding.classifier(self.classifier)
             field = self._field(classifier.labels)
-            chances = binding.clean_log_probabilities(classifier, texts)[field][
-                :, classifier.labels[field].index(self.label)
-            ].exp()
-        return torch.where(chances > 0.5, 1.0, chances.double()).tolist()
+            logs = binding.log_probabilities(classifier, texts)[field][:, classifier.labels[field].index(self.label)]
+        p = logs.exp()
+        return torch.where(p > 0.5, 1.0, p.double()).tolist()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diffusionlm.config import UserError
+from diffusionlm.controls.binding import Binding
+from diffusionlm.controls.control import Scores, passes
 from diffusionlm.controls.phrase import Chain, OneOf, Phrase, PhraseControl, Repeat, phrase
 
 _GAP = re.compile(r"\{\s*(?:(\d+)\s*(?:-\s*(\d+)\s*)?)?\}")
@@ -47,3 +50,7 @@ class Infill(PhraseControl, name="infill"):
                 parts.append(Repeat(OneOf(), low, high))
                 end = gap.end()
         return [Chain(tuple(parts))]
+
+    def metrics(self, texts: Sequence[str], scores: Scores, binding: Binding) -> dict[str, Scores]:
+        """Return the check."""
+        return {"infilling, context kept": passes(scores)}

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from diffusionlm.config import UserError
 from diffusionlm.constraints.dfa import of_lengths, repeat
 from diffusionlm.constraints.spelling import spelling
 from diffusionlm.controls.binding import Binding
-from diffusionlm.controls.control import CompiledControl, Control
+from diffusionlm.controls.control import CompiledControl, Control, Scores, passes
+from diffusionlm.data.annotators import Reader
 
 
 @dataclass(frozen=True)
@@ -48,5 +51,17 @@ class Length(Control, name="length"):
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
         """Return 1 where the tokenizer makes of the text as many tokens as asked, else 0."""
+        return self._within(0, texts, binding)
+
+    def metrics(self, texts: Sequence[str], scores: Scores, binding: Binding) -> dict[str, Scores]:
+        """Return the paper's metric, two tokens more or less, and the check."""
+        return {"length, within two (paper)": self._within(2, texts, binding), "length, exact": passes(scores)}
+
+    def _within(self, margin: int, texts: Sequence[str], binding: Binding) -> list[float]:
         counts = (len(binding.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts)
-        return [float(self.low <= count <= self.longest) for count in counts]
+        return [float(self.low - margin <= count <= self.longest + margin) for count in counts]
+
+    @classmethod
+    def target_from(cls, row: Mapping[str, Any], draw: random.Random, reader: Reader) -> Length:
+        """Return the number of tokens of the text."""
+        return cls(reader.length(row))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from diffusionlm.config import UserError, nearest
 from diffusionlm.constraints.dfa import DFA, any_number, everything, one_of, sequence, union
 from diffusionlm.controls.binding import Binding
-from diffusionlm.controls.control import CompiledControl, Control
+from diffusionlm.controls.control import CompiledControl, Control, Scores, passes
+from diffusionlm.data.annotators import Reader
 
 ONE, MANY = "*", "..."
 
@@ -25,6 +28,7 @@ class PartsOfSpeech(Control, name="parts-of-speech"):
     that are right (matches over gold length, as in Li et al. 2022, section 6.1), and 0 for what the annotator rejects.
     """
 
+    needs: ClassVar[frozenset[str]] = frozenset({"tags"})
     tags: str
     least: float = 0.3
     classifier: str = "tags"
@@ -38,12 +42,23 @@ class PartsOfSpeech(Control, name="parts-of-speech"):
         """Return the texts whose words can have these tags. Raises UserError for an unknown tag."""
         return CompiledControl(automata=(tag_automaton([self.tags.split()], binding, self.classifier, self.least, str(self)),))
 
-    def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
+    def score(self, texts: Sequence[str], binding: Binding) -> Scores:
         """Return the share of right tags; of a pattern with ``...``, 1 where the whole text matches."""
-        return [
-            tag_accuracy(self.tags.split(), annotation.tags) if annotation else 0.0
-            for annotation in map(binding.annotator.annotate, texts)
-        ]
+        return binding.annotated(texts, "tags", lambda tags: tag_accuracy(self.tags.split(), tags))
+
+    def metrics(self, texts: Sequence[str], scores: Scores, binding: Binding) -> dict[str, Scores]:
+        """Return the paper's metric, where there is no ``...``, and the check."""
+        wanted, metrics = self.tags.split(), {"tags, the whole text": passes(scores)}
+        if MANY in wanted:
+            return {**metrics}
+        matches = binding.annotated(texts, "tags", lambda tags: tag_matches(wanted, tags))
+        return {"tags, matches / gold length (paper)": matches, **metrics}
+
+    @classmethod
+    def target_from(cls, row: Mapping[str, Any], draw: random.Random, reader: Reader) -> PartsOfSpeech | None:
+        """Return the tags of all words."""
+        tags = reader.tags(row)
+        return cls(" ".join(tags)) if tags else None
 
 
 def tag_automaton(choices: Sequence[Sequence[str]], binding: Binding, classifier: str, least: float, where: str) -> DFA:
@@ -73,16 +88,19 @@ def _holding(lexicon: Tensor, tag: int, least: float) -> Tensor:
     return held if bool(held.any()) else lexicon[:, tag] == lexicon[:, tag].max()
 
 
-def tag_accuracy(wanted: Sequence[str], found: Sequence[str] | None) -> float:
+def tag_matches(wanted: Sequence[str], found: Sequence[str]) -> float:
+    """Return the paper's score: the tags that stand in their place, as a share of ``wanted``; more words lose nothing."""
+    return sum(one in (ONE, other) for one, other in zip(wanted, found, strict=False)) / len(wanted)
+
+
+def tag_accuracy(wanted: Sequence[str], found: Sequence[str]) -> float:
     """Return the share of the ``wanted`` tags that stand in their place; below 1 for a text of another length.
 
     With ``...``, 1 where all of ``found`` matches.
     """
-    if found is None:
-        return 0.0
     if MANY in wanted:
         part = {MANY: r"(?:\S+ )*", ONE: r"\S+ "}
         pattern = "".join(part.get(tag, re.escape(tag) + " ") for tag in wanted)
         return float(re.fullmatch(pattern, "".join(f"{tag} " for tag in found)) is not None)
-    right = sum(tag in (ONE, other) for tag, other in zip(wanted, found, strict=False))
-    return right / len(wanted) if len(found) == len(wanted) else min(right / len(wanted), 1 - 1 / (len(wanted) + 1))
+    right = tag_matches(wanted, found)
+    return right if len(found) == len(wanted) else min(right, 1 - 1 / (len(wanted) + 1))

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from diffusionlm.config import UserError, nearest
 from diffusionlm.constraints.dfa import DFA, of_lengths, one_of, repeat, union
-from diffusionlm.controls.binding import Binding, read
-from diffusionlm.controls.control import CompiledControl, Control
+from diffusionlm.controls.binding import Binding, classified
+from diffusionlm.controls.control import CompiledControl, Control, Scores, passes
 from diffusionlm.controls.parts_of_speech import MANY, tag_automaton
 from diffusionlm.core.guidance import Energy, GuidanceState
-from diffusionlm.data.annotators import brackets
+from diffusionlm.data.annotators import Reader
+from diffusionlm.data.trees import brackets
 from diffusionlm.models.classifier import LatentClassifier
 from diffusionlm.models.templates import ANY, END, START
 
@@ -29,6 +32,7 @@ class Span(Control, name="span"):
     the gradient of ``spans``, or all of it where there is no ``tags`` or no frame. Checked in the annotator's parse, exactly.
     """
 
+    needs: ClassVar[frozenset[str]] = frozenset({"tree"})
     first: int
     last: int
     label: str
@@ -82,13 +86,21 @@ class Span(Control, name="span"):
         ahead, inside = [ANY] * (self.first - 1), tags[self.first == 0 :]
         return [*ahead, *(inside[:-1] if inside[-1] == END else [*inside, MANY])]
 
-    def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
+    def score(self, texts: Sequence[str], binding: Binding) -> Scores:
         """Return 1 where the parse has the constituent."""
         wanted = (self.first, self.last, self.label)
-        return [
-            float(bool(found and found.tree and wanted in brackets(found.tree)))
-            for found in map(binding.annotator.annotate, texts)
-        ]
+        return binding.annotated(texts, "tree", lambda tree: float(wanted in brackets(tree)))
+
+    def metrics(self, texts: Sequence[str], scores: Scores, binding: Binding) -> dict[str, Scores]:
+        """Return the paper's metric, which is the check."""
+        return {"span, exact (paper)": passes(scores)}
+
+    @classmethod
+    def target_from(cls, row: Mapping[str, Any], draw: random.Random, reader: Reader) -> Span | None:
+        """Draw one of the text's constituents of two words or more."""
+        tree = reader.tree(row)
+        spans = [span for span in brackets(tree) if span[0] < span[1]] if tree else []
+        return cls(*draw.choice(spans)) if spans else None
 
 
 def span_chains(binding: Binding, classifier: str, label: str, where: str) -> tuple[LatentClassifier, Tensor]:
@@ -110,8 +122,8 @@ def span_energy(trained: LatentClassifier, chains: Tensor, first: int, last: int
     """Return -log p that a span (words counted from 0) has one of the labels ``chains``."""
     (field,) = trained.labels
 
-    def energy(belief: GuidanceState) -> Tensor:
-        # The start token is at position 0, so that word k is at k + 1.
-        return -read(trained, belief)[field][:, first + 1, last + 1].index_select(-1, chains.to(belief.t.device)).logsumexp(-1)
+    def energy(state: GuidanceState) -> Tensor:
+        logs = classified(trained, state)[field][:, first + 1, last + 1]  # BOS is at position 0, so word k is at k + 1
+        return -logs.index_select(-1, chains.to(state.t.device)).logsumexp(-1)
 
     return energy

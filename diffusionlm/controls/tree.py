@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from diffusionlm.controls.binding import Binding
-from diffusionlm.controls.control import CompiledControl, Control
+from diffusionlm.controls.control import CompiledControl, Control, Scores, passes
 from diffusionlm.controls.parts_of_speech import tag_automaton
 from diffusionlm.controls.span import span_chains, span_energy
 from diffusionlm.core.guidance import GuidanceState
-from diffusionlm.data.annotators import bracket_f1, brackets
-from diffusionlm.data.labels import spans_of, tags_of
+from diffusionlm.data.annotators import Reader
+from diffusionlm.data.trees import bracket_f1, brackets, spans_of, tags_of
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Tree(Control, name="tree"):
     labelled F1 of the constituents in the annotator's parse, and 0 for what it rejects.
     """
 
+    needs: ClassVar[frozenset[str]] = frozenset({"tree"})
     tree: str
     classifier: str = "spans"
     tags: str = "tags"
@@ -42,15 +45,22 @@ class Tree(Control, name="tree"):
             for first, last, chain in spans_of(self.tree)
         ]
 
-        def energy(belief: GuidanceState) -> Tensor:
-            return torch.stack([each(belief) for each in energies]).mean(0)
+        def energy(state: GuidanceState) -> Tensor:
+            return torch.stack([each(state) for each in energies]).mean(0)
 
         return CompiledControl(automata=(language,), energies=(energy,) if energies else ())
 
-    def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
+    def score(self, texts: Sequence[str], binding: Binding) -> Scores:
         """Return the F1 of each text's constituents."""
         gold = brackets(self.tree)
-        return [
-            bracket_f1(gold, brackets(found.tree)) if found and found.tree else 0.0
-            for found in map(binding.annotator.annotate, texts)
-        ]
+        return binding.annotated(texts, "tree", lambda tree: bracket_f1(gold, brackets(tree)))
+
+    def metrics(self, texts: Sequence[str], scores: Scores, binding: Binding) -> dict[str, Scores]:
+        """Return the paper's metric, which is the score, and the check."""
+        return {"tree, F1 (paper)": scores, "tree, the whole text": passes(scores)}
+
+    @classmethod
+    def target_from(cls, row: Mapping[str, Any], draw: random.Random, reader: Reader) -> Tree | None:
+        """Return the tree of the text."""
+        tree = reader.tree(row)
+        return cls(tree) if tree else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from diffusionlm.config import UserError
-from diffusionlm.controls.control import written
+from diffusionlm.controls.control import literal
 from diffusionlm.controls.phrase import ANYTHING, Chain, Phrase, PhraseControl, phrase
 from diffusionlm.data.tokenizers import split_words
 
@@ -34,7 +34,7 @@ class Words(PhraseControl, name="words"):
         """Check that there are words."""
         if not self.words or not all(isinstance(word, str) and split_words(word) for word in self.words):
             raise UserError(
-                f'words: expected words such as "cheap", "pub", got {", ".join(map(written, self.words)) or "none"}'
+                f'words: expected words such as "cheap", "pub", got {", ".join(map(literal, self.words)) or "none"}'
             )
 
     def phrases(self) -> list[Phrase]:
@@ -46,4 +46,4 @@ class Words(PhraseControl, name="words"):
 
     def __str__(self) -> str:
         """Return the expression."""
-        return f"Words({', '.join([*map(written, self.words), *(['in_order=True'] if self.in_order else [])])})"
+        return f"Words({', '.join([*map(literal, self.words), *(['in_order=True'] if self.in_order else [])])})"

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets  # type: ignore[import-untyped]
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast
 
 from diffusionlm.config import Component, UserError
-from diffusionlm.data.labels import spans_of
 from diffusionlm.data.tokenizers import split_words
-from diffusionlm.restaurants import grammar
 
 
 @dataclass(frozen=True)
@@ -34,8 +32,13 @@ class Annotation:
     attributes: dict[str, str] | None = None
 
 
+CorpusRow = Mapping[str, Any]  # of a corpus: ``text``, and where known ``attributes``, ``tags``, ``tree``
+
+
 class Annotator(Component, family="annotator"):
-    """Base of the annotators."""
+    """Base of the annotators; ``reads`` names what a member can give: "tags", "tree", "attributes"."""
+
+    reads: ClassVar[frozenset[str]] = frozenset({"tags", "tree", "attributes"})
 
     def annotate(self, text: str) -> Annotation | None:
         """Return what is known of ``text``; None where it is no text of the annotator's language."""
@@ -43,23 +46,10 @@ class Annotator(Component, family="annotator"):
 
 
 @dataclass(frozen=True)
-class Grammar(Annotator, name="grammar"):
-    """The recogniser of the embedded corpus: gold tags, trees and attributes, and None for what it does not accept."""
-
-    def annotate(self, text: str) -> Annotation | None:
-        """Parse the text."""
-        found = _parsed(text)
-        return Annotation(found.words, found.tags, found.tree, found.attributes) if found else None
-
-
-@lru_cache(maxsize=4096)
-def _parsed(text: str) -> grammar.Description | None:
-    return grammar.parse(text)
-
-
-@dataclass(frozen=True)
 class Plain(Annotator, name="words"):
     """Tells nothing but the words, of any text."""
+
+    reads: ClassVar[frozenset[str]] = frozenset()
 
     def annotate(self, text: str) -> Annotation:
         """Split the text."""
@@ -67,9 +57,39 @@ class Plain(Annotator, name="words"):
 
 
 @dataclass(frozen=True)
+class Reader:
+    """Gives the labels of a corpus's row: the row's own where it has them, else the annotator's."""
+
+    tokenizer: PreTrainedTokenizerFast
+    annotator: Annotator
+
+    def _part(self, row: CorpusRow, part: str) -> Any:
+        return row.get(part) or getattr(self.annotator.annotate(row["text"]), part, None)
+
+    def tags(self, row: CorpusRow) -> Sequence[str] | None:
+        """Return the part of speech of each word."""
+        tags: Sequence[str] | None = self._part(row, "tags")
+        return tags
+
+    def tree(self, row: CorpusRow) -> str | None:
+        """Return the bracketed tree."""
+        tree: str | None = self._part(row, "tree")
+        return tree
+
+    def attributes(self, row: CorpusRow) -> dict[str, str]:
+        """Return the attributes that have a value."""
+        return {name: value for name, value in (self._part(row, "attributes") or {}).items() if value}
+
+    def length(self, row: CorpusRow) -> int:
+        """Return the number of tokens, BOS and EOS not counted."""
+        return len(self.tokenizer(row["text"], add_special_tokens=False)["input_ids"])
+
+
+@dataclass(frozen=True)
 class Tagger(Annotator, name="tagger"):
     """A part-of-speech tagger: NLTK's averaged perceptron from a folder of its JSON files, such as one trained on Brown."""
 
+    reads: ClassVar[frozenset[str]] = frozenset({"tags"})
     folder: str
 
     def annotate(self, text: str) -> Annotation | None:
@@ -99,6 +119,7 @@ def _tagger(folder: str) -> Any:
 class Stanza(Annotator, name="stanza"):
     """The neural pipeline of Stanza (Qi et al. 2020), tags and constituency trees, with its models in a local ``folder``."""
 
+    reads: ClassVar[frozenset[str]] = frozenset({"tags", "tree"})
     folder: str
     language: str = "en"
 
@@ -152,21 +173,3 @@ def annotated(rows: datasets.Dataset, annotator: Annotator, columns: Sequence[st
     for column, values in told.items():
         rows = rows.add_column(column, values)
     return rows
-
-
-Bracket = tuple[int, int, str]  # the first and last word of a constituent, counted from 0, and its label
-
-
-def brackets(tree: str) -> list[Bracket]:
-    """Return the constituents of a bracketed tree, without its root and those over a single word's tag.
-
-    Raises:
-        UserError: the brackets do not match, or it is no tree.
-    """
-    return [(first, last, label) for first, last, chain in spans_of(tree) for label in chain.split("::")]
-
-
-def bracket_f1(gold: Sequence[Bracket], found: Sequence[Bracket]) -> float:
-    """Return the labelled F1 (0 to 1) of two trees' constituents, as EVALB counts them."""
-    a, b = Counter(gold), Counter(found)
-    return 2 * (a & b).total() / max(a.total() + b.total(), 1)

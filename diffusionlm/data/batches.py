@@ -13,15 +13,20 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from diffusionlm.config import Settings, UserError
-from diffusionlm.data.corpora import Corpus, Restaurants
+from diffusionlm.data.corpora import Corpus
 from diffusionlm.data.tokenizers import TokenizerRecipe, Words
+
+
+def default_corpus() -> Corpus:
+    """Return the corpus called ``restaurants``, which comes with the library."""
+    return Corpus.find("restaurants")()
 
 
 @dataclass(frozen=True)
 class DataConfig(Settings):
     """What is learned from: ``max_length`` counts tokens, start and end included."""
 
-    corpus: Corpus = field(default_factory=Restaurants)
+    corpus: Corpus = field(default_factory=default_corpus)
     tokenizer: TokenizerRecipe = field(default_factory=Words)
     max_length: int = 64
     too_long: Literal["truncate", "split", "drop", "error"] = "truncate"
@@ -43,11 +48,6 @@ class Encoded:
     texts: list[int]
     too_long: int
     empty: int
-
-    @property
-    def lengths(self) -> npt.NDArray[np.int64]:
-        """The number of tokens of each row, (rows,)."""
-        return np.fromiter(map(len, self.ids), dtype=np.int64, count=len(self.ids))
 
 
 def encode(

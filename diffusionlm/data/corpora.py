@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import csv
 import gzip
-import itertools
 import json
-import random
 import re
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -26,9 +24,11 @@ import numpy as np
 import pyarrow.parquet  # type: ignore[import-untyped]
 
 from diffusionlm.config import Component, UserError, nearest
-from diffusionlm.restaurants.grammar import generate
+from diffusionlm.data.annotators import Annotator, Plain
 
 SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".txt.gz", ".jsonl.gz", ".json.gz", ".csv.gz", ".parquet")
+# A number for each text, None where the metric does not apply; the reported figure is the mean over the others.
+TextMetric = Callable[[Sequence[str]], list[float | None]]
 
 
 class Corpus(Component, family="corpus"):
@@ -42,6 +42,14 @@ class Corpus(Component, family="corpus"):
         """
         raise NotImplementedError
 
+    def annotator(self) -> Annotator:
+        """Return what reads a text of this corpus where the user names no annotator."""
+        return Plain()
+
+    def metrics(self, training: Collection[str]) -> dict[str, TextMetric]:
+        """Return the figures that are special to this corpus, by name; ``training`` are its training texts."""
+        return {}
+
     @classmethod
     def _from_plain(cls, value: object) -> Self:
         plain = {"name": value} if isinstance(value, str) else value
@@ -49,45 +57,6 @@ class Corpus(Component, family="corpus"):
             if path.endswith(SUFFIXES) or Path(path).is_file():
                 plain = {**plain, "name": "files", "train": path}
         return super()._from_plain(plain)
-
-
-@dataclass(frozen=True)
-class Restaurants(Corpus, name="restaurants"):
-    """The embedded corpus: restaurant descriptions with their attributes, words, tags and trees.
-
-    ``drawn`` texts to train on are drawn anew from its grammar, with ``seed``, in place of the 20,000 that come with the
-    package (0). As with those, none says what a test text says (names and landmarks aside), nor is a held-out text itself.
-    """
-
-    drawn: int = 0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Check the number."""
-        if self.drawn < 0:
-            raise UserError(f"drawn: expected 0 (the texts of the package) or more, got {self.drawn}")
-
-    def load(self) -> dict[str, datasets.Dataset]:
-        """Read it from the installed package or from the checkout. Raises UserError where it is in neither."""
-        package = Path(__file__).parents[1]
-        folders = (package / "_data" / "restaurants", package.parent / "data" / "restaurants")
-        for folder in folders:
-            if (folder / "train.jsonl.gz").is_file():
-                splits = {split: _read(folder / f"{split}.jsonl.gz") for split in ("train", "validation", "test")}
-                return splits if not self.drawn else {**splits, "train": self._draw(splits)}
-        raise UserError(f"{folders[0]}: the embedded corpus is not here, nor in {folders[1]}: install the package anew")
-
-    def _draw(self, splits: Mapping[str, datasets.Dataset]) -> datasets.Dataset:
-        known, told = set(splits["validation"]["text"][:]), {_said(row) for row in splits["test"]["attributes"][:]}
-        source = random.Random(self.seed)
-        texts = (generate(source) for _ in itertools.count())
-        unseen = (text for text in texts if text.text not in known and _said(text.attributes) not in told)
-        return _dataset([text.to_dict() for text in itertools.islice(unseen, self.drawn)])
-
-
-def _said(attributes: Mapping[str, str]) -> frozenset[tuple[str, str]]:
-    """Return what a restaurant's text says of it, but for what it is called and what it is near."""
-    return frozenset((field, value) for field, value in attributes.items() if field not in ("name", "near"))
 
 
 @dataclass(frozen=True)
@@ -113,7 +82,7 @@ class Files(Corpus, name="files"):
     def load(self) -> dict[str, datasets.Dataset]:
         """Read the files. Raises UserError for a missing or broken file or column, or no text."""
         paths = {"train": self.train, "validation": self.validation, "test": self.test}
-        splits = {split: _read(Path(path), self.text, self.attributes) for split, path in paths.items() if path}
+        splits = {split: read_file(Path(path), self.text, self.attributes) for split, path in paths.items() if path}
         return splits if "validation" in splits else _hold_out(splits, self.validation_share, self.train)
 
 
@@ -134,7 +103,7 @@ class E2E(Corpus, name="e2e"):
             if missing := {"mr", "ref"} - row.keys():
                 raise UserError(f"{path}: no column {min(missing)!r}: expected mr and ref, got {', '.join(row)}")
             rows.append({"text": row["ref"], "attributes": _meaning(row["mr"], f"{path}, line {line}")})
-        return _tidy(_dataset(rows), str(path))
+        return _tidy(to_dataset(rows), str(path))
 
 
 @dataclass(frozen=True)
@@ -203,14 +172,19 @@ def read_texts(path: str, column: str = "text") -> list[tuple[str, str]]:
     return [(place, text) for place, text in found if text and not text.isspace()]
 
 
-def _read(path: Path, text: str = "text", attributes: Sequence[str] = ()) -> datasets.Dataset:
+def read_file(path: Path, text: str = "text", attributes: Sequence[str] = ()) -> datasets.Dataset:
+    """Return a file in one of the formats of ``files``, its column ``text`` as "text", ``attributes`` gathered in one column.
+
+    Raises:
+        UserError: a missing or broken file or column, or no text.
+    """
     path = path.expanduser()
     return _tidy(_checked(_rows(path), str(path)), str(path), text, attributes)
 
 
 def _checked(rows: Iterable[tuple[int, Mapping[str, Any]]], place: str) -> datasets.Dataset:
     try:
-        return _dataset([row for _, row in rows])
+        return to_dataset([row for _, row in rows])
     except UnicodeEncodeError as error:
         raise UserError(f"{place}: half a surrogate pair, which is no character, in {error.object[:60]!r}") from None
 
@@ -273,7 +247,8 @@ def _nearest_file(path: Path) -> str:
     return hint if hint.startswith("; did you mean") or len(hint) < 200 else ""  # Not a listing of a full folder.
 
 
-def _dataset(rows: Sequence[Mapping[str, Any]]) -> datasets.Dataset:
+def to_dataset(rows: Sequence[Mapping[str, Any]]) -> datasets.Dataset:
+    """Return the columns of ``rows``; a value that a row lacks is None."""
     columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(key for row in rows for key in row)}
     features = datasets.Features({name: _feature(values) for name, values in columns.items()})
     return datasets.Dataset.from_dict(columns, features=features)
@@ -305,7 +280,7 @@ def _tidy(rows: datasets.Dataset, place: str, text: str = "text", attributes: Se
         columns = zip(*(rows[name][:] for name in attributes), strict=True)
         named = [{k: str(v) for k, v in zip(attributes, row, strict=True) if v not in (None, "")} for row in columns]
         rows = rows.remove_columns(({*attributes, "attributes"} - {text}) & {*rows.column_names})
-        rows = datasets.concatenate_datasets([rows, _dataset([{"attributes": row} for row in named])], axis=1)
+        rows = datasets.concatenate_datasets([rows, to_dataset([{"attributes": row} for row in named])], axis=1)
     if text != "text":
         rows = rows.remove_columns("text") if "text" in rows.column_names else rows
         rows = rows.rename_column(text, "text")

@@ -5,7 +5,6 @@ Positions are those of a text's token ids: START is position 0, so with one toke
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from diffusionlm.config import UserError, nearest
 from diffusionlm.data.batches import Encoded
+from diffusionlm.data.trees import read_tree, tags_of
 
 Head = Literal["sequence", "token", "span"]
 NONE, OTHER = "", "other"  # no value, or no constituent; any value that is too rare to be learned
@@ -168,7 +168,7 @@ def _of_tokens(tags: Sequence[str] | None, words: Sequence[int], offset: int, co
 
 def _of_spans(tree: str | None, words: Sequence[int], offset: int, count: int, place: str) -> dict[tuple[int, int], str]:
     """Return the constituents that lie among ``count`` tokens from ``offset`` on, by position."""
-    spans, leaves = _read_tree(tree or "", f"labels: {place}")
+    spans, leaves = read_tree(tree or "", f"labels: {place}")
     _check_count(leaves, words, place)
     begin = {word: i for i, word in reversed(list(enumerate(words)))}
     end = {word: i for i, word in enumerate(words)}
@@ -180,53 +180,3 @@ def _check_count(labels: int, words: Sequence[int], place: str) -> None:
     found = max(words, default=-1) + 1
     if labels != found:
         raise UserError(f"labels: {place} has {found} words for this tokenizer, but labels for {labels}")
-
-
-def spans_of(tree: str) -> list[tuple[int, int, str]]:
-    """Return the constituents of a bracketed tree as (i, j, label): words i to j, both included, counted from 0.
-
-    Outer constituents come before inner ones. A word with its tag is none, nor is a root called ROOT, TOP or nothing.
-    Constituents over the same words (a chain of single children) are one span, whose label joins theirs from the
-    top: ``S::VP`` (Stern et al. 2017, section 2.2). The classifier's position of word k is k + 1.
-
-    Raises:
-        UserError: the brackets do not match, or it is no tree.
-    """
-    return sorted(((i, j, label) for (i, j), label in _read_tree(tree)[0].items()), key=lambda span: (span[0], -span[1]))
-
-
-def tags_of(tree: str) -> list[str]:
-    """Return the tags of a bracketed tree's words, from left to right."""
-    return re.findall(r"\(\s*([^\s()]+)\s+[^\s()]+\s*\)", tree)
-
-
-def _read_tree(tree: str, place: str = "tree") -> tuple[dict[tuple[int, int], str], int]:
-    """Return the labels of a tree's spans, and its number of words."""
-    spans: dict[tuple[int, int], str] = {}
-    opened: list[tuple[str, int, list[bool]]] = []  # label, first word, for each child whether it is a word
-    words, before, roots = 0, "", 0
-    for mark in re.findall(r"[()]|[^\s()]+", tree):
-        if mark == "(":
-            if opened:
-                opened[-1][2].append(False)
-            roots += not opened
-            opened.append((NONE, words, []))
-        elif not opened:
-            roots += 1  # something after the end
-            break
-        elif mark != ")" and before == "(":
-            opened[-1] = (mark, words, [])
-        elif mark != ")":
-            opened[-1][2].append(True)
-            words += 1
-        else:
-            label, first, children = opened.pop()
-            if label not in ("ROOT", "TOP", NONE) and children != [True] and words > first:
-                inner = spans.get((first, words - 1))
-                spans[first, words - 1] = label if inner is None else f"{label}::{inner}"
-        before = mark
-    if opened or before != ")" or roots != 1:
-        raise UserError(
-            f"{place}: expected one tree in matching brackets, as (S (NP (PRON It)) (VP (VERB is))), got {tree[:60]!r}"
-        )
-    return spans, words

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from diffusionlm import plots
 from diffusionlm.config import Settings, UserError, build, nearest, override, to_plain
 from diffusionlm.data.batches import encode
-from diffusionlm.data.corpora import Corpus, Files, Restaurants
+from diffusionlm.data.corpora import Corpus, Files
 from diffusionlm.evaluation.judge import Judge, perplexity
 from diffusionlm.evaluation.likelihood import check_draws, has_any_order_bound
 from diffusionlm.evaluation.provenance import corpus_of, fingerprint, training_of
@@ -40,6 +40,7 @@ from diffusionlm.evaluation.text_metrics import (
 from diffusionlm.models.diffusion import DiffusionLM
 from diffusionlm.pipelines.auto import open_pipeline
 from diffusionlm.pipelines.base import BasePipeline, SamplingConfig
+from diffusionlm.restaurants.corpus import Restaurants
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +16,14 @@ from dataclasses import dataclass
 import numpy
 import sacrebleu
 
-from diffusionlm.restaurants.grammar import accepts, tokenize
+from diffusionlm.restaurants.grammar import accepts
 
 SELF_BLEU_TEXTS = 100
+
+
+def tokenize(text: str) -> list[str]:
+    """Split a text into words, hyphenated words kept together, and single punctuation marks."""
+    return re.findall(r"[\w£]+(?:[-&/][\w£]+)*|[^\w\s]", text)
 
 
 def unigram_entropy(texts: Sequence[str]) -> float:

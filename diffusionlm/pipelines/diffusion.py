@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffusionlm.config import UserError
-from diffusionlm.controls import Binding, Control, outcomes, read_controls
+from diffusionlm.controls import Binding, Control, annotator_for, outcomes, read_controls
 from diffusionlm.core.guidance import GuidanceState
 from diffusionlm.core.sampler import State, given, sample
 from diffusionlm.data.batches import boundaries, text_mask
@@ -48,7 +48,7 @@ class Pipeline(BasePipeline[DiffusionLM]):
     @cached_property
     def binding(self) -> Binding:
         """What controls are bound to: it keeps classifiers that were read, and says who annotates finished texts."""
-        return Binding(self.model, self.tokenizer, self.folder)
+        return Binding(self.model, self.tokenizer, self.folder, annotator_for(self.folder))
 
     def preview(self, count: int) -> list[str]:
         """Write ``count`` texts in 32 steps at most."""

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 
 from diffusionlm.config import UserError
-from diffusionlm.data.corpora import Restaurants
 from diffusionlm.evaluation.provenance import training_of
 from diffusionlm.evaluation.text_metrics import grammar_report, trigram_texts
 from diffusionlm.models.classification import Classification
 from diffusionlm.models.classifier import ClassifierConfig
 from diffusionlm.pipelines.base import Controlled, SamplingConfig
 from diffusionlm.pipelines.diffusion import Pipeline
+from diffusionlm.restaurants.corpus import Restaurants
 from diffusionlm.training.checkpoints import disk_errors
 from diffusionlm.training.optimizers import has_bf16
 from diffusionlm.training.run import RunConfig, read_config, train
@@ -66,7 +66,7 @@ def quickstart(folder: str | Path, steps: int | None = None, minutes: float = 4.
     say("Training a classifier of what the texts state, to steer by, and asking for texts ...")
     _classify(folder, config.training)
     controlled = _controlled(pipeline, config.sampling)
-    report["controlled"] = sum(row.controls[0].passed for row in controlled) / len(controlled)
+    report["controlled"] = sum(bool(row.controls[0].passed) for row in controlled) / len(controlled)
     report["seconds_training"] = training_of(folder)["training_seconds"]
     report["seconds_total"] = round(time.perf_counter() - started, 1)
     with disk_errors(folder / "quickstart.json"):

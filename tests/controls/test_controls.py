@@ -33,14 +33,15 @@ from diffusionlm.controls import (
     outcomes,
     read_control,
     read_controls,
-    read_targets,
+    target_rows,
 )
 from diffusionlm.controls.parts_of_speech import tag_accuracy
 from diffusionlm.core.guidance import GuidanceState
 from diffusionlm.core.sampler import Denoised
-from diffusionlm.data.annotators import Annotation, Annotator, Grammar, bracket_f1, brackets
-from diffusionlm.data.corpora import Restaurants
-from diffusionlm.data.labels import tags_of
+from diffusionlm.data.annotators import Annotation, Annotator
+from diffusionlm.data.trees import bracket_f1, brackets, tags_of
+from diffusionlm.restaurants.annotator import Grammar
+from diffusionlm.restaurants.corpus import Restaurants
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def test_a_control_is_read_as_itself_and_one_expression_as_one() -> None:
         ("PartsOfSpeech(3)", "PartsOfSpeech\\(3\\)': "),
         ("food=Japanese & Length(3)", r'a short form stands alone; here write Attribute\("food", "Japanese"\)'),
         ("~" * 3000 + "Length(3)", "is not an expression such as"),
-        ("__stranger_0(3)", "no control is called '__stranger_0'"),
+        ("__imported_0(3)", "no control is called '__imported_0'"),
         ("Length({[1]: 2})", "is no plain value"),
         ("nowhere.at_all:Thing(3)", "cannot import the control 'nowhere.at_all:Thing'"),
         ("math:sqrt(3)", "'math:sqrt' is no control"),
@@ -160,7 +161,7 @@ def test_a_strangers_control_is_one_file_elsewhere(tmp_path: Path) -> None:
 
 @pytest.fixture
 def binding() -> Binding:
-    return Binding(None, None)  # type: ignore[arg-type]  # none of what these tests bind looks at either
+    return Binding(None, None, None, Grammar())  # type: ignore[arg-type]  # no control of these tests reads model or tokenizer
 
 
 def _belief(logits: Tensor) -> GuidanceState:
@@ -242,7 +243,9 @@ def test_scores_of_any_number_type_are_taken_and_others_told(binding: Binding) -
     ((first,), (second,)) = outcomes([Judged(torch.tensor([1.0, 0.5]))], ["a", "b"], binding)
     assert (first.passed, second.passed) == (True, False)
     assert json.loads(json.dumps([first.score, second.score])) == [1.0, 0.5]
-    for wrong in ([1.0], [1.0, math.nan], [1.0, "yes"], [1.0, None]):
+    ((first,), (second,)) = outcomes([Judged([1.0, None])], ["a", "b"], binding)
+    assert (first.passed, second.passed, second.score) == (True, None, None)
+    for wrong in ([1.0], [1.0, math.nan], [1.0, "yes"]):
         with pytest.raises(UserError, match="score: expected a finite number for each of 2 texts"):
             outcomes([Judged(wrong)], ["a", "b"], binding)
 
@@ -258,7 +261,11 @@ def test_targets_are_read_from_json_lines_and_yaml(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"controls": ["food=Japanese", "Span(0, 2, \\"NP\\")"]}\n\n{"controls": "food=Thai"}\n')
     (tmp_path / "t.yaml").write_text("- controls: [food=Japanese, 'Span(0, 2, \"NP\")']\n- controls: food=Thai\n")
     expected = [(ATTRIBUTE, Span(0, 2, "NP")), (Attribute("food", "Thai"),)]
-    assert read_targets(tmp_path / "t.jsonl") == read_targets(tmp_path / "t.yaml") == expected
+    assert (
+        [row[2] for row in target_rows(tmp_path / "t.jsonl")]
+        == [row[2] for row in target_rows(tmp_path / "t.yaml")]
+        == expected
+    )
 
 
 @pytest.mark.parametrize(
@@ -275,7 +282,7 @@ def test_bad_targets_are_told_with_their_place(tmp_path: Path, name: str, text: 
     if text is not None:
         (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=message):
-        read_targets(tmp_path / name)
+        target_rows(tmp_path / name)
 
 
 # Checks
@@ -302,7 +309,7 @@ def test_wrong_texts_fail_them(rows: list[dict[str, object]], binding: Binding) 
         assert control.score([text], binding) == [0.0]
     assert Attribute("price", "low").score([text, text.replace("under £20", "over £50")], binding) == [1.0, 0.0]
     assert Span(0, 2, "NP").score([text, "The Green Bell"], binding) == [1.0, 0.0]
-    scores = [float(Tree(str(row["tree"])).score([text], binding)[0]) for row in rows]
+    scores = [Tree(str(row["tree"])).score([text], binding)[0] or 0 for row in rows]
     assert max(scores) < 1 and 0 < sum(scores) / len(scores) < 0.6
 
 
@@ -361,5 +368,5 @@ class _Spaces(Annotator, name="spaces-for-test"):
 def test_another_annotator_checks_other_texts() -> None:
     binding = Binding(None, None, annotator=_Spaces())  # type: ignore[arg-type]
     assert PartsOfSpeech("X X").score(["a b", "a", ""], binding) == [1.0, 0.5, 0.0]
-    assert Tree("(S (X a) (X b))").score(["a b"], binding) == [0.0]
+    assert Tree("(S (X a) (X b))").score(["a b"], binding) == [None]
     assert Grammar().annotate("a b") is None

@@ -70,22 +70,22 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _share(pipeline: Pipeline, folder: Path, control: Classifier | None, **changes: Any) -> float:
     rows = pipeline(16, control or (), length=6, steps=8, **changes)
-    foreign = pipeline.binding.foreign(str(folder))
+    foreign = pipeline.binding.sequence_classifier(str(folder))
     assert foreign is not None
     return foreign.log_probabilities([row.text for row in rows])[:, 1].exp().mean().item()
 
 
 def test_words_of_ours_are_found_in_its_vocabulary(pipeline: Pipeline, aligned: Path, other: Path) -> None:
-    found = Binding(pipeline.model, pipeline.tokenizer).foreign(str(aligned))
+    found = Binding(pipeline.model, pipeline.tokenizer).sequence_classifier(str(aligned))
     assert found is not None and found.aligned is not None
     ours = pipeline.tokenizer.convert_ids_to_tokens(list(range(len(pipeline.tokenizer))))
     assert found.tokenizer.convert_ids_to_tokens(found.aligned.tolist()) == ours
-    pieces = Binding(pipeline.model, pipeline.tokenizer).foreign(str(other))
+    pieces = Binding(pipeline.model, pipeline.tokenizer).sequence_classifier(str(other))
     assert pieces is not None and pieces.aligned is None
 
 
 def test_a_belief_that_is_certain_has_the_energy_of_its_text(pipeline: Pipeline, aligned: Path) -> None:
-    foreign = Binding(pipeline.model, pipeline.tokenizer).foreign(str(aligned))
+    foreign = Binding(pipeline.model, pipeline.tokenizer).sequence_classifier(str(aligned))
     assert foreign is not None
     batch = pipeline.tokenizer(SENTENCES, return_tensors="pt", padding=True)
     ids, mask = batch["input_ids"], batch["attention_mask"].bool()
@@ -125,7 +125,7 @@ def _untrained(folder: Path, tokenizer: PreTrainedTokenizerFast, **changes: Any)
 def test_one_number_is_no_label(pipeline: Pipeline, tmp_path: Path) -> None:
     folder = _untrained(tmp_path, BytePairs(60).make(SENTENCES), num_labels=1)
     with pytest.raises(UserError, match="gives one number, not labels; a Reward can follow it"):
-        Binding(pipeline.model, pipeline.tokenizer).foreign(folder)
+        Binding(pipeline.model, pipeline.tokenizer).sequence_classifier(folder)
 
 
 def test_labels_that_can_hold_together_have_chances_of_their_own_and_long_texts_are_cut(
@@ -134,7 +134,7 @@ def test_labels_that_can_hold_together_have_chances_of_their_own_and_long_texts_
     tokenizer = BytePairs(60).make(SENTENCES)
     tokenizer.model_max_length = int(1e30)
     folder = _untrained(tmp_path, tokenizer, num_labels=3, problem_type="multi_label_classification")
-    foreign = Binding(pipeline.model, pipeline.tokenizer).foreign(folder)
+    foreign = Binding(pipeline.model, pipeline.tokenizer).sequence_classifier(folder)
     assert foreign is not None
     long = " ".join(SENTENCES)
     assert len(tokenizer(long)["input_ids"]) > 8

@@ -12,9 +12,10 @@ from nltk.tag import PerceptronTagger
 from tiny_runs import restaurant_texts
 
 from diffusionlm.config import UserError
-from diffusionlm.data.annotators import Grammar, Plain, Tagger, annotated, bracket_f1, brackets, sentences
-from diffusionlm.data.labels import tags_of
+from diffusionlm.data.annotators import Plain, Tagger, annotated, sentences
 from diffusionlm.data.tokenizers import Words, words_of
+from diffusionlm.data.trees import bracket_f1, brackets, tags_of
+from diffusionlm.restaurants.annotator import Grammar
 from diffusionlm.restaurants.grammar import parse
 
 TAGGED = [

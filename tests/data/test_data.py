@@ -17,8 +17,9 @@ import torch
 from diffusionlm.config import UserError, build, to_plain
 from diffusionlm.core.objective import collate
 from diffusionlm.data.batches import DataConfig, TokenBudgetBatches, encode
-from diffusionlm.data.corpora import E2E, Corpus, Files, Hub, Restaurants, _said
+from diffusionlm.data.corpora import E2E, Corpus, Files, Hub
 from diffusionlm.data.tokenizers import Words, decode_texts, words_of
+from diffusionlm.restaurants.corpus import Restaurants, _content
 from diffusionlm.restaurants.grammar import accepts
 
 ROWS = [
@@ -304,8 +305,8 @@ def test_restaurants_drawn_anew() -> None:
     assert Restaurants(drawn=20).load()["train"][:] == rows[:20]
     assert Restaurants(drawn=20, seed=1).load()["train"]["text"][:] != rows["text"][:20]
     # Of 3,000 texts that were not chosen some hundred would say just what a test text says.
-    told = {_said(row) for row in kept["test"]["attributes"]}
-    assert not any(_said(row) in told for row in rows["attributes"])
+    told = {_content(row) for row in kept["test"]["attributes"]}
+    assert not any(_content(row) in told for row in rows["attributes"])
     assert not {*rows["text"]} & {*kept["validation"]["text"]}
     with pytest.raises(UserError, match="drawn: expected 0"):
         Restaurants(drawn=-1)
@@ -330,7 +331,7 @@ def test_encode() -> None:
 
     cut = encode(texts, tokenizer, 5, "truncate")
     assert decoded(cut.ids) == ["a b", "a b c", "a b c"]
-    assert (cut.texts, cut.too_long, cut.empty, cut.lengths.tolist()) == ([0, 2, 4], 1, 2, [4, 5, 5])
+    assert (cut.texts, cut.too_long, cut.empty, list(map(len, cut.ids))) == ([0, 2, 4], 1, 2, [4, 5, 5])
     split = encode(texts, tokenizer, 5, "split")
     assert decoded(split.ids) == ["a b", "a b c", "d e f", "g", "a b c"]
     assert (split.texts, split.too_long) == ([0, 2, 2, 2, 4], 1)
@@ -413,7 +414,7 @@ def test_a_loader_takes_the_batches() -> None:
     encoded = encode(["a b c", "a", "b c"], tokenizer)
     loader: torch.utils.data.DataLoader[dict[str, torch.Tensor]] = torch.utils.data.DataLoader(
         encoded.ids,  # type: ignore[arg-type]
-        batch_sampler=TokenBudgetBatches(encoded.lengths, 10, 5, 0),
+        batch_sampler=TokenBudgetBatches(list(map(len, encoded.ids)), 10, 5, 0),
         collate_fn=lambda rows: collate(rows, tokenizer.pad_token_id),
     )
     batches = list(loader)

@@ -12,8 +12,9 @@ from tiny_runs import ROOT
 
 from diffusionlm.config import UserError
 from diffusionlm.data.batches import encode
-from diffusionlm.data.labels import Field, Head, Labelled, check_vocabulary, fields_of, label_rows, spans_of, values_of
+from diffusionlm.data.labels import Field, Head, Labelled, check_vocabulary, fields_of, label_rows, values_of
 from diffusionlm.data.tokenizers import BytePairs, Words
+from diffusionlm.data.trees import spans_of
 
 TREE = "(ROOT (S (NP (DET The) (NOUN food)) (VP (AUX is) (ADJP (ADJ good))) (PUNCT .)))"
 TEXT = "The food is good."

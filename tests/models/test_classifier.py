@@ -23,8 +23,9 @@ from diffusionlm.cli import main
 from diffusionlm.config import UserError, build, merge
 from diffusionlm.constraints.inference import viterbi
 from diffusionlm.controls import Attribute, Binding, PartsOfSpeech, Span
-from diffusionlm.data.labels import Labelled, spans_of
+from diffusionlm.data.labels import Labelled
 from diffusionlm.data.tokenizers import load_tokenizer
+from diffusionlm.data.trees import spans_of
 from diffusionlm.models.accuracy import Accuracy, span_scores, value_scores
 from diffusionlm.models.classification import Classification, ClassificationObjective
 from diffusionlm.models.classifier import SENSES, ClassifierConfig, find_classifier

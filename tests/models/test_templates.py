@@ -5,10 +5,10 @@ from __future__ import annotations
 import datasets  # type: ignore[import-untyped]
 from test_labels import records
 
-from diffusionlm.data.annotators import brackets
 from diffusionlm.data.batches import encode
-from diffusionlm.data.labels import Field, Labelled, label_rows, tags_of
+from diffusionlm.data.labels import Field, Labelled, label_rows
 from diffusionlm.data.tokenizers import Words
+from diffusionlm.data.trees import brackets, tags_of
 from diffusionlm.models.templates import FEWEST, find_templates, frame, list_templates, span_places
 
 TAGS = ["DET", "NOUN", "AUX", "ADV", "ADJ", "PUNCT"]

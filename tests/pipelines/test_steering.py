@@ -414,8 +414,8 @@ def test_texts_are_tried_until_they_pass(pipeline: Pipeline) -> None:
             assert last == first and last.tried == 1
         else:
             assert last.tried > 1
-    passed = [row.controls[0].passed for row in tried if isinstance(row, Controlled)]
-    assert sum(passed) > sum(row.controls[0].passed for row in once if isinstance(row, Controlled))
+    passed = [bool(row.controls[0].passed) for row in tried if isinstance(row, Controlled)]
+    assert sum(passed) > sum(bool(row.controls[0].passed) for row in once if isinstance(row, Controlled))
 
 
 def test_of_several_candidates_one_that_passes_is_kept(pipeline: Pipeline) -> None:
@@ -423,7 +423,7 @@ def test_of_several_candidates_one_that_passes_is_kept(pipeline: Pipeline) -> No
 
     def passing(candidates: int) -> int:
         rows = pipeline(12, reward, length=6, candidates=candidates, particles=Particles(count=1))
-        return sum(row.controls[0].passed for row in rows if isinstance(row, Controlled))
+        return sum(bool(row.controls[0].passed) for row in rows if isinstance(row, Controlled))
 
     assert passing(6) > passing(1)
 

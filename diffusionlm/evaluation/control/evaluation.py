@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from diffusionlm import plots
 from diffusionlm.config import Settings, UserError, to_plain
-from diffusionlm.data.corpora import Corpus, Restaurants
+from diffusionlm.data.corpora import Corpus
 from diffusionlm.evaluation.benchmark import described, system_name
 from diffusionlm.evaluation.control.metrics import Estimate, metric_order, over_targets, perplexity_over_targets, target_metrics
 from diffusionlm.evaluation.control.report import (
@@ -44,6 +44,7 @@ from diffusionlm.evaluation.text_metrics import TrainingTexts, diversity
 from diffusionlm.pipelines.auto import open_pipeline
 from diffusionlm.pipelines.base import SamplingConfig
 from diffusionlm.pipelines.diffusion import Pipeline
+from diffusionlm.restaurants.corpus import Restaurants
 from diffusionlm.restaurants.grammar import accepts
 
 

@@ -14,14 +14,12 @@ from dataclasses import dataclass
 import numpy
 import sacrebleu
 
-from diffusionlm.controls import All, Attribute, Binding, Control, Infill, Length, PartsOfSpeech, Span, Tree, Weighted
-from diffusionlm.controls.parts_of_speech import MANY
+from diffusionlm.controls import All, Binding, Control, Weighted
+from diffusionlm.controls.algebra import lowest
+from diffusionlm.controls.control import Scores, passes
 from diffusionlm.evaluation.control.tasks import Gap, Target
 from diffusionlm.evaluation.judge import Judge
-from diffusionlm.evaluation.text_metrics import mean_error
-from diffusionlm.restaurants.grammar import tokenize
-
-Scores = dict[str, list[float]]  # by metric, a number for each text
+from diffusionlm.evaluation.text_metrics import mean_error, tokenize
 
 ALL, SCORE = "all controls", "mean score"
 
@@ -34,26 +32,34 @@ class Estimate:
     error: float | None
 
 
-def over_targets(scores: Sequence[Sequence[float]]) -> Estimate:
-    """Return the mean of the targets' mean scores; a target without texts, which could not be asked, has 0."""
-    means = numpy.array([sum(each) / len(each) if each else 0.0 for each in scores])
+def over_targets(scores: Sequence[Scores]) -> Estimate:
+    """Return the mean of the targets' mean scores; a target without scores, such as one the model cannot follow, has 0."""
+    means = numpy.array([_mean(each) or 0.0 for each in scores])
     error = float(means.std(ddof=1) / math.sqrt(len(means))) if len(means) > 1 else None
     return Estimate(float(means.mean()), error)
 
 
-def target_metrics(target: Target, texts: Sequence[str], binding: Binding) -> Scores:
-    """Return all metrics of ``texts``, which ``target`` asks for; several controls of one kind share theirs."""
-    columns: dict[str, list[list[float]]] = defaultdict(list)
+def _mean(scores: Scores) -> float | None:
+    known = [score for score in scores if score is not None]
+    return sum(known) / len(known) if known else None
+
+
+def target_metrics(target: Target, texts: Sequence[str], binding: Binding) -> dict[str, Scores]:
+    """Return all metrics of ``texts`` for a target; several controls of one kind share theirs.
+
+    A metric that none of the texts can be checked for is left out.
+    """
+    columns: dict[str, list[Scores]] = defaultdict(list)
     for control in _parts(target.controls):
         scores = control.score(texts, binding)
-        for name, column in {SCORE: scores, **control_metrics(control, texts, scores, binding)}.items():
+        for name, column in {SCORE: scores, **control.metrics(texts, scores, binding)}.items():
             columns[name].append(column)
-    passed = [float(min(row) >= 1) for row in zip(*columns[SCORE], strict=True)]
+    passed = passes([lowest(row) for row in zip(*columns[SCORE], strict=True)])
     if target.gap is not None:
         for name, column in gap_metrics(target.gap, texts).items():
             columns[name].append(column)
-    found = {name: [sum(row) / len(row) for row in zip(*parts, strict=True)] for name, parts in columns.items()}
-    return {ALL: passed, **found}
+    found = {ALL: passed, **{name: [_mean(row) for row in zip(*parts, strict=True)] for name, parts in columns.items()}}
+    return {name: column for name, column in found.items() if not texts or any(score is not None for score in column)}
 
 
 def metric_order(names: Iterable[str]) -> list[str]:
@@ -72,52 +78,7 @@ def _parts(controls: Iterable[Control]) -> Iterator[Control]:
             yield from _parts([control.control]) if isinstance(control, Weighted) else [control]
 
 
-def control_metrics(control: Control, texts: Sequence[str], scores: list[float], binding: Binding) -> Scores:
-    """Return the metrics of one control, of which each text has a score already."""
-    passed = [float(score >= 1) for score in scores]
-    match control:
-        case Attribute(field=field, value=value):
-            stated = [_states(text, field, value, binding) for text in texts]
-            return {
-                "attribute, value in the text (paper)": [float(value.lower() in text.lower()) for text in texts],
-                "attribute, by the grammar where it accepts": passed,
-                **({} if None in stated else {"attribute, in an accepted text": [float(s or 0) for s in stated]}),
-                f"attribute, {field}": passed,
-            }
-        case PartsOfSpeech(tags=tags):
-            wanted = tags.split()
-            found = [binding.annotator.annotate(text) for text in texts]
-            paper = [tag_matches(wanted, a.tags if a and a.tags else ()) for a in found]
-            patterned = {} if MANY in wanted else {"tags, matches / gold length (paper)": paper}
-            return {**patterned, "tags, the whole text": passed}
-        case Tree():
-            return {"tree, F1 (paper)": scores, "tree, the whole text": passed}
-        case Span():
-            return {"span, exact (paper)": passed}
-        case Length(low=low, longest=high):
-            counts = [len(binding.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
-            near = [float(low - 2 <= count <= high + 2) for count in counts]
-            return {"length, within two (paper)": near, "length, exact": passed}
-        case Infill():
-            return {"infilling, context kept": passed}
-    kind = type(control).name or type(control).__name__
-    return {f"{kind}, passed": passed} if scores == passed else {f"{kind}, score": scores, f"{kind}, passed": passed}
-
-
-def _states(text: str, field: str, value: str, binding: Binding) -> float | None:
-    """Return 1 where the annotator reads the text and finds it stated, None where it tells no attributes at all."""
-    found = binding.annotator.annotate(text)
-    if found is None:
-        return 0.0
-    return None if found.attributes is None else float(found.attributes.get(field) == value)
-
-
-def tag_matches(wanted: Sequence[str], found: Sequence[str]) -> float:
-    """Return the paper's score of tags: those that stand in their place, as a share of ``wanted``; more words lose nothing."""
-    return sum(one in ("*", other) for one, other in zip(wanted, found, strict=False)) / len(wanted)
-
-
-def gap_metrics(gap: Gap, texts: Sequence[str]) -> Scores:
+def gap_metrics(gap: Gap, texts: Sequence[str]) -> dict[str, Scores]:
     """Compare what fills the gap with what was hidden; 0 where the words around it do not stand."""
     hidden, fills = tokenize(gap.hidden), [filling(gap, text) for text in texts]
     return {

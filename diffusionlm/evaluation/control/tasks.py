@@ -7,21 +7,18 @@ a task's file in ``configs/control`` says which task, from which texts, how many
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets  # type: ignore[import-untyped]
 import yaml
-from transformers import PreTrainedTokenizerFast
 
 from diffusionlm.config import Component, Settings, UserError, build, override, read_yaml
-from diffusionlm.controls import Attribute, Control, Infill, Length, PartsOfSpeech, Span, Tree, target_rows
-from diffusionlm.data.annotators import Annotator, brackets
+from diffusionlm.controls import Attribute, Control, Infill, target_rows
+from diffusionlm.data.annotators import Annotator, CorpusRow, Reader
 from diffusionlm.data.corpora import Corpus
-
-CorpusRow = Mapping[str, Any]  # of a corpus: ``text``, and where known ``attributes``, ``tags``, ``tree``
 
 
 @dataclass(frozen=True)
@@ -45,31 +42,6 @@ class Target:
     reference: str | None = None
     gap: Gap | None = None
     place: str = ""
-
-
-@dataclass(frozen=True)
-class Reader:
-    """Reads what a text of a corpus says: from the row where it is there, else as the annotator sees it."""
-
-    tokenizer: PreTrainedTokenizerFast
-    annotator: Annotator
-
-    def tags(self, row: CorpusRow) -> Sequence[str] | None:
-        """Return the part of speech of each word."""
-        return row.get("tags") or getattr(self.annotator.annotate(row["text"]), "tags", None)
-
-    def tree(self, row: CorpusRow) -> str | None:
-        """Return the tree."""
-        return row.get("tree") or getattr(self.annotator.annotate(row["text"]), "tree", None)
-
-    def attributes(self, row: CorpusRow) -> dict[str, str]:
-        """Return the attributes that are stated."""
-        stated = row.get("attributes") or getattr(self.annotator.annotate(row["text"]), "attributes", None) or {}
-        return {name: value for name, value in stated.items() if value}
-
-    def length(self, row: CorpusRow) -> int:
-        """Return how many tokens the text has, start and end not counted."""
-        return len(self.tokenizer(row["text"], add_special_tokens=False)["input_ids"])
 
 
 class Task(Component, family="task"):
@@ -129,43 +101,58 @@ class AttributeTargets(Task, name="attributes"):
 
 
 @dataclass(frozen=True)
-class TagTargets(Task, name="tags"):
+class ControlTargets(Task, name="control"):
+    """Targets of any control that has ``target_from``: ``control`` is its name, or the import path of a user-defined one."""
+
+    control: str
+
+    def __post_init__(self) -> None:
+        """Check that the control exists and draws targets."""
+        if getattr(Control.find(self.control).target_from, "__func__", None) is vars(Control)["target_from"].__func__:
+            raise UserError(f"control: {self.control!r} has no target_from, so no targets can be drawn from a text")
+
+    def target(self, row: CorpusRow, draw: random.Random, reader: Reader) -> Target | None:
+        """Draw a control from the text."""
+        control = Control.find(self.control).target_from(row, draw, reader)
+        return None if control is None else Target((control,), row["text"])
+
+
+class _OneControl(Task):
+    """Base of the tasks named after their control."""
+
+    control: ClassVar[str]
+
+    def target(self, row: CorpusRow, draw: random.Random, reader: Reader) -> Target | None:
+        """Draw a control from the text."""
+        return ControlTargets(self.control).target(row, draw, reader)
+
+
+@dataclass(frozen=True)
+class TagTargets(_OneControl, name="tags"):
     """The part of speech of every word of a text."""
 
-    def target(self, row: CorpusRow, draw: random.Random, reader: Reader) -> Target | None:
-        """Take the tags."""
-        tags = reader.tags(row)
-        return Target((PartsOfSpeech(" ".join(tags)),), row["text"]) if tags else None
+    control = "parts-of-speech"
 
 
 @dataclass(frozen=True)
-class TreeTargets(Task, name="tree"):
-    """The whole tree of a text."""
+class TreeTargets(_OneControl, name="tree"):
+    """The complete tree of a text."""
 
-    def target(self, row: CorpusRow, draw: random.Random, reader: Reader) -> Target | None:
-        """Take the tree."""
-        tree = reader.tree(row)
-        return Target((Tree(tree),), row["text"]) if tree else None
+    control = "tree"
 
 
 @dataclass(frozen=True)
-class SpanTargets(Task, name="span"):
+class SpanTargets(_OneControl, name="span"):
     """One constituent of a text, of two words or more, with its place."""
 
-    def target(self, row: CorpusRow, draw: random.Random, reader: Reader) -> Target | None:
-        """Choose among the constituents."""
-        tree = reader.tree(row)
-        spans = [span for span in brackets(tree) if span[0] < span[1]] if tree else []
-        return Target((Span(*draw.choice(spans)),), row["text"]) if spans else None
+    control = "span"
 
 
 @dataclass(frozen=True)
-class LengthTargets(Task, name="length"):
+class LengthTargets(_OneControl, name="length"):
     """The length of a text in tokens."""
 
-    def target(self, row: CorpusRow, draw: random.Random, reader: Reader) -> Target | None:
-        """Count."""
-        return Target((Length(reader.length(row)),), row["text"])
+    control = "length"
 
 
 @dataclass(frozen=True)

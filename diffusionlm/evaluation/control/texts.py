@@ -17,9 +17,9 @@ import torch
 
 from diffusionlm.config import UserError, build, merge, nearest, override, to_plain
 from diffusionlm.controls import Binding
-from diffusionlm.data.annotators import Grammar, Plain
-from diffusionlm.data.corpora import Corpus, Restaurants
-from diffusionlm.evaluation.control.tasks import FileTargets, Reader, Target, TaskConfig
+from diffusionlm.data.annotators import Plain, Reader
+from diffusionlm.data.corpora import Corpus
+from diffusionlm.evaluation.control.tasks import FileTargets, Target, TaskConfig
 from diffusionlm.evaluation.provenance import fingerprint
 from diffusionlm.evaluation.report import write
 from diffusionlm.files import disk_errors
@@ -127,7 +127,7 @@ class ControlJob:
         plain = override(merge(to_plain(pipeline.sampling), task.sampling), changes)
         sampling = replace(build(SamplingConfig, plain, f"{task.title}: sampling"), seed=task.seed)
         pipeline.check(sampling)
-        annotator = task.annotator or (Grammar() if isinstance(task.corpus, Restaurants) else Plain())
+        annotator = task.annotator or (task.corpus.annotator() if task.corpus else Plain())
         binding = Binding(pipeline.model, pipeline.tokenizer, pipeline.folder, annotator)
         rows = None if isinstance(task.task, FileTargets) else held_out(task)
         targets = task.task.targets(rows, Reader(pipeline.tokenizer, annotator), task.seed, task.targets)

@@ -20,9 +20,10 @@ from tiny_runs import ROOT, tiny_plain
 from diffusionlm.cli import main
 from diffusionlm.config import UserError, build
 from diffusionlm.controls import Words
+from diffusionlm.data.annotators import CorpusRow, Reader
 from diffusionlm.evaluation.control.evaluation import ControlConfig, Evaluation, evaluate_control
 from diffusionlm.evaluation.control.report import LEFT_ONLY, REAL, STEERED, UNGUIDED, ControlReport
-from diffusionlm.evaluation.control.tasks import CorpusRow, Reader, Target, Task, read_tasks
+from diffusionlm.evaluation.control.tasks import Target, Task, read_tasks
 from diffusionlm.evaluation.control.texts import ControlJob, TargetSamples
 from diffusionlm.evaluation.judge import Judge, perplexity
 from diffusionlm.pipelines.base import SamplingConfig

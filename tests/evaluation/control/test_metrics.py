@@ -11,7 +11,8 @@ from test_judge import made
 from tiny_runs import restaurant_texts
 
 from diffusionlm.controls import Attribute, Binding, Infill, Length, PartsOfSpeech, Span, Tree, Weighted
-from diffusionlm.data.annotators import Annotation, Annotator, Grammar, Plain
+from diffusionlm.controls.parts_of_speech import tag_matches
+from diffusionlm.data.annotators import Annotation, Annotator, Plain
 from diffusionlm.data.tokenizers import Words
 from diffusionlm.evaluation.control.metrics import (
     ALL,
@@ -23,12 +24,12 @@ from diffusionlm.evaluation.control.metrics import (
     over_targets,
     perplexity_over_targets,
     rouge_l,
-    tag_matches,
     target_metrics,
 )
 from diffusionlm.evaluation.control.tasks import Gap, Target
 from diffusionlm.evaluation.judge import perplexity
 from diffusionlm.restaurants import grammar
+from diffusionlm.restaurants.annotator import Grammar
 
 TEXT = "The Golden Lion is a cheap pub near the old bridge. The staff are friendly."
 UNSAID = "The Golden Lion is is a pub."
@@ -49,7 +50,7 @@ def binding(annotator: Annotator | None = None) -> Binding:
 
 def means(target: Target, texts: list[str], annotator: Annotator | None = None) -> dict[str, float]:
     found = target_metrics(target, texts, binding(annotator))
-    return {name: sum(values) / len(values) for name, values in found.items()}
+    return {name: sum(value or 0.0 for value in values) / len(values) for name, values in found.items()}
 
 
 def test_the_real_text_is_all_that_its_own_targets_ask() -> None:

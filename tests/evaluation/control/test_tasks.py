@@ -12,10 +12,12 @@ from tiny_runs import ROOT, restaurant_texts
 
 from diffusionlm.config import UserError, build, to_plain
 from diffusionlm.controls import Attribute, Binding, Infill, Length, PartsOfSpeech, Span, Tree, Words
-from diffusionlm.data.annotators import Grammar, Plain, brackets
-from diffusionlm.data.corpora import Restaurants
+from diffusionlm.data.annotators import Plain, Reader
 from diffusionlm.data.tokenizers import Words as WordTokenizer
-from diffusionlm.evaluation.control.tasks import FileTargets, Reader, Target, Task, TaskConfig, read_tasks
+from diffusionlm.data.trees import brackets
+from diffusionlm.evaluation.control.tasks import FileTargets, Target, Task, TaskConfig, read_tasks
+from diffusionlm.restaurants.annotator import Grammar
+from diffusionlm.restaurants.corpus import Restaurants
 
 CONFIGS = sorted((ROOT / "configs" / "control").glob("*.yaml"))
 READER = Reader(WordTokenizer().make(restaurant_texts(800, "train")), Grammar())
@@ -44,7 +46,7 @@ def drawn(plain: object, rows: Any, count: int = 12, seed: int = 0, reader: Read
 )
 def test_the_text_that_a_target_comes_from_meets_it(plain: object, kind: type, rows: Any) -> None:
     nothing: Any = None
-    binding, texts = Binding(nothing, READER.tokenizer), set(rows["text"])
+    binding, texts = Binding(nothing, READER.tokenizer, None, Grammar()), set(rows["text"])
     targets = drawn(plain, rows)
     for target in targets:
         (control,) = target.controls

@@ -1,0 +1,74 @@
+"""The embedded corpus: restaurant descriptions drawn from a grammar, with their attributes, words, tags and trees."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets  # type: ignore[import-untyped]
+
+from diffusionlm.config import UserError
+from diffusionlm.data.annotators import Annotator
+from diffusionlm.data.corpora import Corpus, TextMetric, read_file, to_dataset
+from diffusionlm.restaurants.annotator import Grammar
+from diffusionlm.restaurants.grammar import generate
+
+
+@dataclass(frozen=True)
+class Restaurants(Corpus, name="restaurants"):
+    """The embedded corpus: restaurant descriptions with their attributes, words, tags and trees.
+
+    Args:
+        drawn: how many new training texts are drawn from the grammar, in place of the 20,000 of the package (0). As in
+            those, no text has the attributes of a test text (names and landmarks aside), nor is it a validation text.
+        seed: of the new texts.
+    """
+
+    drawn: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the number."""
+        if self.drawn < 0:
+            raise UserError(f"drawn: expected 0 (the texts of the package) or more, got {self.drawn}")
+
+    def load(self) -> dict[str, datasets.Dataset]:
+        """Read it from the installed package or from the checkout. Raises UserError where it is in neither."""
+        package = Path(__file__).parents[1]
+        folders = (package / "_data" / "restaurants", package.parent / "data" / "restaurants")
+        for folder in folders:
+            if (folder / "train.jsonl.gz").is_file():
+                splits = {split: read_file(folder / f"{split}.jsonl.gz") for split in ("train", "validation", "test")}
+                return splits if not self.drawn else {**splits, "train": self._draw(splits)}
+        raise UserError(f"{folders[0]}: the embedded corpus is not here, nor in {folders[1]}: install the package anew")
+
+    def annotator(self) -> Annotator:
+        """Return the recogniser of the grammar."""
+        return Grammar()
+
+    def metrics(self, training: Collection[str]) -> dict[str, TextMetric]:
+        """Return ``accepted``, 1 for a text of the grammar, and ``new``, of those 1 for a text that is not in ``training``."""
+        known, annotate = set(training), Grammar().annotate
+
+        def accepted(texts: Sequence[str]) -> list[float | None]:
+            return [float(annotate(text) is not None) for text in texts]
+
+        def new(texts: Sequence[str]) -> list[float | None]:
+            return [None if annotate(text) is None else float(text not in known) for text in texts]
+
+        return {"accepted": accepted, "new": new}
+
+    def _draw(self, splits: Mapping[str, datasets.Dataset]) -> datasets.Dataset:
+        known, tested = set(splits["validation"]["text"][:]), {_content(row) for row in splits["test"]["attributes"][:]}
+        source = random.Random(self.seed)
+        texts = (generate(source) for _ in itertools.count())
+        unseen = (text for text in texts if text.text not in known and _content(text.attributes) not in tested)
+        return to_dataset([text.to_dict() for text in itertools.islice(unseen, self.drawn)])
+
+
+def _content(attributes: Mapping[str, str]) -> frozenset[tuple[str, str]]:
+    """Return a text's attributes without the restaurant's name and landmark."""
+    return frozenset((field, value) for field, value in attributes.items() if field not in ("name", "near"))
