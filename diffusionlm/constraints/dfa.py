@@ -1,7 +1,7 @@
-"""Sets of texts as finite automata over the vocabulary: lengths, given words, templates, patterns.
+"""Deterministic finite automata (DFAs) over the vocabulary: lengths, given words, templates, patterns.
 
-Such sets are the regular languages, and so is all that ``&``, ``|`` and ``~`` make of them. Automata are kept minimal and
-numbered in one way, so equal languages have equal tables (Hopcroft, Motwani and Ullman 2006, chapters 2 to 4).
+A DFA accepts a regular language, a set of token sequences; regular languages are closed under ``&``, ``|`` and ``~``. Automata
+are kept minimal and in one state order, so equal languages have equal tables (Hopcroft, Motwani and Ullman 2006, ch. 2 to 4).
 
 Shapes: V vocabulary, S states, C classes of tokens that no state tells apart.
 """
@@ -22,17 +22,17 @@ from diffusionlm.config import UserError
 
 Array = NDArray[Any]
 
-LARGEST = 20_000  # states of an automaton
+LARGEST = 20_000  # most states of an automaton
 
 
 @dataclass(frozen=True, eq=False)
 class DFA:
-    """A set of texts: a complete deterministic automaton that starts in state 0.
+    """A complete deterministic finite automaton that starts in state 0.
 
     Args:
-        classes: class of each token, (V,); no class is without one.
+        classes: class of each token, (V,); every class has a token.
         step: next state, (S, C).
-        accepting: whether a text that ends in a state is in the set, (S,) bool.
+        accepting: whether a sequence that ends in a state is accepted, (S,) bool.
     """
 
     classes: Tensor
@@ -40,19 +40,19 @@ class DFA:
     accepting: Tensor
 
     def __and__(self, other: DFA) -> DFA:
-        """Texts in both. Raises UserError where the automaton grows too large, as do ``|`` and all builders."""
+        """Return the intersection. Raises UserError where the automaton grows too large, as do ``|`` and all builders."""
         return _product(self, other, numpy.logical_and)
 
     def __or__(self, other: DFA) -> DFA:
-        """Texts in either."""
+        """Return the union."""
         return _product(self, other, numpy.logical_or)
 
     def __invert__(self) -> DFA:
-        """All other texts."""
+        """Return the complement."""
         return DFA(self.classes, self.step, ~self.accepting)
 
     def __eq__(self, other: object) -> bool:
-        """Tell whether two languages have the same texts: their minimal automata are then the same."""
+        """Return whether two automata accept the same language: their minimal automata are then equal."""
         if not isinstance(other, DFA) or len(self.classes) != len(other.classes):
             return NotImplemented
         one, two = self.minimal(), other.minimal()
@@ -62,22 +62,22 @@ class DFA:
     __hash__ = None  # type: ignore[assignment]
 
     def minimal(self) -> DFA:
-        """Return the same set with the fewest states and classes, numbered in the order of first use."""
+        """Return the equivalent automaton with the fewest states and classes, numbered in the order of first use."""
         return _minimal(self.classes.numpy(), self.step.numpy(), self.accepting.numpy())
 
     def contains(self, ids: Sequence[int]) -> bool:
-        """Tell whether the text of tokens ``ids`` is in the set."""
+        """Return whether the automaton accepts the tokens ``ids``."""
         step, state = self.step.numpy(), 0
         for symbol in self.classes.numpy()[list(ids)].tolist() if len(ids) else ():
             state = step[state, symbol]
         return bool(self.accepting[state])
 
     def lengths(self, longest: int) -> list[int]:
-        """Return all numbers of tokens, 0 to ``longest``, that some text of the set has."""
+        """Return the lengths, 0 to ``longest`` tokens, of the accepted sequences."""
         return (self.reached(longest) & self.accepting).any(1).nonzero().flatten().tolist()
 
     def reached(self, longest: int) -> Tensor:
-        """Tell which states some text of n tokens ends in, (longest + 1, S), by n."""
+        """Return which states are reachable by n tokens, (longest + 1, S) bool, by n."""
         reached = torch.zeros(longest + 1, len(self.step), dtype=torch.bool)
         reached[0, 0] = True
         for n in range(longest):
@@ -91,9 +91,10 @@ class DFA:
 
     @cached_property
     def edges(self) -> tuple[Tensor, Tensor, Tensor]:
-        """From each state to each next one that can still accept, all classes that lead there at once.
+        """The edges from each state to each next one from which an accepting state is reachable, with merged classes.
 
-        Targets (S, N) and labels (S, N), N for next; label K fills up rows. What is in a label, (C, K), 1 or 0.
+        Returns targets (S, N) and labels (S, N) of at most N edges, where label K is padding, and the classes of each label,
+        (C, K), 1 or 0.
         """
         step = self.step.numpy()
         source, symbol = numpy.nonzero(_live(step, self.accepting.numpy())[step])
@@ -114,7 +115,7 @@ class DFA:
 
 
 def one_of(tokens: Tensor | Iterable[int], size: int) -> DFA:
-    """Return the texts of one token: of a mask (V,) or of ids, in a vocabulary of ``size``."""
+    """Accept one token, given as a mask (V,) or as ids, in a vocabulary of ``size``."""
     chosen = numpy.zeros(size, dtype=numpy.int64)
     masked = isinstance(tokens, Tensor) and tokens.dtype == torch.bool
     chosen[numpy.asarray(tokens) if masked else [int(i) for i in tokens]] = 1
@@ -122,27 +123,27 @@ def one_of(tokens: Tensor | Iterable[int], size: int) -> DFA:
 
 
 def everything(size: int) -> DFA:
-    """Return all texts over a vocabulary of ``size``."""
+    """Accept every sequence over a vocabulary of ``size``."""
     return _minimal(numpy.zeros(size, dtype=numpy.int64), numpy.array([[0]]), numpy.array([True]))
 
 
 def empty(size: int) -> DFA:
-    """Return the set of only the text that has no token."""
+    """Accept only the empty sequence."""
     return _minimal(numpy.zeros(size, dtype=numpy.int64), numpy.array([[1], [1]]), numpy.array([True, False]))
 
 
 def sequence(*parts: DFA) -> DFA:
-    """Return the texts that are a text of each of ``parts``, one after the other."""
+    """Return the concatenation of ``parts``."""
     return _chain(parts, again=False)
 
 
 def any_number(part: DFA) -> DFA:
-    """Return the texts made of any number of texts of ``part``, none included."""
+    """Return the Kleene star: any number of sequences of ``part``, zero included."""
     return _chain([part], again=True)
 
 
 def repeat(part: DFA, low: int, high: int | None = None) -> DFA:
-    """Return the texts made of ``low`` to ``high`` texts of ``part``; without ``high`` of ``low`` or more."""
+    """Return the concatenation of ``low`` to ``high`` sequences of ``part``; without ``high`` of ``low`` or more."""
     if low < 0 or (high is not None and high < low):
         raise UserError(f"repeat: expected 0 or more and no less at the end, got {low} to {high}")
     if high is None:
@@ -152,7 +153,7 @@ def repeat(part: DFA, low: int, high: int | None = None) -> DFA:
 
 
 def of_lengths(lengths: Iterable[int], size: int) -> DFA:
-    """Return the texts of so many tokens, any of ``lengths``, over a vocabulary of ``size``."""
+    """Accept every sequence with one of ``lengths``, over a vocabulary of ``size``."""
     wanted = set(lengths)
     longest = max(wanted, default=-1)
     step = numpy.array([[min(n + 1, longest + 1)] for n in range(longest + 2)])
@@ -160,7 +161,7 @@ def of_lengths(lengths: Iterable[int], size: int) -> DFA:
 
 
 def union(*parts: DFA) -> DFA:
-    """Return the texts in any of ``parts``."""
+    """Return the union of ``parts``."""
     classes, symbols = _refined(parts)
     rows: list[list[int]] = []
     start = accepting = 0
@@ -172,28 +173,28 @@ def union(*parts: DFA) -> DFA:
     return _determinise(classes, rows, start, accepting)
 
 
-def erase(language: DFA, token: int) -> DFA:
-    """Return the texts of ``language`` with every ``token`` left out of them."""
-    step, arrive = language.step.numpy(), _live_bits(language)
-    silent = step[:, int(language.classes[token])].tolist()
+def erase(automaton: DFA, token: int) -> DFA:
+    """Return the automaton of the accepted sequences with every ``token`` deleted."""
+    step, arrive = automaton.step.numpy(), _live_bits(automaton)
+    silent = step[:, int(automaton.classes[token])].tolist()
     closure = [0] * len(step)
     for state in range(len(step)):
         at = state
         while arrive[at] and not closure[state] & arrive[at]:
             closure[state] |= arrive[at]
             at = silent[at]
-    classes = language.classes.numpy().copy()
+    classes = automaton.classes.numpy().copy()
     classes[token] = step.shape[1]
     rows = [[*(closure[t] for t in row), 0] for row in step.tolist()]
-    return _determinise(classes, rows, closure[0], _bits(language.accepting.numpy()))
+    return _determinise(classes, rows, closure[0], _bits(automaton.accepting.numpy()))
 
 
 def from_table(table: Tensor, accepting: Tensor) -> DFA:
-    """Return the language of an automaton whose next state ``table`` (S, V) is given for each token."""
+    """Return the automaton with the next state ``table`` (S, V) for each token."""
     return _minimal(numpy.arange(table.shape[1]), table.numpy(), accepting.numpy())
 
 
-# Automata. Sets of states of a non-deterministic one are whole numbers, a bit for each state.
+# Algorithms. A set of states of a non-deterministic automaton is an integer with a bit for each state.
 
 
 def _bits(states: Array) -> int:
@@ -201,24 +202,23 @@ def _bits(states: Array) -> int:
 
 
 def _live(step: Array, accepting: Array) -> Array:
-    """Tell which states (S,) an accepting one can be reached from."""
+    """Return from which states (S,) an accepting one is reachable."""
     live = accepting.copy()
     while (more := live | live[step].any(1)).sum() > live.sum():
         live = more
     return live
 
 
-def _live_bits(language: DFA) -> list[int]:
-    live = _live(language.step.numpy(), language.accepting.numpy())
+def _live_bits(automaton: DFA) -> list[int]:
+    live = _live(automaton.step.numpy(), automaton.accepting.numpy())
     return [1 << state if alive else 0 for state, alive in enumerate(live.tolist())]
 
 
 def _refined(parts: Sequence[DFA]) -> tuple[Array, Array]:
-    """Return the coarsest classes (V,) that refine those of all ``parts``, and (parts, C) what each is in each part."""
+    """Return the coarsest classes (V,) that refine those of all ``parts``, and each one's class in each part (parts, C)."""
     if len({len(part.classes) for part in parts}) != 1:
-        raise UserError(
-            f"language: expected languages over one vocabulary, got {sorted({len(p.classes) for p in parts})} tokens"
-        )
+        sizes = sorted({len(part.classes) for part in parts})
+        raise UserError(f"automaton: expected automata over one vocabulary, got {sizes} tokens")
     symbols, classes = numpy.unique(numpy.stack([p.classes.numpy() for p in parts]), axis=1, return_inverse=True)
     return classes.reshape(-1), symbols
 
@@ -241,7 +241,7 @@ def _product(one: DFA, other: DFA, accept: Callable[[Array, Array], Array]) -> D
 
 
 def _chain(parts: Sequence[DFA], again: bool) -> DFA:
-    """Join accepting states to the start of the next part, or of the only part ``again``."""
+    """Connect accepting states to the start of the next part, or of the only part if ``again``."""
     classes, symbols = _refined(parts)
     offsets = numpy.cumsum([0, *(len(part.step) for part in parts)]).tolist()
     rows: list[list[int]] = []
@@ -252,14 +252,14 @@ def _chain(parts: Sequence[DFA], again: bool) -> DFA:
         rows = [[arrive[t] for t in row] for row in part.step.numpy()[:, symbol].tolist()] + rows
         entry = 1 << offset | (entry if ends[0] else 0)
     accepting = _bits(parts[-1].accepting.numpy()) << offsets[-2]
-    if again:  # A state of its own accepts the text that has no token.
+    if again:  # A separate state accepts the empty sequence.
         rows.append([0] * symbols.shape[1])
         entry, accepting = entry | 1 << offsets[-1], accepting | 1 << offsets[-1]
     return _determinise(classes, rows, entry, accepting)
 
 
 def _determinise(classes: Array, rows: list[list[int]], start: int, accepting: int) -> DFA:
-    """Make a set of states one state (Rabin and Scott 1959); ``rows`` has the set after each state, by class."""
+    """Return the subset construction (Rabin and Scott 1959); ``rows`` has the set of next states of each state, by class."""
     known, order, step = {start: 0}, [start], []
     for states in order:
         after = [0] * len(rows[0])
@@ -278,11 +278,11 @@ def _determinise(classes: Array, rows: list[list[int]], start: int, accepting: i
 
 def _check_size(states: int) -> None:
     if states > LARGEST:
-        raise UserError(f"language: what is asked needs an automaton of more than {LARGEST:,} states; ask for less at once")
+        raise UserError(f"control: the constraint automaton needs more than {LARGEST:,} states; combine fewer constraints")
 
 
 def _minimal(classes: Array, step: Array, accepting: Array) -> DFA:
-    """Merge states that no text tells apart (Moore 1956) and classes that no state does; number both by first use."""
+    """Merge equivalent states (Moore 1956) and equivalent classes; number both by first use."""
     classes, step = _merge_classes(classes, step)
     step, accepting = _number_states(step, accepting)
     block = numpy.unique(accepting, return_inverse=True)[1].reshape(-1)
@@ -307,7 +307,7 @@ def _merge_classes(classes: Array, step: Array) -> tuple[Array, Array]:
 
 
 def _number_states(step: Array, accepting: Array, start: int = 0) -> tuple[Array, Array]:
-    """Number states in the order in which they are reached, and drop the others."""
+    """Number states in breadth-first order and drop unreachable ones."""
     reached = {int(start): 0}
     queue = list(reached)
     for state in queue:

@@ -1,10 +1,10 @@
-"""A factorised token posterior, conditioned on a language.
+"""Exact inference: factorised token posteriors conditioned on a constraint automaton.
 
-A diffusion model's belief about a text is one posterior for each position. Given that the text is in a regular language, the
-marginals come from forward-backward and the likeliest text from Viterbi (Rabiner 1989), exactly: what is asked then holds
-for every text, by construction.
+The denoiser predicts an independent token posterior for each position. Given that an automaton accepts the sequence, the
+marginals follow by forward-backward and the most probable sequence by Viterbi (Rabiner 1989), exactly: every sample then
+satisfies the constraint by construction.
 
-Shapes: B batch, L positions, V vocabulary, S states, C classes of tokens, K labels (sets of classes) of edges.
+Shapes: B batch, L positions, V vocabulary, S states, C token classes, K edge labels (sets of classes).
 """
 
 from __future__ import annotations
@@ -16,54 +16,53 @@ from torch import Tensor
 
 from diffusionlm.constraints.dfa import DFA
 
-NEVER = -1e30  # the log of a chance of 0, finite so that no difference or gradient is NaN
-SMALL = 1e-25  # a share of the likeliest below which sums are taken in logs
-BARRED = 1e4  # nats that a barred token is below the likeliest, where the language leaves no other
+NEVER = -1e30  # log of probability 0, finite so that no difference or gradient is NaN
+SMALL = 1e-25  # relative to the largest term: below it sums are computed in log space
+BARRED = 1e4  # nats of a masked token below the most probable one, where the automaton accepts no other
 
 
-def condition(language: DFA, logits: Tensor, lengths: Tensor) -> Tensor:
-    """Return the log of the posterior marginals (B, L, V) where the first ``lengths`` (B,) tokens are in ``language``.
+def condition(automaton: DFA, logits: Tensor, lengths: Tensor) -> Tensor:
+    """Return the log posterior marginals (B, L, V), given that the first ``lengths`` (B,) tokens are in ``automaton``.
 
-    ``logits`` may be -inf where a token is barred, which holds as long as it leaves a text at all. What is impossible, or
-    too unlikely for a number, gets -inf. Positions from a text's length on keep their logits, and so does a text of a
-    length that the language has not.
+    ``logits`` may be -inf at masked tokens; they stay impossible unless no accepted sequence is left. Impossible tokens get
+    -inf. Positions after the length keep their logits, and so does a row of a length that the automaton does not accept.
     """
-    log_p, by_label, beta = _messages(language, logits, lengths)
-    targets, labels, sets = (table.to(logits.device) for table in language.edges)
+    log_p, by_label, beta = _messages(automaton, logits, lengths)
+    targets, labels, sets = (table.to(logits.device) for table in automaton.edges)
     alpha = torch.zeros_like(beta[0])
     alpha[0] = 1
     taken = torch.zeros_like(by_label)
     for i in range(logits.shape[1]):
-        # The chance of each edge given its state and that the end accepts: no product of small numbers anywhere.
+        # Probability of each edge given its state and acceptance at the end: no product of small numbers.
         score = by_label[i][labels] + beta[i + 1][targets] - beta[i][:, None]
         flow = (alpha[:, None] * score.clamp(max=0).exp()).flatten(0, 1)
         alpha = torch.zeros_like(alpha).index_add_(0, targets.flatten(), flow)
         taken[i].index_add_(0, labels.flatten(), flow)
     gain = torch.where(taken > 0, taken.log() - by_label, NEVER)[:, :-1].permute(2, 0, 1)
-    inside = log_p + _log_sums(gain, sets.T)[..., language.classes.to(logits.device)]
+    inside = log_p + _log_sums(gain, sets.T)[..., automaton.classes.to(logits.device)]
     inside = inside.masked_fill(inside < NEVER / 2, -math.inf)
     member = _inside(logits, lengths) & (beta[0][0] > NEVER / 2)[:, None]
     return torch.where(member[..., None], inside, logits)
 
 
-def log_probability(language: DFA, logits: Tensor, lengths: Tensor) -> Tensor:
-    """Return the log of the chance (B,) that a draw from the posteriors ``logits`` (B, L, V) is a text of ``language``."""
+def log_probability(automaton: DFA, logits: Tensor, lengths: Tensor) -> Tensor:
+    """Return the log-probability (B,) that ``automaton`` accepts a sample of the posteriors ``logits`` (B, L, V)."""
     log_p = _log_posterior(logits, _inside(logits, lengths))
-    start = _backward(language, log_p, lengths)[1][0][0]
+    start = _backward(automaton, log_p, lengths)[1][0][0]
     return torch.where(start > NEVER / 2, start, -math.inf)
 
 
-def viterbi(language: DFA, logits: Tensor, lengths: Tensor) -> Tensor:
-    """Return the likeliest texts (B, L) of ``language``; from a text's length on, each position's likeliest token.
+def viterbi(automaton: DFA, logits: Tensor, lengths: Tensor) -> Tensor:
+    """Return the most probable accepted sequences (B, L), by Viterbi; after the length each position's most probable token.
 
-    ``logits`` and ``lengths`` are as in ``condition``; a text of a length that the language has not is the likeliest of all.
+    ``logits`` and ``lengths`` are as in ``condition``; a row of a length that is not accepted is unconstrained.
     """
-    log_p = _messages(language, logits, lengths)[0]
-    targets, labels, sets = (table.to(logits.device) for table in language.edges)
-    by_class, tokens = _best(log_p, language.membership.to(logits.device))
+    log_p = _messages(automaton, logits, lengths)[0]
+    targets, labels, sets = (table.to(logits.device) for table in automaton.edges)
+    by_class, tokens = _best(log_p, automaton.membership.to(logits.device))
     by_label, symbols = _best(by_class, sets)
     by_label = torch.nn.functional.pad(by_label, (0, 1), value=NEVER)
-    ends = torch.where(language.accepting.to(logits.device), 0.0, NEVER).to(log_p).expand(len(logits), -1)
+    ends = torch.where(automaton.accepting.to(logits.device), 0.0, NEVER).to(log_p).expand(len(logits), -1)
     beta, choices = ends, []
     for i in reversed(range(logits.shape[1])):
         best, choice = (by_label[:, i][:, labels] + beta[:, targets]).max(-1)
@@ -79,29 +78,29 @@ def viterbi(language: DFA, logits: Tensor, lengths: Tensor) -> Tensor:
     return ids
 
 
-def forced_tokens(language: DFA, lengths: Tensor, width: int) -> Tensor:
-    """Return the ids (B, width) of tokens to which texts of ``lengths`` (B,) leave no choice, -1 elsewhere."""
-    step, reached = language.step, language.reached(width)
-    ending = [language.accepting]
+def forced_tokens(automaton: DFA, lengths: Tensor, width: int) -> Tensor:
+    """Return the ids (B, width) of tokens that all accepted sequences of ``lengths`` (B,) share, -1 elsewhere."""
+    step, reached = automaton.step, automaton.reached(width)
+    ending = [automaton.accepting]
     for _ in range(width):
         ending.append(ending[-1][step].any(1))
     ids = torch.full((len(lengths), width), -1)
     for length in lengths.unique().tolist():
         for i in range(length):
-            possible = (reached[i][:, None] & ending[length - i - 1][step]).any(0)[language.classes].nonzero()
+            possible = (reached[i][:, None] & ending[length - i - 1][step]).any(0)[automaton.classes].nonzero()
             if len(possible) == 1:
                 ids[lengths.cpu() == length, i] = possible[0]
     return ids.to(lengths.device)
 
 
-def allowed_substitutes(language: DFA, ids: Tensor, lengths: Tensor) -> Tensor:
-    """Tell which tokens (B, L, V) can stand at each position of the texts ``ids`` (B, L), all others given.
+def allowed_substitutes(automaton: DFA, ids: Tensor, lengths: Tensor) -> Tensor:
+    """Return which tokens (B, L, V) are accepted at each position of ``ids`` (B, L), given all other positions.
 
-    From a text's length on nothing is told apart: all can.
+    All tokens are, after the length.
     """
-    step, classes = language.step.to(ids.device), language.classes.to(ids.device)
+    step, classes = automaton.step.to(ids.device), automaton.classes.to(ids.device)
     symbols = classes[ids]
-    ends = [language.accepting.to(ids.device).expand(len(ids), -1)]  # by state, whether what follows ends in the set
+    ends = [automaton.accepting.to(ids.device).expand(len(ids), -1)]  # by state, whether the rest is accepted
     for i in reversed(range(ids.shape[1])):
         before = ends[-1].gather(1, step[:, symbols[:, i]].T)
         ends.append(torch.where((i < lengths)[:, None], before, ends[-1]))
@@ -118,28 +117,28 @@ def _inside(logits: Tensor, lengths: Tensor) -> Tensor:
 
 
 def _log_posterior(logits: Tensor, inside: Tensor) -> Tensor:
-    """Return finite log probabilities in float32 or 64; of positions that are not ``inside`` nothing is said."""
+    """Return finite log-probabilities in float32 or float64, uniform at positions that are not ``inside``."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
     return logits.clamp(NEVER, -NEVER).masked_fill(~inside[..., None], 0).log_softmax(-1).clamp(min=NEVER)
 
 
-def _messages(language: DFA, logits: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Return log posteriors and what ``_backward`` makes of them; barred tokens are let in where there is no text without."""
+def _messages(automaton: DFA, logits: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Return log posteriors and the results of ``_backward``; masked tokens are allowed where no other sequence is accepted."""
     log_p = _log_posterior(logits, _inside(logits, lengths))
-    by_label, beta = _backward(language, log_p, lengths)
+    by_label, beta = _backward(automaton, log_p, lengths)
     lost = beta[0][0] < NEVER / 2
     if bool(lost.any()):
         log_p = torch.where(lost[:, None, None], log_p.maximum(log_p.amax(-1, keepdim=True) - BARRED), log_p)
-        by_label, beta = _backward(language, log_p, lengths)
+        by_label, beta = _backward(automaton, log_p, lengths)
     return log_p, by_label, beta
 
 
-def _backward(language: DFA, log_p: Tensor, lengths: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Return log chances of each label (L, K + 1, B), and for 0 to L tokens of each state (S, B) that the end accepts."""
-    targets, labels, sets = (table.to(log_p.device) for table in language.edges)
-    by_label = _log_sums(_log_sums(log_p, language.membership.to(log_p.device)), sets)
+def _backward(automaton: DFA, log_p: Tensor, lengths: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Return log-probabilities of each label (L, K + 1, B), and of acceptance from each state (S, B) at positions 0 to L."""
+    targets, labels, sets = (table.to(log_p.device) for table in automaton.edges)
+    by_label = _log_sums(_log_sums(log_p, automaton.membership.to(log_p.device)), sets)
     by_label = torch.nn.functional.pad(by_label, (0, 1), value=NEVER).permute(1, 2, 0).contiguous()
-    ends = torch.where(language.accepting.to(log_p.device), 0.0, NEVER).to(log_p)[:, None].expand(-1, len(log_p))
+    ends = torch.where(automaton.accepting.to(log_p.device), 0.0, NEVER).to(log_p)[:, None].expand(-1, len(log_p))
     beta = [ends]
     for i in reversed(range(log_p.shape[1])):
         score = (by_label[i][labels] + beta[-1][targets]).logsumexp(1)
@@ -148,7 +147,7 @@ def _backward(language: DFA, log_p: Tensor, lengths: Tensor) -> tuple[Tensor, li
 
 
 def _log_sums(values: Tensor, groups: Tensor) -> Tensor:
-    """Return the log of the sum of exp(values (..., N)) in each of ``groups`` (N, G), 1 or 0, however small it is."""
+    """Return logsumexp of ``values`` (..., N) in each of ``groups`` (N, G), 1 or 0; accurate for small terms."""
     top = values.amax(-1, keepdim=True)
     sums = (values - top).exp() @ groups.to(values)
     logs = sums.clamp(min=SMALL).log() + top
@@ -160,7 +159,7 @@ def _log_sums(values: Tensor, groups: Tensor) -> Tensor:
 
 
 def _best(values: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the largest of ``values`` (..., N) in each of ``groups`` (N, G), and which it is."""
+    """Return the largest of ``values`` (..., N) in each of ``groups`` (N, G), and its index."""
     members = [group.nonzero().flatten() for group in groups.T]
     found = [values[..., member].max(-1) for member in members]
     best = [each.values for each in found], [member[each.indices] for member, each in zip(members, found, strict=True)]

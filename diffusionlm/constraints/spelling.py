@@ -1,9 +1,9 @@
-"""From words to tokens: a language of spelled words becomes one of the tokens that spell them, whatever the tokenizer.
+"""Convert automata over words into automata over tokens, for any tokenizer.
 
-Texts are cut into words as our own tokenizers do (``tokenizer.py``). Here that rule is an automaton over characters, in which
-a mark stands before each word: `` |The| pub|n't|,``. Reading every token as its characters, as a step of that automaton, gives
-the language over tokens (compare Willard and Louf 2023): no way to cut a word in pieces is forgotten, and no two tokens that
-grow together to another word are taken for the words they look like.
+Words are those of our pre-tokenisation (``data/tokenizers.py``), expressed as an automaton over characters with a mark before
+each word: `` |The| pub|n't|,``. Each token is a string of characters, so a step of the token automaton is the step of the
+character automaton over that string (compare Willard and Louf 2023). This covers every segmentation of a word into tokens, and
+excludes tokens that join to a different word.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from diffusionlm.config import UserError, nearest
 from diffusionlm.constraints.dfa import DFA, any_number, empty, erase, everything, from_table, one_of, sequence, union
 
 MARK, BLANK = "\0", " "
-SPECIAL = BLANK + "\ufffd"  # what a special token spells: a word that nobody asks for
+SPECIAL = BLANK + "\ufffd"  # the text of a special token: a word that no control names
 CLITICS = ("s", "m", "d", "re", "ve", "ll")
 
 
 class Spelling:
-    """How the tokens of a tokenizer spell words."""
+    """The characters of a tokenizer's tokens, and automata over them."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         """Read the vocabulary."""
         backend = tokenizer.backend_tokenizer
-        # Where each token is a word, a mark is read before each, and only texts that are cut so are possible.
+        # Word-level tokenizers: each token starts a word.
         self.whole_words = isinstance(backend.model, models.WordLevel) and isinstance(backend.decoder, decoders.Metaspace)
         self.tokens = spelled_tokens(tokenizer)
         found = {character for token in self.tokens for character in token}
@@ -44,11 +44,11 @@ class Spelling:
 
     @cached_property
     def words(self) -> set[str]:
-        """What tokens spell, without blanks: all words there are where each token is a word."""
+        """The texts of the tokens without blanks; for a word-level tokenizer its vocabulary."""
         return {token.strip() for token in self.tokens} - {"", SPECIAL.strip()}
 
     def check(self, word: str, cased: bool, where: str) -> None:
-        """Check that a word can be written. Raises UserError where it cannot, with the nearest that can."""
+        """Check that the tokens can spell a word. Raises UserError where they cannot, with the nearest known word."""
         known = self.words if self.whole_words else set(self.characters)
         parts = [word] if self.whole_words else list(word)
         if not cased:
@@ -57,36 +57,36 @@ class Spelling:
             raise UserError(f"{where}: the model's vocabulary has no word {word!r}{_nearest(word, self.words)}")
 
     def word(self, word: str, cased: bool) -> DFA:
-        """Return the texts of this one word, a blank before it or not."""
+        """Accept one word, with or without a blank before it."""
         spelled = [self._of(own.__eq__ if cased else partial(_same, own)) for own in word]
         return sequence(self._start, *spelled)
 
     @cached_property
     def any_word(self) -> DFA:
-        """The texts of one word: a run of letters (after a clitic perhaps with a hyphen), ``n't``, a clitic, or a sign."""
+        """The automaton of any one word: letters (with a hyphen after a clitic), ``n't``, a clitic, or a punctuation mark."""
         sign = self._of(lambda c: c not in (MARK, BLANK) and not is_letter(c))
         hyphened, clitic = sequence(self._join, self._run), sequence(self._quote, self._clitic)
         return sequence(self._start, union(self._run, hyphened, self._negation, clitic, sign))
 
     def over_tokens(self, spelled: DFA) -> DFA:
-        """Return the texts of tokens that spell a text of marked words in ``spelled``."""
-        language = spelled & self.proper
+        """Return the automaton of the token sequences that spell a sequence of marked words in ``spelled``."""
+        automaton = spelled & self.proper
         if not self.whole_words:
-            language = erase(language, 0)
-        step = torch.cat([language.step[:, language.classes], torch.arange(len(language.step))[:, None]], 1)
+            automaton = erase(automaton, 0)
+        step = torch.cat([automaton.step[:, automaton.classes], torch.arange(len(automaton.step))[:, None]], 1)
         table = torch.arange(len(step))[:, None].expand(-1, len(self.tokens))
         for codes in self._codes.T:
             table = step[table, codes]
-        return from_table(table, language.accepting)
+        return from_table(table, automaton.accepting)
 
     @cached_property
     def proper(self) -> DFA:
-        """The texts of marked words in which the marks are where the rule cuts, and nowhere else."""
+        """The automaton of marked texts whose marks are exactly where the pre-tokenisation cuts."""
         nothing, rest, mark, join, point = empty(len(self.characters)), self._rest, self._mark, self._join, self._point
         letter, digit, quote, run = self._letter, self._of(is_digit), self._quote, self._run
         outside = self._of(lambda c: c != MARK and not is_letter(c))
         ended = union(nothing, sequence(union(nothing, mark), outside, rest))
-        hyphened = sequence(mark, join, letter, rest)  # right only after a clitic: ``|it|'s|-like``
+        hyphened = sequence(mark, join, letter, rest)  # correct only after a clitic: ``|it|'s|-like``
         wrong = union(
             sequence(letter, mark, run, union(nothing, sequence(union(mark, self._blank), rest))),
             sequence(letter, mark, join, mark, letter, rest),
@@ -101,7 +101,7 @@ class Spelling:
 
     @cached_property
     def _run(self) -> DFA:
-        """Words of letters and digits, with what may stand inside; a hyphen at the end stands before ``n't``."""
+        """Words of letters, digits and inner marks; a final hyphen occurs before ``n't``."""
         plain = self._of(lambda c: is_letter(c) and not is_digit(c))
         inner = union(self._letter, sequence(union(self._join, self._point), self._letter))
         wrong = union(sequence(plain, self._point), sequence(self._point, plain))
@@ -114,7 +114,7 @@ class Spelling:
 
     @cached_property
     def _codes(self) -> Tensor:
-        """The characters of each token, (V, longest), filled up with one that is not read."""
+        """The character indices of each token, (V, longest), padded with an index that changes no state."""
         number = {character: i for i, character in enumerate(self.characters)}
         spelled = [self._marked(token) for token in self.tokens]
         codes = torch.full((len(spelled), max(map(len, spelled))), len(number))
@@ -137,17 +137,17 @@ def _same(one: str, other: str) -> bool:
 
 
 def is_letter(character: str) -> bool:
-    """Tell whether a character is one that words are made of."""
+    """Return whether a character is part of words."""
     return unicodedata.category(character)[0] in "LMN" or character in "£$€\ufffd"
 
 
 def is_digit(character: str) -> bool:
-    """Tell whether a character is a digit."""
+    """Return whether a character is a digit."""
     return unicodedata.category(character)[0] == "N"
 
 
 def spelled_tokens(tokenizer: PreTrainedTokenizerFast) -> list[str]:
-    """Return what each token adds to a text that goes before it."""
+    """Return the text that each token adds to the text before it."""
     decoder, special = tokenizer.backend_tokenizer.decoder, set(tokenizer.all_special_ids)
     tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     if decoder is None:
@@ -157,13 +157,13 @@ def spelled_tokens(tokenizer: PreTrainedTokenizerFast) -> list[str]:
 
 @lru_cache(maxsize=8)
 def spelling(tokenizer: PreTrainedTokenizerFast) -> Spelling:
-    """Return how ``tokenizer`` spells words."""
+    """Return the (cached) spelling of ``tokenizer``."""
     return Spelling(tokenizer)
 
 
 @lru_cache(maxsize=8)
 def proper_texts(tokenizer: PreTrainedTokenizerFast) -> DFA:
-    """Return the texts that ``tokenizer`` would write: no words that run together where it keeps them apart."""
+    """Return the automaton of all sequences of words; words that need a blank between them have one."""
     speller = spelling(tokenizer)
     return speller.over_tokens(any_number(speller.any_word))
 

@@ -1,7 +1,7 @@
-"""What a finished text says of itself: its attributes, part-of-speech tags and tree, so that controls can be checked.
+"""Annotators: part-of-speech tags, trees and attributes of finished texts, with which controls are checked.
 
-An annotator reads text as text, with no part of the model that wrote it. The embedded corpus's grammar is exact; for other
-texts there are a tagger and a parser that the user names, and for attributes the paper's rule: the value stands in the text.
+An annotator depends on no model. A corpus may have an exact one (``Corpus.annotator``); for other texts the user names a tagger
+or a parser.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from diffusionlm.data.tokenizers import split_words
 
 @dataclass(frozen=True)
 class Annotation:
-    """A text's words, with what is known of them; what an annotator does not tell is None."""
+    """A text's words with their tags, tree and attributes; None for a part that the annotator does not read."""
 
     words: tuple[str, ...]
     tags: tuple[str, ...] | None = None
@@ -41,13 +41,13 @@ class Annotator(Component, family="annotator"):
     reads: ClassVar[frozenset[str]] = frozenset({"tags", "tree", "attributes"})
 
     def annotate(self, text: str) -> Annotation | None:
-        """Return what is known of ``text``; None where it is no text of the annotator's language."""
+        """Return the annotation of ``text``; None where the annotator rejects it."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Plain(Annotator, name="words"):
-    """Tells nothing but the words, of any text."""
+    """Only the words, of any text."""
 
     reads: ClassVar[frozenset[str]] = frozenset()
 
@@ -124,7 +124,7 @@ class Stanza(Annotator, name="stanza"):
     language: str = "en"
 
     def annotate(self, text: str) -> Annotation | None:
-        """Tag and parse the text, its words told apart as our tokenizers do, as one sentence per tree under one ROOT."""
+        """Tag and parse the text, with our pre-tokenisation; the trees of its sentences stand under one ROOT."""
         document = _stanza(self.folder, self.language)(sentences(split_words(text)))
         words = [word for sentence in document.sentences for word in sentence.words]
         inner = [re.sub(r"^\(ROOT |\)$", "", str(sentence.constituency)) for sentence in document.sentences]
@@ -147,7 +147,7 @@ def _stanza(folder: str, language: str) -> Any:
 
 
 def sentences(words: Sequence[str]) -> list[list[str]]:
-    """Cut a text's words after each full stop, question mark and exclamation mark."""
+    """Split a text's words after each full stop, question mark and exclamation mark."""
     found: list[list[str]] = [[]]
     for word in words:
         found[-1].append(word)
@@ -157,19 +157,19 @@ def sentences(words: Sequence[str]) -> list[list[str]]:
 
 
 def annotated(rows: datasets.Dataset, annotator: Annotator, columns: Sequence[str]) -> datasets.Dataset:
-    """Return a corpus with what an annotator tells of its texts in those of ``columns`` that it has not itself.
+    """Return a corpus with the ``columns`` that it lacks, filled by an annotator.
 
     Raises:
-        UserError: the annotator tells nothing of the kind, or does not understand a text.
+        UserError: the annotator does not read such a column, or rejects a text.
     """
     missing = [column for column in columns if column not in rows.column_names]
-    told: dict[str, list[Any]] = {column: [] for column in missing}
+    added: dict[str, list[Any]] = {column: [] for column in missing}
     for text in tqdm(rows["text"][:] if missing else [], desc="annotating", unit="text"):
         annotation = annotator.annotate(text)
         for column in missing:
             if getattr(annotation, column, None) is None:
-                raise UserError(f"annotator: {annotator.name!r} tells no {column} of {text[:60]!r}")
-            told[column].append(getattr(annotation, column))
-    for column, values in told.items():
+                raise UserError(f"annotator: {annotator.name!r} gives no {column} for {text[:60]!r}")
+            added[column].append(getattr(annotation, column))
+    for column, values in added.items():
         rows = rows.add_column(column, values)
     return rows

@@ -24,7 +24,7 @@ def default_corpus() -> Corpus:
 
 @dataclass(frozen=True)
 class DataConfig(Settings):
-    """What is learned from: ``max_length`` counts tokens, start and end included."""
+    """The training texts, their tokenizer, and the largest number of tokens (BOS and EOS counted)."""
 
     corpus: Corpus = field(default_factory=default_corpus)
     tokenizer: TokenizerRecipe = field(default_factory=Words)
@@ -34,14 +34,14 @@ class DataConfig(Settings):
     def __post_init__(self) -> None:
         """Check the fields."""
         if self.max_length < 3:
-            raise UserError(f"max_length: expected 3 or more (start, a token, end), got {self.max_length}")
+            raise UserError(f"max_length: expected 3 or more (BOS, a token, EOS), got {self.max_length}")
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Encoded texts: ``ids[i]`` is (a piece of) text number ``texts[i]``, counted from 0, with its start and end.
+    """Encoded texts: ``ids[i]`` holds BOS, (a piece of) text number ``texts[i]``, counted from 0, and EOS.
 
-    ``too_long`` texts were longer than allowed, ``empty`` ones were skipped.
+    ``too_long`` counts the texts above the allowed length, ``empty`` those that were skipped.
     """
 
     ids: list[list[int]]
@@ -56,9 +56,9 @@ def encode(
     max_length: int = 64,
     too_long: Literal["truncate", "split", "drop", "error"] = "truncate",
 ) -> Encoded:
-    """Encode ``texts`` as start, tokens, end, of ``max_length`` tokens at most; empty texts are skipped.
+    """Encode ``texts`` as BOS, tokens, EOS, at most ``max_length`` tokens together; empty texts are skipped.
 
-    A longer text is cut, split into consecutive pieces, dropped, or an error, as ``too_long`` says.
+    ``too_long`` decides whether a longer text is truncated, split into consecutive pieces, dropped, or an error.
 
     Raises:
         UserError: nothing is left, or a text is too long and ``too_long`` is "error".
@@ -72,7 +72,7 @@ def encode(
         if len(tokens) > room:
             long += 1
             if too_long == "error":
-                got = f"text {number} has {len(tokens) + 2} tokens with start and end"
+                got = f"text {number} has {len(tokens) + 2} tokens with BOS and EOS"
                 raise UserError(f"max_length: {got}, more than the {max_length} allowed: {texts[number][:60]!r}...")
             pieces = [tokens[i : i + room] for i in range(0, len(tokens), room)]
             pieces = {"truncate": pieces[:1], "split": pieces, "drop": []}[too_long]
@@ -87,20 +87,20 @@ def encode(
 
 
 def _token_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[list[int]]:
-    for start in range(0, len(texts), 10_000):  # A batch holds far more than the ids in memory.
+    for start in range(0, len(texts), 10_000):  # in chunks: a tokenizer's batch needs far more memory than the ids
         chunk = list(texts[start : start + 10_000])
         yield from tokenizer(chunk, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
 
 
 class TokenBudgetBatches(torch.utils.data.Sampler[list[int]]):
-    """Exactly ``count`` batches of row indices, each of at most ``tokens`` tokens with its padding (rows x longest).
+    """Sample ``count`` batches of row indices, each of at most ``tokens`` tokens with padding (rows x longest).
 
-    The data are passed over without end, every row once a pass, in an order that ``seed`` and the number of the pass
-    settle, so batch i is the same on every run. Rows of like length go together. The batches of the ``world`` ranks in
-    one step are disjoint (as long as a pass can be cut into a multiple of ``world`` batches).
+    Every epoch contains each row once, in an order that depends only on ``seed`` and the epoch's number, so batch i is the same
+    on every run. Rows of similar length are batched together. The batches of the ``world`` ranks in one step are disjoint (as
+    long as an epoch divides into a multiple of ``world`` batches).
     """
 
-    POOL = 50  # Batches' worth of shuffled rows that are sorted together: more pads less, fewer mixes better.
+    POOL = 50  # batches of shuffled rows that are sorted by length together: a larger pool pads less and mixes less
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class TokenBudgetBatches(torch.utils.data.Sampler[list[int]]):
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        """Take the ``lengths`` (tokens) of all rows. Raises UserError where there is none or one exceeds ``tokens``."""
+        """Store the ``lengths`` (tokens) of all rows. Raises UserError if there is none or one exceeds ``tokens``."""
         self.lengths = np.asarray(lengths, dtype=np.int64)
         self.tokens, self.count, self.seed, self.rank, self.world = tokens, count, seed, rank, world
         if not len(self.lengths):
@@ -136,7 +136,7 @@ class TokenBudgetBatches(torch.utils.data.Sampler[list[int]]):
             made, number, first = made + len(own), number + 1, (first - len(turns)) % self.world
 
     def _pass(self, number: int) -> tuple[npt.NDArray[np.int64], list[int]]:
-        """Return one pass: rows in order, and where to cut them into batches."""
+        """Return the rows of an epoch in order, and the boundaries of its batches."""
         order = np.random.default_rng([self.seed, number, 0]).permutation(len(self.lengths))
         pool = max(1, int(self.POOL * self.tokens / self.lengths.mean()))
         order = order[np.lexsort((self.lengths[order], np.arange(len(order)) // pool))]
@@ -147,7 +147,7 @@ class TokenBudgetBatches(torch.utils.data.Sampler[list[int]]):
                 ahead = lengths[start : min(end, start + self.tokens // max(1, int(lengths[start])))]
                 padded = ahead * np.arange(1, len(ahead) + 1)
                 cuts.append(start + int(np.searchsorted(padded, self.tokens, side="right")))
-        # Halve large batches until the ranks come out even: no step then reaches into the next pass and its order.
+        # Halve large batches until all ranks have equally many: no step then mixes two epochs.
         while (len(cuts) - 1) % self.world and max(sizes := np.diff(cuts)) > 1:
             largest = int(sizes.argmax())
             cuts.insert(largest + 1, (cuts[largest] + cuts[largest + 1]) // 2)
@@ -162,14 +162,14 @@ class Example(list[int]):
 
 
 def text_mask(lengths: Sequence[int], device: torch.device) -> Tensor:
-    """Return the mask (B, L), True at the tokens of texts of ``lengths`` (start and end counted)."""
+    """Return the mask (B, L) of texts of ``lengths`` (BOS and EOS counted), True at non-padding tokens."""
     return (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).to(device)
 
 
 def boundaries(mask: Tensor, special: dict[str, int], words: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return where start and end are in texts of ``mask`` (B, L), and ids (B, L) that hold them there, PAD elsewhere.
+    """Return the positions of BOS and EOS in texts of ``mask`` (B, L), and ids (B, L) with these tokens, PAD elsewhere.
 
-    So they hold ``words`` (B, L) as well, where these are not -1.
+    Positions where ``words`` (B, L) is not -1 are included, with these ids.
     """
     ids = torch.full(mask.shape, special["pad"], device=mask.device)
     ids[:, 0] = special["start"]

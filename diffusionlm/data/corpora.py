@@ -1,9 +1,8 @@
-"""Corpora: the embedded one, the user's own files, E2E, a dataset of the hub.
+"""Corpora: the user's files, the E2E challenge, datasets of the Hugging Face hub.
 
 A corpus loads as ``datasets.Dataset`` splits with a string column ``text`` and, where known, a column ``attributes`` of
-mappings string -> string whose keys may differ from row to row (feature type ``Json``: a row holds what it was given).
-The user's own files are read here and not by ``datasets.load_dataset``: that keeps a converted copy in a cache, reads
-the text "NA" in a table as missing, and cannot say which line of a file is wrong.
+mappings string -> string whose keys may differ from row to row (feature type ``Json``). The user's files are read here and not
+by ``datasets.load_dataset``, which caches a converted copy, reads the text "NA" as missing, and reports no line numbers.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ TextMetric = Callable[[Sequence[str]], list[float | None]]
 
 
 class Corpus(Component, family="corpus"):
-    """Base of the sources of text. A path in place of a member's name is the training file of ``files``."""
+    """Base of the corpora. A path in place of a name is the training file of ``files``."""
 
     def load(self) -> dict[str, datasets.Dataset]:
         """Return the splits "train" and, where they exist, "validation" and "test".
@@ -61,11 +60,11 @@ class Corpus(Component, family="corpus"):
 
 @dataclass(frozen=True)
 class Files(Corpus, name="files"):
-    """The user's files: .txt (a text a line), .csv, .jsonl or .json (an object a line), each also .gz, and .parquet.
+    """The user's files: .txt (one text per line), .csv, .jsonl or .json (one object per line), each also .gz, and .parquet.
 
-    ``text`` is the column to read; the columns ``attributes`` become one column of that name, the others are kept.
-    Without a ``validation`` file the share ``validation_share`` of the training texts is held out, by a hash of the
-    text: a text keeps its side when others are added, and copies of a text stay together.
+    ``text`` is the column to read; the columns ``attributes`` become one column of that name, other columns are kept. Without a
+    ``validation`` file, ``validation_share`` of the training texts are held out by a hash of the text: a text and its copies
+    stay in their split when others are added.
     """
 
     train: str
@@ -111,7 +110,7 @@ class Hub(Corpus, name="hub"):
     """The dataset ``path`` (configuration ``config``) of the Hugging Face hub, or a local folder in the hub's layout.
 
     ``train``, ``validation`` and ``test`` name its splits; without a validation split ``validation_share`` of the
-    training texts is held out. ``take`` keeps the first texts of each split, and with ``streaming`` downloads no more.
+    training texts is held out. ``take`` keeps the first texts of each split; with ``streaming`` no others are downloaded.
     """
 
     path: str
@@ -160,7 +159,7 @@ class Hub(Corpus, name="hub"):
 def read_texts(path: str, column: str = "text") -> list[tuple[str, str]]:
     """Read the texts of a file in one of the formats of ``files``, or the lines of standard input where it is ``-``.
 
-    Each text comes with its place, such as "reviews.csv, line 7"; rows without text are left out.
+    Each text comes with its place, such as "reviews.csv, line 7"; rows without text are dropped.
 
     Raises:
         UserError: a missing or broken file or column, or no text.
@@ -186,7 +185,7 @@ def _checked(rows: Iterable[tuple[int, Mapping[str, Any]]], place: str) -> datas
     try:
         return to_dataset([row for _, row in rows])
     except UnicodeEncodeError as error:
-        raise UserError(f"{place}: half a surrogate pair, which is no character, in {error.object[:60]!r}") from None
+        raise UserError(f"{place}: half a surrogate pair, which is not a character, in {error.object[:60]!r}") from None
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -244,7 +243,7 @@ def _nearest_file(path: Path) -> str:
     if not path.parent.is_dir():
         return f", nor its folder {path.parent}"
     hint = nearest(path.name, [other.name for other in path.parent.iterdir() if other.name.endswith(SUFFIXES)])
-    return hint if hint.startswith("; did you mean") or len(hint) < 200 else ""  # Not a listing of a full folder.
+    return hint if hint.startswith("; did you mean") or len(hint) < 200 else ""  # a full folder is not listed
 
 
 def to_dataset(rows: Sequence[Mapping[str, Any]]) -> datasets.Dataset:
@@ -259,11 +258,11 @@ def _feature(values: Sequence[Any]) -> Any:
         return datasets.Value("string")
     if all(isinstance(value, list) and all(isinstance(item, str) for item in value) for value in values):
         return datasets.List(datasets.Value("string"))
-    return datasets.Json()  # Holds anything, and gives back just that.
+    return datasets.Json()  # any value
 
 
 def _tidy(rows: datasets.Dataset, place: str, text: str = "text", attributes: Sequence[str] = ()) -> datasets.Dataset:
-    """Call the text column "text", gather the columns ``attributes`` in one, leave rows without text out."""
+    """Rename the text column to "text", gather the columns ``attributes`` in one, drop rows without text."""
     for column in (text, *attributes):
         if len(rows) and column not in rows.column_names:
             shown = ", ".join(repr(name[:40]) for name in rows.column_names)

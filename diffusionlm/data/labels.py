@@ -1,6 +1,6 @@
-"""What classifiers learn from: texts with the labels that a corpus's columns give them, and trees as labelled spans.
+"""Training data of classifiers: encoded texts with labels from the columns of a corpus.
 
-Positions are those of a text's token ids: START is position 0, so with one token a word, word k is position k + 1.
+Positions are those of the token ids: BOS is position 0, so with one token per word, word k is position k + 1.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from diffusionlm.data.batches import Encoded
 from diffusionlm.data.trees import read_tree, tags_of
 
 Head = Literal["sequence", "token", "span"]
-NONE, OTHER = "", "other"  # no value, or no constituent; any value that is too rare to be learned
-MOST_UNKNOWN = 0.2  # of the training tokens; beyond it the corpus is in another language than the vocabulary
+NONE, OTHER = "", "other"  # no value or no constituent; any value below min_count
+MOST_UNKNOWN = 0.2  # share of the training tokens; above it the corpus does not fit the vocabulary
 
 
 class Labelled(list[int]):
-    """Token ids of a text, START and END included, that carry its labels by field.
+    """Token ids of a text, BOS and EOS included, with its labels by field.
 
-    A label is a string for a text; for tokens a string or None (not counted) for each id; for spans a string by
-    (i, j), the positions of the first and the last token. ``tags`` are those of a tree's words, where it has them.
+    A label is a string for a text; for tokens a string or None (ignored) for each id; for spans a string by (i, j), the
+    positions of the first and the last token. ``tags`` are those of a tree's words, where it has them.
     """
 
     def __init__(self, ids: Iterable[int], labels: dict[str, Any], tags: Sequence[str | None] | None = None) -> None:
-        """Hold them."""
+        """Store ids, labels and tags."""
         super().__init__(ids)
         self.labels, self.tags = labels, tags
 
 
 @dataclass(frozen=True)
 class Field:
-    """One thing to classify: a column of the corpus, or the entry ``key`` of a column of mappings."""
+    """A field to classify: a column of the corpus, or the entry ``key`` of a column of mappings."""
 
     column: str
     key: str = ""
@@ -54,7 +54,7 @@ class Field:
 
 
 def fields_of(rows: datasets.Dataset, labels: Sequence[str], head: Head) -> list[Field]:
-    """Return the fields that ``labels`` name, sorted; a column of mappings stands for all of its keys.
+    """Return the fields that ``labels`` name, sorted; a column of mappings names all its keys.
 
     Raises:
         UserError: no such column or key, or its values are not what the head reads.
@@ -96,10 +96,10 @@ def _check_values(column: str, values: Sequence[Any], head: Head) -> None:
 def label_rows(
     rows: datasets.Dataset, encoded: Encoded, tokenizer: PreTrainedTokenizerFast, fields: Sequence[Field], head: Head
 ) -> list[Labelled]:
-    """Return the texts of a split, encoded, with their labels.
+    """Return the encoded texts of a split with their labels.
 
-    Where words are several tokens, the first one carries the word's label, and a span goes from the first token of its
-    first word to the last of its last. Of a text that was cut, labels of words that are left out are dropped.
+    The first token of a word carries its label; a span goes from the first token of its first word to the last token of its
+    last. Labels of words that truncation removed are dropped.
 
     Raises:
         UserError: a text has another number of words than of labels.
@@ -121,7 +121,7 @@ def label_rows(
         label = _of_tokens if head == "token" else _of_spans
         labels = {name: label(column[text], *where) for name, column in values.items()}
         tags = tags_of(str(next(iter(values.values()))[text])) if head == "span" else []
-        # A tree need not tell its words' tags, and without them a constituent of one word looks like one.
+        # Trees without tags exist; in them a constituent of one word looks like a tag.
         tagged = len(tags) == max(words[text], default=-1) + 1
         labelled.append(Labelled(ids, labels, _of_tokens(tags, *where) if tagged else None))
         offset += len(ids) - 2
@@ -129,7 +129,7 @@ def label_rows(
 
 
 def values_of(rows: Iterable[Labelled], name: str, head: Head, min_count: int) -> list[str]:
-    """Return a field's values in index order: frequent first, those below ``min_count`` as one; for spans "" before all."""
+    """Return a field's values in index order: frequent first, those below ``min_count`` merged; for spans "" is first."""
     counts: Counter[str] = Counter()
     for row in rows:
         label = row.labels[name]
@@ -143,7 +143,7 @@ def values_of(rows: Iterable[Labelled], name: str, head: Head, min_count: int) -
 
 
 def check_vocabulary(rows: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerFast, denoiser: str) -> None:
-    """Check that the tokenizer knows most words of the training texts. Raises UserError."""
+    """Raise UserError if too many tokens of the training texts are unknown to the tokenizer."""
     counts = Counter(i for row in rows for i in row[1:-1])
     share = counts[tokenizer.unk_token_id] / max(counts.total(), 1)
     if share > MOST_UNKNOWN:
@@ -151,14 +151,14 @@ def check_vocabulary(rows: Sequence[Sequence[int]], tokenizer: PreTrainedTokeniz
 
 
 def _words_of_tokens(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[list[int]]:
-    """Yield, for each text, the number of the word that each of its tokens belongs to."""
+    """Yield, for each text, the word index of each token."""
     for start in range(0, len(texts), 10_000):
         encodings = tokenizer(texts[start : start + 10_000], add_special_tokens=False, verbose=False).encodings
         yield from ([-1 if word is None else word for word in encoding.word_ids] for encoding in encodings or [])
 
 
 def _of_tokens(tags: Sequence[str] | None, words: Sequence[int], offset: int, count: int, place: str) -> list[str | None]:
-    """Return the tag of each of ``count`` tokens from ``offset`` on, between those of START and END."""
+    """Return the tag of each of ``count`` tokens from ``offset`` on, between None for BOS and EOS."""
     tags = tags or []
     _check_count(len(tags), words, place)
     first = [i == 0 or words[i - 1] != word for i, word in enumerate(words)]
@@ -167,7 +167,7 @@ def _of_tokens(tags: Sequence[str] | None, words: Sequence[int], offset: int, co
 
 
 def _of_spans(tree: str | None, words: Sequence[int], offset: int, count: int, place: str) -> dict[tuple[int, int], str]:
-    """Return the constituents that lie among ``count`` tokens from ``offset`` on, by position."""
+    """Return the constituents within ``count`` tokens from ``offset`` on, by position."""
     spans, leaves = read_tree(tree or "", f"labels: {place}")
     _check_count(leaves, words, place)
     begin = {word: i for i, word in reversed(list(enumerate(words)))}

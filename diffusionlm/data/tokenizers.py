@@ -1,11 +1,11 @@
-"""Tokenizers: text to token ids and back without loss, as ``transformers`` tokenizers that save and load anywhere.
+"""Tokenizers: lossless conversion of text to token ids, as ``transformers`` tokenizers.
 
-Our own recipes share one pre-tokenisation. White space is normalised (a run is one blank, none at the ends, NFC) and a
-blank becomes the mark ``▁`` at the head of the token after it: ``It's £20-25.`` is ``▁It 's ▁£20-25 .``. Joining tokens
-and turning marks back into blanks is then exact, so nothing guesses where a blank belongs.
+Our recipes share one pre-tokenisation. White space is normalised (NFC, single blanks, none at the ends), and a blank becomes
+the mark ``▁`` at the start of the next token: ``It's £20-25.`` is ``▁It 's ▁£20-25 .``. Decoding joins the tokens and replaces
+the marks by blanks, which is exact.
 
-A word is a maximal run of letters, digits and ``£ $ €`` with inner ``-`` and ``&`` (``5-star``, ``B&B``) and with
-points and commas between digits (``1,000.50``). Clitics (``'s``, ``n't``) and any other mark are words of their own.
+A word is a maximal run of letters, digits and ``£ $ €`` with inner ``-`` and ``&`` (``5-star``, ``B&B``) and with points and
+commas between digits (``1,000.50``). Clitics (``'s``, ``n't``) and punctuation marks are separate words.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _TOKEN = rf"{BLANK}?(?:{_WORD}|{_NEGATION}|{_CLITIC}|[^{BLANK}])"
 
 
 class TokenizerRecipe(Component, family="tokenizer"):
-    """Base of the ways to come by a tokenizer."""
+    """Base of the tokenizer recipes."""
 
     def make(self, texts: Iterable[str], max_length: int = 64) -> PreTrainedTokenizerFast:
-        """Make a tokenizer that puts its start and end token around a text; ``max_length`` (tokens) is noted in it.
+        """Return a tokenizer that adds BOS and EOS to a text; ``max_length`` (tokens) is stored in it.
 
         Raises:
             UserError: there is nothing to learn from ``texts``, or nothing to load.
@@ -45,7 +45,7 @@ class TokenizerRecipe(Component, family="tokenizer"):
 
 @dataclass(frozen=True)
 class Words(TokenizerRecipe, name="words"):
-    """Every word that occurs ``min_count`` times in the training texts is a token, any other is ``[UNK]``."""
+    """Word-level: each word that occurs ``min_count`` times in the training texts is a token, others are ``[UNK]``."""
 
     min_count: int = 1
 
@@ -55,7 +55,7 @@ class Words(TokenizerRecipe, name="words"):
             raise UserError(f"min_count: expected 1 or more, got {self.min_count}")
 
     def make(self, texts: Iterable[str], max_length: int = 64) -> PreTrainedTokenizerFast:
-        """Count the words of ``texts``; ids go by falling count, then by text. Raises UserError where none is left."""
+        """Count the words of ``texts``; ids are sorted by count, then by text. Raises UserError where none is left."""
         backend = _untrained(models.WordLevel(unk_token=UNKNOWN))
         trainer = trainers.WordLevelTrainer(
             vocab_size=2**31, min_frequency=self.min_count, special_tokens=SPECIAL_TOKENS, show_progress=False
@@ -68,9 +68,9 @@ class Words(TokenizerRecipe, name="words"):
 
 @dataclass(frozen=True)
 class BytePairs(TokenizerRecipe, name="bpe"):
-    """Byte-pair encoding (Sennrich et al. 2016) inside words: pieces merged until there are ``vocab_size`` tokens.
+    """Byte-pair encoding inside words (Sennrich et al. 2016), merged until there are ``vocab_size`` tokens.
 
-    The alphabet is that of the training texts, even where it is larger than ``vocab_size``; other characters are [UNK].
+    The alphabet is that of the training texts, even if it is larger than ``vocab_size``; other characters are [UNK].
     """
 
     vocab_size: int = 8000
@@ -94,7 +94,7 @@ class BytePairs(TokenizerRecipe, name="bpe"):
 class Pretrained(TokenizerRecipe, name="pretrained"):
     """The tokenizer saved in the folder or hub repository ``path``.
 
-    Where it has no start, end or pad token its classifier and separator tokens serve, or new tokens are added.
+    A missing BOS, EOS or pad token is replaced by the classifier or separator token, or added.
     """
 
     path: str
@@ -133,37 +133,23 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def words_of(tokenizer: PreTrainedTokenizerFast, text: str) -> list[str]:
-    """Return the words of ``text`` as ``tokenizer`` tells them apart, without the marks of blanks."""
-    return _cut(tokenizer.backend_tokenizer, text)
-
-
 def split_words(text: str) -> list[str]:
-    """Return the words of ``text`` as our own recipes tell them apart."""
-    return _cut(_OURS, text)
-
-
-def _cut(backend: Tokenizer, text: str) -> list[str]:
-    if backend.normalizer is not None:
-        text = backend.normalizer.normalize_str(text)
-    if backend.pre_tokenizer is None:
-        return text.split()
-    # Offsets, because byte-level tokenizers spell their pieces in another alphabet.
-    pieces = (text[start:end].strip() for _, (start, end) in backend.pre_tokenizer.pre_tokenize_str(text))
-    return [piece for piece in pieces if piece]
+    """Return the words of ``text`` in the pre-tokenisation of our recipes."""
+    pieces = _OURS.pre_tokenizer.pre_tokenize_str(_OURS.normalizer.normalize_str(text))
+    return [word for piece, _ in pieces if (word := piece.replace(BLANK, " ").strip())]
 
 
 def decode_texts(tokenizer: PreTrainedTokenizerFast, ids: Iterable[Sequence[int]]) -> list[str]:
-    """Return the text of each row of token ids: what stands before its first end token, unknown words as [UNK]."""
+    """Return the text of each row of token ids, up to its first EOS; unknown words are [UNK]."""
     backend = tokenizer.backend_tokenizer
-    # An unknown word of ours had a blank before it most of the time; its token does not say.
+    # Most unknown words of a word-level tokenizer followed a blank; their token has no mark.
     whole_words = isinstance(backend.model, models.WordLevel) and isinstance(backend.decoder, decoders.Metaspace)
     frame = {tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id}
     hidden = set(tokenizer.all_special_ids) - ({tokenizer.unk_token_id} - frame)
     texts = []
     for row in ids:
         kept = [int(i) for i in row]
-        if tokenizer.eos_token_id in kept[1:]:  # The first may be a start token that is the same as the end token.
+        if tokenizer.eos_token_id in kept[1:]:  # the first may be a BOS equal to EOS
             kept = kept[: kept.index(tokenizer.eos_token_id, 1)]
         tokens = tokenizer.convert_ids_to_tokens([i for i in kept if i not in hidden])
         if whole_words:
@@ -196,7 +182,7 @@ def _finish(
     start: str = START,
     end: str = END,
 ) -> PreTrainedTokenizerFast:
-    # The plain class, whatever class it came in: those made for one model rebuild their post-processor on loading.
+    # The plain class: classes made for one model rebuild their post-processor on loading.
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token=pad,
@@ -205,7 +191,7 @@ def _finish(
         eos_token=end,
         model_max_length=max_length,
         clean_up_tokenization_spaces=False,
-        split_special_tokens=True,  # "[END]" in a text is text.
+        split_special_tokens=True,  # "[END]" in a text is ordinary text
     )
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single=f"{start} $A {end}",

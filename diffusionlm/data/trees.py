@@ -1,4 +1,4 @@
-"""Bracketed constituency trees: their labelled spans, their words' tags, and the F1 of two trees."""
+"""Bracketed constituency trees: labelled spans, tags, and the labelled F1 of two trees."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ Bracket = tuple[int, int, str]  # the first and last word of a constituent, coun
 def spans_of(tree: str) -> list[tuple[int, int, str]]:
     """Return the constituents of a bracketed tree as (i, j, label): words i to j, both included, counted from 0.
 
-    Outer constituents come before inner ones. A word with its tag is none, nor is a root called ROOT, TOP or nothing.
-    Constituents over the same words (a chain of single children) are one span, whose label joins theirs from the
-    top: ``S::VP`` (Stern et al. 2017, section 2.2). The classifier's position of word k is k + 1.
+    Outer constituents come before inner ones. Tags of words and a root named ROOT, TOP or "" are left out. Constituents over
+    the same words (unary chains) are one span, whose label joins theirs from the top: ``S::VP`` (Stern et al. 2017, sec. 2.2).
 
     Raises:
-        UserError: the brackets do not match, or it is no tree.
+        UserError: not one tree with matching brackets.
     """
     return sorted(((i, j, label) for (i, j), label in read_tree(tree)[0].items()), key=lambda span: (span[0], -span[1]))
 
@@ -30,7 +29,7 @@ def tags_of(tree: str) -> list[str]:
 
 
 def read_tree(tree: str, place: str = "tree") -> tuple[dict[tuple[int, int], str], int]:
-    """Return the labels of a tree's spans, and its number of words."""
+    """Return the label of each span (i, j) of a tree, and its number of words; ``place`` begins an error sentence."""
     spans: dict[tuple[int, int], str] = {}
     opened: list[tuple[str, int, list[bool]]] = []  # label, first word, for each child whether it is a word
     words, before, roots = 0, "", 0
@@ -62,11 +61,7 @@ def read_tree(tree: str, place: str = "tree") -> tuple[dict[tuple[int, int], str
 
 
 def brackets(tree: str) -> list[Bracket]:
-    """Return the constituents of a bracketed tree, without its root and those over a single word's tag.
-
-    Raises:
-        UserError: the brackets do not match, or it is no tree.
-    """
+    """Return the constituents of a bracketed tree, as ``spans_of`` with unary chains apart."""
     return [(first, last, label) for first, last, chain in spans_of(tree) for label in chain.split("::")]
 
 

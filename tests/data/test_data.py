@@ -18,7 +18,7 @@ from diffusionlm.config import UserError, build, to_plain
 from diffusionlm.core.objective import collate
 from diffusionlm.data.batches import DataConfig, TokenBudgetBatches, encode
 from diffusionlm.data.corpora import E2E, Corpus, Files, Hub
-from diffusionlm.data.tokenizers import Words, decode_texts, words_of
+from diffusionlm.data.tokenizers import Words, decode_texts, split_words
 from diffusionlm.restaurants.corpus import Restaurants, _content
 from diffusionlm.restaurants.grammar import accepts
 
@@ -289,7 +289,7 @@ def test_restaurants() -> None:
     assert {"text", "words", "attributes", "tags", "tree"} <= set(rows.column_names)
     tokenizer = Words().make(splits["train"]["text"][:])
     for row in rows.select(range(min(1000, len(rows)))):
-        assert words_of(tokenizer, row["text"]) == row["words"]
+        assert split_words(row["text"]) == row["words"]
         assert len(row["words"]) == len(row["tags"]) == len(tokenizer(row["text"])["input_ids"]) - 2
     texts = rows["text"][:]
     assert decode_texts(tokenizer, encode(texts, tokenizer, 512).ids) == texts
@@ -339,7 +339,7 @@ def test_encode() -> None:
     assert (decoded(dropped.ids), dropped.texts, dropped.too_long) == (["a b", "a b c"], [0, 4], 1)
     for row in chain(cut.ids, split.ids, dropped.ids):
         assert (row[0], row[-1]) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
-    with pytest.raises(UserError, match="^max_length: text 2 has 9 tokens with start and end, more than the 5 allowed"):
+    with pytest.raises(UserError, match="^max_length: text 2 has 9 tokens with BOS and EOS, more than the 5 allowed"):
         encode(texts, tokenizer, 5, "error")
     with pytest.raises(UserError, match="^texts: of 2 none is left: 1 empty, 1 over 5 tokens"):
         encode(texts[1:3], tokenizer, 5, "drop")

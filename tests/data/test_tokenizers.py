@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from diffusionlm.config import UserError, build
-from diffusionlm.data.tokenizers import BytePairs, Pretrained, TokenizerRecipe, Words, decode_texts, words_of
+from diffusionlm.data.tokenizers import BytePairs, Pretrained, TokenizerRecipe, Words, decode_texts, split_words
 
 TEXTS = [
     "The Vaults' pub near Café Adriatic isn't cheap: £20-£25.",
@@ -22,6 +22,22 @@ TEXTS = [
     "[END] of [PAD] is text",
 ]
 NORMAL = [*TEXTS[:4], "white space and a mark here and café", TEXTS[5]]
+
+
+def words_of(tokenizer: PreTrainedTokenizerFast, text: str) -> list[str]:
+    """Return the words of ``text`` in the tokenizer's own pre-tokenisation, by offsets."""
+    backend = tokenizer.backend_tokenizer
+    if backend.normalizer is not None:
+        text = backend.normalizer.normalize_str(text)
+    if backend.pre_tokenizer is None:
+        return text.split()
+    pieces = (text[start:end].strip() for _, (start, end) in backend.pre_tokenizer.pre_tokenize_str(text))
+    return [piece for piece in pieces if piece]
+
+
+def test_words_are_split_as_every_recipe_does() -> None:
+    for text in [*TEXTS, " \n", "£10.50 'salt' mustn't DON'T don", "a▁b  c"]:
+        assert split_words(text) == words_of(Words().make(TEXTS), text)
 
 
 def _ids(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:
