@@ -1,1 +1,1 @@
-"""From a trained model to text: one pipeline for each model family."""
+"""From a trained model to samples: one pipeline for each model family."""

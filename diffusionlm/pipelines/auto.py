@@ -1,4 +1,4 @@
-"""Which pipeline writes with which kind of model, by the ``model_type`` in its config."""
+"""The pipeline of each model family, by the ``model_type`` in the model's config."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ PIPELINES: dict[str, type[BasePipeline[Any]]] = {
 
 
 def pipeline_of(model: PreTrainedModel) -> type[BasePipeline[Any]]:
-    """Return the class that writes with ``model``."""
+    """Return the pipeline class of ``model``."""
     return PIPELINES[model.config.model_type]
 
 
 def open_pipeline(folder: str | Path, device: str = "cpu", dtype: str = "fp32") -> BasePipeline[Any]:
-    """Read a model folder of any of the library's kinds; ``dtype`` is that of the network's arithmetic, fp32 or bf16.
+    """Load a model folder of any family; ``dtype`` is that of the network's arithmetic, fp32 or bf16.
 
     Raises:
-        UserError: not a model folder, damaged, of an unknown kind or newer format; an unknown device or dtype.
+        UserError: not a model folder, damaged, of an unknown family or a newer format; an unknown device or dtype.
     """
     folder = model_folder(folder)
     kind = ""
     with suppress(OSError, ValueError, KeyError, TypeError):
         kind = str(json.loads((folder / "config.json").read_text())["model_type"])
     if kind == ClassifierModelConfig.model_type:
-        raise UserError(f"{folder}: this is a classifier, which reads texts and writes none")
-    return PIPELINES.get(kind, Pipeline).from_pretrained(folder, device, dtype)  # Pipeline says what is wrong
+        raise UserError(f"{folder}: expected a model that generates text, but this is a classifier")
+    return PIPELINES.get(kind, Pipeline).from_pretrained(folder, device, dtype)  # which reports what is wrong

@@ -1,7 +1,7 @@
-"""What every kind of model has in common when it writes: settings of the sampling, rows of texts, model folders.
+"""What all pipelines share: sampling settings, generated rows, loading a model folder.
 
-Each text draws its noise, and its length where none is given, from the seed and its own index, so the first n texts
-depend neither on how many are asked for nor, beyond rounding, on the batch size.
+The noise of each sample, and its length where none is given, are drawn from the seed and the sample's own index: the first n
+samples depend neither on their number nor, beyond rounding, on the batch size.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
-import sacrebleu
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -25,33 +24,35 @@ from diffusionlm.data.tokenizers import decode_texts, load_tokenizer
 from diffusionlm.models.io import model_folder
 from diffusionlm.pipelines.gradient import Gradient
 from diffusionlm.pipelines.particles import Particles
+from diffusionlm.pipelines.ranking import best_candidates
 
 M = TypeVar("M", bound=PreTrainedModel)
-Watch = Callable[[Any, list[str]], None]  # gets what has the time ``t``, a State for diffusion, and the texts as they read
+Controls = Sequence[str | Control] | str | Control
+Watch = Callable[[Any, list[str]], None]  # receives a state with a time ``t`` and the decoded texts after every step
 
 
 @dataclass(frozen=True)
 class SamplingConfig(Settings):
-    """How texts are sampled.
+    """Sampling settings.
 
     Args:
-        steps: from noise to text.
-        passes: evaluations of the network in each step, on the same noisy vectors; each is told the estimate of the one
-            before, as in training, so that words which depend on each other can settle before the step is taken.
-        sampler: the sampler.
-        temperature: of the token posterior; below 1 is more fluent and less diverse. Needs prediction ``logits``.
-        step_temperature: of the posterior whose mean the step moves toward; empty is ``temperature``. Near 0 the step moves
-            toward the likeliest word, while the network goes on being told all that is possible.
-        sweeps: sweeps over the finished text in which each word is asked for again, given all the others. Needs
-            prediction ``logits`` and training at mixed noise levels. A sweep takes eleven evaluations, or one where the
-            backbone leaves out a word's own vector: it then changes the words that fit least.
-        sweep_odds: how much likelier another word must be to take its place.
-        guidance: how controls with a gradient act.
-        particles: how controls that only score finished texts act.
-        clamp: whether each predicted vector is moved to its nearest word (Diffusion-LM's clamping trick).
-        length: tokens a text, start and end not counted; empty draws from the training texts' lengths.
-        candidates: of which minimum-Bayes-risk decoding keeps one (Kumar and Byrne 2004); 1 is plain sampling.
-        batch_size: texts sampled together.
+        steps: sampling steps from noise to text.
+        passes: self-conditioning passes per step: evaluations of the network at the same noisy vectors, each of which receives
+            the estimate of the one before.
+        sampler: the sampler, by name or import path.
+        temperature: of the token posterior; below 1 gives more fluent and less diverse samples. Needs prediction ``logits``.
+        step_temperature: of the posterior whose mean the sampler moves toward; empty is ``temperature``. Near 0 the sampler
+            moves toward the most probable token, while self-conditioning still receives the posterior mean.
+        sweeps: refinement sweeps over the finished tokens, each predicted again given all the others. Needs prediction
+            ``logits`` and training at mixed noise levels. A sweep takes 11 evaluations (blockwise ICM), or one where the
+            backbone excludes each position's own input (parallel ICM).
+        sweep_odds: a sweep replaces a token by one that is at least this many times as probable.
+        guidance: how the gradients of controls act.
+        particles: how controls that only score texts act.
+        clamp: replace each predicted vector by its nearest word vector (Diffusion-LM's clamping trick).
+        length: tokens per sample, BOS and EOS not counted; empty draws from the training-length histogram.
+        candidates: candidates per sample for minimum-Bayes-risk selection (Kumar and Byrne 2004); 1 is plain sampling.
+        batch_size: samples per batch.
         seed: of the noise and the lengths.
     """
 
@@ -88,7 +89,7 @@ class SamplingConfig(Settings):
 
 @dataclass(frozen=True)
 class Generated:
-    """A text: its number in the run, the seed, its length in tokens (start and end not counted)."""
+    """A sample: its text, index in the run, seed, and length in tokens, BOS and EOS not counted."""
 
     text: str
     index: int
@@ -98,7 +99,7 @@ class Generated:
 
 @dataclass(frozen=True)
 class Controlled(Generated):
-    """A text that was asked for: how it fared with each control, and how many texts were written to get it."""
+    """A sample of a run with controls: the outcome of each check, and the number of attempts."""
 
     controls: tuple[Outcome, ...]
     tried: int
@@ -106,105 +107,137 @@ class Controlled(Generated):
 
 @dataclass
 class BasePipeline(Generic[M]):
-    """Base of the pipelines, one for each kind of model: a model, its tokenizer, and defaults for the sampling."""
+    """Base of the pipelines, one for each model family: a model, its tokenizer, and default sampling settings."""
 
     model: M
     tokenizer: PreTrainedTokenizerFast
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    dtype: torch.dtype = torch.float32
-    folder: Path | None = None  # it was read from
+    dtype: torch.dtype = torch.float32  # of the network's arithmetic
+    folder: Path | None = None  # that the model was loaded from
+
+    exact_likelihood: ClassVar[bool] = False  # whether the likelihood is exact, not bounded
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether the model predicts token logits."""
+        return bool(getattr(self.model, "has_logits", True))
+
+    @property
+    def any_order_bound(self) -> bool:
+        """Whether the model has an any-order likelihood bound: it predicts each token from any subset of the others."""
+        return self.has_logits and not self.exact_likelihood
 
     @staticmethod
     def load_model(folder: Path) -> M:
-        """Read the model of a model folder. Raises UserError where it is not of this kind, or damaged."""
+        """Read the model of a model folder. Raises UserError where it is damaged or of another family."""
         raise NotImplementedError
 
     def check(self, sampling: SamplingConfig) -> None:
-        """Check a sampling request. Raises UserError where a setting does not go with the model."""
-
-    def sample_ids(self, seeds: Sequence[Sequence[int]], sampling: SamplingConfig, watch: Watch | None) -> list[list[int]]:
-        """Sample a text for each seed; return their token ids without start, end and padding."""
-        raise NotImplementedError
+        """Raise UserError where a setting does not fit the model."""
 
     def stream(
-        self,
-        count: int,
-        sampling: SamplingConfig | None = None,
-        watch: Watch | None = None,
-        controls: Sequence[str | Control] = (),
-        tries: int = 1,
-    ) -> Iterator[Generated]:
-        """Yield ``count`` texts in order, each as soon as it is known.
+        self, count: int, sampling: SamplingConfig | None = None, watch: Watch | None = None,
+        controls: Controls = (), tries: int = 1, condition: Any = None,
+    ) -> Iterator[Generated]:  # fmt: skip
+        """Yield ``count`` samples in order, each batch as soon as it is finished.
 
-        ``watch`` is called after every step with the state (its ``t`` falls from 1) and the texts as they now read.
+        Args:
+            count: the number of samples.
+            sampling: the settings; None is the pipeline's.
+            watch: called after every step with the state, whose time ``t`` falls from 1, and the decoded texts.
+            controls: constraints and targets, for diffusion models.
+            tries: attempts per sample until one passes the checks of all controls; the last is kept if none does.
+            condition: the value of the model's condition, for all samples.
 
         Raises:
-            UserError: a setting that does not go with the model; ``controls``, which only diffusion models can be asked.
+            UserError: a setting, control or condition that does not fit the model, before any sampling.
         """
-        if controls:
-            raise UserError(f"control: a {self.model.config.model_type} model cannot be steered; only diffusion models can")
-        sampling = self.sampling if sampling is None else sampling
-        self.check(sampling)
-        per_batch = max(1, sampling.batch_size // sampling.candidates)
-        for first in range(0, count, per_batch):
-            indices = range(first, min(first + per_batch, count))
-            seeds = [(sampling.seed, index, c) for index in indices for c in range(sampling.candidates)]
-            ids = self.sample_ids(seeds, sampling, watch)
-            texts = decode_texts(self.tokenizer, ids)
-            for position, index in enumerate(indices):
-                group = slice(position * sampling.candidates, (position + 1) * sampling.candidates)
-                best = group.start + minimum_bayes_risk(texts[group])
-                yield Generated(texts[best], index, sampling.seed, len(ids[best]))
+        raise NotImplementedError
+
+    def __call__(
+        self, count: int, controls: Controls = (), tries: int = 1, condition: Any = None, **changes: Any
+    ) -> list[Generated]:
+        """Return ``count`` samples as ``stream`` does; ``changes`` are fields of ``SamplingConfig``, components also by name.
+
+        Raises:
+            UserError: as ``stream``; an unknown field or a wrong value.
+        """
+        return list(self.stream(count, self.changed(changes), None, controls, tries, condition))
+
+    def changed(self, changes: Mapping[str, Any]) -> SamplingConfig:
+        """Return the default settings with ``changes``. Raises UserError for an unknown field or a wrong value."""
+        return build(SamplingConfig, merge(to_plain(self.sampling), to_plain(changes)))
+
+    def preview(self, count: int) -> list[str]:
+        """Return ``count`` samples with little computation, for progress reports during training."""
+        return [row.text for row in self.stream(count, replace(self.sampling, candidates=1))]
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str = "cpu", dtype: str = "fp32") -> Self:
-        """Read a model folder; ``dtype`` is that of the network's arithmetic, fp32 or bf16.
+        """Load a model folder; ``dtype`` is that of the network's arithmetic, fp32 or bf16.
 
         Raises:
-            UserError: not a model folder, damaged, of a newer format; an unknown device or dtype.
+            UserError: not a model folder, damaged or of a newer format; an unknown device or dtype.
         """
         folder = model_folder(folder)
         model = cls.load_model(folder)
         tokenizer = load_tokenizer(folder)
         if len(tokenizer) != model.config.vocab_size:
-            raise UserError(f"{folder}: the tokenizer has {len(tokenizer)} words, the model {model.config.vocab_size}")
+            raise UserError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model {model.config.vocab_size}")
         return cls(model, tokenizer, saved_sampling(folder), placed(model, device, dtype), folder)
 
-    def __call__(self, count: int, **changes: Any) -> list[Generated]:
-        """Write ``count`` texts; ``changes`` are fields of ``SamplingConfig``, components also by name.
 
-        Raises:
-            UserError: as ``stream``; there is no such field, or its value is wrong.
-        """
-        return list(self.stream(count, self.changed(changes)))
+class UnguidedPipeline(BasePipeline[M]):
+    """Base of the pipelines whose models take no controls; a subclass defines ``sample_ids``."""
 
-    def changed(self, changes: Mapping[str, Any]) -> SamplingConfig:
-        """Return the defaults with ``changes``. Raises UserError where a field or a value is wrong."""
-        return build(SamplingConfig, merge(to_plain(self.sampling), to_plain(changes)))
+    def sample_ids(self, seeds: Sequence[Sequence[int]], sampling: SamplingConfig, watch: Watch | None) -> list[list[int]]:
+        """Return the token ids of a sample for each seed, without BOS, EOS and padding."""
+        raise NotImplementedError
 
-    def preview(self, count: int) -> list[str]:
-        """Write ``count`` texts quickly, for a look during training."""
-        return [row.text for row in self.stream(count, replace(self.sampling, candidates=1))]
+    def stream(
+        self, count: int, sampling: SamplingConfig | None = None, watch: Watch | None = None,
+        controls: Controls = (), tries: int = 1, condition: Any = None,
+    ) -> Iterator[Generated]:  # fmt: skip
+        """Yield ``count`` samples in order; see ``BasePipeline.stream``."""
+        if controls or condition is not None:
+            name = "control" if controls else "condition"
+            raise UserError(f"{name}: a {self.model.config.model_type} model cannot be steered; only diffusion models can")
+        sampling = self.sampling if sampling is None else sampling
+        self.check(sampling)
+        for indices in batches(count, sampling):
+            ids = self.sample_ids(
+                [(sampling.seed, index, c) for index in indices for c in range(sampling.candidates)], sampling, watch
+            )
+            texts = decode_texts(self.tokenizer, ids)
+            for index, row in zip(indices, best_candidates(texts, sampling.candidates), strict=True):
+                yield Generated(texts[row], index, sampling.seed, len(ids[row]))
+
+
+def batches(count: int, sampling: SamplingConfig) -> Iterator[range]:
+    """Yield the sample indices of each batch."""
+    size = max(1, sampling.batch_size // sampling.candidates)
+    for first in range(0, count, size):
+        yield range(first, min(first + size, count))
 
 
 def check_length(length: int, longest: int) -> None:
-    """Check a number of tokens, start and end not counted. Raises UserError where it is not from 1 to ``longest``."""
+    """Raise UserError for a number of tokens, BOS and EOS not counted, that is not from 1 to ``longest``."""
     if not 1 <= length <= longest:
         raise UserError(f"length: expected 1 to {longest} tokens for this model, got {length}")
 
 
 def check_no_latents(sampling: SamplingConfig, kind: str) -> None:
-    """Check that nothing is asked of ``kind`` that only a model of word vectors does. Raises UserError."""
+    """Raise UserError for settings that only diffusion models have; ``kind`` names the model in the message."""
     for name, without in {"clamp": False, "passes": 1, "step_temperature": None, "sweeps": 0}.items():
         if getattr(sampling, name) not in (without, getattr(SamplingConfig(), name)):
-            raise UserError(f"{name}: {kind} has no noisy vectors; leave it out")
+            raise UserError(f"{name}: {kind} has no noisy vectors, so this setting has no effect; leave it out")
 
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def placed(model: PreTrainedModel, device: str, dtype: str) -> torch.dtype:
-    """Move a model that is to be used, not trained, to ``device``; return the type that ``dtype`` names.
+    """Move a model to ``device`` in evaluation mode; return the torch dtype that ``dtype`` names.
 
     Raises:
         UserError: an unknown device or dtype.
@@ -219,10 +252,10 @@ def placed(model: PreTrainedModel, device: str, dtype: str) -> torch.dtype:
 
 
 def saved_sampling(folder: str | Path) -> SamplingConfig:
-    """Return the sampling defaults saved with a model, or the library's where there are none.
+    """Return the sampling settings saved with a model, or the library's defaults.
 
     Raises:
-        UserError: they cannot be read.
+        UserError: the file is damaged or has an unknown setting.
     """
     path = model_folder(folder) / "sampling.json"
     if not path.exists():
@@ -233,18 +266,4 @@ def saved_sampling(folder: str | Path) -> SamplingConfig:
             plain = upgraded(plain, "sampling")
         return build_untrusted(SamplingConfig, plain, str(path))
     except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: the sampling defaults cannot be read: {error}") from None
-
-
-def minimum_bayes_risk(candidates: Sequence[str]) -> int:
-    """Return the number of the candidate with the highest mean BLEU against the others; the first among equals.
-
-    Kumar and Byrne 2004; Diffusion-LM, section 4.4.
-    """
-    if len(candidates) < 3:
-        return 0
-    gains = [
-        sum(sacrebleu.sentence_bleu(text, [other]).score for j, other in enumerate(candidates) if j != i)
-        for i, text in enumerate(candidates)
-    ]
-    return max(range(len(gains)), key=gains.__getitem__)
+        raise UserError(f"{path}: cannot read the sampling settings: {error}") from None

@@ -17,18 +17,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from diffusionlm.config import UserError
 from diffusionlm.data.tokenizers import decode_texts
 from diffusionlm.models.causal import load_causal, reach
-from diffusionlm.pipelines.base import BasePipeline, SamplingConfig, Watch, check_no_latents
+from diffusionlm.pipelines.base import SamplingConfig, UnguidedPipeline, Watch, check_no_latents
 
 
 @dataclass(frozen=True)
 class CausalState:
-    """A moment of writing: ``t`` goes from 1 to 0 as the words that there is room for are written."""
+    """The state after a token: ``t`` falls from 1 to 0, which is reached at the maximum length."""
 
     t: float
 
 
-class CausalPipeline(BasePipeline[PreTrainedModel]):
-    """Writes texts word by word (ancestral sampling). Of the sampling's settings, those of the noise do not apply."""
+class CausalPipeline(UnguidedPipeline[PreTrainedModel]):
+    """Samples from an autoregressive model by ancestral sampling; settings of the noise do not apply."""
+
+    exact_likelihood = True
 
     @staticmethod
     def load_model(folder: Path) -> PreTrainedModel:
@@ -36,13 +38,13 @@ class CausalPipeline(BasePipeline[PreTrainedModel]):
         return load_causal(folder)
 
     def check(self, sampling: SamplingConfig) -> None:
-        """Refuse what only a model of whole texts can do."""
+        """Raise UserError for a length, or settings of the noise."""
         if sampling.length is not None:
-            raise UserError("length: an autoregressive model ends its texts itself; leave it empty")
+            raise UserError("length: an autoregressive model samples EOS and so determines the length itself; leave it empty")
         check_no_latents(sampling, "an autoregressive model")
 
     def sample_ids(self, seeds: Sequence[Sequence[int]], sampling: SamplingConfig, watch: Watch | None) -> list[list[int]]:
-        """Draw word after word."""
+        """Sample token after token."""
         return write_ids(self.model, self.tokenizer, seeds, sampling.temperature, None, self.dtype, watch)
 
 
@@ -57,20 +59,18 @@ def write_ids(
     watch: Watch | None = None,
     begun: Sequence[int] = (),
 ) -> list[list[int]]:
-    """Draw a text for each seed, word after word, until it ends or has ``max_tokens``; return ids without start and end.
+    """Sample a text for each seed, token after token, until EOS or ``max_tokens``; return ids without BOS and EOS.
 
-    All texts begin with the ids ``begun``, which are returned with them.
-
-    A text depends on its own seed alone, and beyond rounding not on the batch. Special tokens other than the end are
-    never drawn, [UNK] included.
+    All samples begin with the ids ``begun``, which are part of the result. A sample depends on its own seed alone, beyond
+    rounding not on the batch. Special tokens other than EOS, [UNK] included, have probability 0.
 
     Raises:
-        UserError: the tokenizer has no start token to begin with.
+        UserError: the tokenizer has no BOS token.
     """
     start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     if start is None:
-        raise UserError("write: this model's tokenizer has no start token, so there is nothing to begin a text with")
-    room = reach(model) - 2  # as in training: start and end are among the tokens that it reads
+        raise UserError("write: expected a tokenizer with a BOS token to start sampling from, but this one has none")
+    room = reach(model) - 2  # as in training: BOS and EOS are among the tokens that the model reads
     longest = room if max_tokens is None else min(max_tokens, room)
     barred = sorted({*tokenizer.all_special_ids} - {end} | {*range(len(tokenizer), model.config.vocab_size)})
     draws = [numpy.random.default_rng(list(seed)) for seed in seeds]

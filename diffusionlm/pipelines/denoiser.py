@@ -1,16 +1,25 @@
-"""A diffusion model as a denoiser of texts: self-conditioned, special tokens barred, ends and what is asked built in."""
+"""The denoiser of the sampling loop.
+
+    Predictor        the model for a batch: attention mask, condition, arithmetic type, special tokens
+    WordDenoiser     Predictor -> self-conditioning passes -> controls -> temperature -> given tokens held clean
+
+Shapes: B batch, L positions, D latent dimension, V words.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from diffusionlm.core.guidance import Energy, GuidanceState
-from diffusionlm.core.process import Gaussian, alpha, over_coordinates, sigma
-from diffusionlm.core.sampler import Denoise, Denoised, clamp, given
+from diffusionlm.core.guidance import GuidanceState
+from diffusionlm.core.model import Conditions
+from diffusionlm.core.process import Gaussian, over_coordinates
+from diffusionlm.core.sampler import Denoise, Denoised, Noise, State, clamp, given, sample
 from diffusionlm.data.batches import boundaries
 from diffusionlm.models.diffusion import DiffusionLM
 from diffusionlm.pipelines.base import SamplingConfig
@@ -18,110 +27,194 @@ from diffusionlm.pipelines.steering import Steering
 from diffusionlm.recipe.posterior import apply_temperature, pin_logits
 
 
-class WordDenoiser:
-    """The model as a denoiser of texts of ``mask`` (B, L): self-conditioned, special tokens barred, boundaries and what is
-    asked built in.
+@dataclass(frozen=True)
+class Predictor:
+    """A model with all that is fixed for a batch of samples.
+
+    Args:
+        model: the model.
+        mask: (B, L), True at non-padding tokens.
+        dtype: of the network's arithmetic; everything else is computed in fp32.
+        condition: the tensors of the model's condition.
+        barred: ids of tokens that are never predicted; None is all special tokens. Without effect where PAD is modelled.
     """
 
-    def __init__(
-        self,
-        model: DiffusionLM,
-        mask: Tensor,
-        sampling: SamplingConfig,
-        steering: Steering | None = None,
-        words: Tensor | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        """Start with no estimate; ``words`` (B, L) are ids that are given, -1 elsewhere; ``dtype`` is the network's alone."""
-        self.model, self.mask, self.sampling, self.steering, self.dtype = model, mask, sampling, steering, dtype
-        self.E = model.word_vectors()
-        self.previous: Tensor | None = None
-        self.explicit = model.settings.explicit_length
-        self.barred = torch.zeros(len(self.E), device=mask.device)
-        if self.explicit:
-            self.barred[list(model.config.special_ids.values())] = -math.inf
-        self.attend = mask if self.explicit and not bool(mask.all()) else None
-        if self.explicit:
-            self.known, self.ids = boundaries(mask, model.config.special_ids, words)
-        self.followed: Energy | None = None
-        if steering is not None:
-            free = self.barred.expand(*mask.shape, -1)
-            self.followed = steering.followed(mask, pin_logits(free, self.known, self.ids) if self.explicit else free)
+    model: DiffusionLM
+    mask: Tensor
+    dtype: torch.dtype = torch.float32
+    condition: Conditions = None
+    barred: tuple[int, ...] | None = None
 
-    def wrapped(self) -> Denoise:
-        """Return it with clamping, and the words that are known held clean."""
-        denoise: Denoise = clamp(self, self.E) if self.sampling.clamp else self
-        return given(denoise, self.known | ~self.mask, self.model.encode(self.ids)) if self.explicit else denoise
+    @cached_property
+    def embedding(self) -> Tensor:
+        """The word vectors E (V, D)."""
+        return self.model.word_vectors()
 
-    def __call__(self, xt: Tensor, t: Tensor) -> Denoised:
-        """Denoise ``passes`` times, each told the estimate before it; energies act on the last.
+    @cached_property
+    def bar(self) -> Tensor:
+        """What is added to logits (V,): -inf at barred tokens, else 0."""
+        bar = torch.zeros(len(self.embedding), device=self.mask.device)
+        if self.model.explicit_length:
+            bar[list(self.model.config.special_ids.values() if self.barred is None else self.barred)] = -math.inf
+        return bar
 
-        The first is told what the last step's energies led to, so that asking classifiers there as well is hardly worth it.
-        """
-        steering, temperature, told_apart = self.steering, self.sampling.temperature, self.sampling.step_temperature
-        words = self.model.settings.prediction == "logits"
-        for turn in range(self.sampling.passes):
-            last = turn == self.sampling.passes - 1
-            belief, shift = None, None
-            if self.followed is not None and last:
-                denoised, belief, shift = self._shifted(xt, t)
-            else:
-                denoised = self._believed(xt, t)
-            if steering is not None and words:
-                if steering.energy is not None and last and belief is None:
-                    belief = GuidanceState.from_logits(denoised.logits, xt, text_times(t), self.mask, self.E)
-                denoised = steering.believe(denoised, self.mask, self.E, belief)
-            told = apply_temperature(denoised, self.E, temperature) if words else denoised
-            told = told if shift is None else replace(told, x0=told.x0 + shift)
-            self.previous = told.x0
-        if not told_apart:
-            return told
-        step = apply_temperature(denoised, self.E, told_apart)
-        return step if shift is None else replace(step, x0=step.x0 + shift)
+    @cached_property
+    def attention_mask(self) -> Tensor | None:
+        """The mask where there is padding to hide, else None."""
+        return None if not self.model.explicit_length or bool(self.mask.all()) else self.mask
 
-    def asked(self, xt: Tensor, t: Tensor, previous: Tensor | None, evidence_mask: Tensor | None = None) -> Denoised:
-        """Ask the model, as its ``forward`` says, in the arithmetic of the network; all around it is in fp32."""
+    def __call__(self, xt: Tensor, t: Tensor, previous: Tensor | None = None) -> Denoised:
+        """Return the model's prediction; ``previous`` (B, L, D) is the estimate for self-conditioning."""
         with torch.autocast(xt.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            denoised: Denoised = self.model(xt, t, self.attend, previous, evidence_mask)
+            denoised: Denoised = self.model(xt, t, self.attention_mask, previous, None, self.condition)
         return denoised
 
-    def _believed(self, xt: Tensor, t: Tensor) -> Denoised:
-        denoised = self.asked(xt, t, self.previous)
-        logits = denoised.logits + self.barred
-        if self.steering is not None and self.steering.tilts and self.explicit:
+    def infill(self, ids: Tensor, known: Tensor, noise: Tensor | float = 0.0, evidence_mask: Tensor | None = None) -> Tensor:
+        """Return token logits (B, L, V) where the ``ids`` (B, L) that are ``known`` are clean and all others pure ``noise``.
+
+        Noise 0 is the mode of the prior. ``evidence_mask`` is as in ``DenoisingModel.forward``; needs a model with logits.
+        """
+        xt = torch.where(known[..., None], self.model.encode(ids), noise)
+        with torch.autocast(xt.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            logits = self.model.token_logits(
+                xt, (~known).float(), self.attention_mask, None, evidence_mask, self.condition
+            )  # fmt: skip
+        return logits.float() + self.bar
+
+    def rows(self, tokens: Tensor) -> list[list[int]]:
+        """Return the ids of each row of ``tokens`` (B, L) without BOS, EOS and padding."""
+        if self.model.explicit_length:
+            return [row[1 : n - 1] for row, n in zip(tokens.tolist(), self.mask.sum(1).tolist(), strict=True)]
+        return [until_end(row, self.model.config.special_ids) for row in tokens.tolist()]
+
+
+class WordDenoiser:
+    """The denoiser of a sampling loop; it keeps the last estimate of x_0, for self-conditioning.
+
+    A sampler may evaluate it several times in a step: each evaluation receives the estimate of the one before.
+    """
+
+    def __init__(self, predict: Predictor, sampling: SamplingConfig, steering: Steering, tokens: Tensor | None = None) -> None:
+        """Start without an estimate; ``tokens`` (B, L) are given ids, -1 elsewhere."""
+        self.predict, self.sampling, self.steering = predict, sampling, steering
+        self.model, self.mask, self.embedding = predict.model, predict.mask, predict.embedding
+        self.previous: Tensor | None = None
+        if self.model.explicit_length:
+            self.known, self.ids = boundaries(self.mask, self.model.config.special_ids, tokens)
+        constraint = None
+        if steering.automaton is not None:
+            constraint = steering.constraint(
+                self.mask, pin_logits(predict.bar.expand(*self.mask.shape, -1), self.known, self.ids)
+            )
+        self.energy = steering.guidance.through_denoiser(steering.energy, constraint) if steering.active else None
+
+    def states(self, noise: Noise, select: Callable[[State], Tensor | None] | None = None) -> Iterator[State]:
+        """Run the sampler from ``noise``; ``select`` returns the rows (B,) to continue with."""
+
+        def selected(state: State) -> Tensor | None:
+            rows = None if select is None else select(state)
+            self.previous = self.previous if rows is None or self.previous is None else self.previous[rows]
+            return rows
+
+        x = self.model.process.prior(
+            noise(torch.zeros(*self.mask.shape, self.model.settings.dimension, device=self.mask.device))
+        )
+        return sample(
+            self.wrapped(), self.model.process, x, sampler=self.sampling.sampler, steps=self.sampling.steps, noise=noise,
+            steer=None if self.steering.energy is None else self._move, select=selected,
+        )  # fmt: skip
+
+    def tokens(self, state: State, final: bool = False) -> Tensor:
+        """Return the most probable tokens (B, L) that satisfy the constraints.
+
+        ``final`` vectors of a model without logits are rounded as they are (Diffusion-LM, section 4.2), not predicted again.
+        """
+        rounded = final and not self.model.has_logits
+        logits = self.model.decode(state.x) + self.predict.bar if rounded else state.denoised.logits
+        return self.steering.decode(logits, self.mask)
+
+    def wrapped(self) -> Denoise:
+        """Return the denoiser with clamping, and given tokens held at their clean vectors."""
+        denoise: Denoise = clamp(self, self.embedding) if self.sampling.clamp else self
+        if not self.model.explicit_length:
+            return denoise
+        return given(denoise, self.known | ~self.mask, self.model.encode(self.ids))
+
+    def __call__(self, xt: Tensor, t: Tensor) -> Denoised:
+        """Denoise in ``passes`` self-conditioning passes; gradients act on the last one."""
+        for _ in range(self.sampling.passes - 1):
+            prediction = self._prediction(xt, t)
+            if self.model.has_logits:
+                prediction = replace(prediction, logits=self.steering.constrain(prediction.logits, self.mask))
+            self.previous = self._posterior_mean(prediction, self.sampling.temperature, None).x0
+        prediction, shift = self._guided(xt, t)
+        estimate = self._posterior_mean(prediction, self.sampling.temperature, shift)
+        self.previous = estimate.x0
+        if self.sampling.step_temperature is None:
+            return estimate
+        return self._posterior_mean(prediction, self.sampling.step_temperature, shift)
+
+    def _prediction(self, xt: Tensor, t: Tensor) -> Denoised:
+        """Return the model's prediction without barred tokens; with controls, given tokens have probability 1."""
+        denoised = self.predict(xt, t, self.previous)
+        logits = denoised.logits + self.predict.bar
+        if self.steering.active and self.model.explicit_length:
             logits = pin_logits(logits, self.known, self.ids)
         return replace(denoised, logits=logits)
 
+    def _guided(self, xt: Tensor, t: Tensor) -> tuple[Denoised, Tensor | None]:
+        """Return the prediction with its logits guided and constrained, and the shift (B, L, D) of x_0, if any."""
+        steering, state, shift = self.steering, None, None
+        if self.energy is not None:
+            prediction, state, shift = self._shifted(xt, t)
+        else:
+            prediction = self._prediction(xt, t)
+        if not self.model.has_logits:
+            return prediction, shift
+        logits = prediction.logits
+        if steering.energy is not None:
+            state = state or GuidanceState.from_logits(logits, xt, text_times(t), self.mask, self.embedding)
+            logits = steering.guidance.tilt(steering.energy, logits, state, self.embedding)
+        return replace(prediction, logits=steering.constrain(logits, self.mask)), shift
+
     def _shifted(self, xt: Tensor, t: Tensor) -> tuple[Denoised, GuidanceState, Tensor]:
-        """Denoise with a graph, and return also what energies are asked about, and how far they move the clean vectors."""
-        assert self.followed is not None
-        gamma = self.model.process.schedule.gamma(t)
-        tweedie = over_coordinates(sigma(gamma) ** 2 / alpha(gamma).clamp(min=1e-3), xt)
+        """Return the prediction, its guidance state with the graph, and the shift sigma^2 / alpha times the gradient."""
+        assert self.energy is not None
+        process = self.model.process
+        a, s = process.alpha_sigma(process.schedule.gamma(t))
         with torch.enable_grad():
             xt = xt.detach().requires_grad_()
-            denoised = self._believed(xt, t)
-            if self.model.settings.prediction == "logits":
-                belief = GuidanceState.from_logits(denoised.logits, xt, text_times(t), self.mask, self.E)
+            denoised = self._prediction(xt, t)
+            if self.model.has_logits:
+                state = GuidanceState.from_logits(denoised.logits, xt, text_times(t), self.mask, self.embedding)
             else:
-                belief = GuidanceState(xt, text_times(t), self.mask, lambda: denoised)
-            (slope,) = torch.autograd.grad(-self.followed(belief).sum(), xt, retain_graph=True)  # the tilt goes on from there
-        return replace(denoised, x0=denoised.x0.detach(), logits=denoised.logits.detach()), belief, tweedie * slope
+                state = GuidanceState(xt, text_times(t), self.mask, lambda: denoised)
+            (slope,) = torch.autograd.grad(-self.energy(state).sum(), xt, retain_graph=True)  # the state is used again
+        shift = over_coordinates(s**2 / a.clamp(min=1e-3), xt) * slope
+        return replace(denoised, x0=denoised.x0.detach(), logits=denoised.logits.detach()), state, shift
 
-    def move(self, x: Tensor, s: Tensor, step: Gaussian) -> Tensor:
-        """Let the guidance move x_s."""
-        assert self.steering is not None and self.steering.energy is not None
+    def _posterior_mean(self, prediction: Denoised, temperature: float, shift: Tensor | None) -> Denoised:
+        """Return the prediction at ``temperature``, with x_0 moved by ``shift``."""
+        if self.model.has_logits:
+            prediction = apply_temperature(prediction, self.embedding, temperature)
+        return prediction if shift is None else replace(prediction, x0=prediction.x0 + shift)
 
-        def believe(moved: Tensor) -> GuidanceState:
-            return GuidanceState(moved, s, self.mask, lambda: self.asked(moved, s, self.previous))
+    def _move(self, x: Tensor, s: Tensor, step: Gaussian) -> Tensor:
+        """Return x_s, which was drawn from ``step``, as the guidance moves it."""
+        assert self.steering.energy is not None
 
-        return self.steering.guidance.move(self.steering.energy, x, s, step, believe)
+        def predict(moved: Tensor) -> GuidanceState:
+            return GuidanceState(moved, s, self.mask, lambda: self.predict(moved, s, self.previous))
 
-    def select(self, rows: Tensor) -> Tensor:
-        """Go on with the texts ``rows`` (B,) in place of all; return them."""
-        self.previous = None if self.previous is None else self.previous[rows]
-        return rows
+        return self.steering.guidance.move(self.steering.energy, x, s, step, predict)
 
 
 def text_times(t: Tensor) -> Tensor:
-    """Return the time (B,) of texts whose words have times ``t`` (B,) or (B, L): that of the noisiest."""
+    """Return the time (B,) of each sample: that of its noisiest token, where ``t`` is (B, L)."""
     return t if t.dim() == 1 else t.amax(-1)
+
+
+def until_end(ids: list[int], special: dict[str, int]) -> list[int]:
+    """Return the ``ids`` before the first EOS, without BOS and PAD."""
+    ids = ids[: ids.index(special["end"])] if special["end"] in ids else ids
+    return [i for i in ids if i not in (special["start"], special["pad"])]

@@ -12,25 +12,24 @@ from diffusionlm.config import UserError
 from diffusionlm.core.guidance import Energy, Guidance, GuidanceState, check_strength
 from diffusionlm.recipe.energies import scaled, total
 
-OPEN = 0.36  # of a text's openness: above it the frame of the text, which words stand where, is not settled
+HIGH_IMPURITY = 0.36  # mean Gini impurity above which most positions have no dominant token yet
 
 
 @dataclass(frozen=True)
 class Gradient(Guidance, name="gradient"):
-    """Tilts the token posterior, moves the clean vectors through the denoiser, or both.
+    """Gradients on the token logits, through the denoiser to the clean vectors, or both.
 
     Args:
-        strength: of all energies; 1 is Bayes' rule for ``denoiser_scale``.
-        logit_scale: weight of the tilt of the posterior; 0 leaves it out.
-        denoiser_scale: weight of the gradient through the denoiser, about twice the work; 0 leaves it out.
-        constraint_scale: the same for what holds by construction, whatever the ``strength``: 1 is Bayes' rule.
-        early_multiplier: how many times as strong while the text is open (more than ``OPEN``), so that
-            the words around can still follow.
-        inner_steps: in which the tilt is taken, each at the posterior that the last one left.
-        max_logit_step: nats by which one inner step may change the odds of a word.
-        draft: share of the steps that go into a draft, of which only the few words that carry what is asked are kept. The
-            rest is written anew around them, where energies have little left to ask: a gradient that still has to bring
-            in what is asked breaks sentences. 0 writes at once, and so does a model without logits or explicit length.
+        strength: factor of all energies; 1 is Bayes' rule for ``denoiser_scale``.
+        logit_scale: logit guidance scale; 0 leaves the logits as they are.
+        denoiser_scale: denoiser guidance scale, of a gradient that doubles the computation; 0 leaves it out.
+        constraint_scale: denoiser guidance scale of exact constraints, independent of ``strength``; 1 is Bayes' rule.
+        early_multiplier: factor of both scales while the mean Gini impurity of the token posteriors is above
+            ``HIGH_IMPURITY``, when the surrounding tokens can still adapt.
+        inner_steps: gradient steps on the logits, each at the posterior of the one before.
+        max_logit_step: the largest change of a logit in one inner step, in nats.
+        draft: share of the steps spent on a draft pass, of which only the salient tokens are kept (see ``pipelines.draft``).
+            0 leaves the draft out, as do models without logits or explicit length.
     """
 
     strength: float = 1.0
@@ -58,35 +57,35 @@ class Gradient(Guidance, name="gradient"):
                 raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
 
     def check(self, prediction: str) -> None:
-        """Check that there are logits to tilt."""
+        """Raise UserError for a logit guidance scale without logits."""
         if self.logit_scale and prediction != "logits":
             raise UserError(
-                f"guidance.logit_scale: this model predicts {prediction}, not logits to tilt; set it to 0 and "
-                "denoiser_scale to 1, or name adagrad"
+                f"guidance.logit_scale: this model predicts {prediction}, not logits; set it to 0 and "
+                "denoiser_scale to 1, or use guidance adagrad"
             )
 
-    def tilt(self, energy: Energy, logits: Tensor, belief: GuidanceState, embedding: Tensor) -> Tensor:
-        """Add the gradient to the logits, in ``inner_steps`` parts."""
-        weight = self._weight(belief)[:, None, None] * self.logit_scale / self.inner_steps
+    def tilt(self, energy: Energy, logits: Tensor, state: GuidanceState, embedding: Tensor) -> Tensor:
+        """Add the gradient of -``energy`` to the logits, in ``inner_steps`` parts."""
+        weight = self._weight(state)[:, None, None] * self.logit_scale / self.inner_steps
         for step in range(self.inner_steps if self.strength * self.logit_scale else 0):
             if step:
-                belief = GuidanceState.from_logits(logits, belief.xt.detach(), belief.t, belief.mask, embedding)
-            slope = word_slopes(energy, belief, embedding)
+                state = GuidanceState.from_logits(logits, state.xt.detach(), state.t, state.mask, embedding)
+            slope = word_slopes(energy, state, embedding)
             logits = logits + (weight * slope).clamp(-self.max_logit_step, self.max_logit_step)
         return logits
 
     def through_denoiser(self, energy: Energy | None, constraint: Energy | None) -> Energy | None:
-        """Follow both, each by its weight."""
-        followed: list[Energy] = []
+        """Return the weighted sum of both."""
+        parts: list[Energy] = []
         if energy is not None and self.denoiser_scale * self.strength:
-            followed.append(lambda belief: self.denoiser_scale * self._weight(belief) * energy(belief))
+            parts.append(lambda state: self.denoiser_scale * self._weight(state) * energy(state))
         if constraint is not None and self.constraint_scale:
-            followed.append(scaled(constraint, self.constraint_scale))
-        return total(followed) if followed else None
+            parts.append(scaled(constraint, self.constraint_scale))
+        return total(parts) if parts else None
 
-    def _weight(self, belief: GuidanceState) -> Tensor:
-        """Return the strength (B,) for each text."""
-        return self.strength * torch.where(gini_impurity(belief) > OPEN, self.early_multiplier, 1.0)
+    def _weight(self, state: GuidanceState) -> Tensor:
+        """Return the strength (B,) of each sample."""
+        return self.strength * torch.where(gini_impurity(state) > HIGH_IMPURITY, self.early_multiplier, 1.0)
 
 
 def gini_impurity(state: GuidanceState) -> Tensor:
@@ -95,13 +94,13 @@ def gini_impurity(state: GuidanceState) -> Tensor:
     return (differ * state.mask).sum(1) / state.mask.sum(1)
 
 
-def word_slopes(energy: Energy, belief: GuidanceState, embedding: Tensor) -> Tensor:
-    """Return dlog p(c) / dp (B, L, V): how much more likely each word makes what is asked, 0 on average over p."""
-    assert belief.words is not None
+def word_slopes(energy: Energy, state: GuidanceState, embedding: Tensor) -> Tensor:
+    """Return dlog p(c) / dp (B, L, V) of each token's probability, minus its mean over p."""
+    assert state.words is not None
     with torch.enable_grad():
-        value = -energy(belief).sum()
-        by_word, by_vector = torch.autograd.grad(value, [belief.words, belief.xt], retain_graph=True, allow_unused=True)
-    p = belief.words.detach()
+        value = -energy(state).sum()
+        by_word, by_vector = torch.autograd.grad(value, [state.words, state.xt], retain_graph=True, allow_unused=True)
+    p = state.words.detach()
     slope = torch.zeros_like(p) if by_word is None else by_word
     if by_vector is not None:
         slope = slope + by_vector @ embedding.T.to(p)

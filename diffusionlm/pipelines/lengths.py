@@ -1,9 +1,9 @@
-"""How long texts are to be: as the training texts were, and as what is asked leaves likely."""
+"""Lengths of samples: the training-length counts, reweighted by the probability of the controls at each length."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy
 import torch
@@ -11,132 +11,127 @@ from torch import Tensor
 
 from diffusionlm.config import UserError
 from diffusionlm.constraints.dfa import DFA
-from diffusionlm.constraints.inference import forced_tokens, log_probability
+from diffusionlm.constraints.inference import log_probability
 from diffusionlm.core.guidance import Energy, GuidanceState
 from diffusionlm.data.batches import boundaries, text_mask
 from diffusionlm.models.diffusion import DiffusionLM
+from diffusionlm.pipelines.denoiser import Predictor
+from diffusionlm.pipelines.steering import determined_tokens
 from diffusionlm.recipe.posterior import pin_logits
 
-ASKED = 8  # lengths at which an energy is asked how likely they make what it asks
+ENERGY_LENGTHS = 8  # lengths at which an energy is evaluated
+Setup = Callable[[Sequence[int]], Predictor]  # samples of B lengths, BOS and EOS counted, to the model set up for them
 
 
-def draw_lengths(weights: Sequence[float], seeds: Sequence[Sequence[int]], length: int | None) -> list[int]:
-    """Return tokens a text, start and end counted: ``length`` and these two, or drawn from the training texts' ``weights``.
+def draw_lengths(prior: Sequence[float], seeds: Sequence[Sequence[int]]) -> list[int]:
+    """Draw a number of tokens, BOS and EOS counted, from the weights ``prior`` of 0, 1, 2, ... tokens for each seed.
 
     Raises:
-        UserError: neither is known.
+        UserError: no length has a weight.
     """
-    if length is not None:
-        return [length + 2] * len(seeds)
-    if not sum(weights):
-        raise UserError("length: this model knows no training lengths to draw from; give a length")
-    if not math.isfinite(sum(weights)):
-        raise UserError("control: no text that this model writes is what is asked")
-    cumulative = numpy.cumsum(weights)
+    if not sum(prior):
+        raise UserError("length: this model has no training lengths to draw from; give a length")
+    if not math.isfinite(sum(prior)):
+        raise UserError("control: the model gives every sequence that satisfies the controls probability 0")
+    cumulative = numpy.cumsum(prior)
     cumulative = cumulative / cumulative[-1]
     draws = [numpy.random.default_rng([*seed, 1]).random() for seed in seeds]
     return [int(numpy.searchsorted(cumulative, draw, side="right")) for draw in draws]
 
 
-def length_prior(
-    model: DiffusionLM, language: DFA | None, energy: Energy | None = None, known: Sequence[Sequence[float]] = ()
-) -> list[float]:
-    """Return how likely each length is (start and end counted): to the training texts, and to the model of what is asked.
+def fixed_length(tokens: int) -> list[float]:
+    """Return the prior of samples that all have ``tokens``, BOS and EOS counted."""
+    return [*[0.0] * tokens, 1.0]
 
-    Only lengths of the ``language`` have a weight. Those that no training text has are taken where no other is possible.
-    An ``energy`` weighs by Bayes' rule, as far as it tells lengths apart where nothing else is known. Where the chances of
-    what is asked at each length are ``known`` they alone decide, and the model is not asked.
+
+def length_prior(
+    model: DiffusionLM,
+    automaton: DFA | None,
+    energy: Energy | None = None,
+    known: Sequence[Sequence[float]] = (),
+    predictor: Setup | None = None,
+) -> list[float]:
+    """Return the length prior: training-length counts reweighted by the probability of the controls at each length.
+
+    Args:
+        model: the model.
+        automaton: only lengths that it accepts have a weight; lengths of no training text are used if it accepts no other.
+        energy: reweights by Bayes' rule, as far as it depends on the length alone.
+        known: probabilities of the controls by length; where given, only they reweight, and the model is not evaluated.
+        predictor: sets up ``model`` for samples of B lengths, BOS and EOS counted.
     """
+    predictor = predictor or (lambda lengths: Predictor(model, text_mask(lengths, model.device)))
     counts = [*model.config.length_counts, *[0] * (model.config.max_tokens + 1 - len(model.config.length_counts))]
-    chosen = list(range(len(counts)))
-    if language is not None:
-        possible = [n + 2 for n in language.lengths(model.config.max_tokens - 2)]
-        chosen = [n for n in possible if counts[n]] or possible
+    possible = list(range(len(counts)))
+    if automaton is not None:
+        accepted = [n + 2 for n in automaton.lengths(model.config.max_tokens - 2)]
+        possible = [n for n in accepted if counts[n]] or accepted
     if known:
-        told = {n: counts[n] * math.prod(chance[n] for chance in known) for n in chosen}
-        if any(told.values()):
-            return [told.get(n, 0.0) for n in range(len(counts))]
+        reweighted = {n: counts[n] * math.prod(by_length[n] for by_length in known) for n in possible}
+        if any(reweighted.values()):
+            return [reweighted.get(n, 0.0) for n in range(len(counts))]
     weights = [float(count) for count in counts]
-    if language is not None:
+    if automaton is not None:
         weights = [0.0] * len(counts)
-        for n, fit in zip(chosen, fits(model, language, chosen), strict=True):
-            weights[n] = max(counts[n], 1) * fit
-    if energy is not None and any(weights) and model.settings.prediction == "logits":
-        weights = (numpy.array(weights) * chances(model, language, energy, weights)).tolist()
+        for n, probability in zip(possible, automaton_probabilities(predictor, automaton, possible), strict=True):
+            weights[n] = max(counts[n], 1) * probability
+    if energy is not None and any(weights) and model.has_logits:
+        weights = (numpy.array(weights) * energy_probabilities(predictor, automaton, energy, weights)).tolist()
     return weights
 
 
 @torch.no_grad()
-def chances(model: DiffusionLM, language: DFA | None, energy: Energy, weights: Sequence[float]) -> numpy.ndarray:
-    """Return how likely what an ``energy`` asks is at each length that has a weight, 1 at the best.
+def energy_probabilities(predictor: Setup, automaton: DFA | None, energy: Energy, weights: Sequence[float]) -> numpy.ndarray:
+    """Return exp(-energy) at each length that has a weight, relative to the largest.
 
-    Asked at ``ASKED`` lengths that part the texts evenly, an evaluation each; between them its logarithm is interpolated, and
-    beyond them it stays what it was: of the longest and shortest texts classifiers have seen too few.
+    Evaluated at the ``ENERGY_LENGTHS`` quantiles of the ``weights`` and interpolated in the logarithm between them; constant
+    beyond them, since classifiers are trained on few texts of extreme lengths.
     """
     cumulative = numpy.cumsum(weights) / sum(weights)
-    places = (numpy.arange(ASKED) + 0.5) / ASKED
-    lengths = sorted(set(numpy.searchsorted(cumulative, places, side="right").tolist()))
+    quantiles = (numpy.arange(ENERGY_LENGTHS) + 0.5) / ENERGY_LENGTHS
+    lengths = sorted(set(numpy.searchsorted(cumulative, quantiles, side="right").tolist()))
     if len(lengths) == 1:
         return numpy.ones(len(weights))
-    mask = text_mask(lengths, model.device)
-    logits = blank(model, mask, given_words(language, mask))
-    x, t = torch.zeros(*mask.shape, model.settings.dimension, device=mask.device), torch.ones(len(mask), device=mask.device)
-    nats = energy(GuidanceState.from_logits(logits, x, t, mask, model.word_vectors())).double().cpu().numpy()
+    predict = predictor(lengths)
+    mask, embedding = predict.mask, predict.embedding
+    logits = infilled(predict, determined_tokens(automaton, mask))
+    x, t = torch.zeros(*mask.shape, embedding.shape[1], device=mask.device), torch.ones(len(mask), device=mask.device)
+    nats = energy(GuidanceState.from_logits(logits, x, t, mask, embedding)).double().cpu().numpy()
     return numpy.exp(nats.min() - numpy.interp(numpy.arange(len(weights)), lengths, nats))
 
 
-def given_words(language: DFA | None, mask: Tensor) -> Tensor:
-    """Return ids (B, L) of the words that a ``language`` leaves no choice in texts of ``mask`` (B, L), -1 elsewhere."""
-    ids = torch.full(mask.shape, -1, device=mask.device)
-    if language is not None:
-        ids[:, 1:] = forced_tokens(language, mask.sum(1) - 2, mask.shape[1] - 1)
-    return ids
-
-
-def blank(model: DiffusionLM, mask: Tensor, words: Tensor) -> Tensor:
-    """Return what is believed (B, L, V) of texts of ``mask`` (B, L) where only ``words`` (B, L) are seen, -1 being unseen.
-
-    Noise that is 0 stands for the others: it is the likeliest, and says nothing.
-    """
-    known, ids = boundaries(mask, model.config.special_ids, words)
-    return pin_logits(_around(model, mask, known, ids), known, ids)
-
-
-def _around(model: DiffusionLM, mask: Tensor, known: Tensor, ids: Tensor, evidence_mask: Tensor | None = None) -> Tensor:
-    """Return the log-probabilities (B, L, V) of words around the ``ids`` (B, L) that are ``known`` (B, L)."""
-    clean = known | ~mask
-    x = torch.where(clean[..., None], model.encode(ids), 0.0)
-    logits = model.token_logits(x, (~clean).float(), mask, None, evidence_mask).float()
-    logits[..., list(model.config.special_ids.values())] = -torch.inf
-    return logits.log_softmax(-1)
+def infilled(predict: Predictor, tokens: Tensor) -> Tensor:
+    """Return the log-probabilities (B, L, V) of tokens given only ``tokens`` (B, L), -1 where there is none."""
+    known, ids = boundaries(predict.mask, predict.model.config.special_ids, tokens)
+    return pin_logits(predict.infill(ids, known | ~predict.mask).log_softmax(-1), known, ids)
 
 
 @torch.no_grad()
-def fits(model: DiffusionLM, language: DFA, lengths: Sequence[int]) -> list[float]:
-    """Return how likely the model finds texts of ``language`` at each length (start and end counted), 1 at the best.
+def automaton_probabilities(predictor: Setup, automaton: DFA, lengths: Sequence[int]) -> list[float]:
+    """Return the probability that the model gives the ``automaton`` at each of ``lengths``, relative to the largest.
 
-    Words to which a length leaves no choice count by their pseudo-likelihood (Besag 1975), given the others and noise in the
-    gaps; all else counts by its chance given these words. That is one evaluation a length where the backbone leaves out a
-    word's own vector. Elsewhere a word is not asked for where it is seen: they are hidden a third at a time, in three more.
+    Tokens that the automaton determines count by their pseudo-likelihood (Besag 1975); the rest by its probability given
+    them. One evaluation where the network excludes each position's own input; else determined tokens are hidden a third at a
+    time, in three more.
     """
     if len(lengths) == 1:
         return [1.0]
-    mask = text_mask(lengths, model.device)
-    words = given_words(language, mask)
-    given = words >= 0
-    known, ids = boundaries(mask, model.config.special_ids, words)
-    excludes_self = model.settings.backbone.excludes_self
-    evidence_mask = torch.zeros_like(mask) if excludes_self else None
+    predict = predictor(lengths)
+    mask, model = predict.mask, predict.model
+    tokens = determined_tokens(automaton, mask)
+    determined = tokens >= 0
+    known, ids = boundaries(mask, model.config.special_ids, tokens)
 
-    def said(logs: Tensor, among: Tensor) -> Tensor:
+    def log_likelihood(logs: Tensor, among: Tensor) -> Tensor:
         return logs.gather(-1, ids[..., None])[..., 0].where(among, 0).sum(1)
 
-    free = _around(model, mask, known, ids, evidence_mask)
-    fit = log_probability(language, pin_logits(free, known, ids)[:, 1:], mask.sum(1) - 2)
-    if excludes_self:
-        fit = fit + said(free, given)
+    evidence_mask = torch.zeros_like(mask) if model.excludes_self else None
+    free = predict.infill(ids, known | ~mask, evidence_mask=evidence_mask).log_softmax(-1)
+    nats = log_probability(automaton, pin_logits(free, known, ids)[:, 1:], mask.sum(1) - 2)
+    if model.excludes_self:
+        nats = nats + log_likelihood(free, determined)
     else:
-        third = given.cumsum(1) % 3
-        for hidden in (given & (third == turn) for turn in range(3)):
-            fit = fit + said(_around(model, mask, known & ~hidden, ids), hidden)
-    return (fit - fit.max()).exp().tolist()
+        third = determined.cumsum(1) % 3
+        for hidden in (determined & (third == turn) for turn in range(3)):
+            nats = nats + log_likelihood(predict.infill(ids, known & ~hidden | ~mask).log_softmax(-1), hidden)
+    return (nats - nats.max()).exp().tolist()

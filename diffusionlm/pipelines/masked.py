@@ -1,8 +1,8 @@
-"""From masks to words: the decoders of masked diffusion, the one loop that runs them, and the pipeline.
+"""Sampling from a masked diffusion model: its decoders, the loop that runs them, and the pipeline.
 
-A masked model tells, for each hidden position, how likely each word is given the words that are shown. The loop draws a
-word for every hidden position from that; a decoder is one function: which positions are hidden again at the next time.
-Time t falls from 1, where everything is hidden, to 0, where nothing is. Shapes: B batch, L positions, V words.
+A masked model predicts the token of each hidden position from the visible ones. The loop draws a token at every hidden
+position; a decoder is one function, which positions are hidden again at the next time. Time t falls from 1, where all
+positions are hidden, to 0, where none is. Shapes: B batch, L positions, V words.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from diffusionlm.core.sampler import History, Sampler
 from diffusionlm.data.batches import boundaries, text_mask
 from diffusionlm.data.tokenizers import decode_texts
 from diffusionlm.models.masked import MaskedLM, lowest, word_positions
-from diffusionlm.pipelines.base import BasePipeline, SamplingConfig, Watch, check_length, check_no_latents
-from diffusionlm.pipelines.lengths import draw_lengths
+from diffusionlm.pipelines.base import SamplingConfig, UnguidedPipeline, Watch, check_length, check_no_latents
+from diffusionlm.pipelines.lengths import draw_lengths, fixed_length
 from diffusionlm.pipelines.noise import RowNoise
 
 Predict = Callable[[Tensor, Tensor], Tensor]
-"""A masked model: ids (B, L) and hidden (B, L), True where an id is not to be seen, to token logits (B, L, V)."""
+"""A masked model: ids (B, L) and hidden (B, L), True where an id is replaced by the mask, to token logits (B, L, V)."""
 
-ROUNDING = 1e-4  # a share of a count that is a whole number is not to fall below it
+ROUNDING = 1e-4  # added to a share of a count, so that rounding errors do not lower its floor
 
 
 @dataclass(frozen=True)
 class MaskedState:
-    """A moment of a decoding run, at time ``t``; the tensors are (B, L).
+    """The state of a decoding run at time ``t``; the tensors are (B, L).
 
-    ``ids`` hold a word at every position, ``hidden`` is True where it will be drawn anew, ``confidence`` is the log
-    probability that the word had when it was drawn, and ``words`` is True at the positions that are decoded at all.
+    ``ids`` are the tokens drawn, ``hidden`` is True where they will be drawn again, ``confidence`` is the log-probability of
+    each token when it was drawn, and ``words`` is True at the positions that are decoded: neither BOS, EOS nor padding.
     """
 
     t: float
@@ -49,57 +49,57 @@ class MaskedState:
 
     @property
     def counts(self) -> Tensor:
-        """Words a text, (B,)."""
+        """The number of decoded positions (B,)."""
         return self.words.sum(1)
 
 
 class Unmasking(Sampler):
-    """Base of the decoders, the masked models' samplers."""
+    """Base of the decoders, the samplers of masked models."""
 
     def hide(self, state: MaskedState, s: float, uniform: Tensor) -> Tensor:
-        """Return which positions (B, L) are hidden at time ``s``, where ``state`` has drawn all that were hidden at its time.
+        """Return which positions (B, L) are hidden at time ``s``; ``state`` has drawn all that were hidden at its time.
 
-        ``uniform`` (B, L) holds fresh draws between 0 and 1.
+        ``uniform`` (B, L) holds uniform draws from 0 to 1.
         """
         raise NotImplementedError
 
     def transition(self, q: Process, history: History, xt: Tensor, t: Tensor, s: Tensor) -> Gaussian:
-        """Refuse to move word vectors."""
-        raise UserError(f"sampler: {plain_name(type(self))!r} writes with masked models; see: diffusionlm show samplers")
+        """Raise UserError: decoders do not move word vectors."""
+        raise UserError(f"sampler: {plain_name(type(self))!r} decodes masked models; see: diffusionlm show samplers")
 
 
 @dataclass(frozen=True)
 class Ancestral(Unmasking, name="ancestral"):
-    """The reverse process itself: each hidden position is shown with chance (t - s)/t, and then stays.
+    """The reverse process: each hidden position becomes visible with probability (t - s)/t, and then stays.
 
     Austin et al. 2021, in the form of MDLM (Sahoo et al. 2024, section 3.2).
     """
 
     def hide(self, state: MaskedState, s: float, uniform: Tensor) -> Tensor:
-        """Keep a position hidden with chance s/t."""
+        """Keep a position hidden with probability s/t."""
         return state.hidden & (uniform < s / state.t)
 
 
 @dataclass(frozen=True)
 class MaskPredict(Unmasking, name="mask-predict"):
-    """Show all, then hide the least confident share s again, words of earlier steps included (Ghazvininejad et al. 2019).
+    """Draw all tokens, then hide the least confident share s again, also of earlier steps (Ghazvininejad et al. 2019).
 
-    The paper takes the likeliest words, which is the limit of temperature 0: every text of a length is then the same.
+    The paper takes the most probable tokens, the limit of temperature 0: all samples of a length are then the same.
     """
 
     def hide(self, state: MaskedState, s: float, uniform: Tensor) -> Tensor:
-        """Hide the floor(s N) words of least confidence."""
+        """Hide the floor(s N) tokens of least confidence."""
         return lowest(state.confidence.masked_fill(~state.words, math.inf), (s * state.counts + ROUNDING).floor())
 
 
 @dataclass(frozen=True)
 class MaskGIT(Unmasking, name="maskgit"):
-    """Show the most confident words, with Gumbel noise that fades, and keep them (Chang et al. 2022, section 3.2).
+    """Keep the most confident tokens, with Gumbel noise that decreases over time (Chang et al. 2022, section 3.2).
 
     Args:
-        noise: of the confidences (log probabilities), times s. More is more diverse and less fluent: at 0 the likeliest go
-            first, and common words crowd out the others; the authors have 4.5 for images.
-        schedule: the share of hidden words over time; ``cosine`` shows few words at first.
+        noise: scale of the noise on the confidences (log-probabilities), times s. More gives more diverse and less fluent
+            samples; at 0 frequent tokens come first and displace others. The authors use 4.5 for images.
+        schedule: share of hidden tokens over time; ``cosine`` keeps few tokens at first.
     """
 
     noise: float = 1.0
@@ -111,7 +111,7 @@ class MaskGIT(Unmasking, name="maskgit"):
             raise UserError(f"noise: expected 0 or more, got {self.noise}")
 
     def hide(self, state: MaskedState, s: float, uniform: Tensor) -> Tensor:
-        """Hide the least confident of the words just drawn; at least one is shown at each step while any is hidden."""
+        """Hide the least confident of the tokens just drawn; each step keeps at least one."""
         share = math.cos(math.pi / 2 * (1 - s)) if self.schedule == "cosine" and s > 0 else s
         count = (share * state.counts + ROUNDING).floor().minimum(state.hidden.sum(1) - 1)
         gumbel = -(-uniform.clamp(1e-12, 1 - 1e-12).log()).log()
@@ -129,39 +129,39 @@ def unmask(
     temperature: float = 1.0,
     noise: Callable[[Tensor], Tensor] = torch.randn_like,
 ) -> Iterator[MaskedState]:
-    """Decode the positions ``words`` (B, L) of ``ids`` (B, L), one Draft a step; the last hides nothing.
+    """Decode the positions ``words`` (B, L) of ``ids`` (B, L); yield a state per step, the last without hidden positions.
 
-    Words are drawn at ``temperature``; ``noise`` draws standard normal values like a tensor.
+    Tokens are drawn at ``temperature``; ``noise`` draws standard normal values like a tensor.
     """
     hidden, confidence = words, torch.zeros(ids.shape, dtype=torch.float64, device=ids.device)
     for step, later in itertools.pairwise(range(steps, -1, -1)):
-        # Their distribution function makes normal draws uniform: one for the word, one for the order.
+        # The normal distribution function makes the draws uniform: one for the token, one for the order.
         uniform = torch.special.ndtr(noise(torch.zeros(*ids.shape, 2, device=ids.device)).double())
         drawn, certainty = draw_words(predict(ids, hidden)[hidden], uniform[..., 0][hidden], temperature)
         ids, confidence = ids.masked_scatter(hidden, drawn), confidence.masked_scatter(hidden, certainty)
         state = MaskedState(step / steps, ids, hidden, confidence, words)
         hidden = decoder.hide(state, later / steps, uniform[..., 1])
         yield replace(state, hidden=hidden)
-        if not bool(hidden.any()):  # short texts are done before the steps are
+        if not bool(hidden.any()):  # short samples need fewer steps
             return
 
 
 def draw_words(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Draw a word of each distribution ``logits`` (..., V) at ``temperature``; return ids and log probabilities (...).
+    """Draw a token of each distribution ``logits`` (..., V) at ``temperature``; return ids and log-probabilities (...).
 
-    The ``uniform`` draws (...) pick by the cumulative distribution. In float64: in 32 bits the rarest words are
-    never drawn, which passes for a lower temperature (Zheng et al. 2024). Confidence is that of temperature 1.
+    By inverting the cumulative distribution at ``uniform`` (...), in float64: in float32 the rarest tokens are never drawn,
+    which has the effect of a lower temperature (Zheng et al. 2024). The log-probabilities are those at temperature 1.
     """
     cumulative = (logits.double() / temperature).softmax(-1).cumsum(-1)
     drawn = torch.searchsorted(cumulative, (uniform * cumulative[..., -1])[..., None], right=True).squeeze(-1)
-    # Rounding may place a draw behind the last word that has a chance.
+    # Rounding may place a draw behind the last token of nonzero probability.
     drawn = drawn.minimum((cumulative < cumulative[..., -1:]).sum(-1))
     confidence = logits.double().log_softmax(-1).gather(-1, drawn[..., None]).squeeze(-1)
     return drawn, confidence
 
 
-class MaskedPipeline(BasePipeline[MaskedLM]):
-    """Writes texts with a masked model, its tokenizer, and defaults for the sampling."""
+class MaskedPipeline(UnguidedPipeline[MaskedLM]):
+    """Samples from a masked diffusion model."""
 
     @staticmethod
     def load_model(folder: Path) -> MaskedLM:
@@ -169,7 +169,7 @@ class MaskedPipeline(BasePipeline[MaskedLM]):
         return MaskedLM.load(folder)
 
     def check(self, sampling: SamplingConfig) -> None:
-        """Check the sampler and the length."""
+        """Raise UserError for a sampler of another family, a wrong length, or settings of the noise."""
         if not isinstance(sampling.sampler, Unmasking):
             known = [name for name, kind in Sampler.kinds().items() if issubclass(kind, Unmasking)]
             raise UserError(f"sampler: {sampling.sampler.name!r} moves word vectors; a masked model needs {' or '.join(known)}")
@@ -179,24 +179,25 @@ class MaskedPipeline(BasePipeline[MaskedLM]):
 
     @torch.no_grad()
     def sample_ids(self, seeds: Sequence[Sequence[int]], sampling: SamplingConfig, watch: Watch | None) -> list[list[int]]:
-        """Hide all words, and unmask."""
+        """Unmask samples whose tokens are all hidden."""
         assert isinstance(sampling.sampler, Unmasking)
-        lengths = draw_lengths(self.model.config.length_counts, seeds, sampling.length)
+        prior = self.model.config.length_counts if sampling.length is None else fixed_length(sampling.length + 2)
+        lengths = draw_lengths(prior, seeds)
         mask = text_mask(lengths, self.model.device)
         _, ids = boundaries(mask, self.model.config.special_ids)
-        drafts = unmask(
+        states = unmask(
             self._predict(mask), ids, word_positions(mask), decoder=sampling.sampler, steps=sampling.steps,
             temperature=sampling.temperature, noise=RowNoise([[*seed, 0] for seed in seeds], lengths),
         )  # fmt: skip
         rows: list[list[int]] = []
-        for state in drafts:
+        for state in states:
             rows = [row[1 : n - 1] for row, n in zip(state.ids.tolist(), lengths, strict=True)]
             if watch is not None:
                 watch(state, decode_texts(self.tokenizer, rows))
         return rows
 
     def _predict(self, mask: Tensor) -> Predict:
-        """Return the model for texts of ``mask`` (B, L), unknown words barred."""
+        """Return the model for samples of ``mask`` (B, L), with probability 0 for [UNK]."""
         attend = None if bool(mask.all()) else mask
         unknown = self.model.config.special_ids.get("unk")
 

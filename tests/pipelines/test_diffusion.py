@@ -16,13 +16,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from diffusionlm.config import UserError, build, merge, to_plain
-from diffusionlm.core.sampler import DDPM, State
+from diffusionlm.core.sampler import DDPM, Denoise, State
 from diffusionlm.data.tokenizers import SPECIAL_TOKENS, Words
 from diffusionlm.models.diffusion import DiffusionLM, DiffusionLMConfig, ModelConfig
 from diffusionlm.models.io import model_folder
-from diffusionlm.pipelines.base import Generated, SamplingConfig, minimum_bayes_risk
-from diffusionlm.pipelines.denoiser import WordDenoiser
+from diffusionlm.pipelines.base import Generated, SamplingConfig
+from diffusionlm.pipelines.denoiser import Predictor, WordDenoiser, until_end
 from diffusionlm.pipelines.diffusion import Pipeline
+from diffusionlm.pipelines.lengths import draw_lengths
+from diffusionlm.pipelines.ranking import minimum_bayes_risk
 from diffusionlm.recipe.samplers import DDIM, DPMSolver, Renoise
 
 SENTENCES = [
@@ -79,6 +81,10 @@ def pipeline() -> Pipeline:
 @pytest.fixture(scope="module")
 def paper() -> Pipeline:
     return _pipeline(replace(PLAIN, steps=10, clamp=True), **PAPER)
+
+
+def _denoise(pipeline: Pipeline, mask: Tensor, sampling: SamplingConfig) -> Denoise:
+    return WordDenoiser(Predictor(pipeline.model, mask), sampling, pipeline.steering((), sampling)).wrapped()
 
 
 def _texts(generated: list[Generated]) -> list[str]:
@@ -142,7 +148,8 @@ def test_a_length_is_kept(pipeline: Pipeline, length: int) -> None:
 
 
 def test_lengths_are_drawn_from_the_training_texts(pipeline: Pipeline) -> None:
-    lengths = pipeline.lengths([(0, index, 0) for index in range(4000)], SamplingConfig())
+    prior = pipeline.length_prior(PLAIN, pipeline.steering((), PLAIN))
+    lengths = draw_lengths(prior, [(0, index, 0) for index in range(4000)])
     counts = Counter(lengths)
     assert set(counts) == {3, 4, 10}
     assert [counts[n] / 4000 for n in (3, 4, 10)] == pytest.approx([0.25, 0.25, 0.5], abs=5 * (0.25 / 4000) ** 0.5)
@@ -180,7 +187,7 @@ def test_special_tokens_are_never_written(settings: dict[str, Any], changes: dic
 
 def test_boundaries_are_given_to_the_model_and_padding_is_hidden(pipeline: Pipeline) -> None:
     model, mask = pipeline.model, torch.arange(6) < torch.tensor([[6], [4]])
-    denoise = WordDenoiser(pipeline.model, mask, PLAIN).wrapped()
+    denoise = _denoise(pipeline, mask, PLAIN)
     xt = torch.randn(2, 6, 8)
     with torch.no_grad():
         believed = denoise(xt, torch.full((2,), 0.7)).x0
@@ -190,20 +197,20 @@ def test_boundaries_are_given_to_the_model_and_padding_is_hidden(pipeline: Pipel
         assert torch.equal(believed[row, last], E[special["end"]])
     other = torch.where(mask[..., None], xt, 50.0)
     with torch.no_grad():
-        again = WordDenoiser(pipeline.model, mask, PLAIN).wrapped()(other, torch.full((2,), 0.7)).x0
+        again = _denoise(pipeline, mask, PLAIN)(other, torch.full((2,), 0.7)).x0
     torch.testing.assert_close(again[mask], believed[mask])
 
 
 def test_self_conditioning_carries_the_last_estimate(pipeline: Pipeline) -> None:
     mask, t = torch.ones(1, 6, dtype=torch.bool), torch.full((1,), 0.7)
     xt = torch.randn(1, 6, 8)
-    denoise = WordDenoiser(pipeline.model, mask, PLAIN).wrapped()
+    denoise = _denoise(pipeline, mask, PLAIN)
     with torch.no_grad():
         first = denoise(xt, t)
         second = denoise(xt, t)
         held = torch.where(torch.tensor([True, *[False] * 4, True])[:, None], first.x0, xt)
         levels = torch.tensor([[0, *[0.7] * 4, 0]])
-        assert torch.equal(WordDenoiser(pipeline.model, mask, PLAIN).wrapped()(xt, t).x0, first.x0)
+        assert torch.equal(_denoise(pipeline, mask, PLAIN)(xt, t).x0, first.x0)
         unconditioned = pipeline.model(held, levels)
     inside = slice(1, 5)
     words = [i for i in range(len(pipeline.tokenizer)) if i not in pipeline.model.config.special_ids.values()]
@@ -219,9 +226,9 @@ def test_the_last_pass_is_told_what_the_others_believed(pipeline: Pipeline) -> N
     mask = torch.ones(2, 6, dtype=torch.bool)
     xt, t = torch.randn(2, 6, pipeline.model.settings.dimension), torch.full((2,), 0.7)
     with torch.no_grad():
-        apart = WordDenoiser(pipeline.model, mask, replace(PLAIN, temperature=0.8)).wrapped()
+        apart = _denoise(pipeline, mask, replace(PLAIN, temperature=0.8))
         separate = [apart(xt, t) for _ in range(3)]
-        together = WordDenoiser(pipeline.model, mask, replace(PLAIN, temperature=0.8, passes=3)).wrapped()(xt, t)
+        together = _denoise(pipeline, mask, replace(PLAIN, temperature=0.8, passes=3))(xt, t)
     assert torch.equal(together.x0, separate[-1].x0)
     assert not torch.equal(separate[-1].x0, separate[0].x0)
 
@@ -230,8 +237,8 @@ def test_the_step_has_a_temperature_of_its_own(pipeline: Pipeline) -> None:
     mask = torch.ones(2, 6, dtype=torch.bool)
     xt, t = torch.randn(2, 6, pipeline.model.settings.dimension), torch.full((2,), 0.7)
     with torch.no_grad():
-        plain = WordDenoiser(pipeline.model, mask, replace(PLAIN, temperature=0.8)).wrapped()
-        sharp = WordDenoiser(pipeline.model, mask, replace(PLAIN, temperature=0.8, step_temperature=1e-6)).wrapped()
+        plain = _denoise(pipeline, mask, replace(PLAIN, temperature=0.8))
+        sharp = _denoise(pipeline, mask, replace(PLAIN, temperature=0.8, step_temperature=1e-6))
         viterbi = plain(xt, t).logits.argmax(-1)[:, 1:-1]
         nearest = sharp(xt, t).x0[:, 1:-1]
         # What is told onward is the same: the second estimates differ in their sharpness alone.
@@ -328,8 +335,8 @@ def test_a_model_that_knows_its_text_writes_it(clamp: bool, sampler: Any) -> Non
 def test_a_text_ends_at_its_end_token(paper: Pipeline) -> None:
     special, content = paper.model.config.special_ids, [7, 8]
     row = [special["start"], *content, special["end"], 9, special["pad"]]
-    assert paper._content(row) == content
-    assert paper._content([special["start"], *content, special["pad"], 9]) == [*content, 9]
+    assert until_end(row, special) == content
+    assert until_end([special["start"], *content, special["pad"], 9], special) == [*content, 9]
 
 
 def test_the_last_vectors_are_rounded_as_they_stand(paper: Pipeline) -> None:
@@ -344,7 +351,7 @@ def test_the_last_vectors_are_rounded_as_they_stand(paper: Pipeline) -> None:
     list(paper.stream(20, replace(PLAIN, steps=5, clamp=True), watch))
     E = paper.model.word_vectors()
     assert bool((torch.cdist(last[-1].x, E.expand(20, -1, -1)).amin(-1) < 1e-3).all())
-    ids = [paper._content(row) for row in paper.model.decode(last[-1].x).argmax(-1).tolist()]
+    ids = [until_end(row, paper.model.config.special_ids) for row in paper.model.decode(last[-1].x).argmax(-1).tolist()]
     assert read[-1] == paper.tokenizer.batch_decode(ids)
 
 
@@ -398,7 +405,7 @@ def test_changes_are_told_by_name_too_and_mistakes_in_them(pipeline: Pipeline) -
     ("settings", "changes", "sentence"),
     [
         (PAPER, {"temperature": 0.8}, "temperature: this model predicts x0, not logits; leave it at 1"),
-        (PAPER, {"length": 3}, "length: this model writes its own length (it models PAD); leave it empty"),
+        (PAPER, {"length": 3}, "length: this model generates PAD and so determines the length itself; leave it empty"),
         (PAPER, {"steps": 21}, "steps: expected 1 to 20 for the sqrt schedule, got 21"),
         ({}, {"length": 0}, "length: expected 1 to 10 tokens for this model, got 0"),
         ({}, {"length": 11}, "length: expected 1 to 10 tokens for this model, got 11"),
@@ -414,8 +421,8 @@ def test_changes_are_told_by_name_too_and_mistakes_in_them(pipeline: Pipeline) -
         ({}, {"passes": 0}, "passes: expected at least 1, got 0"),
         ({}, {"sweeps": -1}, "sweeps: expected 0 or more, got -1"),
         ({}, {"sweep_odds": 0.5}, "sweep_odds: expected at least 1, got 0.5"),
-        (PAPER, {"sweeps": 1}, "sweeps: needs a model that predicts logits and is told the length; set it to 0"),
-        (PAPER, {"passes": 2}, "passes: this model is not told its last estimate (no self-conditioning); set it to 1"),
+        (PAPER, {"sweeps": 1}, "sweeps: expected 0 for a model without prediction 'logits' and explicit_length"),
+        (PAPER, {"passes": 2}, "passes: expected 1 for a model without self_conditioning, got 2"),
         ({}, {"seed": -1}, "seed: expected 0 or more, got -1"),
     ],
 )
@@ -514,7 +521,7 @@ def _other_tokenizer(folder: Path) -> None:
     [
         (_forget_tokenizer, "the tokenizer is missing or damaged"),
         (_break_tokenizer, "the tokenizer is missing or damaged"),
-        (_other_tokenizer, "words, the model"),
+        (_other_tokenizer, "tokens, the model"),
     ],
 )
 def test_a_tokenizer_that_does_not_serve(damage: Callable[[Path], None], sentence: str, tmp_path: Path) -> None:
@@ -529,7 +536,7 @@ def test_a_tokenizer_that_does_not_serve(damage: Callable[[Path], None], sentenc
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("{", "the sampling defaults cannot be read"),
+        ("{", "cannot read the sampling settings"),
         ('{"step": 3}', "step: there is no such setting; did you mean 'steps'?"),
         ('{"sampler": "ddpn"}', "sampler: no sampler is called 'ddpn'; did you mean 'ddpm'?"),
         ('{"sampler": "no_such_module:Sampler"}', "'no_such_module:Sampler' is code from outside the library"),

@@ -211,7 +211,7 @@ def test_samplers_of_other_models_are_refused(pipeline: MaskedPipeline) -> None:
     with pytest.raises(UserError, match=r"^clamp: "):
         pipeline(1, clamp=True)
     x = torch.randn(1, 3, 2)
-    with pytest.raises(UserError, match=r"^sampler: 'maskgit' writes with masked models"):
+    with pytest.raises(UserError, match=r"^sampler: 'maskgit' decodes masked models"):
         next(sample(lambda xt, t: Denoised(xt, xt), GaussianDiffusion(Sqrt()), x, sampler=MaskGIT(), steps=2))
 
 

@@ -21,8 +21,9 @@ from diffusionlm.core.process import GaussianDiffusion, alpha, sigma
 from diffusionlm.core.sampler import DDPM, Denoised
 from diffusionlm.pipelines.base import Controlled, Generated
 from diffusionlm.pipelines.diffusion import Pipeline
+from diffusionlm.pipelines.draft import salient_tokens
 from diffusionlm.pipelines.gradient import Gradient
-from diffusionlm.pipelines.lengths import chances
+from diffusionlm.pipelines.lengths import energy_probabilities
 from diffusionlm.pipelines.particles import Particles
 from diffusionlm.pipelines.steering import Steering
 from diffusionlm.recipe.samplers import DDIM, DPMSolver, Renoise
@@ -134,7 +135,8 @@ class Says(Control, name="says-for-test"):
 
 
 def test_as_many_words_of_a_draft_are_kept_as_make_it_clear(pipeline: Pipeline) -> None:
-    steering = pipeline.steering([Says(("rain", "tea"))], pipeline.sampling)
+    energy = pipeline.steering([Says(("rain", "tea"))], pipeline.sampling).energy
+    assert energy is not None
     E = pipeline.model.word_vectors()
     draft = [
         ["cold", "rain", "the", "tea", "cold"],
@@ -144,12 +146,12 @@ def test_as_many_words_of_a_draft_are_kept_as_make_it_clear(pipeline: Pipeline) 
     words = torch.tensor([_ids(pipeline.binding, text) for text in draft])
     free = torch.ones_like(words, dtype=torch.bool)
     anything = torch.zeros(*words.shape, len(E))
-    kept = steering.salient_tokens(words, anything, free, free, E)
+    kept = salient_tokens(energy, words, anything, free, free, E)
     assert kept[0].tolist() == [False, True, False, True, False]
     assert kept[1, 3] and kept[1].sum() == 2, "one of two that say the same is enough"
     assert kept[2, 0], "what the draft does not say is left to the second time"
     free[0, 1] = False
-    assert not steering.salient_tokens(words, anything, free, free, E)[0, 1]
+    assert not salient_tokens(energy, words, anything, free, free, E)[0, 1]
 
 
 def test_a_draft_costs_no_more_steps_and_one_look_at_nothing(pipeline: Pipeline) -> None:
@@ -202,10 +204,14 @@ class Long(Control, name="long-for-test"):
         return [1.0 for _ in texts]
 
 
+def _prior(pipeline: Pipeline, control: Control) -> list[float]:
+    return pipeline.length_prior(pipeline.sampling, pipeline.steering([control], pipeline.sampling))
+
+
 def test_lengths_follow_energies_by_bayes_rule(pipeline: Pipeline) -> None:
-    prior = pipeline.steering([Long(1.0)], pipeline.sampling).length_prior
+    prior = _prior(pipeline, Long(1.0))
     assert prior == [*LENGTH_COUNTS, *[0] * (len(prior) - len(LENGTH_COUNTS))]
-    posterior = pipeline.steering([Long(20.0)], pipeline.sampling).length_prior
+    posterior = _prior(pipeline, Long(20.0))
     assert posterior == pytest.approx([w / 20 if n < 10 else w for n, w in enumerate(prior)])
     assert {row.length for row in pipeline(8, Long(1e9), steps=2)} == {8}
     assert {row.length for row in pipeline(8, Long(1e9), steps=2, guidance=Gradient(strength=0.0))} == {1, 2, 8}
@@ -218,11 +224,13 @@ def test_energies_are_asked_at_few_lengths(pipeline: Pipeline) -> None:
         asked.extend(belief.mask.sum(1).tolist())
         return 0.5 * belief.mask.sum(1)
 
-    found = chances(pipeline.model, None, energy, [0.0] * 3 + [1.0] * 8 + [100.0])  # nearly all texts have length 11
+    found = energy_probabilities(
+        pipeline.predictor, None, energy, [0.0] * 3 + [1.0] * 8 + [100.0]
+    )  # nearly all texts have length 11
     assert asked == [9, 11]
     assert found[3:] == pytest.approx([1.0] * 7 + [math.exp(-0.5), math.exp(-1)])
     even = [0.0] * 3 + [1.0] * 10
-    found = chances(pipeline.model, None, energy, even)
+    found = energy_probabilities(pipeline.predictor, None, energy, even)
     assert len(asked) == 2 + 8 and (asked[2], asked[-1]) == (3, 12)
     assert found[3:] == pytest.approx([math.exp(-0.5 * (n - 3)) for n in range(3, 13)])
 
@@ -253,7 +261,7 @@ def test_the_papers_model_is_steered_too() -> None:
     assert _texts(paper(8, asked, guidance=Adagrad(learning_rate=0.5))) != unguided
     assert _texts(paper(8, asked, guidance=Gradient(logit_scale=0.0, denoiser_scale=5.0))) != unguided
     assert _texts(paper(8, asked, guidance=Adagrad(strength=0.0))) == unguided
-    with pytest.raises(UserError, match="this model predicts x0, not logits to tilt"):
+    with pytest.raises(UserError, match="this model predicts x0, not logits"):
         paper(8, asked)
 
 
@@ -280,7 +288,7 @@ def test_what_holds_for_one_word_moves_the_words_that_depend_on_it_by_bayes_rule
         xt = xt.requires_grad_()
         free = means(joint, xt)
         mask = torch.ones(1, 4, dtype=torch.bool)
-        followed = steering.followed(mask, torch.zeros(1, 4, size))
+        followed = steering.guidance.through_denoiser(None, steering.constraint(mask, torch.zeros(1, 4, size)))
         assert followed is not None
         (slope,) = torch.autograd.grad(-followed(GuidanceState(xt, t, mask, lambda: free)).sum(), xt)
     expected = means(joint * told[:, None] + 1e-300, xt).x0
@@ -460,12 +468,12 @@ class Exactly(Control, name="exactly-for-test"):
 @pytest.mark.parametrize(
     ("controls", "changes", "message"),
     [
-        ([Exactly(30)], {}, r"no text of up to 10 tokens, which is what this model writes, is Exactly\(30\)"),
-        ([Exactly(3), Exactly(4)], {}, r"Exactly\(3\) needs 3 tokens, and Exactly\(4\) 4 tokens"),
-        ([Exactly(3), Only(("tea",), 5)], {}, r"Exactly\(3\) needs 3 tokens, and Only\(.*\) 5 to 10 tokens"),
-        ([Only(("tea",)), Only(("rain",))], {}, "no text of up to 10 tokens is both Only"),
-        ([Exactly(3)], {"length": 4}, r"Exactly\(3\) needs 3 tokens, and length is 4"),
-        ([Exactly(3) & Exactly(4)], {}, "no text of up to 10 tokens"),
+        ([Exactly(30)], {}, r"no sequence of at most 10 tokens, this model's limit, satisfies Exactly\(30\)"),
+        ([Exactly(3), Exactly(4)], {}, r"Exactly\(3\) needs 3 tokens, but Exactly\(4\) needs 4 tokens"),
+        ([Exactly(3), Only(("tea",), 5)], {}, r"Exactly\(3\) needs 3 tokens, but Only\(.*\) needs 5 to 10 tokens"),
+        ([Only(("tea",)), Only(("rain",))], {}, "no sequence of at most 10 tokens satisfies both Only"),
+        ([Exactly(3)], {"length": 4}, r"Exactly\(3\) needs 3 tokens, but length is 4"),
+        ([Exactly(3) & Exactly(4)], {}, "no sequence of at most 10 tokens"),
         ([Reward(_rain) | Exactly(3)], {}, "can only be combined so with other rewards"),
     ],
 )
@@ -484,7 +492,7 @@ def test_three_that_only_together_are_impossible(pipeline: Pipeline) -> None:
     def ends(word: str, other: str) -> Control:
         return Ends(word) | Ends(other)
 
-    with pytest.raises(UserError, match="tokens is all of"):
+    with pytest.raises(UserError, match="tokens satisfies all of"):
         pipeline(1, [ends("tea", "rain"), ends("rain", "cold"), ends("cold", "tea")])
 
 
@@ -504,5 +512,5 @@ class Ends(Control, name="ends-for-test"):
 
 
 def test_a_model_of_other_output_holds_nothing_by_construction() -> None:
-    with pytest.raises(UserError, match="needs a model that predicts logits and is told the length"):
+    with pytest.raises(UserError, match="need a model with prediction 'logits' and explicit_length"):
         _pipeline(**PAPER)(1, Only(("tea",)))
