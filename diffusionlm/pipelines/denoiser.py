@@ -74,7 +74,7 @@ class Predictor:
 
         Noise 0 is the mode of the prior. ``evidence_mask`` is as in ``DenoisingModel.forward``; needs a model with logits.
         """
-        xt = torch.where(known[..., None], self.model.process.rescale(self.model.encode(ids), 0.0), noise)
+        xt = torch.where(known[..., None], self.model.encode(ids), noise)
         with torch.autocast(xt.device.type, self.dtype, enabled=self.dtype != torch.float32):
             logits = self.model.token_logits(
                 xt, (~known).float(), self.attention_mask, None, evidence_mask, self.condition
@@ -116,8 +116,8 @@ class WordDenoiser:
             self.previous = self.previous if rows is None or self.previous is None else self.previous[rows]
             return rows
 
-        drawn = noise(torch.zeros(*self.mask.shape, self.model.settings.dimension, device=self.mask.device))
-        x = self.model.process.rescale(drawn, 1.0)
+        pure = noise(self.embedding.new_zeros(*self.mask.shape, self.embedding.shape[1]))
+        x = self.model.process.rescale(pure, 1.0)
         return sample(
             self.wrapped(), self.model.process, x, sampler=self.sampling.sampler, steps=self.sampling.steps, noise=noise,
             steer=None if self.steering.energy is None else self._move, select=selected,
@@ -137,8 +137,7 @@ class WordDenoiser:
         denoise: Denoise = clamp(self, self.embedding) if self.sampling.clamp else self
         if not self.model.explicit_length:
             return denoise
-        clean = self.model.process.rescale(self.model.encode(self.ids), 0.0)
-        return given(denoise, self.known | ~self.mask, clean)
+        return given(denoise, self.known | ~self.mask, self.model.encode(self.ids))
 
     def __call__(self, xt: Tensor, t: Tensor) -> Denoised:
         """Denoise in ``passes`` self-conditioning passes; gradients act on the last one."""

@@ -4,7 +4,7 @@
 2  length prior                lengths.length_prior          -> weights of the lengths, of which each sample draws one
 3  draft, salient tokens       draft.draft_pass              -> given tokens (B, L)
 4  sampling loop               denoiser.WordDenoiser         noise -> states; constraints and gradients wrap the denoiser
-5  constrained decoding        denoiser.WordDenoiser.tokens  state -> tokens (B, L), by Viterbi
+5  constrained decoding        WordDenoiser.tokens           state -> tokens (B, L), by Viterbi
 6  refinement sweeps           sweeps.refine                 tokens -> tokens
 7  particles                   particles.ParticleFilter      one of each sample's copies, by its rewards
 8  checks                      controls.outcomes             texts -> passed and score of each control

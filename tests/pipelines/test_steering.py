@@ -17,8 +17,8 @@ from diffusionlm.config import UserError
 from diffusionlm.constraints.dfa import DFA, any_number, one_of, repeat, sequence
 from diffusionlm.controls import Binding, CompiledControl, Control, Reward
 from diffusionlm.core.guidance import Adagrad, GuidanceState
-from diffusionlm.core.process import GaussianDiffusion, alpha, sigma
-from diffusionlm.core.sampler import DDPM, Denoised
+from diffusionlm.core.process import Gaussian, GaussianDiffusion, Process, alpha, sigma
+from diffusionlm.core.sampler import DDPM, Denoise, Denoised, History, Noise, Sampler
 from diffusionlm.pipelines.base import Controlled, Generated
 from diffusionlm.pipelines.diffusion import Pipeline
 from diffusionlm.pipelines.draft import salient_tokens
@@ -26,7 +26,7 @@ from diffusionlm.pipelines.gradient import Gradient
 from diffusionlm.pipelines.lengths import energy_probabilities
 from diffusionlm.pipelines.particles import Particles
 from diffusionlm.pipelines.steering import Steering
-from diffusionlm.recipe.samplers import DDIM, DPMSolver, Renoise
+from diffusionlm.recipe.samplers import DDIM, DPMSolver, Renoise, renoised
 from diffusionlm.recipe.schedules import Cosine
 
 
@@ -514,3 +514,64 @@ class Ends(Control, name="ends-for-test"):
 def test_a_model_of_other_output_holds_nothing_by_construction() -> None:
     with pytest.raises(UserError, match="need a model with prediction 'logits' and explicit_length"):
         _pipeline(**PAPER)(1, Only(("tea",)))
+
+
+@dataclass(frozen=True)
+class Stub(Control, name="stub-for-test"):
+    """A control without effect that cannot be checked."""
+
+    def compile(self, binding: Binding) -> CompiledControl:
+        return CompiledControl()
+
+    def checkable(self, binding: Binding) -> bool:
+        return False
+
+    def score(self, texts: Sequence[str], binding: Binding) -> list[float | None]:
+        return [None for _ in texts]
+
+
+def test_tries_need_a_control_that_can_be_checked(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = pipeline(2, Stub(), length=3, candidates=3)
+    assert [row.controls[0].passed for row in rows if isinstance(row, Controlled)] == [None, None]
+    monkeypatch.setattr(Pipeline, "sample_ids", None)  # refused before any sampling
+    with pytest.raises(UserError, match=r"^control: Stub\(\) cannot be checked, .* give an annotator"):
+        pipeline(2, Stub(), tries=2)
+
+
+# Samplers that evaluate the denoiser twice
+
+
+@dataclass(frozen=True)
+class Heun(Sampler, name="heun-for-test"):
+    """Heun's method on the probability flow, as an exponential integrator: the mean of x_0 at both ends of the step."""
+
+    def step(
+        self, denoise: Denoise, process: Process, history: History, xt: Tensor, t: Tensor, s: Tensor, noise: Noise
+    ) -> tuple[Denoised, Gaussian]:
+        denoised = denoise(xt, t)
+        euler = renoised(process, denoised.x0, xt, t, s, torch.zeros_like(t))
+        if not bool((s > 0).all()):
+            return denoised, euler
+        x0 = (denoised.x0 + denoise(euler.mean, s).x0) / 2
+        return denoised, renoised(process, x0, xt, t, s, torch.zeros_like(t))
+
+
+def test_a_sampler_may_evaluate_the_denoiser_twice(pipeline: Pipeline) -> None:
+    previous: list[bool] = []
+    hook = pipeline.model.register_forward_pre_hook(lambda _, args: previous.append(args[3] is not None))
+    settings: dict[str, Any] = {"sampler": Heun(), "steps": 6, "length": 6}
+    first = pipeline(4, **settings)
+    hook.remove()
+    assert previous == [False] + [True] * 10  # twice in each step but the last, with the estimate of the evaluation before
+    assert first == pipeline(4, batch_size=2, **settings)
+    assert _texts(first) != _texts(pipeline(4, sampler=DDIM(), steps=6, length=6))
+
+
+def test_a_sampler_with_two_evaluations_is_steered(pipeline: Pipeline) -> None:
+    settings: dict[str, Any] = {"sampler": Heun(), "steps": 6, "length": 6}
+    assert all(set(text.split()) <= {"tea", "rain"} for text in _texts(pipeline(6, Only(("tea", "rain")), **settings)))
+    steered = pipeline(16, Often("rain"), guidance=Gradient(logit_scale=2.0, denoiser_scale=2.0), **settings)
+    assert _share(steered, "rain") > _share(pipeline(16, **settings), "rain") + 0.2
+    particles = Particles(count=8, strength=30.0, every=1)
+    selected = _rain(_texts(pipeline(12, Reward(_rain), particles=particles, **settings)))
+    assert sum(selected) > sum(_rain(_texts(pipeline(12, **settings))))
