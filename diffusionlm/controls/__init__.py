@@ -1,4 +1,4 @@
-"""What can be asked of texts: one file a control, one expression everywhere."""
+"""Controls of generated text: one file per control, combined by expressions."""
 
 from diffusionlm.controls.algebra import All, AnyOf, Not, Weighted
 from diffusionlm.controls.attribute import Attribute

@@ -18,8 +18,16 @@ from diffusionlm.core.guidance import Energy, GuidanceState
 from diffusionlm.recipe.energies import any_of, none_of, scaled
 
 
+class Combination(Control):
+    """Base of the combinations, of several ``controls`` or of one ``control``."""
+
+    def checkable(self, binding: Binding) -> bool:
+        """Return whether all parts are checkable."""
+        return all(control.checkable(binding) for control in vars(self).get("controls") or [vars(self)["control"]])
+
+
 @dataclass(frozen=True)
-class All(Control, name="all"):
+class All(Combination, name="all"):
     """Every one of ``controls``."""
 
     controls: tuple[Control, ...]
@@ -33,17 +41,13 @@ class All(Control, name="all"):
         """Return the lowest score of the parts."""
         return [lowest(scores) for scores in zip(*(c.score(texts, binding) for c in self.controls), strict=True)]
 
-    def checkable(self, binding: Binding) -> bool:
-        """Return whether all parts are checkable."""
-        return all(control.checkable(binding) for control in self.controls)
-
     def __str__(self) -> str:
         """Return the expression."""
         return " & ".join(_bracketed(control, AnyOf) for control in self.controls)
 
 
 @dataclass(frozen=True)
-class AnyOf(Control, name="any"):
+class AnyOf(Combination, name="any"):
     """At least one of ``controls``."""
 
     controls: tuple[Control, ...]
@@ -63,17 +67,13 @@ class AnyOf(Control, name="any"):
         """Return the highest score of the parts."""
         return [_highest(scores) for scores in zip(*(c.score(texts, binding) for c in self.controls), strict=True)]
 
-    def checkable(self, binding: Binding) -> bool:
-        """Return whether all parts are checkable."""
-        return all(control.checkable(binding) for control in self.controls)
-
     def __str__(self) -> str:
         """Return the expression."""
         return " | ".join(str(control) for control in self.controls)
 
 
 @dataclass(frozen=True)
-class Not(Control, name="not"):
+class Not(Combination, name="not"):
     """The negation of ``control``: a text passes unless it passes ``control``, however close it comes to that."""
 
     control: Control
@@ -92,17 +92,13 @@ class Not(Control, name="not"):
         """Return 1 where the control does not pass, else 0."""
         return [None if score is None else float(score < 1) for score in self.control.score(texts, binding)]
 
-    def checkable(self, binding: Binding) -> bool:
-        """Return whether the control is checkable."""
-        return self.control.checkable(binding)
-
     def __str__(self) -> str:
         """Return the expression."""
         return "~" + _bracketed(self.control, All, AnyOf, Weighted)
 
 
 @dataclass(frozen=True)
-class Weighted(Control, name="weighted"):
+class Weighted(Combination, name="weighted"):
     """``control`` with ``weight`` times its energies and rewards; its automata stay as they are."""
 
     control: Control
@@ -123,10 +119,6 @@ class Weighted(Control, name="weighted"):
     def score(self, texts: Sequence[str], binding: Binding) -> Scores:
         """Return the control's own score."""
         return self.control.score(texts, binding)
-
-    def checkable(self, binding: Binding) -> bool:
-        """Return whether the control is checkable."""
-        return self.control.checkable(binding)
 
     def __str__(self) -> str:
         """Return the expression."""

@@ -1,4 +1,4 @@
-"""Gaps in a given text."""
+"""Infilling: a given text with gaps."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _GAP = re.compile(r"\{\s*(?:(\d+)\s*(?:-\s*(\d+)\s*)?)?\}")
 
 @dataclass(frozen=True)
 class Infill(PhraseControl, name="infill"):
-    """Fills the gaps of ``template``: ``Infill("The Eagle is a {} pub near {3} .")``.
+    """The text is ``template`` with its gaps filled: ``Infill("The Eagle is a {} pub near {3} .")``.
 
-    ``{}`` is one word or more, ``{3}`` three words, ``{2-5}`` two to five; a mark such as a comma counts as a word. All else
-    is in the text as it is given, in case too; whether a blank stands before a mark is left to the tokenizer.
+    ``{}`` is one word or more, ``{3}`` three words, ``{2-5}`` two to five; a punctuation mark counts as a word. The other words
+    are matched with their case; the tokenizer decides whether a blank precedes a punctuation mark.
     """
 
     template: str
@@ -29,7 +29,7 @@ class Infill(PhraseControl, name="infill"):
         self.phrases()
 
     def phrases(self) -> list[Phrase]:
-        """Return given words and gaps. Raises UserError for a gap that cannot be read."""
+        """Return the given words and the gaps as one phrase. Raises UserError for a gap with a syntax error."""
         if not isinstance(self.template, str) or not self.template.strip():
             raise UserError(f"template: expected a text with gaps such as {{}} or {{2-5}}, got {self.template!r}")
         parts: list[Phrase] = []

@@ -1,4 +1,4 @@
-"""How long a text is."""
+"""The length of a text in tokens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from diffusionlm.data.annotators import Reader
 
 @dataclass(frozen=True)
 class Length(Control, name="length"):
-    """Has ``low`` tokens, or ``low`` to ``high``, start and end not counted: ``Length(20)``, ``Length(10, 15)``."""
+    """The text has ``low`` tokens, or ``low`` to ``high``, BOS and EOS not counted: ``Length(20)``, ``Length(10, 15)``."""
 
     low: int
     high: int | None = None
@@ -36,21 +36,21 @@ class Length(Control, name="length"):
         return self.low if self.high is None else self.high
 
     def compile(self, binding: Binding) -> CompiledControl:
-        """Return the texts of this length; where tokens are words, those whose words stay apart.
+        """Return the automaton of this length; with a word-level tokenizer, of so many words.
 
         Raises:
-            UserError: the model writes no texts that long.
+            UserError: the length is above the model's maximum.
         """
         speller, size, most = spelling(binding.tokenizer), len(binding.tokenizer), binding.model.config.max_tokens - 2
         if self.low > most:
-            raise UserError(f"{self}: no text of up to {most} tokens, which is what this model writes, is so long")
+            raise UserError(f"{self}: expected at most {most} tokens for this model")
         longest = min(self.longest, most)
         if speller.whole_words:
             return CompiledControl(automata=(speller.over_tokens(repeat(speller.any_word, self.low, longest)),))
         return CompiledControl(automata=(of_lengths(range(self.low, longest + 1), size),))
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
-        """Return 1 where the tokenizer makes of the text as many tokens as asked, else 0."""
+        """Return 1 where the tokenized text has this length, else 0."""
         return self._within(0, texts, binding)
 
     def metrics(self, texts: Sequence[str], scores: Scores, binding: Binding) -> dict[str, Scores]:

@@ -1,4 +1,4 @@
-"""The part of speech of every word."""
+"""The part-of-speech tag of every word."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ ONE, MANY = "*", "..."
 
 @dataclass(frozen=True)
 class PartsOfSpeech(Control, name="parts-of-speech"):
-    """The words' tags, one after the other: ``DET NOUN AUX ADJ PUNCT``; ``*`` is any one word, ``...`` any number of them.
+    """The words have these tags, in order: ``DET NOUN AUX ADJ PUNCT``; ``*`` is any one word, ``...`` any number of words.
 
-    By construction: a word can stand where the training texts gave it the tag at least in a share ``least`` of its
-    places, as the classifier ``tags`` has counted them. Checked by tagging the text; the score is the share of the tags
-    that are right (matches over gold length, as in Li et al. 2022, section 6.1), and 0 for what the annotator rejects.
+    Enforced by an automaton: a word is allowed for a tag that at least a share ``least`` of its training occurrences have,
+    counted by the classifier ``tags``. Checked by the annotator; the score is the share of correct tags (matches over gold
+    length, as in Li et al. 2022, section 6.1), and 0 for a text that the annotator rejects.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"tags"})
@@ -40,11 +40,11 @@ class PartsOfSpeech(Control, name="parts-of-speech"):
             raise UserError("tags: expected tags such as 'DET NOUN AUX ADJ PUNCT'")
 
     def compile(self, binding: Binding) -> CompiledControl:
-        """Return the texts whose words can have these tags. Raises UserError for an unknown tag."""
+        """Return the automaton of the texts whose words can have these tags. Raises UserError for an unknown tag."""
         return CompiledControl(automata=(tag_automaton([self.tags.split()], binding, self.classifier, self.least, str(self)),))
 
     def score(self, texts: Sequence[str], binding: Binding) -> Scores:
-        """Return the share of right tags; of a pattern with ``...``, 1 where the whole text matches."""
+        """Return the share of correct tags; of a pattern with ``...``, 1 for a complete match, else 0."""
         return binding.annotated(texts, "tags", lambda tags: tag_accuracy(self.tags.split(), tags))
 
     def metrics(self, texts: Sequence[str], scores: Scores, binding: Binding) -> dict[str, Scores]:
@@ -63,7 +63,11 @@ class PartsOfSpeech(Control, name="parts-of-speech"):
 
 
 def tag_automaton(choices: Sequence[Sequence[str]], binding: Binding, classifier: str, least: float, where: str) -> DFA:
-    """Return the texts whose words can have one of ``choices`` of tags. Raises UserError for an unknown tag."""
+    """Return the automaton of the texts whose words can have one of the tag sequences ``choices``.
+
+    Raises:
+        UserError: an unknown tag.
+    """
     trained = binding.classifier(classifier, LatentTokenClassifier)
     (field,) = trained.labels
     known, lexicon = trained.indices[field], trained.lexicon().cpu()
@@ -84,20 +88,20 @@ def tag_automaton(choices: Sequence[Sequence[str]], binding: Binding, classifier
 
 
 def _holding(lexicon: Tensor, tag: int, least: float) -> Tensor:
-    """Tell which tokens (V,) have a tag often enough; the likeliest of all where none has."""
+    """Return which tokens (V,) have a tag often enough; where none has, those that have it most often."""
     held = lexicon[:, tag] >= least
     return held if bool(held.any()) else lexicon[:, tag] == lexicon[:, tag].max()
 
 
 def tag_matches(wanted: Sequence[str], found: Sequence[str]) -> float:
-    """Return the paper's score: the tags that stand in their place, as a share of ``wanted``; more words lose nothing."""
+    """Return the paper's score: matching tags over the length of ``wanted``; additional words are not penalised."""
     return sum(one in (ONE, other) for one, other in zip(wanted, found, strict=False)) / len(wanted)
 
 
 def tag_accuracy(wanted: Sequence[str], found: Sequence[str]) -> float:
-    """Return the share of the ``wanted`` tags that stand in their place; below 1 for a text of another length.
+    """Return matching tags over the length of ``wanted``, below 1 for a text of another length.
 
-    With ``...``, 1 where all of ``found`` matches.
+    With ``...``, 1 where the pattern matches all of ``found``, else 0.
     """
     if MANY in wanted:
         part = {MANY: r"(?:\S+ )*", ONE: r"\S+ "}

@@ -15,12 +15,12 @@ _SHORT = {"*": (0, None), "+": (1, None), "?": (0, 1)}
 
 @dataclass(frozen=True)
 class Pattern(PhraseControl, name="pattern"):
-    """The whole text matches ``pattern``, a regular expression whose letters are words.
+    """The complete text matches ``pattern``, a regular expression over words.
 
-    ``pub`` is this word, in any case; ``.`` is any one word or mark, ``[cheap pricey]`` one of these words, and ``\\.`` a
-    full stop (a backslash makes any sign a plain one). Blanks stand between words. After a word or brackets, ``*`` is any
-    number of times, ``+`` once or more, ``?`` once or not at all, ``{3}`` three times, ``{2,5}`` two to five times and ``{2,}``
-    twice or more. ``|`` is or, parentheses group: ``.* (cheap|low priced) pub .{0,4} \\.``.
+    ``pub`` is this word, in any case; ``.`` is any one word or punctuation mark, ``[cheap pricey]`` one of these words, and
+    ``\\.`` a full stop (a backslash escapes a sign). Blanks separate words. After a word or brackets, ``*`` is any number of
+    times, ``+`` once or more, ``?`` at most once, ``{3}`` three times, ``{2,5}`` two to five times and ``{2,}`` twice or more.
+    ``|`` is or, parentheses group: ``.* (cheap|low priced) pub .{0,4} \\.``.
     """
 
     pattern: str
@@ -30,7 +30,7 @@ class Pattern(PhraseControl, name="pattern"):
         self.phrases()
 
     def phrases(self) -> list[Phrase]:
-        """Return the pattern as a phrase. Raises UserError where it cannot be read, with the place."""
+        """Return the pattern as a phrase. Raises UserError for a syntax error, with its place."""
         if not isinstance(self.pattern, str) or not self.pattern.strip():
             raise UserError(f"pattern: expected words and signs such as '.* cheap .*', got {self.pattern!r}")
         return [_Parser(self.pattern).parse()]

@@ -1,4 +1,4 @@
-"""Expressions over words, and the controls that are such: read as a language to write in, and word by word as a check."""
+"""Regular expressions over words: as automata during sampling, and matched word by word as a check."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class Phrase:
     """A set of sequences of words."""
 
     def automaton(self, spelling: Spelling, where: str) -> DFA:
-        """Return it over the characters of marked words. Raises UserError where a word cannot be written."""
+        """Return its automaton over the characters of marked words. Raises UserError for a word that tokens cannot spell."""
         raise NotImplementedError
 
     def ends(self, words: Sequence[str], starts: set[int]) -> set[int]:
-        """Return where in ``words`` it can end that starts at one of ``starts``: the check, by words alone."""
+        """Return the places in ``words`` where a match that begins at one of ``starts`` can end."""
         raise NotImplementedError
 
     def matches(self, words: Sequence[str]) -> bool:
-        """Tell whether ``words``, all of them, are in the set."""
+        """Return whether all of ``words`` match."""
         return len(words) in self.ends(words, {0})
 
 
@@ -38,13 +38,13 @@ class OneOf(Phrase):
     cased: bool = False
 
     def automaton(self, spelling: Spelling, where: str) -> DFA:
-        """Spell the options."""
+        """Return the union of the options."""
         for word in self.options:
             spelling.check(word, self.cased, where)
         return union(*(spelling.word(word, self.cased) for word in self.options)) if self.options else spelling.any_word
 
     def ends(self, words: Sequence[str], starts: set[int]) -> set[int]:
-        """Compare one word."""
+        """Match one word."""
         return {start + 1 for start in starts if start < len(words) and self._has(words[start])}
 
     def _has(self, word: str) -> bool:
@@ -60,11 +60,11 @@ class Chain(Phrase):
     parts: tuple[Phrase, ...]
 
     def automaton(self, spelling: Spelling, where: str) -> DFA:
-        """Chain them."""
+        """Concatenate the parts."""
         return sequence(repeat(spelling.any_word, 0, 0), *(part.automaton(spelling, where) for part in self.parts))
 
     def ends(self, words: Sequence[str], starts: set[int]) -> set[int]:
-        """Go from part to part."""
+        """Match one part after the other."""
         return reduce(lambda places, part: part.ends(words, places), self.parts, starts)
 
 
@@ -75,11 +75,11 @@ class Either(Phrase):
     parts: tuple[Phrase, ...]
 
     def automaton(self, spelling: Spelling, where: str) -> DFA:
-        """Unite them."""
+        """Return the union of the parts."""
         return union(*(part.automaton(spelling, where) for part in self.parts))
 
     def ends(self, words: Sequence[str], starts: set[int]) -> set[int]:
-        """Take all ends."""
+        """Match any part."""
         return set().union(*(part.ends(words, starts) for part in self.parts))
 
 
@@ -92,13 +92,13 @@ class Repeat(Phrase):
     high: int | None = None
 
     def automaton(self, spelling: Spelling, where: str) -> DFA:
-        """Repeat it."""
+        """Repeat the part."""
         if max(self.low, self.high or 0) > MOST:
             raise UserError(f"{where}: expected at most {MOST} times, got {max(self.low, self.high or 0)}")
         return repeat(self.part.automaton(spelling, where), self.low, self.high)
 
     def ends(self, words: Sequence[str], starts: set[int]) -> set[int]:
-        """Repeat until nothing new is found."""
+        """Match until no new end is found."""
         places, found, count = starts, set(starts) if self.low == 0 else set(), 0
         while places and (self.high is None or count < self.high):
             places, count = self.part.ends(words, places), count + 1
@@ -108,7 +108,7 @@ class Repeat(Phrase):
         return found
 
 
-MOST = 512  # times that a part is repeated: more than texts have words, and quick to build
+MOST = 512  # repetitions of a part: above the length of any text, and fast to build
 ANYTHING = Repeat(OneOf())
 
 
@@ -118,19 +118,19 @@ def phrase(text: str, cased: bool = False) -> Chain:
 
 
 class PhraseControl(Control):
-    """Base of the controls that say which words a text has: it must match each of ``phrases``."""
+    """Base of the controls of a text's words: it must match each of ``phrases``."""
 
     def phrases(self) -> list[Phrase]:
-        """Return what the words of a text must match."""
+        """Return the phrases that the words must match."""
         raise NotImplementedError
 
     def compile(self, binding: Binding) -> CompiledControl:
-        """Return the texts whose words match. Raises UserError for a word that the vocabulary has not."""
+        """Return the automaton of matching texts. Raises UserError for a word that is not in the vocabulary."""
         speller, where = spelling(binding.tokenizer), str(self)
         spelled = [phrase.automaton(speller, where) for phrase in self.phrases()]
         return CompiledControl(automata=(speller.over_tokens(reduce(lambda one, other: one & other, spelled)),))
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
-        """Return the share of the phrases that a text's words match."""
+        """Return the share of the phrases that match."""
         wanted, cut = self.phrases(), [split_words(text) for text in texts]
         return [sum(phrase.matches(words) for phrase in wanted) / len(wanted) for words in cut]

@@ -1,4 +1,4 @@
-"""How a text begins."""
+"""The beginning of a text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from diffusionlm.data.tokenizers import split_words
 
 @dataclass(frozen=True)
 class Prefix(PhraseControl, name="prefix"):
-    """Begins with the words of ``text``, in the case they are given in: ``Prefix("The Golden Lion is")``."""
+    """The text begins with the words of ``text``, with their case: ``Prefix("The Golden Lion is")``."""
 
     text: str
 
@@ -21,5 +21,5 @@ class Prefix(PhraseControl, name="prefix"):
             raise UserError(f"text: expected the words that texts begin with, got {self.text!r}")
 
     def phrases(self) -> list[Phrase]:
-        """Return the words and what may follow."""
+        """Return the words, followed by anything."""
         return [Chain((phrase(self.text, cased=True), ANYTHING))]

@@ -1,4 +1,4 @@
-"""Anything that can be computed from a text."""
+"""A reward: any function of finished texts."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from diffusionlm.controls.control import CompiledControl, Control
 
 @dataclass(frozen=True)
 class Reward(Control, name="reward"):
-    """A callable ``texts -> scores`` (higher is better, finite), followed by particles: it need not have a gradient.
+    """A callable ``texts -> scores`` (finite, higher is better), maximised by particles; it needs no gradient.
 
     Args:
         function: the callable, or its import path ``module:name``.
-        passes: the least score of a text that passes the check.
+        passes: the lowest score that passes the check.
     """
 
     function: Callable[[Sequence[str]], Any] | str
@@ -46,12 +46,12 @@ class Reward(Control, name="reward"):
         return found
 
     def compile(self, binding: Binding) -> CompiledControl:
-        """Score drafts with it."""
+        """Return the function as a reward."""
         self._callable()
         return CompiledControl(rewards=(self._scores,))
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
-        """Return 1 from ``passes`` on, below it how near the score comes, at least 0."""
+        """Return score / ``passes``, from 0 to 1."""
         scores = self._scores(texts)
         if self.passes <= 0:
             return [float(score >= self.passes) for score in scores]

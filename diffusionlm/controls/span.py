@@ -1,4 +1,4 @@
-"""One constituent."""
+"""A constituent of the parse."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from diffusionlm.models.classifier.templates import ANY, END, START
 class Span(Control, name="span"):
     """The words ``first`` to ``last``, counted from 0 and both included, are a constituent called ``label``.
 
-    Their tags and those of their neighbours are, by construction, such as the classifier ``spans`` has seen around little
-    else (its frames), there and in texts of that length, as far as the classifier ``tags`` knows words; the rest is left to
-    the gradient of ``spans``, or all of it where there is no ``tags`` or no frame. Checked in the annotator's parse, exactly.
+    An automaton enforces one of the part-of-speech templates of the classifier ``spans``: tags of the span and its neighbours
+    that in training, at this place and text length, almost only had this label. The classifier ``tags`` maps words to tags. The
+    gradient of ``spans`` guides the rest, or everything if there are no templates or no ``tags``. Checked in the parse.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"tree"})
@@ -48,31 +48,31 @@ class Span(Control, name="span"):
             )
 
     def compile(self, binding: Binding) -> CompiledControl:
-        """Return texts that have a frame there, and -log p of the constituent. Raises UserError for an unknown label."""
+        """Return the automaton of the templates, and -log p of the constituent. Raises UserError for an unknown label."""
         trained, chains = span_chains(binding, self.classifier, self.label, str(self))
         lengths = trained.length_probabilities(self.first + 1, self.last + 1, chains)
         energy = span_energy(trained, chains, self.first, self.last)
         return CompiledControl(
-            (self._framed(binding, trained, chains),), (energy,), length_probabilities=(lengths,) if lengths else ()
+            (self._templates(binding, trained, chains),), (energy,), length_probabilities=(lengths,) if lengths else ()
         )
 
-    def _framed(self, binding: Binding, trained: LatentSpanClassifier, chains: Tensor) -> DFA:
-        """Return the texts with one of the frames in its place; all that are long enough where none is known.
+    def _templates(self, binding: Binding, trained: LatentSpanClassifier, chains: Tensor) -> DFA:
+        """Return the automaton of the texts with one of the templates at the span; without templates, of all long enough.
 
-        Of a length that training texts had with this constituent there, a text has one of their frames.
+        At a length that occurred in training with this constituent at this place, only templates of that length are allowed.
         """
         size = len(binding.tokenizer)
-        frames = [
+        templates = [
             text
             for text in trained.config.templates.get(self.label, [])
             if text.count(" ") == self.last - self.first + 2 and text.startswith(START) == (self.first == 0)
         ]
-        if not frames or not binding.has_classifier(self.tags):
+        if not templates or not binding.has_classifier(self.tags):
             return repeat(one_of(range(size), size), self.last + 1)
         known = trained.template_lengths(self.first + 1, self.last + 1, chains)
         seen = set().union(*known.values())
         alike = defaultdict(list)
-        for text in frames:
+        for text in templates:
             alike[frozenset(seen - known.get(text, set()))].append(self._pattern(text.split()))
         return union(
             *(
@@ -82,12 +82,12 @@ class Span(Control, name="span"):
         )
 
     def _pattern(self, tags: Sequence[str]) -> list[str]:
-        """Return the tags of a text with a frame in its place: its first is of the word before the constituent."""
+        """Return the tag pattern of a text with a template at the span, whose first tag is of the word before it."""
         ahead, inside = [ANY] * (self.first - 1), tags[self.first == 0 :]
         return [*ahead, *(inside[:-1] if inside[-1] == END else [*inside, MANY])]
 
     def score(self, texts: Sequence[str], binding: Binding) -> Scores:
-        """Return 1 where the parse has the constituent."""
+        """Return 1 where the parse has the constituent, else 0."""
         wanted = (self.first, self.last, self.label)
         return binding.annotated(texts, "tree", lambda tree: float(wanted in brackets(tree)))
 
@@ -104,7 +104,7 @@ class Span(Control, name="span"):
 
 
 def span_chains(binding: Binding, classifier: str, label: str, where: str) -> tuple[LatentSpanClassifier, Tensor]:
-    """Return a classifier of spans and the indices of the labels that are ``label``, alone or in a chain such as ``S::VP``.
+    """Return a span classifier and the indices of its labels that contain ``label``, such as ``S::VP``.
 
     Raises:
         UserError: the classifier knows no such label.

@@ -1,4 +1,4 @@
-"""A whole parse."""
+"""A complete constituency tree."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from diffusionlm.data.trees import bracket_f1, brackets, spans_of, tags_of
 class Tree(Control, name="tree"):
     """The text's tree is ``tree``, in brackets: ``(S (NP (PRON It)) (VP (AUX is) (ADJP (ADJ cheap))))``; its words are ignored.
 
-    The words' tags hold by construction, the constituents by the gradient of the classifier ``spans``. The score is the
-    labelled F1 of the constituents in the annotator's parse, and 0 for what it rejects.
+    An automaton enforces the tags; the gradient of the classifier ``spans`` guides the constituents. The score is the labelled
+    F1 of the constituents in the annotator's parse, and 0 for a text that it rejects.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"tree"})
@@ -38,8 +38,12 @@ class Tree(Control, name="tree"):
         brackets(self.tree)
 
     def compile(self, binding: Binding) -> CompiledControl:
-        """Return the texts with these tags, and -log p of all constituents. Raises UserError for an unknown tag or label."""
-        language = tag_automaton([tags_of(self.tree)], binding, self.tags, self.least, "Tree")
+        """Return the automaton of the tags, and the mean -log p of the constituents.
+
+        Raises:
+            UserError: an unknown tag or label.
+        """
+        automaton = tag_automaton([tags_of(self.tree)], binding, self.tags, self.least, "Tree")
         energies = [
             span_energy(*span_chains(binding, self.classifier, chain, "Tree"), first, last)
             for first, last, chain in spans_of(self.tree)
@@ -48,10 +52,10 @@ class Tree(Control, name="tree"):
         def energy(state: GuidanceState) -> Tensor:
             return torch.stack([each(state) for each in energies]).mean(0)
 
-        return CompiledControl(automata=(language,), energies=(energy,) if energies else ())
+        return CompiledControl(automata=(automaton,), energies=(energy,) if energies else ())
 
     def score(self, texts: Sequence[str], binding: Binding) -> Scores:
-        """Return the F1 of each text's constituents."""
+        """Return the labelled F1 of each text's constituents."""
         gold = brackets(self.tree)
         return binding.annotated(texts, "tree", lambda tree: bracket_f1(gold, brackets(tree)))
 

@@ -1,4 +1,4 @@
-"""Words that a text must contain, or must not."""
+"""Words that a text contains."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from diffusionlm.data.tokenizers import split_words
 
 @dataclass(frozen=True, init=False)
 class Words(PhraseControl, name="words"):
-    """Contains all of ``words``: ``Words("cheap", "near the river")``; ``~Words("cheap")`` is a text without the word.
+    """The text contains all of ``words``: ``Words("cheap", "near the river")``; ``~Words("cheap")`` excludes a word.
 
-    Several words in one string stand side by side. Case is ignored, and only whole words count: "pub" is not in "public".
+    Words in one string are adjacent. Case is ignored, and words are compared as units: "pub" is not in "public".
 
     Args:
-        words: what is in the text.
-        in_order: whether they come in this order, without overlap; else in any, and one may be inside another.
+        words: words or sequences of words.
+        in_order: whether they occur in this order, without overlap; else in any order, and they may overlap.
     """
 
     words: tuple[str, ...]
     in_order: bool = False
 
     def __init__(self, *words: str, in_order: bool = False) -> None:
-        """Take words, one argument each."""
+        """Store the words, one argument each."""
         object.__setattr__(self, "words", words)
         object.__setattr__(self, "in_order", in_order)
         self.__post_init__()

@@ -1,4 +1,4 @@
-"""The guided first run: train on the embedded corpus for a few minutes, write texts, and say honestly how good they are."""
+"""The quickstart: train on the embedded corpus for a few minutes, sample with and without controls, and report quality."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ from diffusionlm.training.trainer import TrainingConfig
 
 TIMED_STEPS = 45
 CLASSIFIER_STEPS = 500
-ASKED = (  # what the closing lines show of control
+CONTROLS = (  # examples in the closing lines
     "food=Japanese",
     'Attribute("type", "pub") & Length(14, 20)',
     'Words("pub", "castle") & ~Words("food")',
     'Infill("The Golden Lion is {} because {} .")',
 )
-TEXTS_ASKED = 3
+TEXTS_PER_CONTROL = 3
 SAMPLING = SamplingConfig(steps=28, passes=2, temperature=1.1, step_temperature=0.5, sweeps=6, sweep_odds=2.5, batch_size=125)
 
 
 def quickstart(folder: str | Path, steps: int | None = None, minutes: float = 4.2, texts: int = 500) -> dict[str, Any]:
-    """Train (or resume, or reuse what is there), write texts, free and asked for, and ``quickstart.json``; return its content.
+    """Train (or resume), sample without and with controls, write ``quickstart.json``, and return its content.
 
-    ``texts`` are written freely. ``steps`` fixes the length of training; otherwise a few steps are timed and as many are
-    taken as fit in ``minutes``.
+    ``texts`` is the number of samples without controls. ``steps`` fixes the number of training steps; by default a few steps
+    are timed, and as many are taken as fit in ``minutes``.
 
     Raises:
-        UserError: the folder cannot be written or holds something else.
+        UserError: the folder cannot be written or holds another run.
     """
     folder, started = Path(folder), time.perf_counter()
     config = _config(folder, steps, minutes)
     say(f"Training {config.training.steps} steps on the embedded corpus of restaurant descriptions, in {folder} ...")
     if not train(config, folder, show_texts=True):
-        raise UserError(f"{folder}: stopped before the end; the same command goes on from there")
-    say(f"Writing {texts} texts ...")
+        raise UserError(f"{folder}: stopped before the end; run the same command again to resume")
+    say(f"Sampling {texts} texts ...")
     pipeline = Pipeline.from_pretrained(folder, dtype="bf16" if has_bf16() else "fp32")
     rows = list(pipeline.stream(texts, config.sampling))
     with disk_errors(folder / "texts.jsonl"):
@@ -63,7 +63,7 @@ def quickstart(folder: str | Path, steps: int | None = None, minutes: float = 4.
     report = asdict(grammar_report(written, training, real))
     trigrams = trigram_texts(training, texts, seed=0)
     report["trigram_accepted"] = grammar_report(trigrams, training, real).accepted
-    say("Training a classifier of what the texts state, to steer by, and asking for texts ...")
+    say("Training a classifier of the attributes for guidance, and sampling with controls ...")
     _classify(folder, config.training)
     controlled = _controlled(pipeline, config.sampling)
     report["controlled"] = sum(bool(row.controls[0].passed) for row in controlled) / len(controlled)
@@ -76,7 +76,7 @@ def quickstart(folder: str | Path, steps: int | None = None, minutes: float = 4.
 
 
 def _classify(folder: Path, training: TrainingConfig) -> None:
-    """Train the classifier of attributes on the model's beliefs, unless it is there."""
+    """Train the classifier of attributes on the model's predictions, unless it exists."""
     steps = min(CLASSIFIER_STEPS, training.steps)
     own = TrainingConfig(
         steps=steps, warmup=min(50, steps), threads=training.threads, evaluate_every=steps, evaluation_texts=100,
@@ -85,20 +85,20 @@ def _classify(folder: Path, training: TrainingConfig) -> None:
     model = ClassifierConfig(str(folder), ("attributes",), min_count=100)
     config = RunConfig(model=model, objective=Classification(report_texts=200), training=own)
     if not train(config, folder / "model" / "classifiers" / "attributes"):
-        raise UserError(f"{folder}: stopped before the end; the same command goes on from there")
+        raise UserError(f"{folder}: stopped before the end; run the same command again to resume")
 
 
 def _controlled(pipeline: Pipeline, sampling: SamplingConfig) -> list[Controlled]:
-    """Write texts for each of the examples of what can be asked."""
+    """Sample texts for each of ``CONTROLS``."""
     sampling = replace(sampling, temperature=1.0)
     rows: list[Controlled] = []
-    for asked in ASKED:
-        rows += [row for row in pipeline.stream(TEXTS_ASKED, sampling, None, [asked]) if isinstance(row, Controlled)]
+    for control in CONTROLS:
+        rows += [row for row in pipeline.stream(TEXTS_PER_CONTROL, sampling, None, [control]) if isinstance(row, Controlled)]
     return rows
 
 
 def say(text: str) -> None:
-    """Tell the user something, on stderr."""
+    """Print a line on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -108,7 +108,7 @@ def _config(folder: Path, steps: int | None, minutes: float) -> RunConfig:
         config = read_config([folder / "config.yaml"])
         if not isinstance(config.data.corpus, Restaurants):
             raise UserError(f"{folder}: holds another run, not a quickstart's; choose another --out")
-        say(f"Found a run in {folder}: going on with it.")
+        say(f"Found a run in {folder}: resuming it.")
         return config
     config = RunConfig(sampling=SAMPLING)
     if steps is None:
@@ -146,18 +146,18 @@ def _tokens_per_second(config: RunConfig, threads: int) -> float:
 
 
 def _close(folder: Path, texts: Sequence[str], report: dict[str, Any], controlled: Sequence[Controlled]) -> None:
-    """Show texts and figures, and say where everything is and what to try next."""
+    """Print samples, figures, the files and further commands."""
     print("\n".join(texts[:10]), flush=True)
     for place, row in enumerate(controlled):
-        if place % TEXTS_ASKED == 0:
-            say(f"\nAsked for {row.controls[0].control}")
+        if place % TEXTS_PER_CONTROL == 0:
+            say(f"\nControl: {row.controls[0].control}")
         say(f"  {'✓' if row.controls[0].passed else '✗'} {row.text}")
     say(f"""
 Of {report["texts"]} consecutive, unfiltered texts of one seed
-  {report["accepted"]:6.1%}  belong to the corpus's grammar as a whole (a word-trigram model: {report["trigram_accepted"]:.1%})
+  {report["accepted"]:6.1%}  are accepted by the corpus's grammar (a word-trigram model: {report["trigram_accepted"]:.1%})
   {report["new"]:6.1%}  of those are not in the training texts
   {report["distinct"]:6.1%}  are distinct
-  {report["entropy"]:6.3f}  nats of unigram entropy (real texts: {report["entropy_real"]:.3f})
+  {report["entropy"]:6.3f}  nats of unigram entropy (reference texts: {report["entropy_real"]:.3f})
 after {report["seconds_training"]:.0f} seconds of training; this call took {report["seconds_total"]:.0f}.
 
 Where things are

@@ -23,7 +23,7 @@ def test_quickstart_writes_its_figures_and_reuses_the_run(tmp_path: Path, capsys
     assert report["texts"] == 5 == len((folder / "texts.jsonl").read_text().splitlines())
     said = capsys.readouterr()
     assert "after 6 steps" in said.err and "Try next" in said.err
-    assert said.err.count("Asked for") == 4 and said.err.count("  ✓ ") + said.err.count("  ✗ ") == 12
+    assert said.err.count("Control: ") == 4 and said.err.count("  ✓ ") + said.err.count("  ✗ ") == 12
     weights = (folder / "model" / "model.safetensors").stat().st_mtime_ns
     again = quickstart(folder, texts=5)
     assert (folder / "model" / "model.safetensors").stat().st_mtime_ns == weights

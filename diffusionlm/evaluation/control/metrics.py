@@ -1,7 +1,8 @@
-"""How far texts are what was asked, as the literature counts it and as it should be counted.
+"""Metrics of control: success as the literature counts it, and stricter checks.
 
-Each metric gives a text a number from 0 to 1. Texts of one target are not independent: a mean is one of the targets' means,
-and its standard error is over targets. "(paper)" marks what Li et al. (2022, sections 6.1 and 6.2) count.
+Each metric gives a text a number from 0 to 1, or None where it cannot be checked. Texts of one target are not independent: the
+mean is over the targets' means, with its standard error over targets. "(paper)" marks metrics of Li et al. (2022, sections 6.1
+and 6.2).
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ ALL, SCORE = "all controls", "mean score"
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its standard error over targets, None where one target says nothing of it."""
+    """A mean with its standard error over targets; None for a single target."""
 
     mean: float
     error: float | None
 
 
 def over_targets(scores: Sequence[Scores]) -> Estimate:
-    """Return the mean of the targets' mean scores; a target without scores, such as one the model cannot follow, has 0."""
+    """Return the mean of the targets' mean scores; a target without scores (the model cannot follow it) counts 0."""
     means = numpy.array([_mean(each) or 0.0 for each in scores])
     error = float(means.std(ddof=1) / math.sqrt(len(means))) if len(means) > 1 else None
     return Estimate(float(means.mean()), error)
@@ -63,7 +64,7 @@ def target_metrics(target: Target, texts: Sequence[str], binding: Binding) -> di
 
 
 def metric_order(names: Iterable[str]) -> list[str]:
-    """Return the names, each once, those of one kind ("tree, F1", "tree, the whole text") together."""
+    """Return the names without repetition, those of one kind ("tree, F1", "tree, the whole text") together."""
     kinds: dict[str, list[str]] = {}
     for name in dict.fromkeys(names):
         kinds.setdefault(name.partition(",")[0], []).append(name)
@@ -79,7 +80,7 @@ def _parts(controls: Iterable[Control]) -> Iterator[Control]:
 
 
 def gap_metrics(gap: Gap, texts: Sequence[str]) -> dict[str, Scores]:
-    """Compare what fills the gap with what was hidden; 0 where the words around it do not stand."""
+    """Compare the words in the gap with the hidden ones; 0 where the words around it were changed."""
     hidden, fills = tokenize(gap.hidden), [filling(gap, text) for text in texts]
     return {
         "infilling, BLEU-4 (paper)": [bleu_4(fill, hidden) if fill else 0.0 for fill in fills],
@@ -88,7 +89,7 @@ def gap_metrics(gap: Gap, texts: Sequence[str]) -> dict[str, Scores]:
 
 
 def filling(gap: Gap, text: str) -> list[str] | None:
-    """Return the words in the gap, None where the words around it are not the given ones."""
+    """Return the words in the gap; None where the words around it were changed."""
     words, left, right = tokenize(text), tokenize(gap.left), tokenize(gap.right)
     end = len(words) - len(right)
     kept = len(left) <= end and words[: len(left)] == left and words[end:] == right
@@ -96,7 +97,7 @@ def filling(gap: Gap, text: str) -> list[str] | None:
 
 
 def bleu_4(words: Sequence[str], reference: Sequence[str]) -> float:
-    """Return the BLEU-4 (0 to 1) of a sentence, of n-grams as long as it has (effective order), smoothed as sacrebleu does."""
+    """Return the sentence BLEU-4 (0 to 1) with effective order and the smoothing of sacrebleu."""
     bleu = sacrebleu.BLEU(tokenize="none", effective_order=True)
     return bleu.sentence_score(" ".join(words), [" ".join(reference)]).score / 100
 
@@ -112,7 +113,7 @@ def rouge_l(words: Sequence[str], reference: Sequence[str]) -> float:
 
 
 def perplexity_over_targets(judge: Judge, texts: Sequence[Sequence[str]]) -> Estimate:
-    """Return the perplexity of all texts together, per token, with its standard error over targets."""
+    """Return the perplexity per token of all texts together, with its standard error over targets."""
     scored = iter(judge.score([text for each in texts for text in each]))
     groups = [[next(scored) for _ in each] for each in texts if each]
     nats, tokens = ([float(sum(getattr(one, name) for one in group)) for group in groups] for name in ("nats", "tokens"))

@@ -1,7 +1,7 @@
-"""What is asked in an evaluation of control: targets drawn from held-out texts, so that each can be met by some text.
+"""Targets of a control evaluation, drawn from held-out texts so that each target is satisfiable.
 
-A *target* is a list of controls, with the real text that it came from as its reference. A *task* draws targets of one kind;
-a task's file in ``configs/control`` says which task, from which texts, how many, and how they are sampled.
+A *target* is a list of controls, with the reference text that it was drawn from. A *task* draws targets of one kind; a task's
+file in ``configs/control`` names the task, the corpus and its split, the number of targets, and the sampling settings.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from diffusionlm.data.corpora import Corpus
 
 @dataclass(frozen=True)
 class Gap:
-    """A text in three parts, of which the middle one is hidden; blanks around it stand for nothing."""
+    """A text in three parts, of which the middle one is hidden; blanks around it are not part of it."""
 
     left: str
     hidden: str
@@ -36,7 +36,7 @@ class Gap:
 
 @dataclass(frozen=True)
 class Target:
-    """What is asked of some texts, the real text that is so, where there is one, and where the target comes from."""
+    """The controls of a target, the reference text that satisfies them, its gap, and the place in the user's file."""
 
     controls: tuple[Control, ...]
     reference: str | None = None
@@ -45,18 +45,18 @@ class Target:
 
 
 class Task(Component, family="task"):
-    """Base of the kinds of targets."""
+    """Base of the tasks."""
 
     def target(self, row: CorpusRow, draw: random.Random, reader: Reader) -> Target | None:
-        """Return a target that the text of ``row`` meets; None where there is nothing of the kind to ask."""
+        """Return a target that the text of ``row`` satisfies; None where the text gives none."""
         raise NotImplementedError
 
     def wants(self, target: Target, found: Sequence[Target]) -> bool:
-        """Tell whether a target is one more, beside those ``found`` before it."""
+        """Return whether a target is added to those ``found`` before it."""
         return True
 
     def targets(self, rows: datasets.Dataset | None, reader: Reader, seed: int, count: int) -> list[Target]:
-        """Return the first ``count`` targets of texts in an order, and with choices, that ``seed`` settles.
+        """Return the first ``count`` targets, from texts in random order; ``seed`` decides the order and all choices.
 
         Raises:
             UserError: there are fewer.
@@ -78,9 +78,9 @@ class Task(Component, family="task"):
 
 @dataclass(frozen=True)
 class AttributeTargets(Task, name="attributes"):
-    """``count`` of the attributes that a text states (semantic content); of ``fields`` only, where these are given.
+    """``count`` of the attributes that a text states (semantic content), of ``fields`` only, where these are given.
 
-    ``distinct`` asks for nothing twice, so that a value counts once however often it is stated.
+    With ``distinct`` no two targets are equal, so that frequent values do not dominate.
     """
 
     fields: tuple[str, ...] = ()
@@ -88,7 +88,7 @@ class AttributeTargets(Task, name="attributes"):
     distinct: bool = False
 
     def target(self, row: CorpusRow, draw: random.Random, reader: Reader) -> Target | None:
-        """Choose among what is stated."""
+        """Draw from the stated attributes."""
         stated = {f: v for f, v in sorted(reader.attributes(row).items()) if f in self.fields or not self.fields}
         if len(stated) < self.count:
             return None
@@ -96,7 +96,7 @@ class AttributeTargets(Task, name="attributes"):
         return Target(tuple(Attribute(name, stated[name]) for name in chosen), row["text"])
 
     def wants(self, target: Target, found: Sequence[Target]) -> bool:
-        """Pass over what was asked for already, where that is wanted."""
+        """Skip repeated targets if ``distinct``."""
         return not self.distinct or all(target.controls != other.controls for other in found)
 
 
@@ -157,12 +157,12 @@ class LengthTargets(_OneControl, name="length"):
 
 @dataclass(frozen=True)
 class InfillTargets(Task, name="infill"):
-    """A text with a gap in its middle; none with words that the model cannot write.
+    """A text with a gap in its middle; texts with unknown words are skipped.
 
     Args:
-        hidden: the fewest and the most words that the gap hides, marks with the word that they stand at.
-        context: words that are left on each side, at least.
-        told: whether it is told how many tokens are hidden; if not, the gap is of any length to whoever fills it.
+        hidden: the smallest and the largest number of hidden words, punctuation counted with its word.
+        context: the smallest number of words on each side.
+        told: whether the control gives the number of hidden tokens; else the gap has any length.
     """
 
     hidden: tuple[int, int] = (2, 6)
@@ -177,7 +177,7 @@ class InfillTargets(Task, name="infill"):
             raise UserError(f"context: expected 0 or more, got {self.context}")
 
     def target(self, row: CorpusRow, draw: random.Random, reader: Reader) -> Target | None:
-        """Hide words; how many, and where, is drawn."""
+        """Hide a random number of words at a random place."""
         words = row["text"].split()
         unknown = reader.tokenizer.unk_token_id
         if unknown is not None and unknown in reader.tokenizer(row["text"])["input_ids"]:
@@ -195,7 +195,7 @@ class InfillTargets(Task, name="infill"):
 
 @dataclass(frozen=True)
 class Composed(Task, name="composed"):
-    """What all of ``tasks`` ask, of one text."""
+    """The controls of all ``tasks``, drawn from one text."""
 
     tasks: tuple[Task, ...]
 
@@ -205,7 +205,7 @@ class Composed(Task, name="composed"):
             raise UserError("tasks: expected at least one")
 
     def target(self, row: CorpusRow, draw: random.Random, reader: Reader) -> Target | None:
-        """Ask each."""
+        """Draw from each task."""
         parts = [task.target(row, draw, reader) for task in self.tasks]
         if not all(parts):
             return None
@@ -215,16 +215,16 @@ class Composed(Task, name="composed"):
 
 @dataclass(frozen=True)
 class FileTargets(Task, name="file"):
-    """The targets of a .jsonl or .yaml file: rows with ``controls``, and perhaps ``reference`` and ``task``.
+    """The targets of a .jsonl or .yaml file: rows with ``controls``, optionally ``reference`` and ``task``.
 
-    Only those of ``task`` are taken, where it is given.
+    If ``task`` is given, only its targets are read.
     """
 
     path: str
     task: str | None = None
 
     def targets(self, rows: datasets.Dataset | None, reader: Reader, seed: int, count: int) -> list[Target]:
-        """Read the first ``count``, or all that there are."""
+        """Read the first ``count`` targets, or all of fewer."""
         return [target for name, target in read_rows(self.path) if self.task in (None, name)][:count]
 
 
@@ -232,7 +232,7 @@ def read_rows(path: str) -> list[tuple[str, Target]]:
     """Read a file of targets, each with its ``task``, by default the file's name.
 
     Raises:
-        UserError: it cannot be read, or a row is no target, with its line.
+        UserError: it cannot be read, or a row is not a target, with its line.
     """
     found = []
     for place, row, controls in target_rows(path):
@@ -247,19 +247,18 @@ def read_rows(path: str) -> list[tuple[str, Target]]:
 
 @dataclass(frozen=True)
 class TaskConfig(Settings):
-    """A row of a table: which targets, and how texts are written for them.
+    """A row of the table: the targets, and the settings of the sampling.
 
     Args:
         task: the kind of targets.
-        title: what the row is called; by default the file's name.
-        corpus: whose texts the targets come from; by default the model's own.
+        title: the name of the row; by default that of the file.
+        corpus: the corpus the targets are drawn from; by default that of the model.
         split: of the corpus.
-        annotator: what reads finished texts, and held-out ones that come without labels; by default the grammar for the
-            embedded corpus, and nothing but words for others.
-        targets: how many.
-        samples: texts for each of them.
-        seed: of the targets and of the texts.
-        sampling: settings that differ from the model's own.
+        annotator: checks samples, and labels held-out texts that have no labels; by default that of the corpus.
+        targets: number of targets.
+        samples: samples per target.
+        seed: of the targets and the samples.
+        sampling: settings that differ from the model's.
     """
 
     task: Task
@@ -280,12 +279,12 @@ class TaskConfig(Settings):
 
 
 def read_tasks(path: str | Path, changes: Sequence[tuple[str, str]] = ()) -> list[TaskConfig]:
-    """Read a task's YAML file, or a file of targets, which gives a row for each ``task`` that it names.
+    """Read a task's YAML file, or a file of targets, which has a row for each ``task`` in it.
 
     ``changes`` are settings of tasks to change, dotted, such as ("annotator.folder", "tagger").
 
     Raises:
-        UserError: it cannot be read, or says something impossible.
+        UserError: it cannot be read, or a setting is wrong.
     """
     if not str(path).endswith(".jsonl"):
         try:
