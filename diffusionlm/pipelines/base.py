@@ -205,9 +205,8 @@ class UnguidedPipeline(BasePipeline[M]):
         sampling = self.sampling if sampling is None else sampling
         self.check(sampling)
         for indices in batches(count, sampling):
-            ids = self.sample_ids(
-                [(sampling.seed, index, c) for index in indices for c in range(sampling.candidates)], sampling, watch
-            )
+            seeds = [(sampling.seed, index, c) for index in indices for c in range(sampling.candidates)]
+            ids = self.sample_ids(seeds, sampling, watch)
             texts = decode_texts(self.tokenizer, ids)
             for index, row in zip(indices, best_candidates(texts, sampling.candidates), strict=True):
                 yield Generated(texts[row], index, sampling.seed, len(ids[row]))

@@ -150,9 +150,8 @@ class Pipeline(BasePipeline[DiffusionLM]):
         if sampling.length is not None:
             return fixed_length(sampling.length + 2)
         predictor = partial(self.predictor, condition=condition, dtype=torch.float32)
-        return length_prior(
-            self.model, steering.automaton, steering.energy, steering.compiled.length_probabilities, predictor
-        )  # fmt: skip
+        known = steering.compiled.length_probabilities
+        return length_prior(self.model, steering.automaton, steering.energy, known, predictor)
 
     def predictor(self, lengths: Sequence[int], condition: Any = None, dtype: torch.dtype | None = None) -> Predictor:
         """Return the model set up for samples of ``lengths``, BOS and EOS counted, all with the same ``condition``."""

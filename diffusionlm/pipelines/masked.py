@@ -47,11 +47,6 @@ class MaskedState:
     confidence: Tensor
     words: Tensor
 
-    @property
-    def counts(self) -> Tensor:
-        """The number of decoded positions (B,)."""
-        return self.words.sum(1)
-
 
 class Unmasking(Sampler):
     """Base of the decoders, the samplers of masked models."""
@@ -89,7 +84,7 @@ class MaskPredict(Unmasking, name="mask-predict"):
 
     def hide(self, state: MaskedState, s: float, uniform: Tensor) -> Tensor:
         """Hide the floor(s N) tokens of least confidence."""
-        return lowest(state.confidence.masked_fill(~state.words, math.inf), (s * state.counts + ROUNDING).floor())
+        return lowest(state.confidence.masked_fill(~state.words, math.inf), (s * state.words.sum(1) + ROUNDING).floor())
 
 
 @dataclass(frozen=True)
@@ -113,7 +108,7 @@ class MaskGIT(Unmasking, name="maskgit"):
     def hide(self, state: MaskedState, s: float, uniform: Tensor) -> Tensor:
         """Hide the least confident of the tokens just drawn; each step keeps at least one."""
         share = math.cos(math.pi / 2 * (1 - s)) if self.schedule == "cosine" and s > 0 else s
-        count = (share * state.counts + ROUNDING).floor().minimum(state.hidden.sum(1) - 1)
+        count = (share * state.words.sum(1) + ROUNDING).floor().minimum(state.hidden.sum(1) - 1)
         gumbel = -(-uniform.clamp(1e-12, 1 - 1e-12).log()).log()
         noisy = state.confidence + self.noise * s * gumbel
         return lowest(noisy.masked_fill(~state.hidden, math.inf), count)

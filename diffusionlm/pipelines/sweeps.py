@@ -23,8 +23,6 @@ def refine(
 
     In parallel where the network excludes each position's own input, else block by block, with pure ``noise`` in the block.
     """
-    if not sampling.sweeps:
-        return tokens
     model, mask, embedding = predict.model, predict.mask, predict.embedding
     known, ids = boundaries(mask, model.config.special_ids)
     tokens = torch.where(known | ~mask, ids, tokens)

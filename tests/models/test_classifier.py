@@ -526,7 +526,7 @@ def test_a_classifier_of_other_word_vectors_is_refused(untrained: Path, home: Pa
 
 
 def test_a_classifier_writes_no_texts(untrained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UserError, match=r"this is a classifier, which reads texts and writes none"):
+    with pytest.raises(UserError, match=r"expected a model that generates text, but this is a classifier"):
         open_pipeline(untrained)
     assert main(["generate", str(untrained)]) == 2
     out, err = capsys.readouterr()
