@@ -68,13 +68,13 @@ LIBRARY: dict[str, dict[str, str]] = {
         "regression": "diffusionlm.recipe.regression:Regression",
         "masked": "diffusionlm.models.masked:MaskedWords",
         "causal": "diffusionlm.models.causal:NextToken",
-        "classification": "diffusionlm.models.classification:Classification",
+        "classification": "diffusionlm.models.classifier.objective:Classification",
     },
     "model": {
         "diffusion": "diffusionlm.models.diffusion:ModelConfig",
         "masked": "diffusionlm.models.masked:MaskedConfig",
         "causal": "diffusionlm.models.causal:CausalConfig",
-        "classifier": "diffusionlm.models.classifier:ClassifierConfig",
+        "classifier": "diffusionlm.models.classifier.model:ClassifierConfig",
     },
 }
 

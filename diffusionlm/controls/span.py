@@ -20,7 +20,7 @@ from diffusionlm.core.guidance import Energy, GuidanceState
 from diffusionlm.data.annotators import Reader
 from diffusionlm.data.trees import brackets
 from diffusionlm.models.classifier import LatentClassifier
-from diffusionlm.models.templates import ANY, END, START
+from diffusionlm.models.classifier.templates import ANY, END, START
 
 
 @dataclass(frozen=True)

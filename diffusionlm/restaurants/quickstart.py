@@ -16,8 +16,8 @@ import torch
 from diffusionlm.config import UserError
 from diffusionlm.evaluation.provenance import training_of
 from diffusionlm.evaluation.text_metrics import grammar_report, trigram_texts
-from diffusionlm.models.classification import Classification
 from diffusionlm.models.classifier import ClassifierConfig
+from diffusionlm.models.classifier.objective import Classification
 from diffusionlm.pipelines.base import Controlled, SamplingConfig
 from diffusionlm.pipelines.diffusion import Pipeline
 from diffusionlm.restaurants.corpus import Restaurants

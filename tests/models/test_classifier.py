@@ -26,11 +26,12 @@ from diffusionlm.controls import Attribute, Binding, PartsOfSpeech, Span
 from diffusionlm.data.labels import Labelled
 from diffusionlm.data.tokenizers import load_tokenizer
 from diffusionlm.data.trees import spans_of
-from diffusionlm.models.accuracy import Accuracy, span_scores, value_scores
-from diffusionlm.models.classification import Classification, ClassificationObjective
-from diffusionlm.models.classifier import SENSES, ClassifierConfig, find_classifier
+from diffusionlm.models.classifier import ClassifierConfig, find_classifier
+from diffusionlm.models.classifier.accuracy import Accuracy, span_scores, value_scores
+from diffusionlm.models.classifier.model import SENSES
+from diffusionlm.models.classifier.objective import Classification, ClassificationObjective
+from diffusionlm.models.classifier.templates import list_templates
 from diffusionlm.models.diffusion import DiffusionLM
-from diffusionlm.models.templates import list_templates
 from diffusionlm.pipelines.auto import open_pipeline
 from diffusionlm.pipelines.lengths import length_prior
 from diffusionlm.recipe.cross_entropy import CrossEntropy

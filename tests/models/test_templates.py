@@ -9,7 +9,7 @@ from diffusionlm.data.batches import encode
 from diffusionlm.data.labels import Field, Labelled, label_rows
 from diffusionlm.data.tokenizers import Words
 from diffusionlm.data.trees import brackets, tags_of
-from diffusionlm.models.templates import FEWEST, find_templates, frame, list_templates, span_places
+from diffusionlm.models.classifier.templates import FEWEST, find_templates, frame, list_templates, span_places
 
 TAGS = ["DET", "NOUN", "AUX", "ADV", "ADJ", "PUNCT"]
 

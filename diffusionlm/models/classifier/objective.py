@@ -21,8 +21,8 @@ from diffusionlm import plots
 from diffusionlm.config import UserError
 from diffusionlm.core.objective import Batch, Objective, ObjectiveConfig, expect_family
 from diffusionlm.data.labels import Labelled
-from diffusionlm.models.accuracy import CLEAN, LOG_SNRS, Accuracy, span_scores, value_scores
-from diffusionlm.models.classifier import LatentClassifier
+from diffusionlm.models.classifier.accuracy import CLEAN, LOG_SNRS, Accuracy, span_scores, value_scores
+from diffusionlm.models.classifier.model import LatentClassifier
 from diffusionlm.models.diffusion import DiffusionLM
 from diffusionlm.models.io import model_folder
 from diffusionlm.models.spec import ModelSpec

@@ -34,10 +34,10 @@ from diffusionlm.data.batches import DataConfig, Encoded
 from diffusionlm.data.labels import OTHER, Head, Labelled, check_vocabulary, fields_of, label_rows, values_of
 from diffusionlm.data.tokenizers import load_tokenizer
 from diffusionlm.models.backbones import Backbone, Transformer
+from diffusionlm.models.classifier.templates import find_templates, list_templates, span_places
 from diffusionlm.models.diffusion import DiffusionLM
 from diffusionlm.models.io import load_pretrained, model_folder
 from diffusionlm.models.spec import ModelSpec
-from diffusionlm.models.templates import find_templates, list_templates, span_places
 
 SENSES = 2  # of a word that is pointed at: "not expensive" states another price than "expensive"
 

@@ -1,0 +1,5 @@
+"""Classifiers over latents, for guidance by gradients: config and network, heads, objective, accuracy, templates."""
+
+from diffusionlm.models.classifier.model import ClassifierConfig, ClassifierModelConfig, LatentClassifier, find_classifier
+
+__all__ = ["ClassifierConfig", "ClassifierModelConfig", "LatentClassifier", "find_classifier"]
