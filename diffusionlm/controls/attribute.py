@@ -12,6 +12,7 @@ from diffusionlm.controls.binding import Binding, label_energy
 from diffusionlm.controls.control import CompiledControl, Control, Scores, passes
 from diffusionlm.data.annotators import Reader
 from diffusionlm.data.tokenizers import split_words
+from diffusionlm.models.classifier.heads import LatentSequenceClassifier
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Attribute(Control, name="attribute"):
 
     def compile(self, binding: Binding) -> CompiledControl:
         """Return the classifier's -log p. Raises UserError for a field or value that it does not know."""
-        classifier = binding.classifier(self.classifier, "sequence")
+        classifier = binding.classifier(self.classifier, LatentSequenceClassifier)
         fields = {name.removeprefix("attributes."): name for name in classifier.labels}
         if self.field not in fields:
             raise UserError(f"{self}: no field of the texts' attributes is called {self.field!r}{nearest(self.field, fields)}")

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ from diffusionlm.models.classifier import LatentClassifier, find_classifier
 from diffusionlm.models.diffusion import DiffusionLM
 from diffusionlm.models.io import model_folder
 
+C = TypeVar("C", bound=LatentClassifier)
+
 
 @dataclass(frozen=True)
 class Binding:
@@ -33,15 +35,16 @@ class Binding:
     annotator: Annotator = field(default_factory=Plain)
     _loaded: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
-    def classifier(self, name: str, head: str | None = None) -> LatentClassifier:
+    def classifier(self, name: str, kind: type[C]) -> C:
         """Return the model's classifier ``name``, or the one in the folder ``name``.
 
         Raises:
-            UserError: there is none, it was trained on another model's word vectors, or it has another ``head``.
+            UserError: there is none, it was trained on another model's word vectors, or its head is not that of ``kind``.
         """
         found: LatentClassifier = self._once(name, self._open)
-        if head is not None and found.settings.head != head:
-            raise UserError(f"classifier: expected one with head {head!r}, and {name!r} has {found.settings.head!r}")
+        if not isinstance(found, kind):
+            expected, got = kind.reads_labels.head, found.settings.head
+            raise UserError(f"classifier: expected one with head {expected!r}, and {name!r} has {got!r}")
         return found
 
     def has_classifier(self, name: str) -> bool:
@@ -90,7 +93,7 @@ class Binding:
         longest = self.model.config.max_tokens
         rows = [self.tokenizer(text)["input_ids"][:longest] for text in texts]
         batch = {k: v.to(self.model.device) for k, v in collate(rows, self.model.config.special_ids["pad"]).items()}
-        latents, words = self.model.encode(batch["ids"]), classifier.chances(batch["ids"])
+        latents, words = self.model.encode(batch["ids"]), classifier.word_probabilities(batch["ids"])
         found: dict[str, Tensor] = classifier(latents, torch.zeros(len(rows), device=latents.device), batch["mask"], words)
         return {name: value.cpu() for name, value in found.items()}
 

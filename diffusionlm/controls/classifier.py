@@ -10,6 +10,7 @@ import torch
 from diffusionlm.config import UserError, nearest
 from diffusionlm.controls.binding import Binding, label_energy
 from diffusionlm.controls.control import CompiledControl, Control
+from diffusionlm.models.classifier.heads import LatentSequenceClassifier
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Classifier(Control, name="classifier"):
             if third_party.aligned is not None:
                 return CompiledControl(energies=(third_party.energy(index),))
             return CompiledControl(rewards=(lambda texts: third_party.log_probabilities(texts)[:, index],))
-        classifier = binding.classifier(self.classifier, "sequence")
+        classifier = binding.classifier(self.classifier, LatentSequenceClassifier)
         return CompiledControl(energies=(label_energy(classifier, self._field(classifier.labels), self.label),))
 
     def _field(self, labels: dict[str, list[str]]) -> str:
@@ -53,7 +54,7 @@ class Classifier(Control, name="classifier"):
         if third_party is not None:
             logs = third_party.log_probabilities(texts)[:, third_party.index(self.label, str(self))]
         else:
-            classifier = binding.classifier(self.classifier)
+            classifier = binding.classifier(self.classifier, LatentSequenceClassifier)
             field = self._field(classifier.labels)
             logs = binding.log_probabilities(classifier, texts)[field][:, classifier.labels[field].index(self.label)]
         p = logs.exp()

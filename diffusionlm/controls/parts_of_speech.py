@@ -15,6 +15,7 @@ from diffusionlm.constraints.dfa import DFA, any_number, everything, one_of, seq
 from diffusionlm.controls.binding import Binding
 from diffusionlm.controls.control import CompiledControl, Control, Scores, passes
 from diffusionlm.data.annotators import Reader
+from diffusionlm.models.classifier.heads import LatentTokenClassifier
 
 ONE, MANY = "*", "..."
 
@@ -63,7 +64,7 @@ class PartsOfSpeech(Control, name="parts-of-speech"):
 
 def tag_automaton(choices: Sequence[Sequence[str]], binding: Binding, classifier: str, least: float, where: str) -> DFA:
     """Return the texts whose words can have one of ``choices`` of tags. Raises UserError for an unknown tag."""
-    trained = binding.classifier(classifier, "token")
+    trained = binding.classifier(classifier, LatentTokenClassifier)
     (field,) = trained.labels
     known, lexicon = trained.indices[field], trained.lexicon().cpu()
     size = len(lexicon)

@@ -19,7 +19,7 @@ from diffusionlm.controls.parts_of_speech import MANY, tag_automaton
 from diffusionlm.core.guidance import Energy, GuidanceState
 from diffusionlm.data.annotators import Reader
 from diffusionlm.data.trees import brackets
-from diffusionlm.models.classifier import LatentClassifier
+from diffusionlm.models.classifier.heads import LatentSpanClassifier
 from diffusionlm.models.classifier.templates import ANY, END, START
 
 
@@ -50,13 +50,13 @@ class Span(Control, name="span"):
     def compile(self, binding: Binding) -> CompiledControl:
         """Return texts that have a frame there, and -log p of the constituent. Raises UserError for an unknown label."""
         trained, chains = span_chains(binding, self.classifier, self.label, str(self))
-        lengths = trained.length_chances(self.first + 1, self.last + 1, chains)
+        lengths = trained.length_probabilities(self.first + 1, self.last + 1, chains)
         energy = span_energy(trained, chains, self.first, self.last)
         return CompiledControl(
             (self._framed(binding, trained, chains),), (energy,), length_probabilities=(lengths,) if lengths else ()
         )
 
-    def _framed(self, binding: Binding, trained: LatentClassifier, chains: Tensor) -> DFA:
+    def _framed(self, binding: Binding, trained: LatentSpanClassifier, chains: Tensor) -> DFA:
         """Return the texts with one of the frames in its place; all that are long enough where none is known.
 
         Of a length that training texts had with this constituent there, a text has one of their frames.
@@ -103,13 +103,13 @@ class Span(Control, name="span"):
         return cls(*draw.choice(spans)) if spans else None
 
 
-def span_chains(binding: Binding, classifier: str, label: str, where: str) -> tuple[LatentClassifier, Tensor]:
+def span_chains(binding: Binding, classifier: str, label: str, where: str) -> tuple[LatentSpanClassifier, Tensor]:
     """Return a classifier of spans and the indices of the labels that are ``label``, alone or in a chain such as ``S::VP``.
 
     Raises:
         UserError: the classifier knows no such label.
     """
-    trained = binding.classifier(classifier, "span")
+    trained = binding.classifier(classifier, LatentSpanClassifier)
     (field,) = trained.labels
     known = {name for chain in trained.labels[field] for name in chain.split("::") if name}
     parts = set(label.split("::"))
@@ -118,7 +118,7 @@ def span_chains(binding: Binding, classifier: str, label: str, where: str) -> tu
     return trained, torch.tensor([i for i, chain in enumerate(trained.labels[field]) if parts <= set(chain.split("::"))])
 
 
-def span_energy(trained: LatentClassifier, chains: Tensor, first: int, last: int) -> Energy:
+def span_energy(trained: LatentSpanClassifier, chains: Tensor, first: int, last: int) -> Energy:
     """Return -log p that a span (words counted from 0) has one of the labels ``chains``."""
     (field,) = trained.labels
 

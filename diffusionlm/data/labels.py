@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, ClassVar
 
 import datasets  # type: ignore[import-untyped]
 from transformers import PreTrainedTokenizerFast
@@ -17,7 +17,6 @@ from diffusionlm.config import UserError, nearest
 from diffusionlm.data.batches import Encoded
 from diffusionlm.data.trees import read_tree, tags_of
 
-Head = Literal["sequence", "token", "span"]
 NONE, OTHER = "", "other"  # no value or no constituent; any value below min_count
 MOST_UNKNOWN = 0.2  # share of the training tokens; above it the corpus does not fit the vocabulary
 
@@ -53,20 +52,147 @@ class Field:
         return [(value or {}).get(self.key) for value in column] if self.key else column
 
 
-def fields_of(rows: datasets.Dataset, labels: Sequence[str], head: Head) -> list[Field]:
-    """Return the fields that ``labels`` name, sorted; a column of mappings names all its keys.
+class Labels:
+    """Base of what a corpus's columns can label; a classifier's head says which of them it learns."""
+
+    head: ClassVar[str]
+    types: ClassVar[Any] = str
+    expected: ClassVar[str]
+    keyed: ClassVar[bool] = False  # whether a column may hold mappings, each of whose keys is a field
+
+    def read(
+        self, rows: datasets.Dataset, encoded: Encoded, tokenizer: PreTrainedTokenizerFast, fields: Sequence[Field]
+    ) -> list[Labelled]:
+        """Return the encoded texts of a split with their labels.
+
+        Raises:
+            UserError: a text has another number of words than of labels.
+        """
+        raise NotImplementedError
+
+    def each(self, label: Any) -> Iterable[str | None]:
+        """Return the single labels in the label of one text."""
+        raise NotImplementedError
+
+    def values(self, rows: Iterable[Labelled], name: str, min_count: int) -> list[str]:
+        """Return a field's values, most frequent first; values with fewer than ``min_count`` labels count as "other"."""
+        counts = Counter(value for row in rows for value in self.each(row.labels[name]) if value is not None)
+        kept: Counter[str] = Counter()
+        for value, count in counts.items():
+            kept[value if count >= min_count else OTHER] += count
+        return sorted(kept, key=lambda value: (-kept[value], value))
+
+
+class TextLabels(Labels):
+    """A word or a number for each text."""
+
+    head, types, expected, keyed = "sequence", (str, int, float), "a word or a number", True
+
+    def read(
+        self, rows: datasets.Dataset, encoded: Encoded, tokenizer: PreTrainedTokenizerFast, fields: Sequence[Field]
+    ) -> list[Labelled]:
+        """Return the texts with their labels, "" where a text has none."""
+        values = {field.name: field.values(rows) for field in fields}
+        labels = [
+            {name: NONE if value is None else str(value) for name, value in zip(values, row, strict=True)}
+            for row in zip(*values.values(), strict=True)
+        ]
+        return [Labelled(ids, labels[text]) for ids, text in zip(encoded.ids, encoded.texts, strict=True)]
+
+    def each(self, label: str) -> list[str | None]:
+        """Return the label."""
+        return [label]
+
+
+class WordLabels(Labels):
+    """Base of the labels of words and of runs of words."""
+
+    def read(
+        self, rows: datasets.Dataset, encoded: Encoded, tokenizer: PreTrainedTokenizerFast, fields: Sequence[Field]
+    ) -> list[Labelled]:
+        """Return the texts with their labels, without those of words that were cut off.
+
+        Of a word of several tokens, the first token has the label; a span runs to the last token of its last word.
+        """
+        values = {field.name: field.values(rows) for field in fields}
+        words = list(_words_of_tokens(rows["text"][:], tokenizer))
+        labelled: list[Labelled] = []
+        offset, before = 0, -1
+        for ids, text in zip(encoded.ids, encoded.texts, strict=True):
+            offset, before = offset if text == before else 0, text
+            place = f"text {text} ({rows[text]['text'][:60]!r})"
+            where = words[text], offset, len(ids) - 2, place
+            labels = {name: self.place(column[text], *where) for name, column in values.items()}
+            tags = self.tags(next(iter(values.values()))[text])
+            # Trees without tags exist; in them a constituent of one word looks like a tag.
+            tagged = len(tags) == max(words[text], default=-1) + 1
+            labelled.append(Labelled(ids, labels, _tag_tokens(tags, *where) if tags and tagged else None))
+            offset += len(ids) - 2
+        return labelled
+
+    def place(self, label: Any, words: Sequence[int], offset: int, count: int, place: str) -> Any:
+        """Return the labels of ``count`` tokens from ``offset`` on, between BOS and EOS; ``words`` numbers tokens' words."""
+        raise NotImplementedError
+
+    def tags(self, label: Any) -> list[str]:
+        """Return the words' tags that the label of a text holds beside its values."""
+        return []
+
+
+class TokenLabels(WordLabels):
+    """A list with a tag for each word."""
+
+    head, types, expected = "token", list, "a list of words"
+
+    def place(self, label: Any, words: Sequence[int], offset: int, count: int, place: str) -> list[str | None]:
+        """Return a tag for each token, None where it has none."""
+        return _tag_tokens(label, words, offset, count, place)
+
+    def each(self, label: list[str | None]) -> list[str | None]:
+        """Return the tags."""
+        return label
+
+
+class SpanLabels(WordLabels):
+    """A bracketed tree for each text: a label for each run of words that is a constituent."""
+
+    head, expected = "span", "a bracketed tree"
+
+    def place(self, label: Any, words: Sequence[int], offset: int, count: int, place: str) -> dict[tuple[int, int], str]:
+        """Return the labels of the constituents, by the positions of their first and last token."""
+        spans, leaves = read_tree(label or "", f"labels: {place}")
+        _check_count(leaves, words, place)
+        begin = {word: i for i, word in reversed(list(enumerate(words)))}
+        end = {word: i for i, word in enumerate(words)}
+        placed = {(begin[i] - offset + 1, end[j] - offset + 1): label for (i, j), label in spans.items()}
+        return {(i, j): label for (i, j), label in placed.items() if i >= 1 and j <= count}
+
+    def tags(self, label: Any) -> list[str]:
+        """Return the tags of the tree's words."""
+        return tags_of(str(label))
+
+    def each(self, label: dict[tuple[int, int], str]) -> Iterable[str | None]:
+        """Return the labels of the constituents."""
+        return label.values()
+
+    def values(self, rows: Iterable[Labelled], name: str, min_count: int) -> list[str]:
+        """Return "" (no constituent) and the labels, most frequent first."""
+        return [NONE, *super().values(rows, name, min_count)]
+
+
+def fields_of(rows: datasets.Dataset, names: Sequence[str], labels: Labels) -> list[Field]:
+    """Return the fields called ``names``, sorted; a column of mappings names all its keys.
 
     Raises:
-        UserError: no such column or key, or its values are not what the head reads.
+        UserError: there is no such column or key, or its values are no such ``labels``.
     """
     fields: list[Field] = []
-    for label in labels:
-        whole = label in rows.column_names
-        column, _, key = (label, "", "") if whole else label.partition(".")
+    for name in names:
+        column, _, key = (name, "", "") if name in rows.column_names else name.partition(".")
         if column not in rows.column_names:
             raise UserError(f"labels: the corpus has no column {column!r}{nearest(column, rows.column_names)}")
         values = [value for value in rows[column][:] if value is not None]
-        if head == "sequence" and any(isinstance(value, Mapping) for value in values):
+        if labels.keyed and any(isinstance(value, Mapping) for value in values):
             keys = sorted({str(name) for value in values for name in value})
             if key and key not in keys:
                 raise UserError(f"labels: no text of the corpus has {key!r} in its {column}{nearest(key, keys)}")
@@ -74,72 +200,17 @@ def fields_of(rows: datasets.Dataset, labels: Sequence[str], head: Head) -> list
         elif key:
             raise UserError(f"labels: expected mappings in the column {column!r} to take {key!r} from, got {values[:1]}")
         else:
-            _check_values(column, values, head)
+            _check_values(column, values, labels)
             fields.append(Field(column))
     return sorted(set(fields), key=lambda field: field.name)
 
 
-def _check_values(column: str, values: Sequence[Any], head: Head) -> None:
-    kinds: dict[str, tuple[Any, str]] = {
-        "sequence": (str | int | float, "a word or a number"),
-        "token": (list, "a list of words"),
-        "span": (str, "a bracketed tree"),
-    }
-    kind, wanted = kinds[head]
+def _check_values(column: str, values: Sequence[Any], labels: Labels) -> None:
     if not values:
         raise UserError(f"labels: the column {column!r} is empty")
-    if wrong := [value for value in values if not isinstance(value, kind)]:
-        got = str(wrong[0])[:60]
-        raise UserError(f"labels: head {head!r} expects {wanted} for each text, but the column {column!r} holds {got}")
-
-
-def label_rows(
-    rows: datasets.Dataset, encoded: Encoded, tokenizer: PreTrainedTokenizerFast, fields: Sequence[Field], head: Head
-) -> list[Labelled]:
-    """Return the encoded texts of a split with their labels.
-
-    The first token of a word carries its label; a span goes from the first token of its first word to the last token of its
-    last. Labels of words that truncation removed are dropped.
-
-    Raises:
-        UserError: a text has another number of words than of labels.
-    """
-    values = {field.name: field.values(rows) for field in fields}
-    if head == "sequence":
-        texts: list[dict[str, Any]] = [
-            {name: NONE if value is None else str(value) for name, value in zip(values, row, strict=True)}
-            for row in zip(*values.values(), strict=True)
-        ]
-        return [Labelled(ids, texts[text]) for ids, text in zip(encoded.ids, encoded.texts, strict=True)]
-    words = list(_words_of_tokens(rows["text"][:], tokenizer))
-    labelled: list[Labelled] = []
-    offset, before = 0, -1
-    for ids, text in zip(encoded.ids, encoded.texts, strict=True):
-        offset, before = offset if text == before else 0, text
-        place = f"text {text} ({rows[text]['text'][:60]!r})"
-        where = words[text], offset, len(ids) - 2, place
-        label = _of_tokens if head == "token" else _of_spans
-        labels = {name: label(column[text], *where) for name, column in values.items()}
-        tags = tags_of(str(next(iter(values.values()))[text])) if head == "span" else []
-        # Trees without tags exist; in them a constituent of one word looks like a tag.
-        tagged = len(tags) == max(words[text], default=-1) + 1
-        labelled.append(Labelled(ids, labels, _of_tokens(tags, *where) if tagged else None))
-        offset += len(ids) - 2
-    return labelled
-
-
-def values_of(rows: Iterable[Labelled], name: str, head: Head, min_count: int) -> list[str]:
-    """Return a field's values in index order: frequent first, those below ``min_count`` merged; for spans "" is first."""
-    counts: Counter[str] = Counter()
-    for row in rows:
-        label = row.labels[name]
-        counts.update([label] if isinstance(label, str) else label.values() if isinstance(label, dict) else label)
-    del counts[cast("str", None)]  # tokens that are not counted
-    kept: Counter[str] = Counter()
-    for value, count in counts.items():
-        kept[value if count >= min_count else OTHER] += count
-    values = sorted(kept, key=lambda value: (-kept[value], value))
-    return [NONE, *values] if head == "span" else values
+    if wrong := [value for value in values if not isinstance(value, labels.types)]:
+        got, expected = str(wrong[0])[:60], f"head {labels.head!r} expects {labels.expected} for each text"
+        raise UserError(f"labels: {expected}, but the column {column!r} holds {got}")
 
 
 def check_vocabulary(rows: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerFast, denoiser: str) -> None:
@@ -157,23 +228,13 @@ def _words_of_tokens(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast) -
         yield from ([-1 if word is None else word for word in encoding.word_ids] for encoding in encodings or [])
 
 
-def _of_tokens(tags: Sequence[str] | None, words: Sequence[int], offset: int, count: int, place: str) -> list[str | None]:
-    """Return the tag of each of ``count`` tokens from ``offset`` on, between None for BOS and EOS."""
+def _tag_tokens(tags: Sequence[str] | None, words: Sequence[int], offset: int, count: int, place: str) -> list[str | None]:
+    """Return the tag of each of ``count`` tokens from ``offset`` on, between BOS and EOS; None behind a word's first."""
     tags = tags or []
     _check_count(len(tags), words, place)
     first = [i == 0 or words[i - 1] != word for i, word in enumerate(words)]
     inside = [tags[words[i]] if first[i] else None for i in range(offset, offset + count)]
     return [None, *inside, None]
-
-
-def _of_spans(tree: str | None, words: Sequence[int], offset: int, count: int, place: str) -> dict[tuple[int, int], str]:
-    """Return the constituents within ``count`` tokens from ``offset`` on, by position."""
-    spans, leaves = read_tree(tree or "", f"labels: {place}")
-    _check_count(leaves, words, place)
-    begin = {word: i for i, word in reversed(list(enumerate(words)))}
-    end = {word: i for i, word in enumerate(words)}
-    placed = {(begin[i] - offset + 1, end[j] - offset + 1): label for (i, j), label in spans.items()}
-    return {(i, j): label for (i, j), label in placed.items() if i >= 1 and j <= count}
 
 
 def _check_count(labels: int, words: Sequence[int], place: str) -> None:

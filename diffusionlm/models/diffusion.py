@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from diffusionlm.config import FORMAT_VERSION, UserError, build_untrusted, to_plain
-from diffusionlm.core.model import DEFAULT_EVIDENCE, DenoisingModel, WordVectors
+from diffusionlm.core.model import DEFAULT_EVIDENCE, Conditions, DenoisingModel, WordVectors
+from diffusionlm.core.objective import Batch
 from diffusionlm.core.process import Process
+from diffusionlm.core.sampler import Denoised
 from diffusionlm.core.schedule import NoiseSchedule
 from diffusionlm.models.backbones import Backbone, LeaveOneOut
 from diffusionlm.models.conditions import Condition
@@ -245,6 +247,18 @@ class DiffusionLM(DenoisingModel, WordVectorModel):
     def excludes_self(self) -> bool:
         """Whether no position's logits depend on the position's own noisy vector, but for the token likelihood term."""
         return self.settings.excludes_self
+
+    def free_positions(self, batch: Batch) -> Tensor:
+        """Return the positions (B, L) that are noised: all but given tokens and, with explicit lengths, BOS and EOS."""
+        special = self.config.special_ids
+        boundary = (batch.ids == special["start"]) | (batch.ids == special["end"])
+        return batch.free & ~boundary if self.explicit_length else batch.free
+
+    def denoise(self, xt: Tensor, t: Tensor, mask: Tensor | None = None, condition: Conditions = None) -> Denoised:
+        """Denoise, if the model is self-conditioned a second time with the first estimate."""
+        estimate = self(xt, t, mask, condition=condition).x0 if self.self_conditions else None
+        denoised: Denoised = self(xt, t, mask, estimate, condition=condition)
+        return denoised
 
     @property
     def _vector_deviation(self) -> float:

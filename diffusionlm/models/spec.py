@@ -20,10 +20,10 @@ from diffusionlm.data.batches import DataConfig, Encoded
 class ModelSpec(Component, family="model"):
     """Base of the kinds of model. A mapping without a name is a ``diffusion`` model's.
 
-    ``writes`` tells whether such models write texts.
+    ``generates`` tells whether such models generate texts.
     """
 
-    writes: ClassVar[bool] = True
+    generates: ClassVar[bool] = True
 
     def check_data(self, splits: Mapping[str, datasets.Dataset]) -> None:
         """Check, before anything is written, that the corpus has what the model learns from. Raises UserError."""

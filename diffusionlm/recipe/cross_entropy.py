@@ -88,7 +88,7 @@ class CrossEntropyObjective(Objective):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return ``cross_entropy`` (nats per token, not a likelihood) and ``schedule``, the curve's squared error."""
         self.finish()
-        ids, free = batch.ids, self._free(batch)
+        ids, free = batch.ids, self.model.free_positions(batch)
         t, mixed, cloze, hidden = self._draw_levels(ids)
         noisy, evidence_mask = free & (hidden | ~cloze[:, None]), ~cloze[:, None] if self.cloze_share else None
         x0 = self.model.encode(ids)
@@ -101,14 +101,6 @@ class CrossEntropyObjective(Objective):
         if self.curve is not None:
             terms["schedule"] = self._schedule_loss(losses.detach(), t, free, ~(mixed | cloze))
         return terms
-
-    def _free(self, batch: Batch) -> Tensor:
-        """Return which positions (B, L) are noised: all but given tokens, BOS, EOS and padding."""
-        free = batch.free
-        if self.model.explicit_length:
-            special = self.model.config.special_ids
-            free = free & ~((batch.ids == special["start"]) | (batch.ids == special["end"]))
-        return free
 
     def _draw_levels(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Draw times (B, L); which texts have mixed levels (B,), which are clozes (B,), and their hidden words (B, L)."""

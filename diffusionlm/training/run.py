@@ -103,7 +103,7 @@ def train(
     train_rows, validation_rows = rows["train"], rows.get("validation", [])
     if model is None:
         model = config.model.make(tokenizer, train_rows, config.data.max_length)
-    writes = config.model.writes
+    writes = config.model.generates
     if writes:
         model.config.length_counts = torch.bincount(torch.tensor([len(row) for row in train_rows])).tolist()
         pipeline_of(model)(model, tokenizer, config.sampling).check(config.sampling)

@@ -12,10 +12,20 @@ from tiny_runs import ROOT
 
 from diffusionlm.config import UserError
 from diffusionlm.data.batches import encode
-from diffusionlm.data.labels import Field, Head, Labelled, check_vocabulary, fields_of, label_rows, values_of
+from diffusionlm.data.labels import (
+    Field,
+    Labelled,
+    Labels,
+    SpanLabels,
+    TextLabels,
+    TokenLabels,
+    check_vocabulary,
+    fields_of,
+)
 from diffusionlm.data.tokenizers import BytePairs, Words
 from diffusionlm.data.trees import spans_of
 
+TEXTS, TOKENS, SPANS = TextLabels(), TokenLabels(), SpanLabels()
 TREE = "(ROOT (S (NP (DET The) (NOUN food)) (VP (AUX is) (ADJP (ADJ good))) (PUNCT .)))"
 TEXT = "The food is good."
 TAGS = ["DET", "NOUN", "AUX", "ADJ", "PUNCT"]
@@ -52,16 +62,16 @@ def test_a_corpus_tree_gives_back_its_words() -> None:
             assert set(words[i : j + 1]) <= set(pieces)
 
 
-def _labelled(head: Head, column: str, records: list[dict[str, Any]], max_length: int = 64) -> Any:
+def _labelled(labels: Labels, column: str, records: list[dict[str, Any]], max_length: int = 64) -> Any:
     rows = datasets.Dataset.from_list(records)
     texts = rows["text"][:]
     tokenizer = Words().make(texts)
-    return label_rows(rows, encode(texts, tokenizer, max_length), tokenizer, [Field(column)], head), tokenizer
+    return labels.read(rows, encode(texts, tokenizer, max_length), tokenizer, [Field(column)]), tokenizer
 
 
 def test_each_word_has_its_tag() -> None:
     stored = records(100)
-    rows, tokenizer = _labelled("token", "tags", stored)
+    rows, tokenizer = _labelled(TOKENS, "tags", stored)
     for row, record in zip(rows, stored, strict=True):
         assert row.labels["tags"] == [None, *record["tags"], None]
         tokens = [token.removeprefix("▁") for token in tokenizer.convert_ids_to_tokens(row)]
@@ -73,23 +83,23 @@ def test_the_first_piece_of_a_word_has_its_tag() -> None:
     rows = datasets.Dataset.from_list([{"text": "ab b", "tags": ["X", "Y"], "tree": "(S (X ab) (NP (Y b)))"}])
     encoded = encode(["ab b"], tokenizer)
     assert tokenizer.convert_ids_to_tokens(encoded.ids[0]) == ["[START]", "▁", "a", "b", "▁", "b", "[END]"]
-    (row,) = label_rows(rows, encoded, tokenizer, [Field("tags")], "token")
+    (row,) = TOKENS.read(rows, encoded, tokenizer, [Field("tags")])
     assert row.labels["tags"] == [None, "X", None, None, "Y", None, None]
-    (row,) = label_rows(rows, encoded, tokenizer, [Field("tree")], "span")
+    (row,) = SPANS.read(rows, encoded, tokenizer, [Field("tree")])
     assert row.labels["tree"] == {(1, 5): "S", (4, 5): "NP"}
 
 
 def test_spans_stand_one_position_after_their_words_and_are_cut_with_the_text() -> None:
-    (row,), _ = _labelled("span", "tree", [{"text": TEXT, "tree": TREE}])
+    (row,), _ = _labelled(SPANS, "tree", [{"text": TEXT, "tree": TREE}])
     assert row.labels["tree"] == {(1, 5): "S", (1, 2): "NP", (3, 4): "VP", (4, 4): "ADJP"}
-    (cut,), _ = _labelled("span", "tree", [{"text": TEXT, "tree": TREE}], 5)
+    (cut,), _ = _labelled(SPANS, "tree", [{"text": TEXT, "tree": TREE}], 5)
     assert cut.labels["tree"] == {(1, 2): "NP"}
 
 
 def test_a_tree_need_not_tell_tags() -> None:
-    (row,), _ = _labelled("span", "tree", [{"text": "The food pleases", "tree": "(S (NP The food) (VP pleases))"}])
+    (row,), _ = _labelled(SPANS, "tree", [{"text": "The food pleases", "tree": "(S (NP The food) (VP pleases))"}])
     assert row.labels["tree"] == {(1, 3): "S", (1, 2): "NP"} and row.tags is None
-    (row,), _ = _labelled("span", "tree", [{"text": TEXT, "tree": TREE}])
+    (row,), _ = _labelled(SPANS, "tree", [{"text": TEXT, "tree": TREE}])
     assert row.tags == [None, *TAGS, None]
 
 
@@ -99,58 +109,58 @@ def test_pieces_of_a_split_text_keep_their_own_labels() -> None:
     )
     tokenizer = Words().make(rows["text"][:])
     encoded = encode(rows["text"][:], tokenizer, 5, "split")
-    tagged = label_rows(rows, encoded, tokenizer, [Field("tags")], "token")
+    tagged = TOKENS.read(rows, encoded, tokenizer, [Field("tags")])
     assert [row.labels["tags"][1:-1] for row in tagged] == [TAGS[:3], TAGS[3:], ["DET", "NOUN", "PUNCT"]]
     one = rows.select([0])
-    spans = label_rows(one, encode([TEXT], tokenizer, 4, "split"), tokenizer, [Field("tree")], "span")
+    spans = SPANS.read(one, encode([TEXT], tokenizer, 4, "split"), tokenizer, [Field("tree")])
     assert [row.labels["tree"] for row in spans] == [{(1, 2): "NP"}, {(1, 2): "VP", (2, 2): "ADJP"}, {}]
 
 
 def test_a_column_of_mappings_stands_for_its_keys() -> None:
     rows = datasets.Dataset.from_list(records(50))
-    names = [field.name for field in fields_of(rows, ["attributes"], "sequence")]
+    names = [field.name for field in fields_of(rows, ["attributes"], TEXTS)]
     assert names == [f"attributes.{key}" for key in ("area", "family", "food", "name", "near", "price", "rating", "type")]
-    assert fields_of(rows, ["attributes.food", "attributes.area"], "sequence") == [
+    assert fields_of(rows, ["attributes.food", "attributes.area"], TEXTS) == [
         Field("attributes", "area"),
         Field("attributes", "food"),
     ]
-    (row, *_), _ = _labelled("sequence", "text", records(1))
+    (row, *_), _ = _labelled(TEXTS, "text", records(1))
     assert row.labels == {"text": records(1)[0]["text"]}
 
 
 @pytest.mark.parametrize(
-    ("labels", "head", "sentence"),
+    ("names", "labels", "sentence"),
     [
-        (["atributes.food"], "sequence", r"^labels: the corpus has no column 'atributes'; did you mean 'attributes'\?"),
+        (["atributes.food"], TEXTS, r"^labels: the corpus has no column 'atributes'; did you mean 'attributes'\?"),
         (
             ["attributes.foot"],
-            "sequence",
+            TEXTS,
             r"^labels: no text of the corpus has 'foot' in its attributes; did you mean 'food'\?",
         ),
-        (["text.food"], "sequence", r"^labels: expected mappings in the column 'text' to take 'food' from"),
+        (["text.food"], TEXTS, r"^labels: expected mappings in the column 'text' to take 'food' from"),
         (
             ["tags"],
-            "sequence",
+            TEXTS,
             r"^labels: head 'sequence' expects a word or a number for each text, but the column 'tags' holds \[",
         ),
-        (["text"], "token", r"^labels: head 'token' expects a list of words for each text, but the column 'text' holds "),
-        (["tags"], "span", r"^labels: head 'span' expects a bracketed tree"),
+        (["text"], TOKENS, r"^labels: head 'token' expects a list of words for each text, but the column 'text' holds "),
+        (["tags"], SPANS, r"^labels: head 'span' expects a bracketed tree"),
     ],
 )
-def test_columns_that_do_not_fit(labels: list[str], head: Head, sentence: str) -> None:
+def test_columns_that_do_not_fit(names: list[str], labels: Labels, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        fields_of(datasets.Dataset.from_list(records(20)), labels, head)
+        fields_of(datasets.Dataset.from_list(records(20)), names, labels)
 
 
 def test_other_numbers_of_words_and_other_languages_are_refused() -> None:
     with pytest.raises(
         UserError, match=r"^labels: text 0 \('The food is good\.'\) has 5 words for this tokenizer, but labels for 4"
     ):
-        _labelled("token", "tags", [{"text": TEXT, "tags": TAGS[:4]}])
+        _labelled(TOKENS, "tags", [{"text": TEXT, "tags": TAGS[:4]}])
     with pytest.raises(UserError, match=r"^labels: text 0 .* expected one tree in matching brackets"):
-        _labelled("span", "tree", [{"text": TEXT, "tree": "(S"}])
+        _labelled(SPANS, "tree", [{"text": TEXT, "tree": "(S"}])
     with pytest.raises(UserError, match=r"has 5 words for this tokenizer, but labels for 2"):
-        _labelled("span", "tree", [{"text": TEXT, "tree": "(S (X a) (Y b))"}])
+        _labelled(SPANS, "tree", [{"text": TEXT, "tree": "(S (X a) (Y b))"}])
     tokenizer = Words().make([TEXT])
     check_vocabulary(encode([TEXT], tokenizer).ids, tokenizer, "runs/x")
     with pytest.raises(UserError, match=r"^data\.corpus: 75% of its words are unknown to runs/x"):
@@ -159,9 +169,9 @@ def test_other_numbers_of_words_and_other_languages_are_refused() -> None:
 
 def test_values_go_by_frequency_and_rare_ones_are_other() -> None:
     rows = [Labelled([1], {"x": value}) for value in ["a", "b", "b", "b", "", "", "c"]]
-    assert values_of(rows, "x", "sequence", 2) == ["b", "", "other"]
-    assert values_of(rows, "x", "sequence", 1) == ["b", "", "a", "c"]
+    assert TEXTS.values(rows, "x", 2) == ["b", "", "other"]
+    assert TEXTS.values(rows, "x", 1) == ["b", "", "a", "c"]
     tags = [Labelled([1], {"x": [None, "N", "V", "N", None]})]
-    assert values_of(tags, "x", "token", 1) == ["N", "V"]
+    assert TOKENS.values(tags, "x", 1) == ["N", "V"]
     spans = [Labelled([1], {"x": {(1, 2): "NP", (1, 1): "S::VP"}}), Labelled([1], {"x": {(1, 3): "NP"}})]
-    assert values_of(spans, "x", "span", 2) == ["", "NP", "other"]
+    assert SPANS.values(spans, "x", 2) == ["", "NP", "other"]

@@ -27,8 +27,13 @@ from diffusionlm.data.labels import Labelled
 from diffusionlm.data.tokenizers import load_tokenizer
 from diffusionlm.data.trees import spans_of
 from diffusionlm.models.classifier import ClassifierConfig, find_classifier
-from diffusionlm.models.classifier.accuracy import Accuracy, span_scores, value_scores
-from diffusionlm.models.classifier.model import SENSES
+from diffusionlm.models.classifier.accuracy import Accuracy, span_measures, value_measures
+from diffusionlm.models.classifier.heads import (
+    SENSES,
+    LatentSequenceClassifier,
+    LatentSpanClassifier,
+    LatentTokenClassifier,
+)
 from diffusionlm.models.classifier.objective import Classification, ClassificationObjective
 from diffusionlm.models.classifier.templates import list_templates
 from diffusionlm.models.diffusion import DiffusionLM
@@ -251,6 +256,7 @@ def test_an_annotator_labels_a_corpus_that_has_no_labels(home: Path, tmp_path: P
 def test_the_lexicon_is_what_the_corpus_counts(home: Path) -> None:
     objective, rows = labelled(classifier_config(home, "token"))
     model = objective.model
+    assert isinstance(model, LatentTokenClassifier)
     counts: Counter[tuple[int, str]] = Counter()
     for row in rows:
         counts.update(zip(row[1:-1], row.labels["tags"][1:-1], strict=True))
@@ -264,15 +270,16 @@ def test_the_lexicon_is_what_the_corpus_counts(home: Path) -> None:
     seen = {i for row in rows for i in row[1:-1]}
     expected = torch.tensor([float(i in seen) for i in range(len(lexicon))])
     torch.testing.assert_close(lexicon.sum(1), expected)
-    with pytest.raises(UserError, match=r"^lexicon: head 'sequence' classifies no tokens"):
-        labelled(classifier_config(home))[0].model.lexicon()
 
 
 def test_a_constituent_asked_for_stands_in_a_frame_that_it_had_in_texts_of_that_length(home: Path) -> None:
     spans, tags = (str(run_of(home, head)) for head in ("span", "token"))
     binding = Binding(DiffusionLM.load(home / "denoiser" / "model"), load_tokenizer(home / "denoiser" / "model"))
-    trained, (field,) = binding.classifier(spans), binding.classifier(tags).labels
-    likely, names = binding.classifier(tags).lexicon(), binding.classifier(tags).labels[field]
+    trained, (field,) = binding.classifier(spans, LatentSpanClassifier), binding.classifier(tags, LatentTokenClassifier).labels
+    likely, names = (
+        binding.classifier(tags, LatentTokenClassifier).lexicon(),
+        binding.classifier(tags, LatentTokenClassifier).labels[field],
+    )
     fewer = 0
     for first, last, label in ((0, 2, "NP"), (3, 5, "PP"), (4, 6, "NP")):
         language = Span(first, last, label, spans, tags).compile(binding).automaton
@@ -303,18 +310,18 @@ def test_a_constituent_asked_for_stands_in_a_frame_that_it_had_in_texts_of_that_
 
 def test_a_constituent_is_asked_for_in_texts_as_long_as_those_that_had_it(home: Path) -> None:
     folder = run_of(home, "span")
-    model, (_, rows) = LatentClassifier.load(folder), labelled(classifier_config(home, "span"))
+    model, (_, rows) = LatentSpanClassifier.load(folder), labelled(classifier_config(home, "span"))
     places = model.span_places.tolist()
     assert sum(n for first, last, label, number, _, n in places if not (first or last or label or number)) == len(rows)
     chains = torch.tensor([i for i, chain in enumerate(model.labels["tree"]) if "NP" in chain.split("::")])
-    chances = model.length_chances(1, 3, chains)
+    chances = model.length_probabilities(1, 3, chains)
     lengths = Counter(len(row) for row in rows)
     there = [(number, length, n) for i, j, label, number, length, n in places if (i, j) == (1, 3) and label in chains]
     having = Counter(length for _, length, n in there for _ in range(n))
     share = sum(having.values()) / len(rows)
     assert 0 < share < 1
     assert chances == pytest.approx([(having[n] + share) / (lengths[n] + 1) for n in range(len(chances))])
-    assert model.length_chances(1, 3, torch.tensor([len(model.labels["tree"])])) == []
+    assert model.length_probabilities(1, 3, torch.tensor([len(model.labels["tree"])])) == []
     found = {(frame, length) for frame, seen in model.template_lengths(1, 3, chains).items() for length in seen}
     assert found == {(list_templates(model.config.templates)[number - 1], length) for number, length, _ in there if number}
     assert found
@@ -367,7 +374,7 @@ def test_what_is_read_is_the_belief_of_a_second_pass(home: Path) -> None:
     ids, mask, denoiser = batch["ids"], batch["mask"], objective.denoiser
     t = torch.tensor([0.0, 0.3, 0.5, 0.8], dtype=torch.float64)
     torch.manual_seed(3)
-    read, words = objective.believed(ids, mask, t)
+    read, words = objective.latents_at(batch, t)
     assert words is not None
     assert torch.equal(words[0].argmax(-1), ids[0])
     torch.testing.assert_close(words @ denoiser.word_vectors(), read, rtol=1e-4, atol=1e-4)
@@ -386,6 +393,7 @@ def test_what_is_read_is_the_belief_of_a_second_pass(home: Path) -> None:
 def test_a_pointer_tells_the_smallest_chances_and_what_they_are_worth(home: Path) -> None:
     objective, rows = labelled(classifier_config(home))
     model, name = objective.model.train(False), "begins"
+    assert isinstance(model, LatentSequenceClassifier)
     field, index = list(model.labels).index(name), model.labels[name].index("True")
     ids, word = torch.tensor([rows[0]]), next(i for i in range(4, model.config.vocabulary) if i not in rows[0])
     with torch.no_grad():
@@ -401,7 +409,7 @@ def test_a_pointer_tells_the_smallest_chances_and_what_they_are_worth(home: Path
         other[0, 2] = words[0, 2] * (1 - chance)
         other[0, 2, word] = chance
         p = other.clone().requires_grad_()
-        read, pointed = model.readings(latents, torch.zeros(1), None, p)
+        read, pointed = model.experts(latents, torch.zeros(1), None, p)
         both = (read[name] + pointed[name]) / 2
         torch.testing.assert_close(model(latents, torch.zeros(1), None, p)[name], both.log_softmax(-1))
         log_p = pointed[name][0, index]
@@ -411,7 +419,7 @@ def test_a_pointer_tells_the_smallest_chances_and_what_they_are_worth(home: Path
         log_p.backward()
         assert p.grad is not None
         assert float(p.grad[0, 2, word]) == pytest.approx((1 + even) / places / expected, rel=1e-4)  # one a sense
-    with pytest.raises(UserError, match="needs the chances of the words"):
+    with pytest.raises(UserError, match="needs the probabilities of the words"):
         model(latents, torch.zeros(1))
 
 
@@ -438,14 +446,14 @@ def test_accuracy_is_counted_as_by_hand(home: Path) -> None:
 
 def test_scores_of_a_confusion_matrix() -> None:
     counts = torch.tensor([[6, 2, 0], [1, 1, 0], [0, 0, 0]])
-    assert value_scores(counts) == pytest.approx({"accuracy": 0.7, "balanced": (6 / 8 + 1 / 2) / 2, "majority": 0.8})
+    assert value_measures(counts) == pytest.approx({"accuracy": 0.7, "balanced": (6 / 8 + 1 / 2) / 2, "majority": 0.8})
     spans = torch.tensor([[90, 2, 0], [1, 5, 1], [2, 0, 3]])
-    assert span_scores(spans) == pytest.approx({"f1": 16 / 23, "precision": 8 / 11, "recall": 8 / 12, "majority": 0.0})
-    several = Accuracy("token", "noisy", 3, {"a": value_scores_of(0.5), "b": value_scores_of(1.0)})
+    assert span_measures(spans) == pytest.approx({"f1": 16 / 23, "precision": 8 / 11, "recall": 8 / 12, "majority": 0.0})
+    several = Accuracy("token", "noisy", 3, {"a": scores_of(0.5), "b": scores_of(1.0)})
     assert several.shown()["mean"]["accuracy"] == [0.75] * 7
 
 
-def value_scores_of(share: float) -> dict[str, list[float]]:
+def scores_of(share: float) -> dict[str, list[float]]:
     return {"accuracy": [share] * 7, "majority": [0.1] * 7}
 
 

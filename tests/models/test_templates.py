@@ -6,7 +6,7 @@ import datasets  # type: ignore[import-untyped]
 from test_labels import records
 
 from diffusionlm.data.batches import encode
-from diffusionlm.data.labels import Field, Labelled, label_rows
+from diffusionlm.data.labels import Field, Labelled, SpanLabels
 from diffusionlm.data.tokenizers import Words
 from diffusionlm.data.trees import brackets, tags_of
 from diffusionlm.models.classifier.templates import FEWEST, find_templates, frame, list_templates, span_places
@@ -59,7 +59,7 @@ def test_frames_of_the_embedded_corpus_tell_constituents_of_other_texts() -> Non
     rows = datasets.Dataset.from_list(records(1000))
     tokenizer = Words().make(rows["text"][:])
     seen, other = rows.select(range(800)), records(1000)[800:]
-    labelled = label_rows(seen, encode(seen["text"][:], tokenizer), tokenizer, [Field("tree")], "span")
+    labelled = SpanLabels().read(seen, encode(seen["text"][:], tokenizer), tokenizer, [Field("tree")])
     frames = find_templates(labelled, "tree")
     right = told = constituents = 0
     for record in other:

@@ -1,7 +1,7 @@
-"""The objective of classifiers: cross-entropy at the noise levels that sampling passes, and how right they are at each.
+"""The objective of classifiers: cross-entropy of the labels at the noise levels of sampling, and the accuracy at each.
 
-The diffusion model is frozen and stays outside: it makes the latents, and is neither trained nor saved. Shape letters:
-B batch, L positions, D latent dimension, F fields.
+The diffusion model is frozen: it makes the latents, and is neither trained nor saved. Shape letters: B batch, L positions, D
+latent dimension, V words.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from diffusionlm import plots
 from diffusionlm.config import UserError
 from diffusionlm.core.objective import Batch, Objective, ObjectiveConfig, expect_family
 from diffusionlm.data.labels import Labelled
-from diffusionlm.models.classifier.accuracy import CLEAN, LOG_SNRS, Accuracy, span_scores, value_scores
-from diffusionlm.models.classifier.model import LatentClassifier
+from diffusionlm.models.classifier.accuracy import CLEAN, LOG_SNRS, Accuracy
+from diffusionlm.models.classifier.model import IGNORED, LatentClassifier
 from diffusionlm.models.diffusion import DiffusionLM
 from diffusionlm.models.io import model_folder
 from diffusionlm.models.spec import ModelSpec
@@ -31,25 +31,23 @@ from diffusionlm.recipe.frozen import Frozen
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-IGNORED = -100
-
 
 @dataclass(frozen=True)
 class Classification(ObjectiveConfig, name="classification"):
-    """Mean cross-entropy of the labels given latents, in nats a label.
+    """Mean cross-entropy of the labels given latents, in nats per label.
 
-    Times follow the denoiser's schedule, as in its own training. A belief is x0-hat as sampling sees it: where the
-    denoiser conditions on itself it denoises twice, the second time told the first.
+    Times are drawn from the denoiser's noise schedule, as in its own training. A self-conditioned denoiser predicts twice,
+    the second time with its first estimate, as in sampling.
 
     Args:
-        clean_share: of the texts, whose words are given as they are, at t = 0.
-        blank_share: of the texts, of which nothing is seen but how long they are, at t = 1: how likely a label is at each
-            length decides how long texts are to be that have it.
-        replaced_share: of the words, each replaced by a random one, where the classifier reads clean words: else it would
-            be sure of itself on words that say nothing yet.
-        none_weight: of a span that is no constituent, as most are, where a constituent counts 1; what the classifier then says
-            of how likely a constituent is stays calibrated.
-        report_texts: the most held-out texts to measure the accuracy on.
+        clean_share: share of the texts with clean words, at t = 0.
+        blank_share: share of the texts that are pure noise, at t = 1, where only their length is known: the label's
+            probability at each length reweights the lengths that are sampled.
+        replaced_share: share of the words replaced by random ones, for a classifier of clean words: it is applied to
+            predictions, and would otherwise be overconfident on wrong words.
+        none_weight: weight of a span that is no constituent, as most are; constituents have 1. The log-probabilities stay
+            calibrated.
+        report_texts: the most held-out texts that the accuracy is measured on.
     """
 
     clean_share: float = 0.2
@@ -73,7 +71,7 @@ class Classification(ObjectiveConfig, name="classification"):
         expect_family(self, model, "classifier")
 
     def build(self, model: LatentClassifier) -> ClassificationObjective:
-        """Make the module. Raises UserError where the denoiser cannot be read, or is not the classifier's."""
+        """Return the module. Raises UserError where the denoiser cannot be loaded, or has other word vectors."""
         self.check(model.settings)
         denoiser = DiffusionLM.load(model_folder(model.settings.denoiser))
         model.check_fits(denoiser)
@@ -96,127 +94,106 @@ class ClassificationObjective(Objective):
         return self.frozen.on(self.model.device)
 
     def collate(self, rows: Sequence[list[int]]) -> Batch:
-        """Make a batch of ``Labelled`` rows; ``targets`` are indices: (B, F) of texts, (B, L) of tokens, (B, L, L) of spans."""
+        """Return a batch of ``Labelled`` rows with their ``targets``, the indices of the labels."""
         batch = super().collate(rows)
-        labelled = [row for row in rows if isinstance(row, Labelled)]
-        names, length = list(self.model.labels), batch["ids"].shape[1]
-        index = self.model.index
-        if self.model.settings.head == "sequence":
-            targets = torch.tensor([[index(name, row.labels[name]) for name in names] for row in labelled])
-        elif self.model.settings.head == "token":
-            targets = torch.full((len(rows), length), IGNORED)
-            for i, row in enumerate(labelled):
-                known = [IGNORED if tag is None else index(names[0], tag) for tag in row.labels[names[0]]]
-                targets[i, : len(known)] = torch.tensor(known)
-        else:
-            targets = torch.full((len(rows), length, length), IGNORED)
-            for i, row in enumerate(labelled):
-                last = len(row) - 1
-                targets[i, 1:last, 1:last].masked_fill_(torch.ones(last - 1, last - 1, dtype=torch.bool).triu(), 0)
-                for (start, end), label in row.labels[names[0]].items():
-                    targets[i, start, end] = index(names[0], label)
-        batch["targets"] = targets
+        batch["targets"] = self.model.targets([row for row in rows if isinstance(row, Labelled)], batch.ids.shape[1])
         return batch
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Return ``cross_entropy``, in nats a label: of spans a weighted mean, of network and pointer that of each alone."""
-        ids, mask, targets = batch.ids, batch.mask, batch["targets"]
-        B, device = len(ids), ids.device
-        u = (torch.randperm(B, device=device) + torch.rand(B, device=device)) / B  # stratified, as the denoiser's
-        t = self.model.schedule.training_times(u)
-        reads = self.model.settings.reads
-        clean = torch.rand(B, device=device) < (1.0 if reads == "clean" else self.spec.clean_share)
-        blank = torch.rand(B, device=device) < self.spec.blank_share
-        t = torch.where(clean, 0, torch.where(blank, 1, t))
-        if reads == "clean" and self.training:
-            replaced = (torch.rand(ids.shape, device=device) < self.spec.replaced_share) & self._free(ids, mask)
-            ids = torch.where(replaced, torch.randint_like(ids, self.model.config.vocabulary), ids)
-        losses, wanted_by_field = [], self._by_field(targets)
-        latents, words = self.believed(ids, mask, t)
-        for found in self.model.readings(latents, t, self._attend(mask), words):
-            for log_probs, wanted in zip(found.values(), wanted_by_field, strict=True):
-                weights = torch.ones(log_probs.shape[-1], device=device)
-                if self.model.settings.head == "span":
-                    weights[0] = self.spec.none_weight
-                # Told of the weights, the log-probabilities need not learn them (Menon et al. 2021, logit adjustment).
-                weighted = (log_probs + weights.log()).log_softmax(-1).flatten(0, -2)
-                losses.append(F.nll_loss(weighted, wanted.flatten(), weights, ignore_index=IGNORED))
+        """Return ``cross_entropy``, the mean over fields, and over network and pointer, which are trained separately."""
+        t = self._draw_times(batch)
+        batch = self._replace_words(batch)
+        latents, words = self.latents_at(batch, t)
+        targets = self.model.by_field(batch["targets"])
+        losses = [
+            self._loss(log_probs, wanted)
+            for found in self.model.experts(latents, t, batch.attend, words)
+            for log_probs, wanted in zip(found.values(), targets, strict=True)
+        ]
         return {"cross_entropy": torch.stack(losses).mean()}
 
-    def _by_field(self, targets: Tensor) -> Sequence[Tensor]:
-        return targets.unbind(1) if self.model.settings.head == "sequence" else [targets]
+    def _draw_times(self, batch: Batch) -> Tensor:
+        """Draw the times (B,), stratified as in the denoiser's training: 0 for clean texts, 1 for blank ones."""
+        B, device = len(batch.ids), batch.ids.device
+        u = (torch.randperm(B, device=device) + torch.rand(B, device=device)) / B
+        t = self.model.schedule.training_times(u)
+        clean = torch.rand(B, device=device) < (1.0 if self.model.settings.reads == "clean" else self.spec.clean_share)
+        blank = torch.rand(B, device=device) < self.spec.blank_share
+        return torch.where(clean, 0, torch.where(blank, 1, t))
 
-    def _attend(self, mask: Tensor) -> Tensor | None:
-        return None if bool(mask.all()) else mask
+    def _replace_words(self, batch: Batch) -> Batch:
+        """Replace a share of the words by random ones in training, for a classifier of clean words."""
+        if self.model.settings.reads != "clean" or not self.training:
+            return batch
+        ids = batch.ids
+        replaced = (torch.rand(ids.shape, device=ids.device) < self.spec.replaced_share) & self.denoiser.free_positions(batch)
+        return Batch({**batch, "ids": torch.where(replaced, torch.randint_like(ids, self.model.config.vocabulary), ids)})
 
-    def _free(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Return which positions are noised: with an explicit length, START, END and padding are given."""
-        special = self.denoiser.config.special_ids
-        boundary = (ids == special["start"]) | (ids == special["end"])
-        return mask & ~boundary if self.denoiser.settings.explicit_length else torch.ones_like(mask)
+    def _loss(self, log_probs: Tensor, targets: Tensor) -> Tensor:
+        """Return the weighted cross-entropy; the logits are adjusted for the weights (Menon et al. 2021)."""
+        weights = self.model.class_weights(log_probs.shape[-1], self.spec.none_weight).to(log_probs.device)
+        adjusted = (log_probs + weights.log()).log_softmax(-1).flatten(0, -2)
+        return F.nll_loss(adjusted, targets.flatten(), weights, ignore_index=IGNORED)
 
     @torch.no_grad()
-    def believed(self, ids: Tensor, mask: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Draw what the classifier reads (B, L, D) of texts at times ``t`` (B,): at t = 0 the words' own vectors.
+    def latents_at(self, batch: Batch, t: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the latents (B, L, D) of texts at times ``t`` (B,), and the token posteriors (B, L, V) for a pointer.
 
-        The chances of the words (B, L, V) come with it where a pointer asks for them. A classifier of clean words reads
-        beliefs at other times, for that is what it is used on.
+        At t = 0 they are the word vectors. At other times a classifier of clean words gets predictions, as in sampling.
         """
-        denoiser, free = self.denoiser, self._free(ids, mask)
-        with torch.autocast(ids.device.type, enabled=False):
-            x0 = denoiser.encode(ids)
+        denoiser, free = self.denoiser, self.denoiser.free_positions(batch)
+        with torch.autocast(t.device.type, enabled=False):
+            x0 = denoiser.encode(batch.ids)
             xt = torch.where(free[..., None], denoiser.process.noise(x0, t), x0)
-        words = self.model.chances(ids)
+        words = self.model.word_probabilities(batch.ids)
         if self.model.settings.reads == "noisy":
             return torch.where((t > 0)[:, None, None], xt, x0), words
         noisy = (t > 0).nonzero()[:, 0]
         if not len(noisy):
             return x0, words
-        levels, attend = torch.where(free[noisy], t[noisy, None], 0), self._attend(mask)
-        attend, estimate = None if attend is None else attend[noisy], None
-        for _ in range(2 if denoiser.settings.self_conditioning else 1):
-            belief = denoiser(xt[noisy], levels, attend, estimate)
-            estimate = belief.x0
-        open_ = free[noisy][..., None]
+        free, attend = free[noisy], None if batch.attend is None else batch.mask[noisy]
+        prediction = denoiser.denoise(xt[noisy], torch.where(free, t[noisy, None], 0), attend)
         if words is not None:
-            words = words.index_copy(0, noisy, torch.where(open_, belief.logits.softmax(-1), words[noisy]))
-        return x0.index_copy(0, noisy, torch.where(open_, belief.x0, x0[noisy])), words
+            predicted = torch.where(free[..., None], prediction.logits.softmax(-1), words[noisy])
+            words = words.index_copy(0, noisy, predicted)
+        return x0.index_copy(0, noisy, torch.where(free[..., None], prediction.x0, x0[noisy])), words
 
     @torch.no_grad()
     def confusion(self, rows: Sequence[list[int]], log_snr: float) -> dict[str, Tensor]:
-        """Count, for each field, labels by their true and their most likely value (values, values), at a noise level.
+        """Return for each field the confusion matrix (true, predicted) at a noise level.
 
-        The noise is the same at every call; torch's random state and the module's mode are left as they were.
+        The noise is the same at each call; torch's random state and the module's mode are left unchanged.
         """
         was_training, device = self.training, self.model.device
         self.train(False)
-        gamma = torch.tensor(-log_snr, dtype=torch.float64)
-        level = torch.zeros((), dtype=torch.float64) if log_snr == CLEAN else self.model.schedule.time(gamma).clamp(0, 1)
         counts = [torch.zeros(n * n, dtype=torch.long) for n in self.model.sizes]
         ordered = sorted(rows, key=len)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(0)
             for start in range(0, len(ordered), 32):
                 batch = send_to_device(self.collate(ordered[start : start + 32]), device)
-                ids, mask, targets = batch.ids, batch.mask, batch["targets"]
-                t = level.to(device).expand(len(ids))
-                latents, words = self.believed(ids, mask, t)
-                found = self.model(latents, t, self._attend(mask), words)
-                for field, (log_probs, wanted) in enumerate(zip(found.values(), self._by_field(targets), strict=True)):
+                t = self._time(log_snr).to(device).expand(len(batch.ids))
+                latents, words = self.latents_at(batch, t)
+                found = self.model(latents, t, batch.attend, words)
+                targets = self.model.by_field(batch["targets"])
+                for n, count, log_probs, wanted in zip(self.model.sizes, counts, found.values(), targets, strict=True):
                     known = wanted != IGNORED
-                    pairs = wanted[known] * self.model.sizes[field] + log_probs.argmax(-1)[known]
-                    counts[field] += pairs.bincount(minlength=len(counts[field])).cpu()
+                    count += (wanted[known] * n + log_probs.argmax(-1)[known]).bincount(minlength=n * n).cpu()
         self.train(was_training)
         return {name: count.view(n, n) for name, count, n in zip(self.model.labels, counts, self.model.sizes, strict=True)}
 
+    def _time(self, log_snr: float) -> Tensor:
+        """Return the time of a log-SNR."""
+        if log_snr == CLEAN:
+            return torch.zeros((), dtype=torch.float64)
+        return self.model.schedule.time(torch.tensor(-log_snr, dtype=torch.float64)).clamp(0, 1)
+
     def accuracy(self, rows: Sequence[list[int]]) -> Accuracy:
         """Measure the classifier on ``rows`` at each noise level."""
-        spans = self.model.settings.head == "span"
         scores: dict[str, dict[str, list[float]]] = {}
         for log_snr in LOG_SNRS:
-            for name, counts in self.confusion(rows, log_snr).items():
-                figures = span_scores(counts) if spans else value_scores(counts)
-                for measure, figure in figures.items():
+            for name, confusion in self.confusion(rows, log_snr).items():
+                for measure, figure in self.model.measures(confusion).items():
                     scores.setdefault(name, {}).setdefault(measure, []).append(round(figure, 4))
         return Accuracy(self.model.settings.head, self.model.settings.reads, len(rows), scores)
 
