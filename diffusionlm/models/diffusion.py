@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, cast
 
+import datasets  # type: ignore[import-untyped]
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from diffusionlm.config import FORMAT_VERSION, UserError, build_untrusted, to_plain
+from diffusionlm.config import FORMAT_VERSION, UserError, build_untrusted, nearest, to_plain
 from diffusionlm.core.model import DEFAULT_EVIDENCE, Conditions, DenoisingModel, WordVectors
 from diffusionlm.core.objective import Batch
 from diffusionlm.core.process import Process
 from diffusionlm.core.sampler import Denoised
 from diffusionlm.core.schedule import NoiseSchedule
+from diffusionlm.data.batches import Encoded, Example
 from diffusionlm.models.backbones import Backbone, LeaveOneOut
 from diffusionlm.models.conditions import Condition
 from diffusionlm.models.io import load_pretrained
@@ -89,6 +91,25 @@ class ModelConfig(ModelSpec, name="diffusion"):
         """Whether no position's logits depend on the position's own noisy vector, but for the token likelihood term."""
         return self.backbone.excludes_self
 
+    def check_data(self, splits: Mapping[str, datasets.Dataset]) -> None:
+        """Check that the corpus has the columns that the condition needs. Raises UserError."""
+        if self.condition is not None:
+            _condition_values(self.condition, splits["train"].select(range(1)))
+
+    def rows(
+        self, encoded: Mapping[str, Encoded], splits: Mapping[str, datasets.Dataset], tokenizer: PreTrainedTokenizerFast
+    ) -> Mapping[str, Sequence[list[int]]]:
+        """Return the texts, as ``Example`` with the value of the model's condition if it has one."""
+        if self.condition is None:
+            return super().rows(encoded, splits, tokenizer)
+        found: dict[str, list[list[int]]] = {}
+        for split, texts in encoded.items():
+            values = _condition_values(self.condition, splits[split])
+            found[split] = [Example(ids) for ids in texts.ids]
+            for row, text in zip(found[split], texts.texts, strict=True):
+                cast(Example, row).condition = values[text]
+        return found
+
     def make(self, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[int]], max_length: int) -> DiffusionLM:
         """Make the model; its words' vectors and a default ``gumbel`` start from ``rows``."""
         settings = self
@@ -118,6 +139,18 @@ class ModelConfig(ModelSpec, name="diffusion"):
     def describes(self, model: PreTrainedModel) -> bool:
         """Compare all but the schedule, which may have been learned."""
         return isinstance(model, DiffusionLM) and replace(model.settings, schedule=self.schedule) == self
+
+
+def _condition_values(condition: Condition, rows: datasets.Dataset) -> list[Any]:
+    """Return the condition's value of each row. Raises UserError for a missing column or an impossible value."""
+    try:
+        values = [condition.values(row) for row in rows]
+    except KeyError as error:
+        raise UserError(
+            f"model.condition: the corpus has no column {error}{nearest(error.args[0], rows.column_names)}"
+        ) from None
+    condition.collate(values)
+    return values
 
 
 class DiffusionLMConfig(PreTrainedConfig):
