@@ -525,8 +525,8 @@ def test_a_classifier_of_other_word_vectors_is_refused(untrained: Path, home: Pa
         model.check_fits(denoiser)
 
 
-def test_a_classifier_writes_no_texts(untrained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UserError, match=r"this is a classifier, which reads texts and writes none"):
+def test_a_classifier_generates_no_text(untrained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match=r"expected a model that generates text, but this is a classifier"):
         open_pipeline(untrained)
     assert main(["generate", str(untrained)]) == 2
     out, err = capsys.readouterr()
