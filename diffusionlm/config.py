@@ -61,7 +61,7 @@ LIBRARY: dict[str, dict[str, str]] = {
     "backbone": {
         "bert": "diffusionlm.models.backbones:Bert",
         "transformer": "diffusionlm.models.backbones:Transformer",
-        "leave-one-out": "diffusionlm.models.backbones:LeaveOneOut",
+        "leave-one-out": "diffusionlm.models.leave_one_out:LeaveOneOut",
     },
     "objective": {
         "cross-entropy": "diffusionlm.recipe.cross_entropy:CrossEntropy",

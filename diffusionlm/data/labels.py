@@ -1,6 +1,6 @@
-"""What classifiers learn from: texts with the labels that a corpus's columns give them, and trees as labelled spans.
+"""Training data of classifiers: encoded texts with labels from the columns of a corpus.
 
-Positions are those of a text's token ids: START is position 0, so with one token a word, word k is position k + 1.
+Positions are those of the token ids: BOS is position 0, so with one token per word, word k is position k + 1.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from diffusionlm.config import UserError, nearest
 from diffusionlm.data.batches import Encoded
 from diffusionlm.data.trees import read_tree, tags_of
 
-NONE, OTHER = "", "other"  # no value, or no constituent; any value that is too rare to be learned
-MOST_UNKNOWN = 0.2  # of the training tokens; beyond it the corpus is in another language than the vocabulary
+NONE, OTHER = "", "other"  # no value or no constituent; any value below min_count
+MOST_UNKNOWN = 0.2  # share of the training tokens; above it the corpus does not fit the vocabulary
 
 
 class Labelled(list[int]):
-    """Token ids of a text, START and END included, that carry its labels by field.
+    """Token ids of a text, BOS and EOS included, with its labels by field.
 
-    A label is a string for a text; for tokens a string or None (not counted) for each id; for spans a string by
-    (i, j), the positions of the first and the last token. ``tags`` are those of a tree's words, where it has them.
+    A label is a string for a text; for tokens a string or None (ignored) for each id; for spans a string by (i, j), the
+    positions of the first and the last token. ``tags`` are those of a tree's words, where it has them.
     """
 
     def __init__(self, ids: Iterable[int], labels: dict[str, Any], tags: Sequence[str | None] | None = None) -> None:
-        """Hold them."""
+        """Store ids, labels and tags."""
         super().__init__(ids)
         self.labels, self.tags = labels, tags
 
 
 @dataclass(frozen=True)
 class Field:
-    """One thing to classify: a column of the corpus, or the entry ``key`` of a column of mappings."""
+    """A field to classify: a column of the corpus, or the entry ``key`` of a column of mappings."""
 
     column: str
     key: str = ""
@@ -124,7 +124,7 @@ class WordLabels(Labels):
             where = words[text], offset, len(ids) - 2, place
             labels = {name: self.place(column[text], *where) for name, column in values.items()}
             tags = self.tags(next(iter(values.values()))[text])
-            # Without all of its words' tags a tree counts as untagged: a constituent of one word then looks like a tag.
+            # Trees without tags exist; in them a constituent of one word looks like a tag.
             tagged = len(tags) == max(words[text], default=-1) + 1
             labelled.append(Labelled(ids, labels, _tag_tokens(tags, *where) if tags and tagged else None))
             offset += len(ids) - 2
@@ -181,7 +181,7 @@ class SpanLabels(WordLabels):
 
 
 def fields_of(rows: datasets.Dataset, names: Sequence[str], labels: Labels) -> list[Field]:
-    """Return the fields called ``names``, sorted; a column of mappings stands for all of its keys.
+    """Return the fields called ``names``, sorted; a column of mappings names all its keys.
 
     Raises:
         UserError: there is no such column or key, or its values are no such ``labels``.
@@ -214,7 +214,7 @@ def _check_values(column: str, values: Sequence[Any], labels: Labels) -> None:
 
 
 def check_vocabulary(rows: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerFast, denoiser: str) -> None:
-    """Check that the tokenizer knows most words of the training texts. Raises UserError."""
+    """Raise UserError if too many tokens of the training texts are unknown to the tokenizer."""
     counts = Counter(i for row in rows for i in row[1:-1])
     share = counts[tokenizer.unk_token_id] / max(counts.total(), 1)
     if share > MOST_UNKNOWN:
@@ -222,7 +222,7 @@ def check_vocabulary(rows: Sequence[Sequence[int]], tokenizer: PreTrainedTokeniz
 
 
 def _words_of_tokens(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[list[int]]:
-    """Yield, for each text, the number of the word that each of its tokens belongs to."""
+    """Yield, for each text, the word index of each token."""
     for start in range(0, len(texts), 10_000):
         encodings = tokenizer(texts[start : start + 10_000], add_special_tokens=False, verbose=False).encodings
         yield from ([-1 if word is None else word for word in encoding.word_ids] for encoding in encodings or [])

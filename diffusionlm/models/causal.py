@@ -1,9 +1,8 @@
-"""The autoregressive sibling: a Transformer that predicts the next word, trained on the same texts in the same way.
+"""Autoregressive language models: a Transformer that predicts the next token. They serve as baseline and as judge LM.
 
-    log p(w) = sum over i of log p(w_i | START, w_1, ..., w_(i-1))        the last w_i is END
+    log p(w) = sum over i of log p(w_i | BOS, w_1, ..., w_(i-1))        the last w_i is EOS
 
-Its likelihood is exact, which is what ``judge.py`` wants it for, and it writes texts one word at a time. The network is
-transformers' Llama (Touvron et al. 2023). Shape letters: B batch, L positions, V words.
+The likelihood is exact. The network is transformers' Llama (Touvron et al. 2023). Shape letters: B batch, L positions, V words.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from diffusionlm.models.spec import ModelSpec
 
 @dataclass(frozen=True)
 class CausalConfig(ModelSpec, name="causal"):
-    """What an autoregressive model is made of: ``layers`` of ``width``, with ``heads`` and ``expansion * width`` inside."""
+    """Hyperparameters of an autoregressive model; the perceptrons are ``expansion * width`` wide."""
 
     layers: int = 4
     width: int = 128
@@ -52,7 +51,7 @@ class CausalConfig(ModelSpec, name="causal"):
             raise UserError(f"expansion: expected at least {1 / self.width}, got {self.expansion}")
 
     def make(self, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[int]], max_length: int) -> LlamaForCausalLM:
-        """Make the model, all of it random."""
+        """Return a model with random weights."""
         return LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=len(tokenizer),
@@ -60,7 +59,7 @@ class CausalConfig(ModelSpec, name="causal"):
                 pad_token_id=tokenizer.pad_token_id,
                 bos_token_id=tokenizer.bos_token_id,
                 eos_token_id=tokenizer.eos_token_id,
-                tie_word_embeddings=False,  # two roles, two matrices: at a thousand words they cost little
+                tie_word_embeddings=False,  # separate input and output matrices are cheap at a thousand words
                 **self._sizes(),
             )
         )
@@ -71,7 +70,7 @@ class CausalConfig(ModelSpec, name="causal"):
         return {"hidden_size": self.width, "intermediate_size": inside, **heads}
 
     def load(self, folder: str | Path) -> PreTrainedModel:
-        """Read an autoregressive model."""
+        """Load an autoregressive model."""
         return load_causal(folder)
 
     def describes(self, model: PreTrainedModel) -> bool:
@@ -81,11 +80,11 @@ class CausalConfig(ModelSpec, name="causal"):
 
 @dataclass(frozen=True)
 class NextToken(ObjectiveConfig, name="causal"):
-    """Mean cross-entropy of every next token, the end's included: the exact negative log-likelihood, in nats a token.
+    """Mean cross-entropy of the next token, EOS included: the exact negative log-likelihood, in nats per token.
 
     Args:
-        dropped_share: of the context's tokens, each hidden (as PAD, whose vector is 0) in training, so that texts are not
-            learned by heart (Gal and Ghahramani 2016, section 4).
+        dropped_share: share of the context tokens replaced by PAD, whose vector is 0, in training: word dropout against
+            overfitting (Gal and Ghahramani 2016, section 4).
     """
 
     dropped_share: float = 0.0
@@ -100,7 +99,7 @@ class NextToken(ObjectiveConfig, name="causal"):
         expect_family(self, model, "causal")
 
     def build(self, model: PreTrainedModel) -> NextTokenObjective:
-        """Make the module."""
+        """Return the module."""
         return NextTokenObjective(self, model)
 
 
@@ -113,7 +112,7 @@ class NextTokenObjective(Objective):
         self.spec = spec
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Return ``cross_entropy``, in nats a token."""
+        """Return ``cross_entropy``, in nats per token."""
         ids, mask = batch.ids, batch.mask
         context, wanted, counted = ids[:, :-1], ids[:, 1:], mask[:, 1:]
         if self.training and self.spec.dropped_share:
@@ -125,15 +124,15 @@ class NextTokenObjective(Objective):
 
 
 def reach(model: PreTrainedModel) -> int:
-    """Return how many tokens the model reads, the start included."""
+    """Return the context length of a model in tokens, BOS included."""
     return int(getattr(model.config, "max_position_embeddings", None) or 1024)
 
 
 def load_causal(folder: str | Path) -> PreTrainedModel:
-    """Read any causal language model from a local folder, safetensors and JSON only, no code of its own.
+    """Load any causal language model from a local folder, from safetensors and JSON only; its own code is never run.
 
     Raises:
-        UserError: no such folder, another kind of model, damaged, or one that sees the words it is to predict.
+        UserError: the folder is missing or damaged, or the model is not causal: it attends to the tokens it predicts.
     """
     if not (Path(folder) / "config.json").is_file():
         raise UserError(f"{folder}: expected a model folder, but it has no config.json")

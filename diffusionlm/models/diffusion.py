@@ -24,9 +24,10 @@ from diffusionlm.core.process import Process
 from diffusionlm.core.sampler import Denoised
 from diffusionlm.core.schedule import NoiseSchedule
 from diffusionlm.data.batches import Encoded, Example
-from diffusionlm.models.backbones import Backbone, LeaveOneOut
+from diffusionlm.models.backbones import Backbone
 from diffusionlm.models.conditions import Condition
 from diffusionlm.models.io import load_pretrained
+from diffusionlm.models.leave_one_out import LeaveOneOut
 from diffusionlm.models.spec import ModelSpec
 from diffusionlm.recipe.gumbel import Gumbel
 from diffusionlm.recipe.word_init import word_vectors_from
@@ -34,24 +35,24 @@ from diffusionlm.recipe.word_init import word_vectors_from
 
 @dataclass(frozen=True)
 class ModelConfig(ModelSpec, name="diffusion"):
-    """What a diffusion model is made of, apart from its vocabulary.
+    """Hyperparameters of a diffusion model.
 
     Args:
-        dimension: D, the coordinates of a word vector.
+        dimension: D, the number of coordinates of a word vector.
         backbone: the network.
-        schedule: the noise schedule; a ``gumbel`` left at its defaults starts from the vocabulary's geometry.
-        prediction: what the network puts out.
+        schedule: the noise schedule; a ``gumbel`` with default parameters is initialised for the vocabulary.
+        prediction: the output of the network.
         embedding: ``normalised`` rows of norm sqrt(D), ``free`` rows, or ``frozen`` (normalised, as they start).
-        cooccurrence: how much of a normalised row's squared length starts from the words' neighbours in the training texts,
-            so that words that can replace each other start close together; the rest is random.
-        initial_deviation: of the free rows' coordinates, at the start.
-        evidence: the ceiling of alpha / sigma^2 in the evidence added to the logits; 0 leaves the evidence out.
-        evidence_input: whether the network is also told, as word probabilities, what the noisy vector says by itself.
-        self_conditioning: whether the network also sees its last estimate (Chen et al. 2023, Analog Bits).
-        learned_variance: whether the network also puts out variances (Nichol and Dhariwal 2021, section 3.1).
+        cooccurrence: share of a normalised row's squared norm that starts from co-occurrences in the training texts, so that
+            interchangeable words start close together; the rest is random.
+        initial_deviation: standard deviation of the coordinates of free rows at the start.
+        evidence: ceiling of alpha / sigma^2 in the token likelihood term log p(x_t | w) added to the logits; 0 leaves it out.
+        evidence_input: whether the network also receives the token posterior given each noisy vector alone.
+        self_conditioning: whether the network also receives its last estimate of x_0 (Analog Bits, Chen et al. 2023).
+        learned_variance: whether the network also outputs variances (Nichol and Dhariwal 2021, section 3.1).
         process: the Gaussian process, by name or import path.
-        condition: what samples are conditioned on; empty is nothing.
-        explicit_length: lengths are drawn first and only real tokens are modelled; otherwise PAD is a word like others.
+        condition: a further input that samples are conditioned on.
+        explicit_length: whether lengths are drawn first and only non-padding tokens modelled; else PAD is a word like others.
     """
 
     dimension: int = 64
@@ -70,7 +71,7 @@ class ModelConfig(ModelSpec, name="diffusion"):
     condition: Condition | None = None
 
     def __post_init__(self) -> None:
-        """Check what must hold between the settings."""
+        """Check the settings against each other."""
         check_vectors(self.dimension, self.cooccurrence)
         Process.find(self.process)
         if self.learned_variance and self.has_logits:
@@ -111,7 +112,7 @@ class ModelConfig(ModelSpec, name="diffusion"):
         return found
 
     def make(self, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[int]], max_length: int) -> DiffusionLM:
-        """Make the model; its words' vectors and a default ``gumbel`` start from ``rows``."""
+        """Return a new model; ``rows`` initialise its word vectors and a default ``gumbel`` schedule."""
         settings = self
         schedule = self.schedule
         if isinstance(schedule, Gumbel) and schedule.fit == Gumbel().fit:
@@ -133,11 +134,11 @@ class ModelConfig(ModelSpec, name="diffusion"):
         return model
 
     def load(self, folder: str | Path) -> DiffusionLM:
-        """Read a diffusion model."""
+        """Load a diffusion model."""
         return DiffusionLM.load(folder)
 
     def describes(self, model: PreTrainedModel) -> bool:
-        """Compare all but the schedule, which may have been learned."""
+        """Compare all settings but the schedule, which may have been learned."""
         return isinstance(model, DiffusionLM) and replace(model.settings, schedule=self.schedule) == self
 
 
@@ -169,13 +170,13 @@ class DiffusionLMConfig(PreTrainedConfig):
         format_version: int = FORMAT_VERSION,
         **kwargs: Any,
     ) -> None:
-        """Keep plain numbers and strings only.
+        """Store plain numbers and strings.
 
         Args:
             settings: a ``ModelConfig`` in plain form.
-            vocabulary: V, words.
-            max_tokens: of a text, START and END included.
-            length_counts: how many training texts had 0, 1, 2, ... tokens.
+            vocabulary: V, the number of words.
+            max_tokens: the most tokens of a text, BOS and EOS included.
+            length_counts: number of training texts with 0, 1, 2, ... tokens.
             special_ids: the ids of ``pad``, ``unk``, ``start`` and ``end``.
             format_version: of the folder; a newer one is refused.
             **kwargs: transformers' own.
@@ -190,7 +191,7 @@ class DiffusionLMConfig(PreTrainedConfig):
 
 
 def check_vectors(dimension: int, cooccurrence: float) -> None:
-    """Check what every model on word vectors has. Raises UserError."""
+    """Raise UserError for impossible settings of word vectors."""
     if dimension < 1:
         raise UserError(f"dimension: expected at least 1, got {dimension}")
     if not 0 <= cooccurrence < 1:
@@ -198,12 +199,12 @@ def check_vectors(dimension: int, cooccurrence: float) -> None:
 
 
 class WordVectorModel(PreTrainedModel, WordVectors):
-    """Base of the models on word vectors; its ``settings`` say ``dimension``, ``embedding`` and ``cooccurrence``."""
+    """Base of the models on word vectors; its ``settings`` have ``dimension``, ``embedding`` and ``cooccurrence``."""
 
-    settings: Any  # a ModelSpec of the kind
+    settings: Any  # the family's ModelSpec
 
     def make_embedding(self) -> None:
-        """Make the table of the vectors, (V, D)."""
+        """Make the table of word vectors (V, D)."""
         self.set_vectors(self.config.vocabulary, self.settings.dimension, self.settings.embedding)
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -217,7 +218,7 @@ class WordVectorModel(PreTrainedModel, WordVectors):
         return 1.0
 
     def start_words(self, rows: Sequence[Sequence[int]]) -> None:
-        """Start normalised vectors from the words' neighbours in ``rows`` of token ids, where the settings say so."""
+        """Initialise normalised vectors from co-occurrences in ``rows`` of token ids, if ``cooccurrence`` is positive."""
         if self.settings.cooccurrence and self.settings.embedding != "free":
             share = self.settings.cooccurrence
             vectors = word_vectors_from(rows, self.config.vocabulary, self.settings.dimension, share)
@@ -225,10 +226,10 @@ class WordVectorModel(PreTrainedModel, WordVectors):
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """Read a model folder, safetensors and JSON only.
+        """Load a model folder, from safetensors and JSON only.
 
         Raises:
-            UserError: no such folder, another kind of model, of a newer format, or damaged.
+            UserError: the folder is missing or damaged, or holds another family or a newer format.
         """
         model = load_pretrained(cls, folder)
         model.embedding.weight.requires_grad_(model.settings.embedding != "frozen")  # transformers makes all trainable
@@ -248,7 +249,7 @@ class DiffusionLM(DenoisingModel, WordVectorModel):
         """Make a model with random weights.
 
         Raises:
-            UserError: settings that are not this library's, or need code that is not imported.
+            UserError: settings that the library does not have, or that need code that is not imported.
         """
         super().__init__(config)
         settings = build_untrusted(ModelConfig, config.settings, "settings")
@@ -298,14 +299,14 @@ class DiffusionLM(DenoisingModel, WordVectorModel):
         return self.settings.initial_deviation if self.settings.embedding == "free" else 1.0
 
     def set_schedule(self, schedule: NoiseSchedule) -> None:
-        """Take another schedule (a learned one, as training goes) and write it into the config."""
+        """Replace the noise schedule, such as by a learned one, in the process and in the config."""
         self.settings = replace(self.settings, schedule=schedule)
         self.process = type(self.process)(**{**vars(self.process), "schedule": schedule})
         self.config.settings = to_plain(self.settings)
 
 
 def special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
-    """Return the ids of ``pad``, ``unk``, ``start`` and ``end``, of those that the tokenizer has."""
+    """Return the ids of ``pad``, ``unk``, ``start`` and ``end``, without those that the tokenizer lacks."""
     names = {"pad": tokenizer.pad_token_id, "unk": tokenizer.unk_token_id}
     names |= {"start": tokenizer.bos_token_id, "end": tokenizer.eos_token_id}
     return {name: i for name, i in names.items() if i is not None}

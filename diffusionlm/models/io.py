@@ -16,16 +16,16 @@ P = TypeVar("P", bound=PreTrainedModel)
 
 
 def model_folder(folder: str | Path) -> Path:
-    """Return ``folder``, or the model in it where it is a run's."""
+    """Return the model folder in ``folder``: itself, or ``model/`` in the folder of a run."""
     inner = Path(folder) / "model"
     return inner if not (Path(folder) / "config.json").exists() and (inner / "config.json").exists() else Path(folder)
 
 
 def load_pretrained(kind: type[P], folder: str | Path) -> P:
-    """Read a model folder of one of the library's kinds, safetensors and JSON only.
+    """Load a model folder of the class ``kind``, from safetensors and JSON only.
 
     Raises:
-        UserError: no such folder, another kind of model, of a newer format, or damaged.
+        UserError: the folder is missing or damaged, or holds another family or a newer format.
     """
     path, wanted = Path(folder) / "config.json", getattr(kind.config_class, "model_type", "")
     try:
@@ -36,12 +36,14 @@ def load_pretrained(kind: type[P], folder: str | Path) -> P:
         raise UserError(f"{path}: the model's config cannot be read: {error}") from None
     if not isinstance(plain, dict) or plain.get("model_type") != wanted:
         found = plain.get("model_type") if isinstance(plain, dict) else plain
-        raise UserError(f"{path}: expected model_type {wanted!r}, got {found!r}; this is another kind of model")
+        raise UserError(f"{path}: expected model_type {wanted!r}, got {found!r}; this is another model family")
     if not isinstance(plain.get("format_version"), int) or plain["format_version"] > FORMAT_VERSION:
         found = plain.get("format_version")
         raise UserError(f"{path}: format {found} is newer than this library reads ({FORMAT_VERSION}); update the library")
     try:
-        loaded: Any = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True, dtype=torch.float32)
+        loaded: Any = kind.from_pretrained(
+            folder, use_safetensors=True, output_loading_info=True, dtype=torch.float32, trust_remote_code=False
+        )
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:

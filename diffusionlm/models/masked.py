@@ -1,15 +1,15 @@
-"""Masked diffusion: the same network and words, with MASK in place of Gaussian noise; the peer to measure against.
+"""Masked diffusion language models: the baseline with the same network and words, and MASK in place of Gaussian noise.
 
-    q(x_t | x_0): each word is hidden with chance t               MaskedLM(ids, hidden) -> log p(word | shown words)
-    -log p(x_0) <= E_t [ 1/t sum over hidden words of -log p(w) ]   = E_k [ N/k sum over k hidden words of -log p(w) ]
+    q(x_t | x_0): each word is masked with probability t          MaskedLM(ids, hidden) -> log p(word | visible words)
+    -log p(x_0) <= E_t [ 1/t sum over masked words of -log p(w) ]   = E_k [ N/k sum over k masked words of -log p(w) ]
 
 The first is the absorbing process of D3PM (Austin et al. 2021, section 3.1) with alpha_t = 1 - t, the second its bound
-in continuous time (MDLM, Sahoo et al. 2024, section 3.4; Shi et al. 2024). A choice of k of the N words is hidden with
-chance t^k (1-t)^(N-k); its integral over t with 1/t is 1/k over the number of choices, so all k from 1 to N are equally
-likely on the right side, which has less variance (Hoogeboom et al. 2022; Ou et al. 2024). How likely a word is given the
-shown ones does not depend on t, so the network is told no time (Ou et al. 2024, theorem 1; MDLM leaves it out as well).
+in continuous time (MDLM, Sahoo et al. 2024, section 3.4; Shi et al. 2024). A set of k of the N words is masked with
+probability t^k (1-t)^(N-k); its integral over t with 1/t is 1/k over the number of such sets, so k is uniform on 1 to N on
+the right side, which has less variance (Hoogeboom et al. 2022; Ou et al. 2024). The posterior of a word given the visible
+ones does not depend on t, so the network does not receive t (Ou et al. 2024, theorem 1; nor does MDLM's).
 
-Lengths are drawn first: START and END are given, PAD is never seen. Shape letters: B batch, L positions, D latent
+Lengths are drawn first: BOS and EOS are given, and PAD is never attended to. Shape letters: B batch, L positions, D latent
 dimension, V words, N words of a text.
 """
 
@@ -35,13 +35,13 @@ from diffusionlm.models.spec import ModelSpec
 
 @dataclass(frozen=True)
 class MaskedConfig(ModelSpec, name="masked"):
-    """What a masked model is made of, apart from its vocabulary.
+    """Hyperparameters of a masked diffusion model.
 
     Args:
-        dimension: D, the coordinates of a word vector.
+        dimension: D, the number of coordinates of a word vector.
         backbone: the network.
         embedding: ``normalised`` rows of norm sqrt(D), ``free`` rows, or ``frozen`` (normalised, not learned).
-        cooccurrence: how much of a normalised row's squared length starts from the words' neighbours in the training texts.
+        cooccurrence: share of a normalised row's squared norm that starts from co-occurrences in the training texts.
     """
 
     dimension: int = 64
@@ -54,7 +54,7 @@ class MaskedConfig(ModelSpec, name="masked"):
         check_vectors(self.dimension, self.cooccurrence)
 
     def make(self, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[int]], max_length: int) -> MaskedLM:
-        """Make the model; its words' vectors start from ``rows``."""
+        """Return a new model; co-occurrences in ``rows`` initialise its word vectors."""
         model = MaskedLM(
             MaskedLMConfig(
                 settings=to_plain(self),
@@ -67,7 +67,7 @@ class MaskedConfig(ModelSpec, name="masked"):
         return model
 
     def load(self, folder: str | Path) -> MaskedLM:
-        """Read a masked model."""
+        """Load a masked model."""
         return MaskedLM.load(folder)
 
     def describes(self, model: PreTrainedModel) -> bool:
@@ -81,7 +81,7 @@ class MaskedLMConfig(DiffusionLMConfig):
     model_type = "diffusionlm-masked"
 
     def __init__(self, settings: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Keep plain numbers and strings only; the other arguments are those of ``DiffusionLMConfig``."""
+        """Store plain numbers and strings; the other arguments are those of ``DiffusionLMConfig``."""
         super().__init__(settings=settings or to_plain(MaskedConfig()), **kwargs)
 
 
@@ -98,7 +98,7 @@ class MaskedLM(WordVectorModel):
         """Make a model with random weights.
 
         Raises:
-            UserError: settings that are not this library's, or need code that is not imported.
+            UserError: settings that the library does not have, or that need code that is not imported.
         """
         super().__init__(config)
         self.settings = build_untrusted(MaskedConfig, config.settings, "settings")
@@ -109,9 +109,9 @@ class MaskedLM(WordVectorModel):
         self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(self, ids: Tensor, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return token logits (B, L, V) for ``ids`` (B, L) of which those at ``hidden`` (B, L) are not seen.
+        """Return token logits (B, L, V) for ``ids`` (B, L), of which those at ``hidden`` (B, L) are masked.
 
-        ``mask`` (B, L) is True at real tokens. START, END and PAD are given, so that their chance is 0.
+        ``mask`` (B, L) is True at non-padding tokens. The logits of BOS, EOS and PAD are -inf.
         """
         with torch.autocast(ids.device.type, enabled=False):
             vectors = torch.where(hidden[..., None], self.mask_vector.float(), self.encode(ids))
@@ -126,7 +126,7 @@ AutoModel.register(MaskedLMConfig, MaskedLM)
 
 
 def word_positions(mask: Tensor) -> Tensor:
-    """Return where the words are in texts of ``mask`` (B, L): every real token but the first and the last."""
+    """Return the positions of words in texts of ``mask`` (B, L): all tokens but the first and the last."""
     return F.pad(mask[:, 2:], (1, 1))
 
 
@@ -136,17 +136,17 @@ def stratified(count: int, device: torch.device) -> Tensor:
 
 
 def lowest(scores: Tensor, counts: Tensor) -> Tensor:
-    """Mark the ``counts`` (B,) smallest numbers of each row of ``scores`` (B, L); the first among equals."""
+    """Mark the ``counts`` (B,) smallest numbers of each row of ``scores`` (B, L); ties go to the first."""
     return scores.argsort(dim=1, stable=True).argsort(dim=1) < counts[:, None]
 
 
 def hide(words: Tensor, counts: Tensor, uniform: Tensor) -> Tensor:
-    """Choose ``counts`` (B,) of the positions ``words`` (B, L) by ``uniform`` draws (B, L), every choice equally likely."""
+    """Choose ``counts`` (B,) of the positions ``words`` (B, L) uniformly, by the ``uniform`` draws (B, L)."""
     return lowest(uniform.masked_fill(~words, math.inf), counts)
 
 
 def masked_token_losses(model: MaskedLM, ids: Tensor, mask: Tensor, hidden: Tensor) -> Tensor:
-    """Return -log p of each hidden word given the others (B, L), in nats; 0 elsewhere."""
+    """Return -log p of each masked word given the visible ones (B, L), in nats; 0 elsewhere."""
     logits = model(ids, hidden, None if bool(mask.all()) else mask)
     targets = ids.masked_fill(~hidden, -100)
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none").view_as(ids)
@@ -154,21 +154,21 @@ def masked_token_losses(model: MaskedLM, ids: Tensor, mask: Tensor, hidden: Tens
 
 @dataclass(frozen=True)
 class MaskedWords(ObjectiveConfig, name="masked"):
-    """Predict hidden words; how many are hidden is uniform, from one to all of a text's words.
+    """Cross-entropy of masked words; their number is uniform from one to all words of a text.
 
     Args:
-        weighting: with ``equal`` all hidden words count alike, so that texts with many hidden words count more; ``bound``
-            gives each the weight N/k of the likelihood bound, and trains a little worse, by the bound too.
+        weighting: ``equal`` gives all masked words the same weight; ``bound`` gives each the weight N/k of the likelihood
+            bound, which trains a little worse, even by the bound.
     """
 
     weighting: Literal["equal", "bound"] = "equal"
 
     def check(self, model: ModelSpec) -> None:
-        """Check that it is a masked model."""
+        """Raise UserError unless the model is a masked model."""
         expect_family(self, model, "masked")
 
     def build(self, model: MaskedLM) -> MaskedObjective:
-        """Make the module."""
+        """Return the module."""
         self.check(model.settings)
         return MaskedObjective(self, model)
 
@@ -184,7 +184,7 @@ class MaskedObjective(Objective):
         self.spec = spec
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Return ``bound`` (nats a word) or ``cross_entropy`` (nats a hidden word, not a likelihood)."""
+        """Return ``bound`` (nats per word) or ``cross_entropy`` (nats per masked word, not a likelihood)."""
         ids, mask = batch.ids, batch.mask
         words = word_positions(mask)
         total = words.sum(1)

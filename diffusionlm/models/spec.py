@@ -1,7 +1,7 @@
-"""Kinds of model: what a run asks of each, so that one trainer and one run folder serve them all.
+"""Model families: the interface that a training run uses, the same for all of them.
 
-A kind is a component (``model: {name: diffusion, ...}``) whose fields are its hyperparameters. It makes a
-``transformers`` model for a vocabulary and reads one back; an objective says how it is trained, a pipeline how it writes.
+A ``ModelSpec`` is a component (``model: {name: diffusion, ...}``) whose fields are hyperparameters. It makes and loads
+``transformers`` models; an objective trains them, a pipeline samples from them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from diffusionlm.data.batches import DataConfig, Encoded
 
 
 class ModelSpec(Component, family="model"):
-    """Base of the kinds of model. A mapping without a name is a ``diffusion`` model's.
+    """Base of the model families; a mapping without a name is a ``diffusion`` model.
 
     ``generates`` tells whether such models generate texts.
     """
@@ -26,43 +26,43 @@ class ModelSpec(Component, family="model"):
     generates: ClassVar[bool] = True
 
     def check_data(self, splits: Mapping[str, datasets.Dataset]) -> None:
-        """Check, before anything is written, that the corpus has what the model learns from. Raises UserError."""
+        """Raise UserError where the corpus has no data for this model; called before anything is written."""
 
     def tokenizer(self, data: DataConfig, texts: Sequence[str]) -> PreTrainedTokenizerFast:
-        """Return the tokenizer of a new model: what the recipe in ``data`` makes of the training ``texts``.
+        """Return the tokenizer of a new model, made by the recipe in ``data`` from the training ``texts``.
 
         Raises:
-            UserError: there is nothing to make it from, or the model has a tokenizer of its own.
+            UserError: there are no texts to make it from, or the model has its own tokenizer.
         """
         return data.tokenizer.make(texts, data.max_length)
 
     def rows(
         self, encoded: Mapping[str, Encoded], splits: Mapping[str, datasets.Dataset], tokenizer: PreTrainedTokenizerFast
     ) -> Mapping[str, Sequence[list[int]]]:
-        """Return what to train on, by split: token ids; rows that carry more are subclasses of list.
+        """Return the training data by split: token ids, in subclasses of list where a row holds more.
 
         Raises:
-            UserError: the corpus and the tokenizer do not go together.
+            UserError: the corpus does not fit the tokenizer or the model.
         """
         return {split: texts.ids for split, texts in encoded.items()}
 
     def make(self, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[int]], max_length: int) -> PreTrainedModel:
-        """Make a model with random weights for ``tokenizer``; what it starts from may be counted in the training ``rows``.
+        """Return a new model for ``tokenizer``; statistics of the training ``rows`` may initialise it.
 
-        ``rows`` are token ids with start and end, ``max_length`` tokens at most.
+        ``rows`` are token ids with BOS and EOS, at most ``max_length`` each.
         """
         raise NotImplementedError
 
     def load(self, folder: str | Path) -> PreTrainedModel:
-        """Read a model of this kind, whatever its hyperparameters, from a model folder.
+        """Load a model of this family, with any hyperparameters, from a model folder.
 
         Raises:
-            UserError: another kind of model, damaged, or of a newer format.
+            UserError: the folder holds another family or a newer format, or is damaged.
         """
         raise NotImplementedError
 
     def describes(self, model: PreTrainedModel) -> bool:
-        """Tell whether ``model``, of this kind, has these hyperparameters, so that a run may start from it."""
+        """Return whether ``model`` has these hyperparameters, so that a run may start from it."""
         raise NotImplementedError
 
     @classmethod

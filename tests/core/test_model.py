@@ -321,7 +321,7 @@ def test_a_config_that_is_no_mapping(text: str, tmp_path: Path) -> None:
 
 def test_another_kind_of_model(tmp_path: Path) -> None:
     sentence = _sentence(_saved(tmp_path, model_type="gpt2"))
-    assert "expected model_type 'diffusionlm', got 'gpt2'; this is another kind of model" in sentence
+    assert "expected model_type 'diffusionlm', got 'gpt2'; this is another model family" in sentence
 
 
 def test_a_newer_format(tmp_path: Path) -> None:

@@ -17,12 +17,12 @@ from diffusionlm.models.backbones import (
     BertNetwork,
     Block,
     DepthwiseConv,
-    LeaveOneOut,
     Transformer,
     TransformerNetwork,
     sinusoids,
 )
 from diffusionlm.models.diffusion import DiffusionLM, DiffusionLMConfig, ModelConfig
+from diffusionlm.models.leave_one_out import LeaveOneOut
 
 SPECS: list[Backbone] = [
     Transformer(layers=2, width=16, heads=2),

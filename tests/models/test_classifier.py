@@ -525,7 +525,7 @@ def test_a_classifier_of_other_word_vectors_is_refused(untrained: Path, home: Pa
         model.check_fits(denoiser)
 
 
-def test_a_classifier_writes_no_texts(untrained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_classifier_generates_no_text(untrained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match=r"expected a model that generates text, but this is a classifier"):
         open_pipeline(untrained)
     assert main(["generate", str(untrained)]) == 2
