@@ -165,14 +165,14 @@ def test_a_text_longer_than_the_model_reads_has_every_token_scored() -> None:
 
 def test_the_first_texts_depend_on_neither_count_nor_batch() -> None:
     judge = made()
-    texts = judge.write(7, seed=3)
-    assert judge.write(3, seed=3) == texts[:3]
-    assert judge.write(7, seed=3, batch_size=2) == texts
-    assert judge.write(7, seed=4) != texts
+    texts = judge.sample(7, seed=3)
+    assert judge.sample(3, seed=3) == texts[:3]
+    assert judge.sample(7, seed=3, batch_size=2) == texts
+    assert judge.sample(7, seed=4) != texts
     assert len(set(texts)) > 1
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    judge.write(2)
+    judge.sample(2)
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -180,7 +180,7 @@ def test_texts_are_drawn_from_the_likelihood() -> None:
     judge = made()
     with torch.no_grad():
         judge.model.lm_head.weight.mul_(0.3)
-    texts = judge.write(4000, batch_size=4000, max_tokens=1)
+    texts = judge.sample(4000, batch_size=4000, max_tokens=1)
     words = ["the", "dog", "man", "old", "walks", "a"]
     start = judge.model(torch.tensor([[judge.tokenizer.bos_token_id]])).logits[0, -1].double()
     ids = [judge.tokenizer.convert_tokens_to_ids(f"▁{word}") for word in words] + [judge.tokenizer.eos_token_id]
@@ -191,11 +191,11 @@ def test_texts_are_drawn_from_the_likelihood() -> None:
 
 def test_temperature_near_zero_takes_the_likeliest_word_and_the_length_has_a_limit() -> None:
     judge = made()
-    assert len(set(judge.write(5, temperature=1e-4))) == 1
-    assert all(len(text.split()) <= 3 for text in judge.write(20, max_tokens=3))
-    assert all(len(text.split()) <= 14 for text in judge.write(20))
+    assert len(set(judge.sample(5, temperature=1e-4))) == 1
+    assert all(len(text.split()) <= 3 for text in judge.sample(20, max_tokens=3))
+    assert all(len(text.split()) <= 14 for text in judge.sample(20))
     with pytest.raises(UserError, match="temperature: expected a positive number"):
-        judge.write(1, temperature=0)
+        judge.sample(1, temperature=0)
 
 
 # A stranger's model
@@ -212,7 +212,7 @@ def test_a_strangers_gpt2_judges_and_writes(tmp_path: Path) -> None:
     ids = torch.tensor([[0, *pieces, 0]])
     assert (scored.tokens, scored.unknown) == (len(pieces) + 1, 0)
     assert scored.nats / scored.tokens == pytest.approx(model.train(False)(ids, labels=ids).loss.item(), rel=1e-5)
-    assert judge.write(4, max_tokens=6) == judge.write(6, max_tokens=6, batch_size=4)[:4]
+    assert judge.sample(4, max_tokens=6) == judge.sample(6, max_tokens=6, batch_size=4)[:4]
 
 
 def test_a_tokenizer_without_ends_counts_none(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_a_tokenizer_without_ends_counts_none(tmp_path: Path) -> None:
     judge = Judge(GPT2LMHeadModel(GPT2Config(vocab_size=320, n_positions=32, n_embd=16, n_layer=1, n_head=2)), tokenizer)
     assert judge.score(["the dog"])[0].tokens == len(tokenizer("the dog")["input_ids"]) - 1
     with pytest.raises(UserError, match="no start token"):
-        judge.write(1)
+        judge.sample(1)
     with pytest.raises(UserError, match="an empty text has no likelihood"):
         judge.score([""])
 
@@ -278,7 +278,7 @@ def test_generate_writes_what_the_judge_writes(trained: Path, capsys: pytest.Cap
     out, err = capsys.readouterr()
     rows = [json.loads(line) for line in out.splitlines()]
     assert [list(row) for row in rows] == [["text", "index", "seed", "length"]] * 3
-    assert [row["text"] for row in rows] == Judge.load(trained).write(3, seed=2)
+    assert [row["text"] for row in rows] == Judge.load(trained).sample(3, seed=2)
     assert "t = 0.9" in err
     assert len(open_pipeline(trained)(2, candidates=3)) == 2
     for flag, sentence in ((["--length", "5"], "length: an auto"), (["--clamp"], "clamp: an auto")):
