@@ -113,8 +113,8 @@ def control_table(report: ControlReport) -> str:
 
 
 EXPLAINED = [
-    "targets: targets x texts per target. score: mean score of the controls, 0 to 100; all passed: % of texts that satisfy every",
-    "control. judge-ppl: judge perplexity of the steered texts; unguided: of texts without control from the same seeds;",
+    "targets: targets x texts per target. score: mean score of the controls, 0 to 100; all passed: % of texts that satisfy",
+    "every control. judge-ppl: judge perplexity of the steered texts; unguided: of texts without control from the same seeds;",
     "reference: of the targets' reference texts. distinct: among the texts of one target; entropy (nats), copied (training",
     "texts): of all texts of the row; then the corpus's own metrics. Mean cost of a text: evaluations of the denoiser, those",
     "with a backward pass, evaluations of classifiers, seconds.",
