@@ -1,7 +1,7 @@
 """The likelihood bound (ELBO): an upper bound of -log p(text) in nats, by Monte Carlo, with its standard error.
 
-The joint bound goes from noise, gamma = high, to the level where words are decoded, gamma = low (Kingma et al. 2021, equations 11 and
-15; gamma is minus the log signal-to-noise ratio, so e^-gamma is that ratio):
+The joint bound goes from noise, gamma = high, to the level where words are decoded, gamma = low (Kingma et al. 2021,
+equations 11 and 15; gamma is minus the log signal-to-noise ratio, so e^-gamma is that ratio):
 
     -log p(w) <= KL(q(x_high | w) || N(0, I))                                          prior
                + E[-sum log p(w_i | x_low)]                                            reconstruction
