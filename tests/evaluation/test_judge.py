@@ -23,7 +23,7 @@ from transformers import (
 
 from diffusionlm.cli import main
 from diffusionlm.config import UserError, build
-from diffusionlm.core.objective import collate
+from diffusionlm.core.objective import Batch, collate
 from diffusionlm.data.batches import encode
 from diffusionlm.data.tokenizers import Words
 from diffusionlm.evaluation.judge import Judge, perplexity, windows
@@ -219,7 +219,7 @@ def test_a_tokenizer_without_ends_counts_none(tmp_path: Path) -> None:
     tokenizer.bos_token = tokenizer.eos_token = None
     judge = Judge(GPT2LMHeadModel(GPT2Config(vocab_size=320, n_positions=32, n_embd=16, n_layer=1, n_head=2)), tokenizer)
     assert judge.score(["the dog"])[0].tokens == len(tokenizer("the dog")["input_ids"]) - 1
-    with pytest.raises(UserError, match="no start token"):
+    with pytest.raises(UserError, match="expected a tokenizer with a BOS token"):
         judge.sample(1)
     with pytest.raises(UserError, match="an empty text has no likelihood"):
         judge.score([""])
@@ -254,9 +254,9 @@ def test_the_loss_is_the_judges_likelihood() -> None:
 def test_hidden_words_change_the_training_loss_alone() -> None:
     objective = NextToken(dropped_share=0.5).build(made().model)
     plain = NextToken().build(objective.model)
-    batch = {"ids": torch.tensor([[2, 4, 5, 6, 3]]), "mask": torch.ones(1, 5, dtype=torch.bool)}
-    assert objective.train()(**batch) != plain.train()(**batch)
-    assert objective.train(False)(**batch) == plain.train(False)(**batch)
+    batch = Batch(ids=torch.tensor([[2, 4, 5, 6, 3]]), mask=torch.ones(1, 5, dtype=torch.bool))
+    assert objective.train()(batch) != plain.train()(batch)
+    assert objective.train(False)(batch) == plain.train(False)(batch)
 
 
 def test_a_run_trains_it_and_anyone_reads_it(trained: Path) -> None:

@@ -334,7 +334,7 @@ def test_mistakes() -> None:
     with pytest.raises(UserError, match="strata: expected 2 or more, got 1"):
         next(bound(_model(), ROWS, strata=1))
     for orders in (1, -1):
-        with pytest.raises(UserError, match=r"orders: expected 0 \(words leave the noise together\) or 2 or more, got"):
+        with pytest.raises(UserError, match=r"orders: expected 0 \(the joint bound\) or 2 or more, got"):
             next(bound(_model(), ROWS, orders=orders))
     with pytest.raises(UserError, match="expected 11 or more, the longest row, got 10"):
         next(bound(_model(), [[START, *[4] * 9, END]]))
