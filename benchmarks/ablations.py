@@ -132,10 +132,9 @@ def judged(run: Path, config: RunConfig, options: argparse.Namespace) -> Report:
         options.judge, config.data.corpus, asking, run / "evaluation", options.device, quiet=False
     )
     pipeline = open_pipeline(run, options.device)
-    system = judging.enter(run, (), pipeline)
-    real = next(judging.reference_cells())  # the judge's own samples would be the same in every row
-    judging.fill([real, *judging.model_cells(system, pipeline, (), "fp32")])
-    judging.likelihood(system, pipeline)
+    system = judging.report.enter_model(run, (), pipeline.model)
+    real = next(judging.reference_jobs())  # the judge's own samples would be the same in every row
+    judging.run([real, *judging.model_jobs(system, pipeline, (), "fp32"), *judging.likelihood_jobs(system, pipeline)])
     return judging.report
 
 
@@ -196,7 +195,7 @@ def main(words: Sequence[str] | None = None) -> int:
     logs = Path(options.runs) / "ablations" / options.length
 
     def make(row: str) -> None:
-        if options.parallel_icm:
+        if options.settle:
             trained(config_of(row, options.folder), run_of(row, options), options)
         else:
             kept(paths[row], lambda: measured(row, options))
@@ -206,7 +205,7 @@ def main(words: Sequence[str] | None = None) -> int:
             check(config_of("default", options.folder).data.corpus, options)
         missing = [row for row, path in paths.items() if not path.exists()]
         if known := len(paths) - len(missing):
-            print(f"{known} of {len(paths)} rows are known already, in {results}", file=sys.stderr)
+            print(f"{known} of {len(paths)} rows are measured already, in {results}", file=sys.stderr)
         return every(missing, __file__, options, make, logs)
 
     def show() -> None:

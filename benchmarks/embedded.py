@@ -18,8 +18,8 @@ from typing import Any
 
 from measure import RESULTS, ROOT, exit_status, file_name, kept, of_steps
 
-from diffusionlm.evaluation.text_metrics import grammar_report
 from diffusionlm.pipelines.diffusion import Pipeline
+from diffusionlm.restaurants.report import grammar_report
 from diffusionlm.training.run import read_config, train
 
 EMBEDDED = ROOT / "configs" / "restaurants.yaml"

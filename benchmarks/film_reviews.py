@@ -30,7 +30,7 @@ from diffusionlm.controls import Binding, Classifier, CompiledControl, Control
 from diffusionlm.evaluation.control.evaluation import ControlConfig, evaluate_control
 from diffusionlm.evaluation.control.report import control_table
 from diffusionlm.evaluation.control.tasks import read_tasks
-from diffusionlm.evaluation.report import write
+from diffusionlm.files import write_text
 from diffusionlm.training.run import read_config, train
 
 TARGETS = 25
@@ -81,7 +81,7 @@ def prepare(folder: Path) -> dict[str, str]:
         tenth = len(rows) // 10
         parts = (rows[2 * tenth :], rows[:tenth], rows[tenth : 2 * tenth])
         for path, part in zip(paths.values(), parts, strict=True):
-            write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part))
+            write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part))
     return {split: str(path) for split, path in paths.items()}
 
 
@@ -132,7 +132,7 @@ def main(words: Sequence[str] | None = None) -> int:
         trained("classifiers/sentiment", model / "model" / "classifiers" / "sentiment", sentiment)
         print(f"naive Bayes judges {accuracy(paths):.1%} of the held-out sentences right", flush=True)
         targets = folder / "targets.jsonl"
-        write(targets, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in asked(paths)))
+        write_text(targets, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in asked(paths)))
         config = ControlConfig(samples=options.samples, strengths=tuple(options.strengths))
         out = Path(options.results) / "film-reviews"
         print(control_table(evaluate_control(judge, [model], read_tasks(targets), config, out=out)), end="", flush=True)

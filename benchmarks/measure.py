@@ -27,7 +27,7 @@ from diffusionlm.config import UserError
 from diffusionlm.data.corpora import Corpus
 from diffusionlm.evaluation.benchmark import BenchmarkRunner, EvaluationConfig
 from diffusionlm.evaluation.provenance import machine
-from diffusionlm.evaluation.report import write
+from diffusionlm.files import write_text
 from diffusionlm.training.run import RunConfig, claim, read_config, train
 
 ROOT = Path(__file__).parent.parent
@@ -87,7 +87,7 @@ def trained(config: RunConfig, folder: Path, options: argparse.Namespace) -> Non
         config = of_minutes(config, options.minutes)
     else:
         raise UserError(f"{folder}: not settled; call with --settle and --device cpu first, or say --steps")
-    if options.parallel_icm:
+    if options.settle:
         claim(config, folder)
     elif not train(config, folder, write_samples=False):
         raise KeyboardInterrupt
@@ -96,7 +96,7 @@ def trained(config: RunConfig, folder: Path, options: argparse.Namespace) -> Non
 def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Return the figures in ``path``; where there are none yet they are made, and written with the machine's description."""
     if not path.exists():
-        write(path, json.dumps({**make(), "machine": machine()}, indent=2, ensure_ascii=False) + "\n")
+        write_text(path, json.dumps({**make(), "machine": machine()}, indent=2, ensure_ascii=False) + "\n")
     found: dict[str, Any] = json.loads(path.read_text())
     return found
 
@@ -185,7 +185,7 @@ def every(rows: Sequence[str], script: str, options: argparse.Namespace, make: C
     if options.jobs and not options.alone:
         names = ("folder", "judge", "minutes", "steps", "texts", "bound_texts", "device", "runs", "results")
         given = {name.replace("_", "-"): value for name in names if (value := getattr(options, name)) is not None}
-        flags = [*(f"--{name}={value}" for name, value in given.items()), *["--settle"] * options.parallel_icm]
+        flags = [*(f"--{name}={value}" for name, value in given.items()), *["--settle"] * options.settle]
         commands = {row: [sys.executable, script, "--alone", *flags, row] for row in rows}
         return in_processes(commands, options.jobs, logs, options.device)
     for row in rows:

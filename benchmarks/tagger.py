@@ -19,7 +19,7 @@ from measure import exit_status
 from nltk.corpus import brown
 from nltk.tag import PerceptronTagger
 
-from diffusionlm.evaluation.report import write
+from diffusionlm.files import write_text
 
 
 def train_tagger(folder: Path, iterations: int = 3, sentences: int | None = None) -> float:
@@ -36,7 +36,7 @@ def train_tagger(folder: Path, iterations: int = 3, sentences: int | None = None
         for (_, found), (_, tag) in zip(tagger.tag([word for word, _ in sentence]), sentence, strict=True)
     ]
     for part, plain in zip(("weights", "tagdict", "classes"), tagger.encode_json_obj(), strict=True):
-        write(folder / f"{part}.json", json.dumps(plain) + "\n")
+        write_text(folder / f"{part}.json", json.dumps(plain) + "\n")
     return sum(found == tag for found, tag in pairs) / len(pairs)
 
 

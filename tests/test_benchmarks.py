@@ -99,7 +99,7 @@ def test_a_row_is_measured_once_and_shown_beside_others(
     (path.parent / "dimension-16-2-steps.json").write_text(json.dumps({**other, "likelihoods": []}))
     assert ablations.main(words(folder, tmp_path, "default", "dimension 16")) == 0
     said = capsys.readouterr()
-    assert "2 of 2 rows are known already" in said.err and path.stat().st_mtime_ns == before
+    assert "2 of 2 rows are measured already" in said.err and path.stat().st_mtime_ns == before
     *_, first, second = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.out.splitlines()]
     point = found["points"][2]
     assert first[0] == "default" and first[10] == f"{point['judge_perplexity']:.2f}"  # at its own entropy

@@ -1,10 +1,9 @@
-"""A judge: an autoregressive model's exact likelihood of texts, whoever wrote them.
+"""The judge LM: an autoregressive reference model that gives the exact likelihood of any texts.
 
-    perplexity = exp( - sum of log p(token) / number of tokens )        over the words of all texts and their ends
+    perplexity = exp( - sum of log p(token) / number of tokens )        over the tokens of all texts and their EOS
 
-A judge trained on real texts of the same kind finds what is written well likely. Perplexity alone is no figure of merit,
-because a model that repeats its best sentence has a perfect one: report it beside the entropy and uniqueness of the texts,
-and beside the judge's perplexity of real held-out texts.
+Perplexity alone does not measure quality, since a model that repeats one good sentence has a low one: report it beside the
+texts' entropy and uniqueness, and beside the judge's perplexity of held-out texts.
 """
 
 from __future__ import annotations
@@ -29,13 +28,13 @@ from diffusionlm.pipelines.causal import write_ids
 
 @dataclass(frozen=True)
 class Scored:
-    """What a judge says of one text.
+    """The likelihood of one text under the judge LM.
 
     Args:
         nats: the negative log-likelihood.
-        tokens: how many tokens that counts: the text's own and the end; the start is context only.
-        characters: of the text as it was given.
-        unknown: how many of the tokens are the tokenizer's unknown token, of which a judge says little.
+        tokens: the number of tokens scored: the text's own and EOS; BOS is context only.
+        characters: of the text.
+        unknown: how many of the tokens are the tokenizer's unknown token, whose likelihood tells little.
     """
 
     nats: float
@@ -54,24 +53,24 @@ class Judge:
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "cpu", dtype: str = "fp32") -> Judge:
-        """Read a judge's run folder, its model folder, or any local causal language model with its tokenizer.
+        """Load a run folder, a model folder, or any local causal language model with its tokenizer.
 
         Raises:
-            UserError: no such folder, another kind of model, damaged; an unknown device or dtype.
+            UserError: no such folder, another model family, damaged files; an unknown device or dtype.
         """
         folder = model_folder(folder)
         model, tokenizer = load_causal(folder), load_tokenizer(folder)
         if len(tokenizer) > model.config.vocab_size:
-            raise UserError(f"{folder}: the tokenizer has {len(tokenizer)} words, the model {model.config.vocab_size}")
+            raise UserError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model {model.config.vocab_size}")
         return cls(model, tokenizer, placed(model, device, dtype))
 
     @torch.no_grad()
     def score(self, texts: Sequence[str], batch_tokens: int = 8192) -> list[Scored]:
         """Return each text's exact likelihood; a batch holds at most ``batch_tokens`` tokens with its padding.
 
-        Counted are a text's tokens and the end token after it. A tokenizer without an end token counts no end, and one
-        without a start token gives the first token as context only. A text longer than the model reads is scored in
-        windows, in which every token has at least half of the model's reach before it.
+        A text's tokens and the EOS after it are scored. Without an EOS in the tokenizer there is none; without a BOS the
+        first token is context only. A text longer than the model's maximum is scored in windows, in which every token has
+        at least half of that maximum as context.
         """
         rows = [self._encode(text) for text in texts]
         nats = [0.0] * len(rows)
@@ -84,10 +83,10 @@ class Judge:
             for (i, first, last, new), row in zip(batch, losses, strict=True):
                 nats[i] += float(row[new - first - 1 : last - first - 1].sum())
         mark, frame = self.tokenizer.unk_token_id, (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
-        unknown = [0 if mark in frame else row.count(mark) for row in rows]  # GPT-2 calls its end unknown too
+        unknown = [0 if mark in frame else row.count(mark) for row in rows]  # GPT-2 has one token for EOS and unknown
         return [Scored(n, len(row) - 1, len(text), u) for n, row, text, u in zip(nats, rows, texts, unknown, strict=True)]
 
-    def write(
+    def sample(
         self,
         count: int,
         seed: int = 0,
@@ -95,13 +94,13 @@ class Judge:
         batch_size: int = 128,
         max_tokens: int | None = None,
     ) -> list[str]:
-        """Write ``count`` texts by ancestral sampling; the first n depend neither on ``count`` nor on ``batch_size``.
+        """Sample ``count`` texts; the first n depend neither on ``count`` nor on ``batch_size``.
 
-        A text that has not ended after ``max_tokens`` tokens (or the model's reach) is cut. No special token is drawn,
-        [UNK] included.
+        A text without an EOS after ``max_tokens`` tokens (or the model's maximum) is truncated. Special tokens, [UNK]
+        included, are excluded.
 
         Raises:
-            UserError: the tokenizer has no start token; an impossible number.
+            UserError: the tokenizer has no BOS; an impossible number.
         """
         SamplingConfig(temperature=temperature, batch_size=batch_size, seed=seed)  # for its checks
         texts: list[str] = []
@@ -112,10 +111,10 @@ class Judge:
         return texts
 
     def complete(self, begun: str, count: int, seed: int = 0, max_tokens: int | None = None) -> list[str]:
-        """Write ``count`` texts that begin with ``begun``, which tells them nothing of what is to come after.
+        """Sample ``count`` texts that begin with ``begun``.
 
         Raises:
-            UserError: the tokenizer has no start token.
+            UserError: the tokenizer has no BOS.
         """
         ids = self.tokenizer(begun, add_special_tokens=False, verbose=False)["input_ids"]
         seeds = [(seed, index, 0) for index in range(count)]
@@ -128,7 +127,7 @@ class Judge:
         start, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         row = [*([] if start is None else [start]), *ids, *([] if end is None else [end])]
         if not row:
-            raise UserError("score: this tokenizer has no start and no end, so an empty text has no likelihood")
+            raise UserError("score: this tokenizer has no BOS and no EOS, so an empty text has no likelihood")
         return row
 
     def _losses(self, rows: list[list[int]]) -> torch.Tensor:
@@ -151,25 +150,12 @@ def windows(length: int, reach: int) -> Iterator[tuple[int, int, int]]:
 
 
 def perplexity(scored: Sequence[Scored]) -> float:
-    """Return exp(nats / tokens) over all texts together, per token with the end counted.
+    """Return exp(nats / tokens) over all texts together, per token with EOS counted.
 
     Raises:
         UserError: there is no token.
     """
-    return math.exp(sum(one.nats for one in scored) / _counted([one.tokens for one in scored], "token"))
-
-
-def bits_per_character(scored: Sequence[Scored]) -> float:
-    """Return bits a character over all texts together, which compares judges with different tokenizers.
-
-    Raises:
-        UserError: there is no character.
-    """
-    nats = sum(one.nats for one in scored)
-    return nats / math.log(2) / _counted([one.characters for one in scored], "character")
-
-
-def _counted(counts: Sequence[int], what: str) -> int:
-    if not sum(counts):
-        raise UserError(f"texts: there is no {what} in them to score")
-    return sum(counts)
+    tokens = sum(one.tokens for one in scored)
+    if not tokens:
+        raise UserError("texts: expected at least one token to score, got none")
+    return math.exp(sum(one.nats for one in scored) / tokens)

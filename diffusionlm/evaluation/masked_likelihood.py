@@ -1,9 +1,9 @@
-"""An honest likelihood of masked diffusion: its bound of -log p(text), text by text, in nats, with its standard error.
+"""The likelihood bound of masked diffusion: an upper bound of -log p(text) in nats, with its standard error.
 
     -log p(w) <= E_k [ N/k sum over k hidden words of -log p(word | shown words) ] - log p(length)
 
-k is uniform from 1 to N, the words of the text; the first term is exact for a model whose conditionals are (``masked``). Whole
-orders in which the words are shown, several at a time, give a tighter one (``likelihood``).
+k is uniform from 1 to N, the number of words; the first term is exact for a model with consistent conditionals (``masked``).
+The any-order bound over several random orders is tighter (``likelihood``).
 """
 
 from __future__ import annotations
@@ -40,27 +40,27 @@ def masked_bound(
     batch_size: int = 64,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[Bound]:
-    """Yield the likelihood bound of each of ``rows`` of token ids with START and END; ``texts`` are read for characters.
+    """Yield the likelihood bound of each of ``rows`` of token ids with BOS and EOS; ``texts`` give the characters.
 
-    k is stratified: ``strata`` draws a text, each with a random choice of k hidden words, of which ``batch_size`` are
-    read at a time; in place of them, as many whole ``orders`` as are asked for. A text's draws depend on ``seed`` and its
-    number alone. ``dtype`` is that of the network's arithmetic.
+    k is stratified: ``strata`` draws per text, each with k random hidden words, ``batch_size`` at a time; with ``orders``,
+    the any-order bound over as many random orders. A text's draws depend on ``seed`` and its number alone. ``dtype`` is that
+    of the network's arithmetic.
 
     Raises:
-        UserError: a row is longer than the model reads, or there are too few strata or orders.
+        UserError: a row is longer than the model's maximum, or there are too few strata or orders.
     """
     check_draws(strata, orders)
     longest = model.config.max_tokens
     for number, row in enumerate(rows):
         if len(row) > longest:
-            raise UserError(f"text {number}: expected {longest} tokens or fewer, start and end included, got {len(row)}")
+            raise UserError(f"text {number}: expected {longest} tokens or fewer, BOS and EOS included, got {len(row)}")
         losses, words = _losses(model, row, dtype)
         draw = numpy.random.default_rng([seed, number])
         if orders:
             terms = any_order_terms(losses, words, draw, orders=orders, batch_size=batch_size)
         else:
             nats = _text_nats(losses, words, draw, strata, batch_size)
-            # Nothing is lost at either end of the process.
+            # The masking process has no prior and no reconstruction term.
             terms = Terms(0.0, 0.0, float(nats.mean()), math.sqrt(stratified_variance(nats)))
         yield Bound(
             **vars(terms),
@@ -70,7 +70,7 @@ def masked_bound(
 
 
 def _losses(model: MaskedLM, row: Sequence[int], dtype: torch.dtype) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-    """Return the function from hidden words (K, L) of a text to -log p of each (K, L), and where its words are (L,)."""
+    """Return the function from hidden words (K, L) of a text to -log p of each (K, L), and its word positions (L,)."""
     ids = torch.tensor([row], device=model.device)
     mask = torch.ones_like(ids, dtype=torch.bool)
 

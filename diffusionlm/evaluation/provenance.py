@@ -1,4 +1,4 @@
-"""Where figures come from: the machine, a model's bits, how a run was trained and on which corpus."""
+"""Provenance of figures: the machine, a model's fingerprint, its training and its corpus."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from diffusionlm.config import UserError
 from diffusionlm.data.corpora import Corpus
@@ -20,7 +21,7 @@ from diffusionlm.training.run import read_config
 
 
 def machine() -> dict[str, Any]:
-    """Describe the machine and the versions."""
+    """Return the machine's description and the versions of the software."""
     return {
         "system": platform.platform(),
         "processor": _processor(),
@@ -33,7 +34,7 @@ def machine() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """Return what the processor is called, where the system says so."""
+    """Return the CPU's name and number of cores, as far as the system names them."""
     with suppress(OSError):
         names = [line.partition(": ")[2] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
         return f"{names[0]}, {len(names)} cores" if names else platform.machine()
@@ -48,7 +49,7 @@ def _version() -> str | None:
 
 
 def fingerprint(folder: str | Path) -> str:
-    """Return a hash of a model's weights, config and tokenizer: a model trained anew is told from the old one."""
+    """Return a hash of a model's weights, config and tokenizer, which differs after the model is trained again."""
     digest = hashlib.sha256()
     for path in sorted(model_folder(folder).glob("*")):
         if path.suffix == ".safetensors" or path.name in ("config.json", "tokenizer.json"):
@@ -58,13 +59,13 @@ def fingerprint(folder: str | Path) -> str:
 
 
 def config_of(folders: Sequence[str | Path]) -> Path | None:
-    """Return the first ``config.yaml`` of the runs among ``folders``, which may also be the models in runs."""
+    """Return the first ``config.yaml`` among ``folders`` of runs, or of the models inside runs."""
     paths = [path / "config.yaml" for folder in folders for path in (Path(folder), Path(folder).resolve().parent)]
     return next((path for path in paths if path.is_file()), None)
 
 
 def corpus_of(folders: Sequence[str | Path]) -> Corpus:
-    """Return the corpus that the first of these runs was trained on.
+    """Return the corpus of the first run among ``folders``.
 
     Raises:
         UserError: none of them is a run's folder.
@@ -76,10 +77,7 @@ def corpus_of(folders: Sequence[str | Path]) -> Corpus:
 
 
 def training_of(folder: str | Path) -> dict[str, Any]:
-    """Return what a run's log says of its training: steps, tokens seen, seconds (of all its sittings); {} without one.
-
-    Seconds are the clock's, processor seconds those of all its threads together.
-    """
+    """Return a run's training steps, tokens, seconds and CPU seconds over all its sessions, from its log; {} without one."""
     config = config_of([folder])
     try:
         lines = [] if config is None else config.with_name("log.jsonl").read_text().splitlines()
@@ -91,3 +89,14 @@ def training_of(folder: str | Path) -> dict[str, Any]:
     last = logged[-1]
     seconds = {f"training_{name}": round(last[name], 1) for name in ("seconds", "processor_seconds") if name in last}
     return {"training_steps": last["step"], "training_tokens": last["tokens"], **seconds}
+
+
+def described(folder: str | Path, model: PreTrainedModel) -> dict[str, Any]:
+    """Return a report's description of a model: its folder, family, size and training."""
+    return {
+        "folder": str(folder),
+        "fingerprint": fingerprint(folder),
+        "family": model.config.model_type,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        **training_of(folder),
+    }

@@ -1,8 +1,8 @@
-"""Texts in, likelihoods out: scores texts with a model's folder, whatever kind of model it holds.
+"""Score texts: the likelihood of each text under a model of any family.
 
-Each kind of model has a scorer, a function ``(writer, texts, options)`` of its pipeline that yields a ``Bound`` for each
-text, in order: diffusion and masked models a bound from above by Monte Carlo, autoregressive ones the likelihood itself.
-A new kind is one line in ``SCORERS``.
+Each model family has a scorer, a function ``(pipeline, texts, options)`` that yields a ``Bound`` for each text, in order: an
+upper bound by Monte Carlo for diffusion and masked models, the likelihood itself for autoregressive ones. A new family is one
+line in ``SCORERS``.
 """
 
 from __future__ import annotations
@@ -27,14 +27,13 @@ TERMS = ("prior", "reconstruction", "diffusion", "length")
 
 @dataclass(frozen=True)
 class ScoringConfig(Settings):
-    """How texts are scored.
+    """Settings of scoring.
 
     Args:
-        strata: noise levels a text is looked at, one in each of as many equally likely parts: more is more precise.
-        orders: in which the words leave the noise in turn, drawn at random; 0 is all together. Both bound the likelihood, of
-            two ways to write with one network; more orders make theirs tighter.
+        strata: noise levels per text, one in each of as many parts of equal probability; more are more precise.
+        orders: random orders of the any-order bound, tighter the more there are; 0 is the joint bound.
         seed: of the noise.
-        batch_size: noisy copies of a text that are denoised together.
+        batch_size: noisy copies of a text per call of the network.
         device: cpu, cuda, cuda:1, mps ...
         dtype: of the network's arithmetic, fp32 or bf16.
     """
@@ -67,23 +66,23 @@ def score(
     """Yield each of ``texts`` with its likelihood under ``model``; empty texts are skipped.
 
     Args:
-        model: a model folder or a run's, or a pipeline that is open, where device and dtype are settled.
-        texts: what is scored.
-        options: how; by default the library's.
-        places: what an error calls each text, such as "reviews.csv, line 7".
+        model: a model folder or a run's, or a pipeline, which has its own device and dtype.
+        texts: the texts to score.
+        options: the settings.
+        places: the place of each text for error messages, such as "reviews.csv, line 7".
 
     Raises:
-        UserError: at once, not at the first text: not a model folder, or a text that is longer than the model reads, since
-            a mean over the shorter texts would be another figure.
+        UserError: before the first text is scored: not a model folder, or a text is longer than the model's maximum (a mean
+            without it would be another figure).
     """
     options = ScoringConfig() if options is None else options
     pipeline = model if isinstance(model, BasePipeline) else open_pipeline(model, options.device, options.dtype)
-    longest = sys.maxsize if pipeline.model.can_generate() else pipeline.model.config.max_position_embeddings
+    longest = sys.maxsize if pipeline.exact_likelihood else pipeline.model.config.max_position_embeddings
     encoded = encode(texts, pipeline.tokenizer, sys.maxsize)
     for number, row in zip(encoded.texts, encoded.ids, strict=True):
         if len(row) > longest:
             place = f"text {number}" if places is None else places[number]
-            got = f"{len(row) - 2} tokens, more than the {longest - 2} that this model reads"
+            got = f"{len(row) - 2} tokens, more than this model's maximum of {longest - 2}"
             raise UserError(f"{place}: {got}; shorten the text or leave it out")
     kept = [texts[number] for number in encoded.texts]
     return zip(kept, SCORERS[pipeline.model.config.model_type](pipeline, kept, options), strict=True)
@@ -103,7 +102,7 @@ def by_bound(function: Callable[..., Iterator[Bound]]) -> Scorer:
 
 
 def exactly(pipeline: BasePipeline[Any], texts: Sequence[str], options: ScoringConfig) -> Iterator[Bound]:
-    """Yield the exact likelihood under an autoregressive model: all of it is reconstruction, there being no noise."""
+    """Yield the exact likelihood under an autoregressive model, as the reconstruction term: there is no noise."""
     judge = Judge(pipeline.model, pipeline.tokenizer, pipeline.dtype)
     for first in range(0, len(texts), options.batch_size):
         for one in judge.score(texts[first : first + options.batch_size]):
@@ -113,7 +112,7 @@ def exactly(pipeline: BasePipeline[Any], texts: Sequence[str], options: ScoringC
             )  # fmt: skip
 
 
-SCORERS: dict[str, Scorer] = {  # by the model_type in the model's config, as the pipelines are in kinds.py
+SCORERS: dict[str, Scorer] = {  # by the model_type in the model's config, like the pipelines in pipelines/auto.py
     "diffusionlm": by_bound(bound),
     "diffusionlm-masked": by_bound(masked_bound),
     "llama": exactly,
@@ -122,10 +121,9 @@ SCORERS: dict[str, Scorer] = {  # by the model_type in the model's config, as th
 
 @dataclass(frozen=True)
 class Summary:
-    """The bound of a set of texts, in nats a token (END counted), its four terms, and bits a character.
+    """The bound of a set of texts in nats per token (EOS counted), its four terms, and bits per character.
 
-    ``standard_error`` is that of the Monte Carlo estimate for these very texts; it says nothing of other texts, and is 0
-    where the likelihood is ``exact``.
+    ``standard_error`` is that of the Monte Carlo estimate for these texts, not over texts; it is 0 where ``exact``.
     """
 
     nats_per_token: float
@@ -142,18 +140,18 @@ class Summary:
     exact: bool
 
     def __str__(self) -> str:
-        """Return two lines for a reader."""
+        """Return a summary of two lines."""
         terms = ", ".join(f"{name} {value:.4f}" for name in TERMS if (value := getattr(self, name)))
-        nats = f"exactly {self.nats_per_token:.4f} nats a token"
+        nats = f"exactly {self.nats_per_token:.4f} nats per token"
         if not self.exact:
-            nats = f"at most {self.nats_per_token:.4f} +- {self.standard_error:.4f} nats a token ({terms})"
-        characters = f"; {self.bits_per_character:.3f} bits a character" if self.characters else ""
+            nats = f"at most {self.nats_per_token:.4f} +- {self.standard_error:.4f} nats per token ({terms})"
+        characters = f"; {self.bits_per_character:.3f} bits per character" if self.characters else ""
         unknown = f", {self.unknown} of them unknown words" if self.unknown else ""
-        return f"{nats}{characters}\n{self.texts} texts, {self.tokens} tokens: words and one end a text{unknown}"
+        return f"{nats}{characters}\n{self.texts} texts, {self.tokens} tokens: the words and EOS{unknown}"
 
 
 def summary(bounds: Sequence[Bound]) -> Summary:
-    """Sum up the bounds of a set of texts."""
+    """Return the summary of the bounds of a set of texts."""
     tokens, characters = sum(b.tokens for b in bounds), sum(b.characters for b in bounds)
 
     def mean(name: str) -> float:

@@ -1,7 +1,7 @@
-"""Honest figures for generated texts: how varied they are, how many are copies, what a grammar says of them.
+"""Diversity of generated texts: entropy, distinct n-grams, self-BLEU, copies of training texts, lengths.
 
-Texts are read with the word tokenizer of the embedded corpus, so that figures do not depend on a model's tokens. All
-but shares of single texts depend on how many texts there are: compare figures of equally many texts only.
+Texts are split into words by ``tokenize``, so that the figures do not depend on a model's tokenizer. All but shares of
+single texts depend on the number of texts: compare figures of equally many texts only.
 """
 
 from __future__ import annotations
@@ -9,14 +9,12 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy
 import sacrebleu
-
-from diffusionlm.restaurants.grammar import accepts
 
 SELF_BLEU_TEXTS = 100
 
@@ -43,9 +41,9 @@ def distinct(texts: Sequence[str], n: int) -> float:
 
 
 def self_bleu(texts: Sequence[str], seed: int = 0, sample: int = SELF_BLEU_TEXTS) -> float:
-    """Return the mean BLEU-4 (0 to 100) of each text against all others, 0 of a single one (Zhu et al. 2018, section 3.2).
+    """Return the mean BLEU-4 (0 to 100) of each text against all others, 0 for a single text (Zhu et al. 2018, section 3.2).
 
-    It grows with the number of texts, and its work with the square: a random ``sample`` of them is taken.
+    It grows with the number of texts, and its cost with their square, so a random ``sample`` of them is compared.
     """
     chosen = random.Random(seed).sample(list(texts), min(sample, len(texts)))
     words = [" ".join(tokenize(text)) for text in chosen]
@@ -57,9 +55,9 @@ def self_bleu(texts: Sequence[str], seed: int = 0, sample: int = SELF_BLEU_TEXTS
 
 
 def length_distance(one: Mapping[int, int], other: Mapping[int, int]) -> float:
-    """Return the earth mover's distance of two histograms of lengths, in words: how far the mean word count must move.
+    """Return the earth mover's distance between two histograms of lengths, in words.
 
-    Chosen over the total variation, which calls two small samples of one distribution far apart.
+    Total variation is not used because it is large between two small samples of one distribution.
     """
     longest = max([*one, *other])
     shares = [numpy.bincount(list(h), list(h.values()), longest + 1) / sum(h.values()) for h in (one, other)]
@@ -67,15 +65,15 @@ def length_distance(one: Mapping[int, int], other: Mapping[int, int]) -> float:
 
 
 def word_counts(texts: Sequence[str]) -> Counter[int]:
-    """Return how many texts have how many words."""
+    """Return the histogram of lengths in words: length to number of texts."""
     return Counter(len(tokenize(text)) for text in texts)
 
 
 class TrainingTexts:
-    """What is compared with the training texts: copies (as words, whatever the spaces) and lengths."""
+    """The training texts as sets of words, for counting copies (white space ignored), and their lengths."""
 
     def __init__(self, texts: Sequence[str]) -> None:
-        """Read the texts once."""
+        """Tokenize the texts once."""
         self.known = {tuple(tokenize(text)) for text in texts}
         self.lengths = word_counts(texts)
 
@@ -86,9 +84,9 @@ class TrainingTexts:
 
 @dataclass(frozen=True)
 class Diversity:
-    """How varied ``texts`` texts are. Shares between 0 and 1, entropy in nats, self-BLEU 0 to 100, lengths in words.
+    """Diversity of ``texts`` texts: shares between 0 and 1, entropy in nats, self-BLEU 0 to 100, ``words`` on average.
 
-    ``copied`` is the share of training texts among them, ``length_distance`` the one to the training texts' lengths.
+    ``copied`` is the share of training texts among them, ``length_distance`` the distance to the training texts' lengths.
     """
 
     texts: int
@@ -104,7 +102,7 @@ class Diversity:
 
 
 def diversity(texts: Sequence[str], training: TrainingTexts, seed: int = 0) -> Diversity:
-    """Measure ``texts``; ``seed`` chooses the texts of self-BLEU."""
+    """Compute the diversity of ``texts``; ``seed`` selects the texts of self-BLEU."""
     lengths = word_counts(texts)
     return Diversity(
         texts=len(texts),
@@ -121,7 +119,7 @@ def diversity(texts: Sequence[str], training: TrainingTexts, seed: int = 0) -> D
 
 
 def mean_error(totals: Sequence[float], sizes: Sequence[float]) -> float:
-    """Return the standard error of sum(totals) / sum(sizes), such as nats a token, over texts drawn independently."""
+    """Return the standard error of sum(totals) / sum(sizes), such as nats per token, over independent texts."""
     t, n = numpy.asarray(totals), numpy.asarray(sizes)
     mean = t.sum() / n.sum()
     return float(numpy.sqrt((t - mean * n).var(ddof=1) * len(t)) / n.sum()) if len(t) > 1 else math.nan
@@ -131,14 +129,14 @@ Point = tuple[float, float]  # entropy in nats, perplexity
 
 
 def at_entropy(line: Sequence[Point], entropy: float) -> float | None:
-    """Return the perplexity where a frontier crosses ``entropy``: its logarithm is linear between points, None outside."""
+    """Return the perplexity of a frontier at ``entropy``, log-linear between its points; None outside them."""
     xs, ys = zip(*sorted(line), strict=True)
     return float(numpy.exp(numpy.interp(entropy, xs, numpy.log(ys)))) if xs[0] <= entropy <= xs[-1] else None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two frontiers where both are known: perplexities ``one`` and ``other`` at the same ``entropies`` (nats).
+    """Two frontiers over their common range: perplexities ``one`` and ``other`` at the same ``entropies`` (nats).
 
     ``ratio`` is the geometric mean of one / other over that range: below 1, ``one`` is more fluent at equal diversity.
     """
@@ -150,7 +148,7 @@ class Comparison:
 
 
 def compare(one: Sequence[Point], other: Sequence[Point], places: int = 101) -> Comparison | None:
-    """Compare two frontiers over the entropies that both cover; None where they have no range in common."""
+    """Compare two frontiers over the entropies that both cover; None where they do not overlap."""
     low = max(min(x for x, _ in line) for line in (one, other))
     high = min(max(x for x, _ in line) for line in (one, other))
     if low >= high:
@@ -161,47 +159,7 @@ def compare(one: Sequence[Point], other: Sequence[Point], places: int = 101) -> 
     return Comparison(grid, values[0], values[1], ratio)
 
 
-@dataclass(frozen=True)
-class GrammarReport:
-    """What the grammar and the counts say of ``texts`` texts; shares between 0 and 1, entropies in nats.
-
-    ``new`` is the share of the accepted texts that the training texts do not hold.
-    """
-
-    accepted: float
-    new: float
-    distinct: float
-    entropy: float
-    entropy_real: float
-    texts: int
-
-
-def grammar_report(texts: Sequence[str], training: Sequence[str], real: Sequence[str]) -> GrammarReport:
-    """Judge ``texts`` of the embedded corpus; ``real`` are held-out texts, of which as many are compared."""
-    known = set(training)
-    right = [text for text in texts if accepts(text)]
-    return GrammarReport(
-        accepted=len(right) / len(texts),
-        new=sum(text not in known for text in right) / max(len(right), 1),
-        distinct=len(set(texts)) / len(texts),
-        entropy=unigram_entropy(texts),
-        entropy_real=unigram_entropy(real[: len(texts)]),
-        texts=len(texts),
-    )
-
-
-def trigram_texts(training: Sequence[str], count: int, seed: int) -> list[str]:
-    """Write texts with a word-trigram model of ``training``: what the grammar says of them is a figure to beat."""
-    draw = random.Random(seed)
-    following: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for text in training:
-        words = ["", "", *tokenize(text), ""]
-        for first, second, third in zip(words, words[1:], words[2:], strict=False):
-            following[first, second].append(third)
-    texts = []
-    for _ in range(count):
-        words = ["", ""]
-        while word := draw.choice(following[words[-2], words[-1]]):
-            words.append(word)
-        texts.append(" ".join(words[2:]).replace(" ,", ",").replace(" .", "."))
-    return texts
+def mean_present(values: Sequence[float | None]) -> float | None:
+    """Return the mean of the values that are not None; None without any."""
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present) if present else None

@@ -76,7 +76,7 @@ def test_every_row_is_what_its_texts_say(folder: Path, tmp_path: Path, capsys: p
     found = json.loads((out / "evaluation.json").read_text())
     real, *rest = found["rows"]
     asked = [(row["system"], row["steps"], row["temperature"]) for row in rest]
-    assert asked == [("the judge", None, 0.8), ("the judge", None, 1.0)] + [
+    assert asked == [("judge LM", None, 0.8), ("judge LM", None, 1.0)] + [
         ("run", steps, t) for steps in (2, 3) for t in (0.8, 1.0)
     ]
     splits = Files(train=str(folder / "texts.txt")).load()
@@ -86,13 +86,13 @@ def test_every_row_is_what_its_texts_say(folder: Path, tmp_path: Path, capsys: p
         marks = [f"-{row['steps']}-steps" * bool(row["steps"]), f"-temperature-{row['temperature']}" * bool(row["temperature"])]
         path = out / "texts" / f"{row['system'].replace(' ', '-')}{''.join(marks)}.jsonl"
         texts = [json.loads(line)["text"] for line in path.read_text().splitlines()]
-        assert len(texts) == 5 and row["accepted"] is None  # not the embedded corpus, as far as anyone knows
+        assert len(texts) == 5 and row["metrics"] == {}  # files have no metrics of their own
         assert row["judge_perplexity"] == pytest.approx(perplexity(judge.score(texts)))
         assert row["diversity"] == pytest.approx(vars(diversity(texts, training)))
         assert sum(row["lengths"].values()) == 5
         if row is real:
             assert set(texts) <= set(held) and row["diversity"]["copied"] == 0
-    assert found["at_real_entropy"].keys() == {"the judge", "run, 2 steps", "run, 3 steps"}
+    assert found["at_real_entropy"].keys() == {"judge LM", "run, 2 steps", "run, 3 steps"}
     assert found["machine"]["torch"] and found["about"]["seed"] == 0
     assert found["systems"]["run"]["training_steps"] == 8
     for name in ("frontier.png", "lengths.png"):
@@ -112,9 +112,12 @@ def test_the_likelihood_stands_beside_the_judges_on_the_same_texts(folder: Path,
         assert set(one.terms) == {"prior", "reconstruction", "diffusion", "length"}
     assert not masked.exact and masked.estimate_error > 0 and masked.tokens == bounded.tokens
     said = table(report)
-    assert f"  run, words in turn, 8 orders: at most {in_turn.nats_per_token:.3f} ± " in said
+    assert f"  run, any-order bound, 8 orders: at most {in_turn.nats_per_token:.3f} ± " in said
     assert f"  masked: at most {masked.nats_per_token:.3f} ± " in said
-    assert f"    diffusion {masked.terms['diffusion']:.3f}, length {masked.terms['length']:.3f}; the draws' own error" in said
+    assert (
+        f"    diffusion {masked.terms['diffusion']:.3f}, length {masked.terms['length']:.3f}; standard error of the estimate"
+        in said
+    )
     assert (bounded.exact, exact.exact, exact.terms, exact.estimate_error) == (False, True, {}, 0)
     # The judge as a model among others is as likely as itself, to the last digit, and by the same count.
     assert exact.nats_per_token == exact.judge_nats_per_token == pytest.approx(bounded.judge_nats_per_token)
@@ -136,7 +139,7 @@ def test_an_evaluation_goes_on_where_it_stopped(folder: Path, tmp_path: Path, ca
     path.write_text(json.dumps({**whole, "rows": whole["rows"][:4], "likelihoods": []}))
     before = {file: file.stat().st_mtime_ns for file in (out / "texts").iterdir()}
     assert main(["evaluate", *command]) == 0
-    assert "4 of 7 rows are known already" in capsys.readouterr().err
+    assert "4 of 7 rows are in the report already" in capsys.readouterr().err
     again = json.loads(path.read_text())
     assert without_time(again["rows"]) == without_time(whole["rows"])
     assert again["rows"][:4] == whole["rows"][:4] and again["likelihoods"] == whole["likelihoods"]
@@ -146,7 +149,7 @@ def test_an_evaluation_goes_on_where_it_stopped(folder: Path, tmp_path: Path, ca
     run([*command, "--temperatures", "0.9", "--steps", "3"])
     assert json.loads(path.read_text())["rows"][:7] == again["rows"]
     assert [(r["system"], r["temperature"]) for r in json.loads(path.read_text())["rows"][7:]] == [
-        ("the judge", 0.9),
+        ("judge LM", 0.9),
         ("run", 0.9),
     ]
     assert "its count is 5, not 6" in refused([*command, "--count", "6"], capsys)
@@ -168,7 +171,7 @@ def test_a_frontier_is_of_one_manner_of_writing(folder: Path, tmp_path: Path) ->
     plain = json.loads(defaults.read_text())
     defaults.write_text(json.dumps({**plain, "sweep_odds": plain["sweep_odds"] + 1}))
     run([*asked, "--steps", "2", "--temperatures", "0.8"])
-    assert rows() == [("run (dtype bf16)", 0.8), ("run", 0.8)]
+    assert rows() == [("run", 0.8), ("run (dtype bf16)", 0.8)]
 
 
 def test_a_folder_is_itself_with_a_slash_and_each_row_is_asked_once(folder: Path, tmp_path: Path) -> None:
@@ -189,7 +192,7 @@ def test_a_model_trained_anew_is_judged_anew(folder: Path, tmp_path: Path) -> No
     plain["settings"]["schedule"]["location"] += 1
     (tmp_path / "run/model/config.json").write_text(json.dumps(plain))
     second = evaluate(folder / "judge", [tmp_path / "run"], config=config, out=tmp_path / "out", quiet=True)
-    assert [row.system for row in second.rows] == ["real text", "the judge", "run"]
+    assert [row.system for row in second.rows] == ["reference text", "judge LM", "run"]
     assert second.rows[2].fingerprint != first.rows[2].fingerprint
     assert second.rows[:2] == first.rows[:2]
 
@@ -238,8 +241,8 @@ def test_the_grammar_speaks_of_the_embedded_corpus(folder: Path, tmp_path: Path,
     command = ["--texts", str(tmp_path / "texts.txt"), "--judge", str(folder / "judge"), "--count", "4"]
     assert main(["evaluate", *command, "--data.corpus", "restaurants", "--json"]) == 0
     real, *_, row = json.loads(capsys.readouterr().out)["rows"]
-    assert (real["accepted"], real["new"]) == (1, 1)
-    assert (row["accepted"], row["new"], row["diversity"]["copied"]) == (0.75, pytest.approx(1 / 3), 0.5)
+    assert real["metrics"] == {"accepted": 1, "new": 1}
+    assert (row["metrics"]["accepted"], row["metrics"]["new"], row["diversity"]["copied"]) == (0.75, pytest.approx(1 / 3), 0.5)
 
 
 @pytest.mark.parametrize(
@@ -289,13 +292,13 @@ def test_without_a_run_the_corpus_has_to_be_named(folder: Path, tmp_path: Path, 
 def row(system: str, steps: int | None, temperature: float, entropy: float, judged: float) -> EvaluationRow:
     found = diversity(["a b c", "a b d"], TrainingTexts(["a b c"]))
     return EvaluationRow(
-        system, "model", steps, temperature, judged, 0.1, replace(found, entropy=entropy), None, None, 1.0, {3: 2}, "", {}
+        system, "model", steps, temperature, judged, 0.1, replace(found, entropy=entropy), {}, 1.0, {3: 2}, "", {}
     )
 
 
 def test_frontiers_are_compared_at_equal_steps_and_equal_entropy() -> None:
     report = Report({"judge": "j", "count": 2, "seed": 0, "split": "validation"})
-    report.rows = [replace(row("real text", None, 1.0, 4.5, 6.0), kind="real", temperature=None)]
+    report.rows = [replace(row("reference text", None, 1.0, 4.5, 6.0), kind="real", temperature=None)]
     for system, steps, scale in (("one", 8, 1.0), ("one", 64, 2.0), ("two", 64, 4.0), ("peer", None, 8.0)):
         report.rows += [row(system, steps, t, 4 + t, scale * math.exp(t)) for t in (0.0, 1.0)]
     compared = {(one, other): c.ratio for one, other, c in report.comparisons()}

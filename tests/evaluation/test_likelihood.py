@@ -27,7 +27,6 @@ from diffusionlm.evaluation.likelihood import (
     bound,
     continuous_terms,
     discrete_terms,
-    has_any_order_bound,
     hidden_token_losses,
     length_nats,
     proposal_for,
@@ -281,7 +280,7 @@ def test_the_ends_are_given_where_the_length_is() -> None:
 @pytest.mark.parametrize("settings", [{}, {"explicit_length": False}, {"schedule": "cosine"}, PAPER])
 def test_an_estimate_depends_on_seed_text_and_number_alone(settings: dict[str, Any], orders: int) -> None:
     model = _model(**settings)
-    if orders and not has_any_order_bound(model):
+    if orders and not model.has_logits:
         with pytest.raises(UserError, match="orders: this model predicts x0, not logits; leave it at 0"):
             next(bound(model, ROWS, orders=orders))
         return
@@ -335,7 +334,7 @@ def test_mistakes() -> None:
     with pytest.raises(UserError, match="strata: expected 2 or more, got 1"):
         next(bound(_model(), ROWS, strata=1))
     for orders in (1, -1):
-        with pytest.raises(UserError, match=r"orders: expected 0 \(words leave the noise together\) or 2 or more, got"):
+        with pytest.raises(UserError, match=r"orders: expected 0 \(the joint bound\) or 2 or more, got"):
             next(bound(_model(), ROWS, orders=orders))
     with pytest.raises(UserError, match="expected 11 or more, the longest row, got 10"):
         next(bound(_model(), [[START, *[4] * 9, END]]))

@@ -108,7 +108,7 @@ def test_what_is_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFi
     model, texts = str(trained), tmp_path / "texts.txt"
     texts.write_text("The food is good.\n" + "very " * 47 + "good\n")
     sentence = refusal([model, str(texts)], capsys)
-    assert f"{texts}, line 2: 48 tokens, more than the 46 that this model reads" in sentence
+    assert f"{texts}, line 2: 48 tokens, more than this model's maximum of 46" in sentence
     texts.write_text("The food is good.\n")
     assert "strata: expected 2 or more, got 1" in refusal([model, str(texts), "--strata", "1"], capsys)
     assert "seed: expected 0 or more, got -1" in refusal([model, str(texts), "--seed", "-1"], capsys)
@@ -152,7 +152,7 @@ def test_every_kind_reaches_the_truth_of_a_silent_network(model: ModelSpec, tmp_
     if made.can_generate():
         assert [one.nats for one in found] == pytest.approx([(n + 1) * math.log(V) for n in words], rel=1e-6)
         assert all(one.exact and one.deviation == 0 and one.nats == one.reconstruction for one in found)
-        assert str(summary(found)).startswith(f"exactly {math.log(V):.4f} nats a token; ")
+        assert str(summary(found)).startswith(f"exactly {math.log(V):.4f} nats per token; ")
         return
     lengths = [-math.log(([0, 3, 1] + 10 * [0])[n] + 1) + math.log(14) for n in words]
     assert [one.length for one in found] == pytest.approx(lengths)
@@ -174,7 +174,7 @@ def test_an_autoregressive_run_is_scored_by_its_own_loss(tmp_path: Path, capsys:
     judge = Judge.load(tmp_path / "run")
     assert [row["nats"] for row in rows] == pytest.approx([one.nats for one in judge.score(texts)], rel=1e-5)
     assert [row["exact"] for row in rows] == [True] * 3
-    assert f"exactly {math.log(perplexity(judge.score(texts))):.4f} nats a token" in said
+    assert f"exactly {math.log(perplexity(judge.score(texts))):.4f} nats per token" in said
 
 
 def test_the_summary_is_a_mean_over_tokens() -> None:

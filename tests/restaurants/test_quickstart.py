@@ -7,8 +7,9 @@ import pytest
 from tiny_runs import restaurant_texts, tiny_config
 
 from diffusionlm.config import UserError
-from diffusionlm.evaluation.text_metrics import grammar_report, trigram_texts, unigram_entropy
+from diffusionlm.evaluation.text_metrics import unigram_entropy
 from diffusionlm.restaurants.quickstart import quickstart
+from diffusionlm.restaurants.report import grammar_report, trigram_texts
 from diffusionlm.training.run import train
 
 

@@ -21,10 +21,11 @@ from diffusionlm.cli import main
 from diffusionlm.config import UserError, build
 from diffusionlm.controls import Words
 from diffusionlm.data.annotators import CorpusRow, Reader
-from diffusionlm.evaluation.control.evaluation import ControlConfig, Evaluation, evaluate_control
-from diffusionlm.evaluation.control.report import LEFT_ONLY, REAL, STEERED, UNGUIDED, ControlReport
+from diffusionlm.evaluation.control.evaluation import ControlConfig, evaluate_control
+from diffusionlm.evaluation.control.jobs import ModelTask, TargetSamples
+from diffusionlm.evaluation.control.report import LEFT_ONLY, STEERED, UNGUIDED, ControlReport
 from diffusionlm.evaluation.control.tasks import Target, Task, read_tasks
-from diffusionlm.evaluation.control.texts import ControlJob, TargetSamples
+from diffusionlm.evaluation.jobs import REFERENCE
 from diffusionlm.evaluation.judge import Judge, perplexity
 from diffusionlm.pipelines.base import SamplingConfig
 from diffusionlm.pipelines.diffusion import Pipeline
@@ -93,9 +94,9 @@ def test_two_tasks_in_one_table(folder: Path, tmp_path: Path) -> None:
     for row, name in ((length, "length, exact"), (infill, "infilling, context kept")):
         assert row["metrics"][name][STEERED] == row["metrics"]["all controls"][STEERED] == {"mean": 1, "error": 0}
         assert (row["targets"], row["samples"], row["refused"], row["strength"]) == (3, 4, [], None)
-    assert set(infill["perplexity"]) == {STEERED, UNGUIDED, REAL, LEFT_ONLY} > set(length["perplexity"])
+    assert set(infill["perplexity"]) == {STEERED, UNGUIDED, REFERENCE, LEFT_ONLY} > set(length["perplexity"])
     for metrics in (length["metrics"], infill["metrics"]):
-        assert all(by[REAL]["mean"] == pytest.approx(1) for by in metrics.values())
+        assert all(by[REFERENCE]["mean"] == pytest.approx(1) for by in metrics.values())
     assert infill["metrics"]["infilling, BLEU-4 (paper)"][STEERED]["mean"] < 0.9
     # One call of the denoiser a step, no classifier, no gradient; unguided texts are the same for both tasks.
     assert {k: v for k, v in length["work"].items() if k != "seconds"} == {
@@ -107,7 +108,7 @@ def test_two_tasks_in_one_table(folder: Path, tmp_path: Path) -> None:
     texts = [text for line in files["run-length"] for text in line["texts"]]
     assert length["perplexity"][STEERED]["mean"] == pytest.approx(perplexity(judge.score(texts)))
     real = [line["reference"] for line in files["run-length"]]
-    assert length["perplexity"][REAL]["mean"] == pytest.approx(perplexity(judge.score(real)))
+    assert length["perplexity"][REFERENCE]["mean"] == pytest.approx(perplexity(judge.score(real)))
     for line, free in zip(files["run-length"], files["run-unguided"], strict=True):
         pipeline = Pipeline.from_pretrained(folder / "run")
         asked = {"steps": 3, "sweeps": 0, "seed": line["seed"]}
@@ -173,16 +174,14 @@ def test_it_goes_on_where_it_stopped(folder: Path, tmp_path: Path) -> None:
 def test_it_goes_on_where_it_stopped_before_the_first_row(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, ask = tmp_path / "out", Evaluation.ask
+    out, sample = tmp_path / "out", ModelTask.sample
 
-    def stopped(
-        work: Evaluation, asked: ControlJob, sampling: SamplingConfig, target: Target, line: TargetSamples, guided: bool
-    ) -> TargetSamples:
-        if line.target == 1:
+    def stopped(task: ModelTask, sampling: SamplingConfig, number: int, guided: bool) -> TargetSamples:
+        if number == 1:
             raise KeyboardInterrupt
-        return ask(work, asked, sampling, target, line, guided)
+        return sample(task, sampling, number, guided)
 
-    monkeypatch.setattr(Evaluation, "ask", stopped)
+    monkeypatch.setattr(ModelTask, "sample", stopped)
     assert main(command(folder, out, "length")) == 130
     (path,) = (out / "texts").glob("run-unguided-*")
     (kept,) = texts_of(path)
@@ -204,7 +203,7 @@ def test_a_task_that_was_edited_is_written_anew(folder: Path, tmp_path: Path) ->
     second = texts_of(path)
     assert second[0] == first[0] and second[1]["controls"] == ["Length(11)"] != first[1]["controls"]
     (row,) = json.loads((out / "control.json").read_text())["rows"]
-    assert REAL not in row["perplexity"] and row["metrics"]["length, exact"][STEERED]["mean"] == 1
+    assert REFERENCE not in row["perplexity"] and row["metrics"]["length, exact"][STEERED]["mean"] == 1
 
 
 @dataclass(frozen=True)
@@ -222,7 +221,7 @@ def test_a_target_that_cannot_be_asked_counts_as_missed(folder: Path, tmp_path: 
     (row,) = report.rows
     assert 0 < len(row.refused) < 12
     assert row.metrics["all controls"][STEERED].mean == pytest.approx(1 - len(row.refused) / 12)
-    assert row.metrics["accepted by the grammar"][REAL].mean == 1
+    assert row.corpus_metrics["accepted"][REFERENCE].mean == 1
     assert report == build(ControlReport, {k: v for k, v in report.plain().items() if k != "machine"})
 
 

@@ -175,5 +175,5 @@ def test_the_judge_goes_on_from_what_is_given() -> None:
     texts = judge.complete("the old", 5, seed=3)
     assert all(text.startswith("the old") for text in texts) and len(set(texts)) > 1
     assert judge.complete("the old", 2, seed=3) == texts[:2]
-    assert judge.complete("", 4, seed=3) == judge.write(4, seed=3)
+    assert judge.complete("", 4, seed=3) == judge.sample(4, seed=3)
     assert all(len(text.split()) <= 3 for text in judge.complete("the old", 5, seed=3, max_tokens=1))

@@ -1,0 +1,228 @@
+"""Resumable evaluations: jobs make the rows of a report in one JSON file, and their samples are kept in JSONL files.
+
+``ResumableReport.run`` makes the rows that the report in the output folder does not hold, one after the other, and saves
+the file after each. A new kind of row is a subclass of ``Row``, listed in a report's ``ROWS``, and a ``Job`` that makes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
+
+from tabulate import tabulate
+from tqdm import tqdm
+
+from diffusionlm import plots
+from diffusionlm.config import UserError, build, to_plain
+from diffusionlm.evaluation.provenance import described, machine
+from diffusionlm.files import disk_errors, write_text
+
+REFERENCE, JUDGE = "reference text", "judge LM"
+
+
+class Row:
+    """Base of the rows of a report; each is a frozen dataclass of figures of one ``system``.
+
+    ``fingerprint`` identifies the model or file behind them: a report drops the rows of an earlier one.
+    """
+
+    system: str
+    fingerprint: str
+
+    def replaces(self, other: Self) -> bool:
+        """Return whether a stored row ``other`` is dropped when this one is added."""
+        raise NotImplementedError
+
+
+class Job(Protocol):
+    """Makes one row of a report."""
+
+    @property
+    def title(self) -> str:
+        """The label of the progress bar."""
+
+    @property
+    def texts(self) -> int:
+        """How many texts the job processes, for the progress bar."""
+
+    def matches(self, row: Any) -> bool:
+        """Return whether the stored ``row`` (of the job's kind) is what ``make`` would return."""
+
+    def make(self, progress: Callable[[int], object]) -> Row:
+        """Return the row; ``progress`` receives the number of texts processed since its last call."""
+
+
+@dataclass
+class ResumableReport:
+    """A report in the file ``FILE`` of the output folder, to which later calls add.
+
+    ``about`` holds what all rows share, ``systems`` describes each system. ``ROWS`` maps a subclass's fields that hold rows
+    to the kind of the rows.
+    """
+
+    FILE: ClassVar[str]
+    ROWS: ClassVar[dict[str, type[Row]]]
+
+    about: dict[str, Any]
+    systems: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, folder: Path | None, about: dict[str, Any]) -> Self:
+        """Return the report in ``folder``, or an empty one.
+
+        Raises:
+            UserError: the folder holds other files, a damaged report, or one with another judge, corpus, seed or count.
+        """
+        path = None if folder is None else folder / cls.FILE
+        if path is None or not path.exists():
+            if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+                raise UserError(f"{folder}: expected an empty or new folder, or an evaluation's, but it holds other files")
+            return cls(about)
+        try:
+            plain = json.loads(path.read_text())
+            known = {field.name: plain[field.name] for field in fields(cls)}
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UserError(f"{path}: this evaluation is damaged; choose another --out") from None
+        report = build(cls, known, str(path))
+        for key in [*about, *report.about]:
+            if key != "judge" and report.about.get(key) != about.get(key):  # the judge's fingerprint is compared instead
+                found = f"its {key} is {report.about.get(key)}, not {about.get(key)}"
+                raise UserError(f"{folder}: holds another evaluation ({found}); choose another --out")
+        return report
+
+    def enter(self, system: str, description: dict[str, Any]) -> None:
+        """Describe a system, and drop the rows of an earlier model or file of that name."""
+        for name in self.ROWS:
+            rows = [r for r in getattr(self, name) if r.system != system or r.fingerprint == description["fingerprint"]]
+            setattr(self, name, rows)
+        self.systems[system] = description
+
+    def enter_model(self, folder: str | Path, changes: Sequence[tuple[str, str]], model: Any) -> str:
+        """Describe a model; return its label: its run's name with the changed settings, its folder where that is taken."""
+        path = Path(folder).resolve()
+        label = path.parent.name if path.name == "model" else path.name
+        if changes:
+            label += f" ({', '.join(f'{key} {value}' for key, value in changes)})"
+        label = self.unique(label, folder)
+        self.enter(label, described(folder, model))
+        return label
+
+    def unique(self, label: str, path: str | Path) -> str:
+        """Return ``label``, or the ``path`` where another system has this label."""
+        taken = label in (REFERENCE, JUDGE) or (label in self.systems and self.systems[label]["folder"] != str(path))
+        return str(path) if taken else label
+
+    def add(self, row: Row, folder: Path | None) -> None:
+        """Add a row in place of those that it replaces, and save the file."""
+        (name,) = (name for name, kind in self.ROWS.items() if type(row) is kind)
+        rows: list[Row] = getattr(self, name)
+        replaced = [i for i, known in enumerate(rows) if row.replaces(known)]
+        kept = [known for i, known in enumerate(rows) if i not in replaced]
+        kept.insert(min(replaced, default=len(rows)), row)
+        setattr(self, name, kept)
+        self.save(folder)
+
+    def run(self, jobs: Sequence[Job], folder: Path | None, quiet: bool) -> None:
+        """Make the rows that the report does not hold yet, each saved at once."""
+        rows = [row for name in self.ROWS for row in getattr(self, name)]
+        missing = [job for job in jobs if not any(job.matches(row) for row in rows)]
+        if len(missing) < len(jobs) and not quiet:
+            print(f"{len(jobs) - len(missing)} of {len(jobs)} rows are in the report already", file=sys.stderr)
+        total = sum(job.texts for job in missing)
+        with tqdm(total=total, unit="text", disable=quiet or not missing) as bar:
+            for job in missing:
+                bar.set_description(job.title)
+                self.add(job.make(bar.update), folder)
+
+    def save(self, folder: Path | None) -> None:
+        """Write the JSON file."""
+        if folder is not None:
+            write_text(folder / self.FILE, json.dumps(self.plain(), indent=2, ensure_ascii=False) + "\n")
+
+    def finish(self, folder: Path | None, table: str, draw: Callable[[Path], None]) -> None:
+        """Write the report, its ``table`` and, where matplotlib is installed, its figures."""
+        if folder is None:
+            return
+        self.save(folder)
+        write_text(folder / "table.txt", table)
+        if plots.available():
+            draw(folder)
+        else:
+            print("no figures: matplotlib is not installed (pip install matplotlib)", file=sys.stderr)
+
+    def plain(self) -> dict[str, Any]:
+        """Return the report as JSON values, with the machine's description."""
+        return {**to_plain(self), "machine": machine()}
+
+    def system_lines(self) -> list[str]:
+        """Return the table's closing lines: each model's family, size and training."""
+        lines = ["", "Evaluated models"]
+        for name, about in self.systems.items():
+            parts = [about["family"], f"{about['parameters']:,} parameters" if "parameters" in about else ""]
+            if "training_tokens" in about:
+                took = f" in {about['training_seconds']:,.0f} seconds" if "training_seconds" in about else ""
+                parts.append(f"trained on {about['training_tokens']:,} tokens{took}")
+            if "training_processor_seconds" in about:
+                parts.append(f"{about['training_processor_seconds']:,.0f} seconds of CPU time")
+            lines.append(f"  {name} ({about['folder']}): {', '.join(filter(None, parts))}")
+        return lines
+
+
+def aligned(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return a plain table's lines: the first column left-aligned, the others right-aligned."""
+    align = ["left", *["right"] * (len(header) - 1)]
+    text = tabulate([header, *rows], tablefmt="plain", disable_numparse=True, colalign=align, preserve_whitespace=True)
+    return [line.rstrip() for line in text.splitlines()]
+
+
+R = TypeVar("R")
+
+
+@dataclass
+class SampleFile(Generic[R]):
+    """A JSONL file of records that are added one at a time, with the settings that produce them in its first line.
+
+    An interrupted run continues after the last complete line. Without a ``path`` the records are kept in memory.
+    """
+
+    path: Path | None
+    header: str
+    records: list[R]
+
+    @classmethod
+    def open(cls, kind: type[R], folder: Path | None, name: str, settings: Mapping[str, Any]) -> SampleFile[R]:
+        """Read the file of ``name`` and ``settings`` in ``folder``, whose name has a hash of them; nothing is written."""
+        header = json.dumps(to_plain(settings), sort_keys=True, ensure_ascii=False)
+        if folder is None:
+            return cls(None, header, [])
+        path = folder / "texts" / f"{file_name(name)}-{hashlib.sha256(header.encode()).hexdigest()[:8]}.jsonl"
+        lines = path.read_text().splitlines(True)[1:] if path.exists() else []
+        return cls(path, header, [build(kind, json.loads(line), str(path)) for line in lines if line.endswith("\n")])
+
+    def keep(self, count: int) -> None:
+        """Drop the records after the first ``count``, and a line cut short; create the file."""
+        self.records = self.records[:count]
+        if self.path is not None:
+            write_text(self.path, "".join(f"{line}\n" for line in [self.header, *map(json_line, self.records)]))
+
+    def add(self, record: R) -> None:
+        """Append a record."""
+        self.records.append(record)
+        if self.path is not None:
+            with disk_errors(self.path), self.path.open("a") as file:
+                file.write(json_line(record) + "\n")
+
+
+def json_line(record: Any) -> str:
+    """Return a dataclass as one line of JSON."""
+    return json.dumps(asdict(record), ensure_ascii=False)
+
+
+def file_name(label: str) -> str:
+    """Return ``label`` without characters that a file's name cannot have."""
+    return label.replace("/", "-").replace(" ", "-")
