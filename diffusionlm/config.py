@@ -217,16 +217,17 @@ def upgraded(plain: Any, place: str = "") -> Any:
     return {key: upgraded(value, f"{place}.{key}".lstrip(".")) for key, value in renamed.items()}
 
 
-def read_yaml(text: str, where: str) -> dict[str, Any]:
-    """Parse a YAML mapping.
-
-    Raises:
-        UserError: not YAML, or not a mapping.
-    """
+def read_value(where: str, text: str) -> Any:
+    """Parse a YAML value. Raises UserError where it is not valid YAML."""
     try:
-        plain = yaml.safe_load(text) or {}
+        return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def read_yaml(text: str, where: str) -> dict[str, Any]:
+    """Parse a YAML mapping. Raises UserError where it is not valid YAML, or not a mapping."""
+    plain = read_value(where, text) or {}
     if not isinstance(plain, dict):
         raise UserError(f"{where}: expected 'key: value' lines, got {type(plain).__name__}")
     return plain
@@ -251,10 +252,7 @@ def override(plain: dict[str, Any], assignments: Iterable[tuple[str, str]]) -> d
     What a setting is part of comes before it, and a component's name before its settings, in whatever order they are given.
     """
     for dotted, value in sorted(assignments, key=lambda each: (each[0].count("."), not each[0].endswith(".name"))):
-        try:
-            change: Any = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UserError(f"{dotted}: not valid YAML: {' '.join(str(error).split())}") from None
+        change: Any = read_value(dotted, value)
         for key in reversed(dotted.split(".")):
             change = {key: change}
         plain = merge(plain, change)
