@@ -1,8 +1,8 @@
-"""Plain data in, checked dataclasses out: the one way a YAML file, an override or a saved model becomes components.
+"""Settings: plain data (YAML, overrides, saved models) to checked dataclasses, and back.
 
-A *component* (schedule, sampler, corpus, ...) is a frozen dataclass whose fields are its hyperparameters. In plain data
-it is its name (``sqrt``), or a mapping with its name and what differs from the defaults (``{name: sqrt, T: 1000}``). A
-stranger's component is named by import path, ``my.module:Thing``; there is nothing to register.
+A *component* (schedule, sampler, corpus, ...) is a frozen dataclass whose fields are its hyperparameters. In plain data it is
+its name (``sqrt``), or a mapping with its name and the settings that differ from the defaults (``{name: sqrt, T: 1000}``).
+A user-defined component is named by its import path, ``my.module:Thing``; nothing has to be registered.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class UserError(ValueError):
-    """A mistake that its maker can mend, told in one sentence: where, what was expected, what came."""
+    """A mistake of the user, in one sentence: where, what was expected, what was found."""
 
 
 def nearest(word: str, options: Iterable[str]) -> str:
@@ -35,8 +35,8 @@ def nearest(word: str, options: Iterable[str]) -> str:
     return f"; choose from {', '.join(known)}" if known else ""
 
 
-# Whether an import path may be followed. A saved model must not make its reader import code: there, a stranger's
-# component is found only when its user has imported it already.
+# Whether an import path may be imported. A saved model must not import code: there, a third-party component is found only
+# where its module has been imported already.
 _may_import: ContextVar[bool] = ContextVar("may_import", default=True)
 
 
@@ -80,7 +80,7 @@ LIBRARY: dict[str, dict[str, str]] = {
 
 
 class Settings:
-    """Base of every group of settings: a key that is no field is refused."""
+    """Base of the groups of settings; unknown keys are refused."""
 
     __pydantic_config__: ClassVar[pydantic.ConfigDict] = pydantic.ConfigDict(extra="forbid")
 
@@ -90,7 +90,7 @@ class Component(Settings):
 
     family: ClassVar[str] = "component"
     name: ClassVar[str] = ""
-    members: ClassVar[dict[str, type[Component] | str]] = {}  # by name, classes or where ``LIBRARY`` says they are
+    members: ClassVar[dict[str, type[Component] | str]] = {}  # name -> class, or import path from ``LIBRARY``
 
     def __init_subclass__(cls, *, family: str | None = None, name: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -155,10 +155,10 @@ class Component(Settings):
 
 
 def build(kind: type[T], plain: object, where: str = "") -> T:
-    """Check ``plain`` (numbers, strings, lists, mappings) and make a ``kind`` (a dataclass) of it.
+    """Return the dataclass ``kind`` with the values of ``plain`` (numbers, strings, lists, mappings), checked.
 
     Raises:
-        UserError: an unknown key, a wrong type, a missing or impossible value; the sentence starts with its place.
+        UserError: an unknown key, a wrong type, a missing or impossible value; the message starts with its place.
     """
     try:
         return pydantic.TypeAdapter(kind).validate_python(plain)
@@ -167,7 +167,7 @@ def build(kind: type[T], plain: object, where: str = "") -> T:
 
 
 def build_untrusted(kind: type[T], plain: object, where: str = "") -> T:
-    """Do as ``build`` for data from a saved model: never import a module that is not imported yet."""
+    """Do as ``build`` for a saved model, and import no module that is not imported yet."""
     token = _may_import.set(False)
     try:
         return build(kind, plain, where)
@@ -176,12 +176,12 @@ def build_untrusted(kind: type[T], plain: object, where: str = "") -> T:
 
 
 def plain_name(kind: type[Component]) -> str:
-    """Return what a component is called in plain data: its name, or its import path where it has none."""
+    """Return a component's name in plain data: its name, or its import path."""
     return kind.name or f"{kind.__module__}:{kind.__name__}"
 
 
 def to_plain(value: Any) -> Any:
-    """Turn a dataclass (and the components in it) into mappings, lists, strings and numbers; ``build`` undoes it."""
+    """Return a dataclass as mappings, lists, strings and numbers; the inverse of ``build``."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         if isinstance(value, Component):
@@ -192,7 +192,7 @@ def to_plain(value: Any) -> Any:
     return [to_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-# What format 1 (version 0.1) called otherwise, by the place of the settings in a run's config.
+# Settings that have another name in format 1 (version 0.1), old name -> new name, by their place in a run's config.
 RENAMED = {
     "sampling": {"corrections": "sweeps", "correction_odds": "sweep_odds"},
     "sampling.guidance": {
@@ -209,7 +209,7 @@ FORMAT_VERSION = 2  # of model folders and of runs' configs
 
 
 def upgraded(plain: Any, place: str = "") -> Any:
-    """Return settings that format 1 saved under the names of this format; ``place`` is their dotted place in ``RENAMED``."""
+    """Return settings of format 1 under their names in this format; ``place`` is their dotted place in ``RENAMED``."""
     if not isinstance(plain, Mapping):
         return RENAMED_VALUES.get(place, {}).get(plain, plain) if isinstance(plain, str) else plain
     names = RENAMED.get(place, {})
@@ -217,23 +217,24 @@ def upgraded(plain: Any, place: str = "") -> Any:
     return {key: upgraded(value, f"{place}.{key}".lstrip(".")) for key, value in renamed.items()}
 
 
-def read_yaml(text: str, where: str) -> dict[str, Any]:
-    """Parse a YAML mapping.
-
-    Raises:
-        UserError: not YAML, or not a mapping.
-    """
+def read_value(where: str, text: str) -> Any:
+    """Parse a YAML value. Raises UserError where it is not valid YAML."""
     try:
-        plain = yaml.safe_load(text) or {}
+        return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def read_yaml(text: str, where: str) -> dict[str, Any]:
+    """Parse a YAML mapping. Raises UserError where it is not valid YAML, or not a mapping."""
+    plain = read_value(where, text) or {}
     if not isinstance(plain, dict):
         raise UserError(f"{where}: expected 'key: value' lines, got {type(plain).__name__}")
     return plain
 
 
 def merge(base: dict[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay ``change`` over ``base``, mapping by mapping; a component of another name replaces the old one whole."""
+    """Return ``base`` changed by ``change``, mapping by mapping; a component of another name replaces the old one."""
     merged = dict(base)
     for key, value in change.items():
         old = merged.get(key)
@@ -248,13 +249,10 @@ def merge(base: dict[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
 def override(plain: dict[str, Any], assignments: Iterable[tuple[str, str]]) -> dict[str, Any]:
     """Apply dotted overrides such as ``("training.steps", "100")``; values are read as YAML.
 
-    What a setting is part of comes before it, and a component's name before its settings, in whatever order they are given.
+    A group is applied before its settings, and a component's name before its hyperparameters, in any order of arguments.
     """
     for dotted, value in sorted(assignments, key=lambda each: (each[0].count("."), not each[0].endswith(".name"))):
-        try:
-            change: Any = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UserError(f"{dotted}: not valid YAML: {' '.join(str(error).split())}") from None
+        change: Any = read_value(dotted, value)
         for key in reversed(dotted.split(".")):
             change = {key: change}
         plain = merge(plain, change)

@@ -20,7 +20,7 @@ def write(path: Path, save: Callable[[Path], object]) -> None:
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        staged = path.with_name(path.name + ".new")
+        staged = path.with_name(f"{path.name}.{os.getpid()}.new")  # each of several processes stages its own
         save(staged)
         staged.replace(path)
 

@@ -14,6 +14,7 @@ import pytest
 
 import diffusionlm
 from diffusionlm.config import (
+    LIBRARY,
     Component,
     UserError,
     build,
@@ -23,6 +24,7 @@ from diffusionlm.config import (
     override,
     read_yaml,
     to_plain,
+    upgraded,
 )
 from diffusionlm.core.objective import ObjectiveConfig
 from diffusionlm.core.sampler import DDPM, Sampler
@@ -35,6 +37,7 @@ from diffusionlm.recipe.gumbel import Gumbel
 from diffusionlm.recipe.samplers import DDIM
 from diffusionlm.recipe.schedules import Cosine, Linear
 from diffusionlm.training.optimizers import AdamW, MuonAdamW, OptimizerConfig
+from diffusionlm.training.run import read_config
 
 for _module in pkgutil.walk_packages(diffusionlm.__path__, "diffusionlm."):
     if not _module.name.endswith("__main__"):
@@ -76,13 +79,44 @@ def test_every_component_survives_the_round_trip(family: type[Component], name: 
         field.name for field in dataclasses.fields(kind)
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     ]  # fmt: skip
-    component = build(family, {"name": name, **{field: VALUES.get(field, "somewhere") for field in needed}})
+    values = {**VALUES, "control": "length"} if family.family == "task" else VALUES
+    component = build(family, {"name": name, **{field: values.get(field, "somewhere") for field in needed}})
     assert type(component) is kind
     plain = to_plain(component)
     assert plain["name"] == name
     assert build(family, plain) == component
     assert build(family, component) is component
     assert component.family == family.family
+
+
+@pytest.mark.parametrize(("family", "name"), [(family, name) for family in LIBRARY for name in LIBRARY[family]])
+def test_every_entry_of_the_library_leads_to_a_class_of_that_name(family: str, name: str) -> None:
+    base = next(kind for kind in FAMILIES if kind.family == family)
+    kind = base.find(name)
+    assert issubclass(kind, base) and kind.name == name
+    assert LIBRARY[family][name] == f"{kind.__module__}:{kind.__name__}"
+
+
+def test_settings_of_format_1_are_renamed_by_their_place() -> None:
+    run = {"sampling": {"corrections": 2, "guidance": {"tilting": 3.0}}, "model": {"reads": "belief"}, "seed": 1}
+    renamed = {"sampling": {"sweeps": 2, "guidance": {"logit_scale": 3.0}}, "model": {"reads": "prediction"}, "seed": 1}
+    assert upgraded(run) == renamed
+    assert upgraded(run["sampling"], "sampling") == renamed["sampling"]
+    assert upgraded({"frames": ["a"]}, "classifier") == {"templates": ["a"]}
+    assert upgraded({"corrections": 2}) == {"corrections": 2}
+
+
+@pytest.mark.parametrize("format_1", [True, False])
+def test_a_run_of_format_1_loads_and_a_users_file_has_no_aliases(format_1: bool, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("sampling: {corrections: 2, guidance: {name: gradient, tilting: 3}}")
+    if format_1:
+        (tmp_path / "log.jsonl").write_text("")
+        sampling = read_config([path]).sampling
+        assert sampling.sweeps == 2 and to_plain(sampling.guidance)["logit_scale"] == 3
+    else:
+        with pytest.raises(UserError, match=r"^sampling\.\S+: there is no such setting; (did you mean|choose from)"):
+            read_config([path])
 
 
 @pytest.mark.parametrize(

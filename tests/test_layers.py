@@ -20,7 +20,7 @@ LAYERS = [
     ("training",),
     ("evaluation",),
     ("restaurants",),
-    ("cli", "__main__"),
+    ("arguments", "cli", "__main__"),
     ("__init__",),
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from diffusionlm.config import FORMAT_VERSION, UserError
+from diffusionlm.models.adapters import saved_adapter
 
 P = TypeVar("P", bound=PreTrainedModel)
 
@@ -41,8 +42,12 @@ def load_pretrained(kind: type[P], folder: str | Path) -> P:
         found = plain.get("format_version")
         raise UserError(f"{path}: format {found} is newer than this library reads ({FORMAT_VERSION}); update the library")
     try:
+        adapter, base = saved_adapter(Path(folder))
+        config_class: Any = kind.config_class
+        given: dict[str, Any] = {} if adapter.complete else {"config": config_class.from_pretrained(folder)}
         loaded: Any = kind.from_pretrained(
-            folder, use_safetensors=True, output_loading_info=True, dtype=torch.float32, trust_remote_code=False
+            model_folder(base), use_safetensors=True, output_loading_info=True, dtype=torch.float32,
+            trust_remote_code=False, **given,
         )
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
@@ -52,4 +57,4 @@ def load_pretrained(kind: type[P], folder: str | Path) -> P:
     if wrong := sorted(report["missing_keys"]) + sorted(report["unexpected_keys"]):
         raise UserError(f"{folder}: the weights do not fit the config: {wrong[0]} and {len(wrong) - 1} more differ")
     model: P = loaded[0]
-    return model
+    return adapter.load(model, Path(folder))

@@ -12,16 +12,19 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class Frozen(Generic[M]):
-    """Holds a module outside the module that uses it: not among its weights, without gradients, never copied."""
+    """Holds a module outside the module that uses it: not among its weights, without gradients, never copied.
 
-    def __init__(self, module: M) -> None:
+    ``copied`` is True for a teacher that started as the model: checkpoints then hold its weights, which may have moved.
+    """
+
+    def __init__(self, module: M, copied: bool = False) -> None:
         """Hold ``module`` in evaluation mode."""
-        self.module = module.requires_grad_(False).train(False)
+        self.module, self.copied = module.requires_grad_(False).train(False), copied
 
     @classmethod
     def copy_of(cls, module: M) -> Self:
         """Hold a copy, for a teacher that starts as the model itself."""
-        return cls(copy.deepcopy(module))
+        return cls(copy.deepcopy(module), copied=True)
 
     def on(self, device: torch.device) -> M:
         """Return the module on ``device``."""

@@ -15,13 +15,13 @@ import torch
 
 from diffusionlm.config import UserError
 from diffusionlm.evaluation.provenance import training_of
+from diffusionlm.files import disk_errors
 from diffusionlm.models.classifier import ClassifierConfig
 from diffusionlm.models.classifier.objective import Classification
 from diffusionlm.pipelines.base import Controlled, SamplingConfig
 from diffusionlm.pipelines.diffusion import Pipeline
 from diffusionlm.restaurants.corpus import Restaurants
 from diffusionlm.restaurants.report import grammar_report, trigram_texts
-from diffusionlm.training.checkpoints import disk_errors
 from diffusionlm.training.optimizers import has_bf16
 from diffusionlm.training.run import RunConfig, read_config, train
 from diffusionlm.training.trainer import TrainingConfig

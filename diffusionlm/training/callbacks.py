@@ -1,4 +1,4 @@
-"""What a training run shows and writes as it goes, and how Ctrl-C stops it."""
+"""Callbacks of a training run: progress bar and log, EMA and samples, early stopping; and how Ctrl-C stops a run."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
+import torch
 from tqdm import tqdm
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from diffusionlm.training.checkpoints import disk_errors
+from diffusionlm.files import disk_errors, write_text
+
+if TYPE_CHECKING:
+    from diffusionlm.training.trainer import DiffusionTrainer
 
 
 class Progress(TrainerCallback):
     """The progress bar (on stderr) and ``log.jsonl``."""
 
     def __init__(self, folder: Path, steps: int, show_texts: bool, quiet: bool) -> None:
-        """Nothing is shown or written before training begins."""
         self.path, self.steps, self.show_texts, self.quiet = folder / "log.jsonl", steps, show_texts, quiet
-        self.seconds = self.processor_seconds = 0.0  # of earlier sittings, up to the checkpoint that this one goes on from
+        self.seconds = self.processor_seconds = 0.0  # of previous sessions, up to the checkpoint of this resumption
         self.bar: tqdm[Any] | None = None
         self.file: TextIO | None = None
 
@@ -39,12 +42,12 @@ class Progress(TrainerCallback):
             self.tokens: int | None = None
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Move the bar."""
+        """Advance the bar."""
         if self.bar is not None:
             self.bar.update()
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any) -> None:
-        """Write a row, and show the loss and the speed."""
+        """Append a row to the log, and show the loss and the speed."""
         if self.file is None or self.bar is None or "train_runtime" in logs:
             return
         if "tokens" in logs:
@@ -59,20 +62,67 @@ class Progress(TrainerCallback):
             self.file.flush()
 
     def spent(self) -> dict[str, float]:
-        """Return the run's seconds so far, of all its sittings: the clock's, and the processor's of all threads together."""
-        clock, processor = time.perf_counter() - self.begun, time.process_time() - self.processor_begun
-        return {"seconds": round(clock, 3), "processor_seconds": round(processor, 3)}
+        """Return the run's seconds in all its sessions: elapsed, and CPU time of all threads together."""
+        elapsed, processor = time.perf_counter() - self.begun, time.process_time() - self.processor_begun
+        return {"seconds": round(elapsed, 3), "processor_seconds": round(processor, 3)}
 
     def close(self) -> None:
-        """Close both."""
+        """Close the bar and the log."""
         if self.bar is not None and self.file is not None:
             self.bar.close()
             self.file.close()
 
 
+class Patience(EarlyStoppingCallback):
+    """Stop training once the validation loss has not improved for some evaluations; a resumed run continues the count."""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **named: Any) -> None:
+        """Take the count from the checkpoint: transformers would restore it together with a control of its own."""
+        super().on_train_begin(args, state, control, **named)  # type: ignore[no-untyped-call]
+        callbacks: Any = state.stateful_callbacks  # by name, once the state has been made
+        kept = callbacks.get(type(self).__name__)
+        self.early_stopping_patience_counter = kept["attributes"]["early_stopping_patience_counter"] if kept else 0
+
+
+class Samples(TrainerCallback):
+    """Update the teachers and the EMA after each step, and save sample texts at intervals."""
+
+    def __init__(self, trainer: DiffusionTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Average the weights, sample at intervals, and stop with a checkpoint after Ctrl-C."""
+        trainer = self.trainer
+        assert trainer.model is not None
+        trainer.objective.after_step()
+        trainer.ema.update_parameters(trainer.model)
+        last = state.global_step >= state.max_steps
+        if (
+            trainer.sample_texts
+            and state.is_world_process_zero
+            and (last or state.global_step % trainer.config.sample_every == 0)
+        ):
+            self.save(state.global_step)
+        interrupted = trainer.was_interrupted
+        control.should_training_stop |= interrupted
+        control.should_save |= last or interrupted
+
+    def save(self, step: int) -> None:
+        """Write ``samples/step-N.txt`` and show the texts above the bar."""
+        trainer = self.trainer
+        assert trainer.sample_texts is not None
+        was_training = trainer.ema.module.training
+        with torch.random.fork_rng():
+            texts = trainer.sample_texts(trainer.averaged_model())
+        trainer.ema.module.train(was_training)
+        write_text(trainer.folder / "samples" / f"step-{step}.txt", "".join(f"{text}\n" for text in texts))
+        if trainer.progress.show_texts:
+            tqdm.write(f"\nafter {step} steps:\n" + "".join(f"  {text}\n" for text in texts[:3]), file=sys.stderr)
+
+
 @contextmanager
 def interruptible(control: TrainerControl) -> Iterator[None]:
-    """Turn the first Ctrl-C into a stop after the current step, with a checkpoint; the second ends at once."""
+    """Make the first Ctrl-C stop training after the current step, with a checkpoint; the second one raises at once."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -81,7 +131,7 @@ def interruptible(control: TrainerControl) -> Iterator[None]:
 
     try:
         before = signal.signal(signal.SIGINT, stop)
-    except ValueError:  # not the main thread: a caller's thread has no signals to give
+    except ValueError:  # not the main thread, which alone receives signals
         yield
         return
     try:

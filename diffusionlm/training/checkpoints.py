@@ -1,11 +1,14 @@
-"""A run's folder: which checkpoints are whole and the log up to one of them."""
+"""The checkpoints of a run's folder, and the log up to one of them."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from diffusionlm.files import disk_errors as disk_errors
+from torch import nn
+
+from diffusionlm.files import write_text
+from diffusionlm.recipe.frozen import Frozen
 
 MARKER = "complete.json"  # of a checkpoint, written last
 
@@ -17,12 +20,19 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest whole checkpoint, if there is one."""
+    """Return the newest complete checkpoint, if there is one."""
     return next(reversed(complete_checkpoints(folder)), None)
 
 
+def copied_teachers(objective: nn.Module) -> nn.ModuleDict:
+    """Return the objective's teachers that started as copies of the model, which a checkpoint must hold, by attribute."""
+    places = [(f"{place}/{name}", value) for place, module in objective.named_modules() for name, value in vars(module).items()]
+    teachers = {place: value.module for place, value in places if isinstance(value, Frozen) and value.copied}
+    return nn.ModuleDict({place.replace(".", "/"): module for place, module in teachers.items()})
+
+
 def trim_log(path: Path, step: int) -> None:
-    """Drop the rows of ``log.jsonl`` after ``step``, and a half-written last row: they are about to be written anew."""
+    """Drop the rows of ``log.jsonl`` after ``step``, and an incomplete last row: the resumed run logs these steps again."""
     if not path.exists():
         return
     kept = []
@@ -32,6 +42,4 @@ def trim_log(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except ValueError:
             break
-    replacement = path.with_suffix(".new")
-    replacement.write_text("".join(kept))
-    replacement.replace(path)
+    write_text(path, "".join(kept))

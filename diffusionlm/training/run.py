@@ -1,4 +1,4 @@
-"""A training run as a plain function: a config and a folder in, a trained model in the folder out."""
+"""Training runs: ``train(config, folder)`` trains a model in a run folder, or resumes the run that is there."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +19,38 @@ import torch
 import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from diffusionlm.config import FORMAT_VERSION, Settings, UserError, build, merge, override, read_yaml, to_plain, upgraded
+from diffusionlm.config import (
+    FORMAT_VERSION,
+    Settings,
+    UserError,
+    build,
+    merge,
+    override,
+    plain_name,
+    read_yaml,
+    to_plain,
+    upgraded,
+)  # fmt: skip
 from diffusionlm.core.objective import ObjectiveConfig
 from diffusionlm.data.batches import DataConfig, Encoded, encode
 from diffusionlm.data.tokenizers import load_tokenizer
+from diffusionlm.files import disk_errors, write_text
+from diffusionlm.models.adapters import Adapter, Full, save_adapted
 from diffusionlm.models.diffusion import ModelConfig
 from diffusionlm.models.io import model_folder
 from diffusionlm.models.spec import ModelSpec
 from diffusionlm.pipelines.auto import pipeline_of
 from diffusionlm.pipelines.base import SamplingConfig
 from diffusionlm.recipe.cross_entropy import CrossEntropy
-from diffusionlm.training.checkpoints import disk_errors
 from diffusionlm.training.trainer import DiffusionTrainer, TrainingConfig
 
 
 @dataclass(frozen=True)
 class RunConfig(Settings):
-    """All of a run: what is learned from, the model, its objective, how it is trained and sampled.
+    """The settings of a run.
 
-    ``init_from`` is a model's folder, or its run's, whose weights and tokenizer the run starts from (fine-tuning).
+    ``init_from`` is a model or run folder whose weights and tokenizer the run starts from (fine-tuning); ``adapter`` is the
+    part of the model that is trained and saved.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -45,10 +59,18 @@ class RunConfig(Settings):
     training: TrainingConfig = field(default_factory=TrainingConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     init_from: str | None = None
+    adapter: Adapter = field(default_factory=Full)
+
+    def check(self) -> None:
+        """Check that the settings go together. Raises UserError."""
+        self.objective.check(self.model)
+        if not self.adapter.complete and self.init_from is None:
+            name = plain_name(type(self.adapter))
+            raise UserError(f"init_from: expected a base model, since the adapter {name!r} saves no complete model")
 
 
 def read_config(paths: Sequence[str | Path] = (), assignments: Sequence[tuple[str, str]] = ()) -> RunConfig:
-    """Lay YAML files, then dotted overrides, over the defaults.
+    """Return the defaults, changed by YAML files and then by dotted overrides.
 
     Raises:
         UserError: a missing file, an unknown key or component, a wrong type.
@@ -60,14 +82,14 @@ def read_config(paths: Sequence[str | Path] = (), assignments: Sequence[tuple[st
         except OSError as error:
             raise UserError(f"{path}: cannot read this config: {error.strerror}") from None
         except UnicodeDecodeError:
-            raise UserError(f"{path}: this config is not text") from None
+            raise UserError(f"{path}: expected a YAML file, got bytes that are not UTF-8") from None
     # Built once without the overrides, so that one may change a single field of a default component.
     plain = to_plain(build(RunConfig, given))
     return build(RunConfig, override(plain, assignments))
 
 
 def _read_plain(path: Path) -> dict[str, Any]:
-    """Read a YAML file; a run's ``config.yaml`` of format 1 under the names of this format."""
+    """Read a YAML file; in a run's ``config.yaml`` of format 1, settings are renamed."""
     plain = read_yaml(path.read_text(), str(path))
     of_a_run = path.name == "config.yaml" and (path.with_name("data.json").exists() or path.with_name("log.jsonl").exists())
     version = plain.pop("format_version", 1 if of_a_run else FORMAT_VERSION)
@@ -77,22 +99,51 @@ def _read_plain(path: Path) -> dict[str, Any]:
 def train(
     config: RunConfig, folder: str | Path, *, show_texts: bool = False, write_samples: bool = True, quiet: bool = False
 ) -> bool:
-    """Train in ``folder``, or go on there where an earlier call was stopped; return whether training is complete.
+    """Train in ``folder``, or resume the run there; return whether the run is finished.
 
-    ``show_texts`` shows sample texts as they are written; ``quiet`` shows no progress.
+    ``show_texts`` prints sample texts during training; ``quiet`` hides the progress bar.
 
     Raises:
         UserError: the folder holds another run or cannot be written; the data, the vocabulary or a setting are wrong.
     """
     folder = Path(folder)
     if (folder / "model" / "finished").exists() and _same_config(config, folder):
-        print(f"{folder} is already trained; choose another --out to train anew", file=sys.stderr)
+        print(f"{folder} is already trained; choose another --out to train a new model", file=sys.stderr)
         return True
-    config.objective.check(config.model)
+    config.check()
     _refuse_another(config, folder)
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
     torch.manual_seed(config.training.seed)
+    model, tokenizer, rows, validation = _prepare(config)
+    objective = config.objective.build(config.adapter.wrap(model))
+    config.training.check(rows, validation, objective.width)
+    claim(config, folder, rows)
+    generates = config.model.generates
+
+    def export(averaged: PreTrainedModel) -> None:
+        sampling = config.sampling if generates else None
+        save_model(averaged, tokenizer, sampling, folder / "model", config.adapter, config.init_from)
+
+    trainer = DiffusionTrainer(
+        objective, config.training, folder, rows, validation,
+        sample_texts=partial(_sample_texts, config, tokenizer) if write_samples and generates else None,
+        export=export, show_texts=show_texts, quiet=quiet,
+    )  # fmt: skip
+    finished = trainer.run()
+    if finished and trainer.is_world_process_zero():
+        if (summary := trainer.averaged.report(validation, folder)) and not quiet:
+            print(summary, file=sys.stderr)
+        export(trainer.averaged_model())  # again: a run that was interrupted after its last checkpoint has an older model
+        (folder / "model" / "finished").write_text(f"{trainer.state.global_step} steps\n")
+    return finished
+
+
+Rows = Sequence[list[int]]
+
+
+def _prepare(config: RunConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, Rows, Rows]:
+    """Return the model to train, its tokenizer, and the training and validation rows of token ids."""
     splits = config.data.corpus.load()
     config.model.check_data(splits)
     tokenizer, model = _start_from(config, splits["train"]["text"][:])
@@ -100,54 +151,36 @@ def train(
         split: _encode(rows["text"][:], split, tokenizer, config.data) for split, rows in splits.items() if split != "test"
     }
     rows = config.model.rows(encoded, splits, tokenizer)
-    train_rows, validation_rows = rows["train"], rows.get("validation", [])
     if model is None:
-        model = config.model.make(tokenizer, train_rows, config.data.max_length)
-    writes = config.model.generates
-    if writes:
-        model.config.length_counts = torch.bincount(torch.tensor([len(row) for row in train_rows])).tolist()
+        model = config.model.make(tokenizer, rows["train"], config.data.max_length)
+    if config.model.generates:
+        model.config.length_counts = torch.bincount(torch.tensor([len(row) for row in rows["train"]])).tolist()
         pipeline_of(model)(model, tokenizer, config.sampling).check(config.sampling)
-    objective = config.objective.build(model)
-    config.training.check(train_rows, validation_rows, objective.width)
-    claim(config, folder, train_rows)
+    return model, tokenizer, rows["train"], rows.get("validation", [])
 
-    def export(averaged: PreTrainedModel) -> None:
-        save_model(averaged, tokenizer, config.sampling if writes else None, folder / "model")
 
-    def sampled(averaged: PreTrainedModel) -> list[str]:
-        return pipeline_of(averaged)(averaged, tokenizer, config.sampling).preview(10)
-
-    trainer = DiffusionTrainer(
-        objective, config.training, folder, train_rows, validation_rows,
-        write_samples=sampled if write_samples and writes else None, export=export, show_texts=show_texts, quiet=quiet,
-    )  # fmt: skip
-    done = trainer.run()
-    if done and trainer.is_world_process_zero():
-        if (told := trainer.averaged.report(validation_rows, folder)) and not quiet:
-            print(told, file=sys.stderr)
-        export(trainer.averaged_model())  # a run that was stopped between its last checkpoint and this has an older one
-        (folder / "model" / "finished").write_text(f"{trainer.state.global_step} steps\n")
-    return done
+def _sample_texts(config: RunConfig, tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel) -> list[str]:
+    return pipeline_of(model)(model, tokenizer, config.sampling).preview(10)
 
 
 def save_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, sampling: SamplingConfig | None, folder: Path
-) -> None:
-    """Write a model folder with its tokenizer and its sampling defaults if any, file by file, each replaced whole.
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, sampling: SamplingConfig | None, folder: Path,
+    adapter: Adapter | None = None, base: str | None = None,
+) -> None:  # fmt: skip
+    """Save a model folder: the model by its adapter, the tokenizer, and the default sampling settings if there are any.
 
     Raises:
-        UserError: it cannot be written; the files that were there are whole.
+        UserError: it cannot be written; each file is then either the old or the new one.
     """
     staged = folder.with_name(f"{folder.name}.new")
     with disk_errors(folder):
         try:
             staged.mkdir(parents=True, exist_ok=True)
-            model.save_pretrained(staged)
+            save_adapted(adapter or Full(), model, staged, base)
             tokenizer.save_pretrained(staged)
             if sampling is not None:
-                (staged / "sampling.json").write_text(
-                    json.dumps({"format_version": FORMAT_VERSION, **to_plain(sampling)}, indent=2) + "\n"
-                )
+                plain = {"format_version": FORMAT_VERSION, **to_plain(sampling)}
+                (staged / "sampling.json").write_text(json.dumps(plain, indent=2) + "\n")
             folder.mkdir(exist_ok=True)
             for file in sorted(staged.iterdir()):
                 os.replace(file, folder / file.name)
@@ -156,7 +189,7 @@ def save_model(
 
 
 def _start_from(config: RunConfig, texts: list[str]) -> tuple[PreTrainedTokenizerFast, PreTrainedModel | None]:
-    """Return the tokenizer, and the model to fine-tune if there is one."""
+    """Return the tokenizer, and the model to fine-tune if the run starts from one."""
     if config.init_from is None:
         return config.model.tokenizer(config.data, texts), None
     start = model_folder(config.init_from)
@@ -165,23 +198,21 @@ def _start_from(config: RunConfig, texts: list[str]) -> tuple[PreTrainedTokenize
         wanted = config.data.tokenizer.make(texts, config.data.max_length)
         if wanted.get_vocab() != tokenizer.get_vocab():
             sizes = f"{len(tokenizer)} words there, {len(wanted)} here"
-            raise UserError(f"init_from: the vocabulary of {config.init_from} is not that of data.tokenizer ({sizes})")
+            raise UserError(f"init_from: {config.init_from} has another vocabulary than data.tokenizer ({sizes})")
     if config.data.max_length > model.config.max_position_embeddings:
-        raise UserError(f"data.max_length: {config.init_from} reads up to {model.config.max_position_embeddings} tokens")
+        longest = model.config.max_position_embeddings
+        raise UserError(f"data.max_length: expected at most {longest}, as in {config.init_from}, got {config.data.max_length}")
     if not config.model.describes(model):
-        raise UserError(f"model: expected the settings of {config.init_from}; take its run's config.yaml as --config")
+        raise UserError(f"model: expected the settings of {config.init_from}; pass the config.yaml of its run as --config")
     return tokenizer, model
 
 
 def _encode(texts: list[str], split: str, tokenizer: PreTrainedTokenizerFast, data: DataConfig) -> Encoded:
     encoded = encode(texts, tokenizer, data.max_length, data.too_long)
     if encoded.too_long:
-        verb = {"truncate": "cut", "split": "split", "drop": "dropped"}[data.too_long]
-        limit = f"{data.max_length} tokens"
-        print(
-            f"{split}: {encoded.too_long} of {len(texts)} texts are longer than {limit} and were {verb}",
-            file=sys.stderr,
-        )
+        done = {"truncate": "cut", "split": "split", "drop": "dropped"}[data.too_long]
+        count = f"{encoded.too_long} of {len(texts)} texts"
+        print(f"{split}: {count} are longer than {data.max_length} tokens and were {done}", file=sys.stderr)
     if encoded.empty:
         print(f"{split}: {encoded.empty} empty texts were skipped", file=sys.stderr)
     return encoded
@@ -194,33 +225,26 @@ def _refuse_another(config: RunConfig, folder: Path) -> None:
         if not _same_config(config, folder):
             raise UserError(f"{folder}: holds another run ({_difference(config, path)}); choose another --out")
     elif folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder}: expected an empty or new folder, or a run's, but it holds other files")
+        raise UserError(f"{folder}: expected a new or empty folder, or a run folder, but it holds other files")
 
 
-def claim(config: RunConfig, folder: Path, rows: Sequence[list[int]] | None = None) -> None:
-    """Write a run's config, and what its training ``rows`` are, into its folder, unless they are there; ``train`` begins there.
+def claim(config: RunConfig, folder: Path, rows: Rows | None = None) -> None:
+    """Write ``config.yaml``, and a digest of the training ``rows``, into a run folder, unless they are there.
 
     Raises:
-        UserError: the run began with other rows; a full disk, say.
+        UserError: the run started with other rows; the folder cannot be written.
     """
-    files = {
-        "config.yaml": yaml.safe_dump(
-            {"format_version": FORMAT_VERSION, **to_plain(config)}, sort_keys=False, allow_unicode=True
-        )
-    }
+    plain = {"format_version": FORMAT_VERSION, **to_plain(config)}
+    files = {"config.yaml": yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)}
     if rows is not None:
         digest = hashlib.sha256(b"".join(numpy.array([len(row), *row], numpy.int32).tobytes() for row in rows)).hexdigest()
         files["data.json"] = json.dumps({"training_texts": len(rows), "sha256": digest}) + "\n"
         path = folder / "data.json"
         if path.exists() and path.read_text() != files["data.json"]:
-            raise UserError(f"{folder}: the training texts are not those that this run began with; choose another --out")
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in files.items():
-            if not (folder / name).exists():
-                staged = folder / f"{name}.{os.getpid()}.new"  # of several processes each has its own
-                staged.write_text(text)
-                staged.replace(folder / name)
+            raise UserError(f"{folder}: the training texts differ from those that this run started with; choose another --out")
+    for name, text in files.items():
+        if not (folder / name).exists():
+            write_text(folder / name, text)
 
 
 def _same_config(config: RunConfig, folder: Path) -> bool:
@@ -235,7 +259,7 @@ def _difference(config: RunConfig, path: Path) -> str:
     for key in [*new, *old]:
         if old.get(key) != new.get(key):
             return f"its {key} is {old.get(key)}, not {new.get(key)}"
-    return "its config cannot be compared"
+    return "its config differs"
 
 
 def _flat(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""The trainer, for every objective: a ``transformers.Trainer`` with an EMA, token-budget batches and exact resume.
+"""The trainer, for every objective: a ``transformers.Trainer`` with an EMA, token-budget batches and exact resumption.
 
-A run directory explains itself: ``log.jsonl`` (one row a logged step) and TensorBoard events, ``samples/`` (texts at
-intervals), ``figures/``, ``checkpoints/`` (each whole only with its marker, which is written last), ``model/`` (the
-EMA's weights). The trainer knows nothing of diffusion or any other kind of model: an objective gives the terms of the
-loss and figures, a callable gives sample texts.
+A run folder holds ``log.jsonl`` (one row per logged step) and TensorBoard events, ``samples/`` (texts at intervals),
+``figures/``, ``checkpoints/`` (complete only with their marker, which is written last) and ``model/`` (the EMA's weights).
+The trainer is independent of the kind of model: the objective computes the terms of the loss, the validation figures and
+the report; two callables sample texts and export the model.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import json
 import math
 import os
 import shutil
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,21 +21,12 @@ from typing import Any, Literal
 import torch
 from accelerate.utils import send_to_device
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import load_model, save_model
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
-from transformers import (
-    EarlyStoppingCallback,
-    PreTrainedModel,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -44,9 +34,12 @@ from diffusionlm import plots
 from diffusionlm.config import Settings, UserError
 from diffusionlm.core.objective import Batch, Objective
 from diffusionlm.data.batches import TokenBudgetBatches
-from diffusionlm.training.callbacks import Progress, interruptible
-from diffusionlm.training.checkpoints import MARKER, complete_checkpoints, disk_errors, newest_checkpoint, trim_log
+from diffusionlm.files import disk_errors
+from diffusionlm.training.callbacks import Patience, Progress, Samples, interruptible
+from diffusionlm.training.checkpoints import MARKER, complete_checkpoints, copied_teachers, newest_checkpoint, trim_log
 from diffusionlm.training.optimizers import MuonAdamW, OptimizerConfig, has_bf16
+
+TEACHERS = "teachers.safetensors"  # in a checkpoint: teachers that started as copies of the model
 
 
 @dataclass(frozen=True)
@@ -55,25 +48,25 @@ class TrainingConfig(Settings):
 
     Args:
         steps: updates of the weights, fixed before the run starts.
-        batch_tokens: tokens (padding included) a batch, on each process and for each accumulated gradient.
-        accumulation: batches whose gradients make one update.
+        batch_tokens: tokens per batch (padding included), on each process and for each accumulated gradient.
+        accumulation: batches per update, whose gradients are averaged.
         optimizer: the optimizer.
-        warmup: steps over which the learning rates rise.
-        decay: how the learning rates fall afterwards.
-        clip: the largest norm of a gradient; 0 never clips.
-        ema: decay of the average of the weights that is evaluated and saved.
-        ema_warmup: whether its decay is at most (1 + n) / (10 + n) at step n, so that the first weights are soon forgotten.
-        precision: ``auto`` is bf16 where the processor has it.
-        compile: whether to run ``torch.compile`` on the network (worth its wait on a GPU).
-        threads: of the processor; runs are bit-exact for the same number. Empty for PyTorch's choice.
+        warmup: steps of linear learning-rate warm-up.
+        decay: shape of the learning-rate decay after the warm-up.
+        clip: maximum norm of the gradient; 0 disables clipping.
+        ema: decay of the exponential moving average of the weights, which is evaluated and saved.
+        ema_warmup: whether to bound the decay by (1 + n) / (10 + n) at step n, so that the initial weights fade quickly.
+        precision: ``auto`` is bf16 where the hardware supports it.
+        compile: whether to run ``torch.compile`` on the network (pays off on a GPU).
+        threads: CPU threads; runs are bit-exact for the same number. Empty is PyTorch's default.
         log_every: steps between rows of the log.
-        evaluate_every: steps between evaluations on held-out text.
-        evaluation_texts: the most held-out texts to evaluate on.
+        evaluate_every: steps between evaluations on the validation set.
+        evaluation_texts: maximum number of validation texts.
         sample_every: steps between sample texts.
         save_every: steps between checkpoints.
-        keep: checkpoints to keep.
-        patience: evaluations without a better loss after which to stop; 0 never stops early.
-        seed: of weights, batches and noise.
+        keep: number of checkpoints to keep.
+        patience: evaluations without a lower loss after which training stops early; 0 disables it.
+        seed: random seed of weights, batches and noise.
     """
 
     steps: int = 3000
@@ -98,7 +91,7 @@ class TrainingConfig(Settings):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check that counts are counts."""
+        """Check the numbers."""
         least_one = "steps batch_tokens accumulation log_every evaluate_every evaluation_texts sample_every save_every keep"
         for name in least_one.split():
             if getattr(self, name) < 1:
@@ -112,36 +105,20 @@ class TrainingConfig(Settings):
             raise UserError(f"threads: expected at least 1, got {self.threads}")
 
     def check(self, train: Sequence[list[int]], validation: Sequence[list[int]], width: int | None) -> None:
-        """Check that there can be batches of these rows, padded to ``width`` tokens if it is given.
+        """Check that batches of these rows, padded to ``width`` tokens if it is given, can be made.
 
         Raises:
-            UserError: a text is longer than a batch; ``patience`` without held-out texts to be patient about.
+            UserError: a text is longer than a batch; ``patience`` without a validation set.
         """
         if self.patience and not validation:
-            raise UserError(f"training.patience: expected 0, since there is no held-out text to stop by, got {self.patience}")
+            raise UserError(f"training.patience: expected 0, since there is no validation set, got {self.patience}")
         TokenBudgetBatches([width or len(row) for row in train], self.batch_tokens, self.steps, self.seed)
 
 
-class TextRows(Dataset[list[int]]):
-    """Encoded texts as a dataset; a row is a list of token ids."""
-
-    def __init__(self, rows: Sequence[list[int]]) -> None:
-        """Hold the rows."""
-        self.rows = rows
-
-    def __len__(self) -> int:
-        """Return the number of texts."""
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> list[int]:
-        """Return a text's ids."""
-        return self.rows[index]
-
-
 class DiffusionTrainer(Trainer):
-    """Trains an objective on encoded texts.
+    """Trains an objective on encoded texts, rows of token ids.
 
-    ``write_samples`` gets the EMA's model and returns a few texts; ``export`` gets the EMA's model and writes it.
+    ``sample_texts`` receives the EMA's model and returns a few texts; ``export`` receives it and saves it.
     """
 
     def __init__(
@@ -152,15 +129,14 @@ class DiffusionTrainer(Trainer):
         train: Sequence[list[int]],
         validation: Sequence[list[int]],
         *,
-        write_samples: Callable[[PreTrainedModel], list[str]] | None = None,
+        sample_texts: Callable[[PreTrainedModel], list[str]] | None = None,
         export: Callable[[PreTrainedModel], None] | None = None,
         show_texts: bool = False,
         quiet: bool = False,
     ) -> None:
-        """Set up the run in ``folder``; nothing is written before ``run``."""
-        self.config, self.folder, self.write_samples, self.export = config, folder, write_samples, export
+        self.config, self.folder, self.sample_texts, self.export = config, folder, sample_texts, export
         self.objective: Objective = objective
-        self.collated, self.width = objective.collate, objective.width
+        self.rows: Any = list(train)
         self.validation = list(validation[: config.evaluation_texts])
         self.writer: SummaryWriter | None = None
         self.term_sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
@@ -172,8 +148,8 @@ class DiffusionTrainer(Trainer):
         super().__init__(
             model=objective,
             args=_arguments(config, folder, bool(self.validation)),
-            train_dataset=TextRows(train),
-            eval_dataset=TextRows(self.validation),
+            train_dataset=self.rows,
+            eval_dataset=self.validation,
             callbacks=callbacks,
         )
         self.remove_callback(PrinterCallback)
@@ -182,12 +158,12 @@ class DiffusionTrainer(Trainer):
         self.ema = AveragedModel(objective, multi_avg_fn=_average_with(config.ema, config.ema_warmup))
         self.ema.update_parameters(objective)
         if config.compile:
-            # The network alone, for all shapes at once: around it an objective asks for numbers that it computes, and
-            # compiled as a whole it would be compiled anew for each of them.
+            # The network alone, for all shapes at once: the objective around it branches on computed numbers, and would be
+            # recompiled for each of them.
             getattr(objective.model, "network", objective.model).compile(dynamic=True)
 
     def run(self) -> bool:
-        """Train from the newest whole checkpoint to the end; return whether it got there (Ctrl-C stops after a step).
+        """Train from the newest complete checkpoint; return whether the run is finished (Ctrl-C stops after a step).
 
         Raises:
             UserError: a checkpoint or the log cannot be written.
@@ -206,38 +182,37 @@ class DiffusionTrainer(Trainer):
                 self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         finally:
             self.progress.close()
-        return self.state.global_step >= self.config.steps or not self.control_was_interrupted
+        return self.state.global_step >= self.config.steps or not self.was_interrupted
 
     @property
-    def control_was_interrupted(self) -> bool:
-        """Tell whether Ctrl-C, and not the run's own rules, ended it."""
+    def was_interrupted(self) -> bool:
+        """True after Ctrl-C."""
         return bool(getattr(self.control, "interrupted", False))
 
     def get_train_dataloader(self) -> DataLoader[list[int]]:
-        """Return the whole run's batches as one pass, so that batch i depends on the seed and i alone."""
-        assert isinstance(self.train_dataset, TextRows)
+        """Return the batches of the run as one pass, so that batch i depends only on the seed and i."""
         batches = TokenBudgetBatches(
-            [self.width or len(row) for row in self.train_dataset.rows],
+            [self.objective.width or len(row) for row in self.rows],
             self.config.batch_tokens,
             self.config.steps * self.config.accumulation,
             self.config.seed,
             self.args.process_index,
             self.args.world_size,
         )
-        # A generator of its own: making an iterator must not draw from the one that draws the noise.
+        # A separate generator: making an iterator must not draw from the one that draws the noise.
         return DataLoader(
-            self.train_dataset, batch_sampler=batches, collate_fn=self.collated, generator=torch.Generator(),
+            self.rows, batch_sampler=batches, collate_fn=self.objective.collate, generator=torch.Generator(),
             pin_memory=torch.cuda.is_available(),
         )  # fmt: skip
 
-    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """Make the optimizer of the config."""
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Return the optimizer of the config."""
         if self.optimizer is None:
             assert self.model is not None
             self.optimizer = self.config.optimizer.build(self.model)
         return self.optimizer
 
-    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Return the sum of the objective's terms."""
         terms: dict[str, Tensor] = model(inputs)
         for name, term in terms.items():
@@ -247,7 +222,7 @@ class DiffusionTrainer(Trainer):
         return torch.stack(list(terms.values())).sum()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the terms' means since the last row, and the tokens seen, to a row of the log."""
+        """Log a row, with the terms' means since the last row and the tokens seen."""
         if "loss" in logs:
             logs |= {name: float(total) / self.micro_steps for name, total in self.term_sums.items()}
             logs["tokens"] = self.tokens_seen
@@ -256,9 +231,9 @@ class DiffusionTrainer(Trainer):
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Return the EMA's mean terms on held-out text, under noise that is the same at every evaluation."""
+        """Return the EMA's mean terms on the validation set, with the same noise at every evaluation."""
         metrics = {f"eval_{name}": value for name, value in evaluate_terms(
-            self.ema.module, self.validation, self.collated, self.config.batch_tokens, self.args.device, self.args.bf16
+            self.ema.module, self.validation, self.objective.collate, self.config.batch_tokens, self.args.device, self.args.bf16
         ).items()}  # fmt: skip
         metrics["eval_loss"] = sum(metrics.values())
         self.log(metrics)
@@ -268,7 +243,7 @@ class DiffusionTrainer(Trainer):
         return metrics
 
     def _draw(self) -> None:
-        """Write the objective's figures to ``figures/``, and to TensorBoard with their history."""
+        """Save the objective's figures in ``figures/``, and their history in TensorBoard."""
         if self.writer is None or not plots.available():
             return
         for name, figure in self.averaged.figures(self.validation).items():
@@ -278,14 +253,16 @@ class DiffusionTrainer(Trainer):
                 plots.save(figure, path)
             self.writer.add_figure(name, figure, self.state.global_step, close=False)
 
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """Write a checkpoint, its marker last, then drop the old ones and export the model."""
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save a checkpoint, its marker last; then delete the oldest ones and export the model."""
         path = self.folder / "checkpoints" / f"checkpoint-{self.state.global_step}"
         with disk_errors(path):
             try:
                 super()._save_checkpoint(model, trial)
                 if self.is_world_process_zero():
-                    save_file({k: v.contiguous() for k, v in self.ema.state_dict().items()}, path / "ema.safetensors")
+                    save_model(self.ema, str(path / "ema.safetensors"))
+                    if teachers := copied_teachers(self.objective):
+                        save_model(teachers, str(path / TEACHERS))
                 self.accelerator.wait_for_everyone()
                 if self.is_world_process_zero():
                     done = {"step": self.state.global_step, "tokens": self.tokens_seen, **self.progress.spent()}
@@ -300,24 +277,25 @@ class DiffusionTrainer(Trainer):
                 self.export(self.averaged_model())
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Write the weights, and not the pickled arguments that the base class adds."""
+        """Save the weights, without the pickled arguments that the base class adds."""
         assert output_dir is not None and self.model is not None
         Path(output_dir).mkdir(parents=True, exist_ok=True)
-        save_file(self.model.state_dict() if state_dict is None else state_dict, Path(output_dir) / "model.safetensors")
+        save_model(self.model, str(Path(output_dir) / "model.safetensors"))  # modules may share weights
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        """Load weights and EMA. Raises UserError where a file is damaged."""
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Load the weights, the EMA and copied teachers. Raises UserError where a file is damaged."""
         path = Path(resume_from_checkpoint)
         try:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            self.ema.load_state_dict(load_file(path / "ema.safetensors"))
+            load_model(self.objective, path / "model.safetensors")
+            load_model(self.ema, path / "ema.safetensors")
+            if teachers := copied_teachers(self.objective):
+                load_model(teachers, path / TEACHERS)
             done = json.loads((path / MARKER).read_text())
             self.tokens_seen = done["tokens"]
             self.progress.seconds, self.progress.processor_seconds = done.get("seconds", 0), done.get("processor_seconds", 0)
-        except (OSError, SafetensorError, ValueError) as error:
+        except (OSError, RuntimeError, SafetensorError, ValueError) as error:
             raise UserError(
-                f"{path}: this checkpoint is damaged ({' '.join(str(error).split())}); delete it, and the run goes on from the "
-                "one before"
+                f"{path}: this checkpoint is damaged ({' '.join(str(error).split())}); delete it to resume from the one before"
             ) from None
 
     @property
@@ -328,7 +306,7 @@ class DiffusionTrainer(Trainer):
         return objective
 
     def averaged_model(self) -> PreTrainedModel:
-        """Return the EMA's model, with what was learned beside the weights in its config."""
+        """Return the EMA's model; its config holds what the objective learned in addition, such as the schedule."""
         objective = self.averaged
         objective.finish()
         objective.model.train(False)
@@ -363,7 +341,7 @@ def _arguments(config: TrainingConfig, folder: Path, evaluates: bool) -> Trainin
 
 
 def _average_with(decay: float, warmup: bool) -> Callable[[Any, Any, Any], None]:
-    """Return the EMA's update of the averaged weights by the current ones."""
+    """Return the function that updates the averaged weights by the current ones."""
 
     @torch.no_grad()
     def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
@@ -375,14 +353,14 @@ def _average_with(decay: float, warmup: bool) -> Callable[[Any, Any, Any], None]
 
 @torch.no_grad()
 def evaluate_terms(
-    objective: torch.nn.Module,
+    objective: nn.Module,
     rows: Sequence[list[int]],
     collated: Callable[[Sequence[list[int]]], Batch],
     batch_tokens: int,
     device: torch.device,
     bf16: bool,
 ) -> dict[str, float]:
-    """Return an objective's mean terms over ``rows``, weighted by tokens; the caller's random state is left as it was."""
+    """Return an objective's mean terms over ``rows``, weighted by tokens; the random state is restored."""
     was_training = objective.training
     objective.eval()
     sums: dict[str, float] = defaultdict(float)
@@ -402,51 +380,3 @@ def evaluate_terms(
             tokens += size
     objective.train(was_training)
     return {name: total / max(tokens, 1) for name, total in sums.items()}
-
-
-class Patience(EarlyStoppingCallback):
-    """Stops where the loss on held-out text has got no better for a while; a resumed run goes on counting."""
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **named: Any) -> None:
-        """Take the count from the checkpoint: transformers would restore it together with a control of its own."""
-        super().on_train_begin(args, state, control, **named)  # type: ignore[no-untyped-call]
-        callbacks: Any = state.stateful_callbacks  # by name, once the state has been made
-        kept = callbacks.get(type(self).__name__)
-        self.early_stopping_patience_counter = kept["attributes"]["early_stopping_patience_counter"] if kept else 0
-
-
-class Samples(TrainerCallback):
-    """Updates the EMA after each step, and writes sample texts at intervals."""
-
-    def __init__(self, trainer: DiffusionTrainer) -> None:
-        """Act for ``trainer``."""
-        self.trainer = trainer
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Average; sample where it is time; stop and save where Ctrl-C asked for it."""
-        trainer = self.trainer
-        assert trainer.model is not None
-        trainer.objective.after_step()
-        trainer.ema.update_parameters(trainer.model)
-        last = state.global_step >= state.max_steps
-        if trainer.write_samples and state.is_world_process_zero:
-            if state.global_step % trainer.config.sample_every == 0 or last:
-                self.write(state.global_step)
-        interrupted = trainer.control_was_interrupted
-        control.should_training_stop |= interrupted
-        control.should_save |= last or interrupted
-
-    def write(self, step: int) -> None:
-        """Write ``samples/step-N.txt`` and show the texts above the bar."""
-        trainer = self.trainer
-        assert trainer.write_samples is not None
-        was_training = trainer.ema.module.training
-        with torch.random.fork_rng():
-            texts = trainer.write_samples(trainer.averaged_model())
-        trainer.ema.module.train(was_training)
-        path = trainer.folder / "samples" / f"step-{step}.txt"
-        with disk_errors(path):
-            path.parent.mkdir(exist_ok=True)
-            path.write_text("".join(f"{text}\n" for text in texts))
-        if trainer.progress.show_texts:
-            tqdm.write(f"\nafter {step} steps:\n" + "".join(f"  {text}\n" for text in texts[:3]), file=sys.stderr)

@@ -63,7 +63,7 @@ def test_a_run_goes_on_with_the_texts_it_began_with(tmp_path: Path) -> None:
     corpus = tmp_path / "texts.txt"
     texts = corpus.read_text()
     corpus.write_text(texts.replace("restaurant", "pub"))
-    with pytest.raises(UserError, match="run: the training texts are not those that this run began with"):
+    with pytest.raises(UserError, match="run: the training texts differ from those that this run started with"):
         train(config, tmp_path / "run", quiet=True)
     corpus.write_text(texts)
     assert train(config, tmp_path / "run", quiet=True)
@@ -136,7 +136,9 @@ def test_a_damaged_checkpoint_is_told(unbroken: Path, tmp_path: Path) -> None:
     (tmp_path / "run" / "model" / "finished").unlink()
     newest = tmp_path / "run" / "checkpoints" / "checkpoint-8"
     (newest / "ema.safetensors").write_bytes((newest / "ema.safetensors").read_bytes()[:100])
-    with pytest.raises(UserError, match=r"checkpoint-8: this checkpoint is damaged .*; delete it, and the run goes on"):
+    with pytest.raises(
+        UserError, match=r"checkpoint-8: this checkpoint is damaged .*; delete it to resume from the one before"
+    ):
         train(tiny_config(unbroken.parent), tmp_path / "run", quiet=True)
     shutil.rmtree(newest)
     assert train(tiny_config(unbroken.parent), tmp_path / "run", write_samples=False, quiet=True)
@@ -248,7 +250,7 @@ def test_fine_tuning_starts_from_the_weights_and_refuses_another_vocabulary(unbr
     before, after = weights(unbroken), weights(tmp_path / "run")
     assert torch.allclose(before["network.down.weight"], after["network.down.weight"])
     other = {**again, "data": {"tokenizer": {"name": "words", "min_count": 3}}}
-    with pytest.raises(UserError, match=r"init_from: the vocabulary of .* is not that of data\.tokenizer"):
+    with pytest.raises(UserError, match=r"init_from: .* has another vocabulary than data\.tokenizer"):
         train(tiny_config(unbroken.parent, **other), tmp_path / "refused", quiet=True)
 
 
@@ -309,7 +311,7 @@ def test_impossible_numbers_are_refused(changes: dict[str, float], sentence: str
     ("changes", "sentence"),
     [
         ({"batch_tokens": 10}, r"^training\.batch_tokens: a batch may hold 10, but text \d+ alone has \d+"),
-        ({"patience": 2}, r"^training\.patience: expected 0, since there is no held-out text to stop by, got 2"),
+        ({"patience": 2}, r"^training\.patience: expected 0, since there is no validation set, got 2"),
     ],
 )
 def test_a_run_that_cannot_begin_leaves_nothing(tmp_path: Path, changes: dict[str, int], sentence: str) -> None:
