@@ -5,8 +5,9 @@ With y = x / alpha and sigma = exp(gamma / 2), sampling without noise follows th
     dy / dsigma = (y - x0(y, sigma)) / sigma
 
 A DDIM step is Euler's: it follows the slope at sigma_t down to sigma_s, with an error of O(step^2). Heun's method then
-takes the slope there as well and follows the mean of both, with an error of O(step^3). A sampler that calls the denoiser
-once in a step defines ``transition``; this one defines ``step``, which gets the denoiser itself.
+takes the slope there as well and follows the mean of both, with an error of O(step^3): better with short steps, while with
+few long ones, and for the same number of evaluations, Euler's may be. A sampler that calls the denoiser once in a step
+defines ``transition``; this one defines ``step``, which gets the denoiser itself.
 
     python examples/heun.py [RUN]
     PYTHONPATH=examples python -m diffusionlm generate RUN --sampler heun:Heun --steps 14
@@ -23,12 +24,13 @@ from torch import Tensor
 
 from diffusionlm import DiffusionLM
 from diffusionlm.core.process import Gaussian, Process, over_coordinates
-from diffusionlm.core.sampler import DDIM, Denoise, Denoised, History, Noise, Sampler, sample
+from diffusionlm.core.sampler import Denoise, Denoised, History, Noise, Sampler, sample
+from diffusionlm.recipe.samplers import DDIM
 
 
 @dataclass(frozen=True)
 class Heun(Sampler):
-    """Heun's second-order method: two evaluations in a step, one in the last, where sigma_s is 0."""
+    """Heun's second-order method: two evaluations in a step, one in the last, which ends at t = 0."""
 
     def step(
         self, denoise: Denoise, process: Process, history: History, xt: Tensor, t: Tensor, s: Tensor, noise: Noise
@@ -59,7 +61,7 @@ def solve(model: DiffusionLM, sampler: Sampler, steps: int, length: int = 16) ->
         return denoised
 
     noise = torch.randn(8, length, model.settings.dimension, generator=torch.Generator().manual_seed(0))
-    *_, last = sample(denoise, model.process, model.process.prior(noise), sampler=sampler, steps=steps)
+    *_, last = sample(denoise, model.process, model.process.rescale(noise, 1.0), sampler=sampler, steps=steps)
     return last.x, evaluations
 
 
@@ -68,7 +70,7 @@ def main(folder: str | None = None) -> None:
     pipe = tiny.model(folder)
     exact, _ = solve(pipe.model, Heun(), 512)
     print("sampler  steps  evaluations  distance from the solution (RMS)")
-    for name, sampler, steps in (("ddim", DDIM(), 15), ("heun", Heun(), 8), ("ddim", DDIM(), 63), ("heun", Heun(), 32)):
+    for name, sampler, steps in (("ddim", DDIM(), 15), ("heun", Heun(), 8), ("ddim", DDIM(), 127), ("heun", Heun(), 64)):
         x0, evaluations = solve(pipe.model, sampler, steps)
         print(f"{name:7}  {steps:5}  {evaluations:11}  {(x0 - exact).square().mean().sqrt():.4f}")
     for name, steps in (("ddim", 15), ("heun:Heun", 8)):  # a sampler of the library's, and ours by its import path
