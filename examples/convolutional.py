@@ -24,8 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusionlm.config import UserError
-from diffusionlm.core.model import Backbone
-from diffusionlm.models.backbones import sinusoids
+from diffusionlm.models.backbones import Backbone, sinusoids
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def main(steps: str = "300", layers: str = "3") -> None:
     """Train a small model with this network and print samples."""
     backbone = {"name": "convolutional:Convolutional", "layers": int(layers)}
     pipe = tiny.model(model={"backbone": backbone}, training={"steps": int(steps)}, sampling={"sweeps": 0})
-    latents = torch.randn(1, 33, pipe.model.sizes()[0], requires_grad=True)
+    latents = torch.randn(1, 33, pipe.model.network.read.in_features, requires_grad=True)
     outputs = pipe.model.network(latents, torch.ones(1), torch.ones(1))
     outputs[0, 16].sum().backward()  # which inputs does the output at the middle depend on?
     assert latents.grad is not None
