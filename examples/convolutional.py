@@ -11,7 +11,7 @@ and is independent of what the outputs are: token logits here, or x_0, eps, v. L
 so that n layers of kernel 5 see 2^(n + 2) - 3 positions.
 
     python examples/convolutional.py
-    PYTHONPATH=examples python -m diffusionlm train --model.backbone convolutional:Convolutional --model.backbone.layers 4 --out RUN
+    PYTHONPATH=examples python -m diffusionlm train --model.backbone convolutional:Convolutional --out RUN
 """
 
 from __future__ import annotations
@@ -87,13 +87,14 @@ def main(steps: str = "300", layers: str = "3") -> None:
     """Train a small model with this network and print samples."""
     backbone = {"name": "convolutional:Convolutional", "layers": int(layers)}
     pipe = tiny.model(model={"backbone": backbone}, training={"steps": int(steps)}, sampling={"sweeps": 0})
-    latents = torch.randn(1, 33, pipe.model.network.read.in_features, requires_grad=True)
-    outputs = pipe.model.network(latents, torch.ones(1), torch.ones(1))
+    network = pipe.model.network
+    latents = torch.randn(1, 33, int(network.get_parameter("read.weight").shape[1]), requires_grad=True)
+    outputs = network(latents, torch.ones(1), torch.ones(1))
     outputs[0, 16].sum().backward()  # which inputs does the output at the middle depend on?
     assert latents.grad is not None
     seen = int((latents.grad.abs().sum(-1) > 0).sum())
-    count = sum(p.numel() for p in pipe.model.network.parameters())
-    print(f"{type(pipe.model.network).__name__}: {count} parameters, an output depends on {seen} positions")
+    count = sum(p.numel() for p in network.parameters())
+    print(f"{type(network).__name__}: {count} parameters, an output depends on {seen} positions")
     for row in pipe(4):
         print(row.text)
 

@@ -108,8 +108,11 @@ def main(teacher: str | None = None, steps: str = "200", out: str | None = None)
     train(build(RunConfig, merge(tiny.CONFIG, changes)), folder, write_samples=False, quiet=True)
     student = Pipeline.from_pretrained(folder)
     after = divergence(student.model, teacher, pipe, texts)
-    print(f"KL from the teacher's two passes, nats per token: teacher in one pass {before:.4f}, student in one pass {after:.4f}")
-    for name, one, passes in (("teacher, two passes", pipe, 2), ("teacher, one pass", pipe, 1), ("student, one pass", student, 1)):
+    print(
+        f"KL from the teacher's two passes, nats per token: teacher in one pass {before:.4f}, student in one pass {after:.4f}"
+    )
+    shown = (("teacher, two passes", pipe, 2), ("teacher, one pass", pipe, 1), ("student, one pass", student, 1))
+    for name, one, passes in shown:
         print(f"\n{name}")
         for row in one(3, passes=passes):
             print(f"  {row.text}")

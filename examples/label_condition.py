@@ -76,7 +76,7 @@ def main(steps: str = "500", count: str = "60") -> None:
         texts = [row.text for row in pipe(int(count), condition=condition)]
         read = [note.attributes or {} for note in map(annotate, texts) if note is not None]
         shares = {label: sum(each.get("price") == label for each in read) / max(len(read), 1) for label in ("low", "high")}
-        print(f"condition={condition}: of {len(read)} readable samples {shares['low']:.0%} are cheap, {shares['high']:.0%} dear")
+        print(f"condition={condition}: of {len(read)} samples {shares['low']:.0%} are cheap, {shares['high']:.0%} dear")
         for text in texts[:3]:
             print(f"  {text}")
 

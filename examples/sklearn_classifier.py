@@ -46,7 +46,8 @@ def main(folder: str | None = None, count: str = "12") -> None:
     """Print the classifier's mean probability without and with the reward, and samples of both."""
     pipe = tiny.model(folder)
     free = [row.text for row in pipe(int(count))]
-    steered = [row.text for row in pipe(int(count), controls=[Reward(cheap)], particles={"count": 8, "every": 2, "strength": 10})]
+    particles = {"count": 8, "every": 2, "strength": 10}
+    steered = [row.text for row in pipe(int(count), controls=[Reward(cheap)], particles=particles)]
     for name, texts in (("without", free), ("with the reward", steered)):
         print(f"{name}: mean p(cheap) {sum(cheap(texts)) / len(texts):.2f}")
         for text in texts[:4]:
