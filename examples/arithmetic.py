@@ -7,7 +7,8 @@ A corpus is a frozen dataclass with three methods:
     metrics(training)  figures of generated texts that mean something for this corpus only, for ``evaluate``
 
 The annotator here reads the operands and the result as attributes and the words' kinds as tags, and returns None for a text
-that is no sum. A model that has learned to add gets the metric ``correct`` right on sums that were never in its training texts.
+that is no sum. ``correct`` alone does not tell adding from remembering: most samples are sums of the training texts, and
+``new`` is the share of the correct ones that are not.
 
     python examples/arithmetic.py [STEPS]
     PYTHONPATH=examples python -m diffusionlm train --data.corpus arithmetic:Arithmetic --out RUN
