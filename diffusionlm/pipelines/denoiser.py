@@ -74,7 +74,7 @@ class Predictor:
 
         Noise 0 is the mode of the prior. ``evidence_mask`` is as in ``DenoisingModel.forward``; needs a model with logits.
         """
-        xt = torch.where(known[..., None], self.model.encode(ids), noise)
+        xt = torch.where(known[..., None], self.model.process.rescale(self.model.encode(ids), 0.0), noise)
         with torch.autocast(xt.device.type, self.dtype, enabled=self.dtype != torch.float32):
             logits = self.model.token_logits(
                 xt, (~known).float(), self.attention_mask, None, evidence_mask, self.condition
@@ -137,7 +137,8 @@ class WordDenoiser:
         denoise: Denoise = clamp(self, self.embedding) if self.sampling.clamp else self
         if not self.model.explicit_length:
             return denoise
-        return given(denoise, self.known | ~self.mask, self.model.encode(self.ids))
+        clean = self.model.process.rescale(self.model.encode(self.ids), 0.0)
+        return given(denoise, self.known | ~self.mask, clean)
 
     def __call__(self, xt: Tensor, t: Tensor) -> Denoised:
         """Denoise in ``passes`` self-conditioning passes; gradients act on the last one."""

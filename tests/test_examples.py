@@ -1,0 +1,136 @@
+"""Each example runs as a user runs it, on a small stored model or with a few steps, and prints what its docstring promises."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import variance_exploding
+from safetensors.torch import load_file
+
+from diffusionlm import Pipeline, UserError
+from diffusionlm.config import build
+from diffusionlm.controls import read_controls
+from diffusionlm.core.sampler import Sampler
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+STORED = str(ROOT / "tests" / "golden" / "format-1")
+NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
+
+
+def run(name: str, *arguments: str) -> str:
+    """Return what ``python examples/NAME.py ARGUMENTS`` prints."""
+    command = [sys.executable, str(EXAMPLES / f"{name}.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def numbers(pattern: str, text: str) -> list[float]:
+    return [float(number) for number in re.findall(pattern, text)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_example_is_short_and_listed(name: str) -> None:
+    assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) <= 130
+    assert f"[{name}.py]({name}.py)" in (EXAMPLES / "README.md").read_text()
+
+
+def test_tiny_samples_from_a_run() -> None:
+    assert len(run("tiny", STORED).splitlines()) == 5
+
+
+def test_heun_takes_two_evaluations_a_step_and_converges() -> None:
+    shown = run("heun", STORED)
+    assert "heun         8           15 " in shown and "heun        64          127 " in shown
+    few, many = numbers(r"heun .*?([\d.]+)\n", shown.split("\n\n")[0] + "\n")
+    assert many < few / 8
+    assert build(Sampler, "heun:Heun") is not None
+
+
+def test_processes_of_one_schedule_give_the_same_samples() -> None:
+    shown = run("variance_exploding", STORED, "2")
+    (difference,) = numbers(r"same noise: (\S+)", shown)
+    assert difference < 1e-3  # fp32, in vectors of norm sqrt(D)
+    _, preserving, exploding, trained = shown.split("\n\n")
+    assert preserving.splitlines()[1:] == exploding.splitlines()[1:]
+    assert "trained for 2 steps under VarianceExploding" in trained
+
+
+def test_ancestral_samples_and_sweeps_are_the_same_too() -> None:
+    pipe = Pipeline.from_pretrained(STORED)
+    preserving = [row.text for row in pipe(4)]
+    pipe.model.process = variance_exploding.VarianceExploding(pipe.model.process.schedule)
+    assert [row.text for row in pipe(4)] == preserving
+
+
+def test_alliteration_holds_by_construction() -> None:
+    shown = run("alliteration", STORED)
+    free, rest = shown.split('alliteration:Alliteration("t", 6) & Length(12, 16)\n')
+    samples = free.splitlines()[1:], rest.splitlines()[:3]
+    for letter, count, texts in zip("pt", (4, 6), samples, strict=True):
+        assert all(sum(word.lower().startswith(letter) for word in text.split()) >= count for text in texts)
+    assert numbers(r"all controls: (\S+)", shown) == [1, 1]
+    assert len(numbers(r"alliteration, share of words: (\S+)", shown)) == 2
+    (control,) = read_controls(["alliteration:Alliteration('b')"])
+    assert str(control) == 'alliteration:Alliteration("b")'
+
+
+def test_arithmetic_annotates_and_measures() -> None:
+    shown = run("arithmetic", "20", "8")
+    assert "the annotator is Sums()" in shown
+    assert re.search(r"correct: \d+% of \d+", shown) and re.search(r"new: \d+% of \d+", shown)
+    assert shown.count("result is nine: True, is a sum: ") == 3
+    corpus = importlib.import_module("arithmetic").Arithmetic()
+    metrics = corpus.metrics(["one plus two is three ."])
+    texts = ["one plus two is three .", "one plus two is four .", "two plus two is four .", "two and two"]
+    assert metrics["correct"](texts) == [1.0, 0.0, 1.0, None]
+    assert metrics["new"](texts) == [0.0, None, 1.0, None]
+    loaded = corpus.load()
+    assert not set(loaded["train"]["text"][:]) & set(loaded["validation"]["text"][:])
+
+
+def test_a_distilled_student_is_nearer_to_its_teacher_and_resumes(tmp_path: Path) -> None:
+    shown = run("distillation", STORED, "20", str(tmp_path / "run"))
+    teacher, student = numbers(r"in one pass (\S+\d)", shown.splitlines()[0])
+    assert student < teacher
+    weights = tmp_path / "run" / "model" / "model.safetensors"
+    before = load_file(weights)
+    (tmp_path / "run" / "model" / "finished").unlink()  # as if stopped after the checkpoint of step 10
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "checkpoint-20")
+    run("distillation", STORED, "20", str(tmp_path / "run"))
+    after = load_file(weights)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not any("teacher" in name for name in before)
+
+
+def test_a_convolutional_network_sees_as_far_as_it_says() -> None:
+    assert "an output depends on 13 positions" in run("convolutional", "5", "2")
+
+
+def test_samples_follow_a_label() -> None:
+    shown = run("label_condition", "5", "4")
+    assert [line.split(":")[0] for line in shown.splitlines() if line.startswith("condition=")] == [
+        "condition=None",
+        "condition=low",
+        "condition=high",
+    ]
+    label = importlib.import_module("label_condition").Label()
+    rows = [{"attributes": {"price": "high"}}, {"attributes": {"price": "moderate"}}, {"attributes": {}}]
+    features = label.build()(**label.collate([label.values(row) for row in rows]))
+    assert features.tolist() == [[0, 1], [0, 0], [0, 0]]
+    with pytest.raises(UserError, match="no label is called 'hihg'; did you mean 'high'"):
+        label.collate(["hihg"])
+
+
+def test_particles_follow_scikit_learn() -> None:
+    pytest.importorskip("sklearn", reason="needs scikit-learn: pip install 'diffusion-lm[examples]'")
+    without, steered = numbers(r"p\(cheap\) (\S+)", run("sklearn_classifier", STORED))
+    assert steered > without
