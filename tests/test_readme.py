@@ -1,91 +1,70 @@
-import json
+"""The README: its commands and Python run, its links lead somewhere, and it fits on 200 lines."""
+
 import re
-import shlex
 from pathlib import Path
 
 import pytest
-from tiny_runs import ROOT, TINY, restaurant_texts
-from transformers import BertConfig, BertForSequenceClassification
+from documents import PAGES, blocks, commands, prepare, run_commands, run_python
+from tiny_runs import ROOT
 
-from diffusionlm.cli import main
-from diffusionlm.config import merge
-from diffusionlm.data.tokenizers import BytePairs
-
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
-
-
-def commands() -> list[list[str]]:
-    """Return the arguments of every ``diffusionlm`` command of the README, in order."""
-    lines = [line for language, block in BLOCKS if language == "bash" for line in block.splitlines()]
-    pieces = [piece.strip() for line in lines for piece in line.split("&&")]
-    return [
-        shlex.split(p, comments=True)[1:]
-        for p in pieces
-        if shlex.split(p, comments=True)[:1] in (["diffusionlm"], [".venv/bin/diffusionlm"])
-    ]
+README = ROOT / "README.md"
+MARKDOWN = [*PAGES, *(ROOT / name for name in ("CHANGELOG.md", "benchmarks/README.md", "data/README.md"))]
+TWO_COMMANDS = [
+    'python3 -m venv .venv && .venv/bin/pip install -e ".[dev]" && .venv/bin/diffusionlm quickstart',
+    ".venv/bin/python -m pytest",
+]
 
 
-def sentiment_model(folder: Path) -> None:
-    """Write a sequence classifier with random weights and a tokenizer of its own."""
-    tokenizer = BytePairs(120).make(restaurant_texts(50))
-    config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
-        max_position_embeddings=256, label2id={"negative": 0, "positive": 1}, id2label={0: "negative", 1: "positive"},
-    )  # fmt: skip
-    BertForSequenceClassification(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+def test_it_has_at_most_200_lines() -> None:
+    assert len(README.read_text().splitlines()) <= 200
 
 
-def tiny_flags(plain: dict[str, object], prefix: str = "") -> list[str]:
-    flags = []
-    for key, value in plain.items():
-        flags += tiny_flags(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"--{prefix}{key}={value}"]
-    return flags
+def test_its_first_two_blocks_are_the_two_commands() -> None:
+    assert [block.strip() for block in blocks(README, "bash")[:2]] == TWO_COMMANDS
 
 
-def test_the_readmes_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    found = commands()
-    assert {arguments[0] for arguments in found} == {"quickstart", "train", "generate", "score", "evaluate", "show"}
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
-    (tmp_path / "my_texts.txt").write_text("\n".join(restaurant_texts(120)))
-    (tmp_path / "held_out.txt").write_text("\n".join(restaurant_texts(3, "test")))
-    small = merge(TINY, {"training": {"steps": 2}})
-    small["training"].pop("batch_tokens")
-    judge = {"training": small["training"], "model": {"layers": 1, "width": 16}}
-    classifier = {"training": small["training"], "model": {"features": 8}, "objective": {"report_texts": 5}}
-    for arguments in found:
-        if arguments[0] == "quickstart":
-            arguments += ["--steps", "4", "--texts", "3"]
-        elif arguments[0] == "train":
-            if any("e2e" in word for word in arguments):
-                continue  # its corpus is not in the project; test_configs.py takes a step with each config
-            kinds = {"judge": judge, "classifiers": classifier}
-            arguments += tiny_flags(next((kinds[kind] for kind in kinds if any(kind in word for word in arguments)), small))
-        elif "--controls" in arguments:
-            arguments += ["--targets-count", "2", "--samples", "2", "--sampling.steps", "2"]
-        elif arguments[0] == "evaluate":
-            arguments += ["--count", "3", "--bound-texts", "2", "--temperatures", "0.8", "--steps", "2"]
-        elif arguments[0] == "generate":
-            arguments += ["--count", "2"]
-            if "runs/quickstart" in arguments:
-                arguments += [*([] if "--steps" in arguments else ["--steps", "4"]), "--sweeps", "1"]
-        elif arguments[0] == "score":
-            del arguments[3:]  # a shell's redirection
-        assert main(arguments) == 0, (arguments, capsys.readouterr().err)
+def test_it_never_installs_another_distribution() -> None:
+    assert not [page.name for page in MARKDOWN if "pip install diffusion" in page.read_text()]
+
+
+def test_six_equations_stand_beside_the_six_files_of_the_core() -> None:
+    rows = re.findall(r"^\| \[`\w+\.py`\]\((diffusionlm/core/\w+\.py)\) \| (.*[=~].*) \|$", README.read_text(), re.MULTILINE)
+    assert {ROOT / path for path, _ in rows} == {path for path in (ROOT / "diffusionlm/core").glob("[!_]*.py")}
+    assert len(rows) == 6
+
+
+def headings(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    titles = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", MARKDOWN, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), target
+        assert not anchor or anchor in headings(file), target
+
+
+@pytest.mark.parametrize("page", MARKDOWN, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_examples_and_configs_that_are_named_exist(page: Path) -> None:
+    named = re.findall(r"`((?:examples|configs)/[\w/-]+(?:\.\w+)?/?)`", page.read_text())
+    assert not [path for path in named if not (ROOT / path).exists()]
+
+
+def test_its_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare(tmp_path, monkeypatch)
+    (tmp_path / "runs" / "quickstart").rename(tmp_path / "trained")  # the first command trains it anew
+    assert next(arguments[0] for arguments in commands(README)) == "quickstart"
+    assert run_commands(README, capsys) == {"quickstart", "train", "generate"}
     assert (tmp_path / "runs" / "quickstart" / "quickstart.json").exists()
 
 
-def test_the_readmes_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(["quickstart", "--steps", "3", "--texts", "2"]) == 0
-    judge = ["--config", str(ROOT / "configs" / "restaurants-judge.yaml"), "--out", "runs/judge", "--training.steps", "2"]
-    assert main(["train", *judge, "--training.evaluation_texts", "10"]) == 0
-    sentiment_model(tmp_path / "my-sentiment-model")
-    sampling = tmp_path / "runs" / "quickstart" / "model" / "sampling.json"
-    sampling.write_text(json.dumps({**json.loads(sampling.read_text()), "steps": 4, "sweeps": 0}))
-    blocks = [block for language, block in BLOCKS if language == "python"]
-    assert blocks
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+def test_its_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(tmp_path, monkeypatch)
+    run_python(README)

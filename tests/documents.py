@@ -1,0 +1,108 @@
+"""Runs the commands and the Python of a Markdown page, each with settings small enough for a test."""
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from tiny_runs import ROOT, TINY, restaurant_texts
+from transformers import BertConfig, BertForSequenceClassification
+
+from diffusionlm.cli import main
+from diffusionlm.config import merge
+from diffusionlm.data.tokenizers import BytePairs
+from diffusionlm.training.run import RunConfig, claim
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """Return the code blocks of a page."""
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Return the arguments of every ``diffusionlm`` command of a page, in order."""
+    lines = [line for block in blocks(page, "bash") for line in block.replace("\\\n", " ").splitlines()]
+    words = [shlex.split(piece, comments=True) for line in lines for piece in line.split("&&")]
+    return [each[1:] for each in words if each[:1] in (["diffusionlm"], [".venv/bin/diffusionlm"])]
+
+
+def prepare(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make ``folder`` the working directory, with what the pages' commands read: texts, configs, and trained runs."""
+    monkeypatch.chdir(folder)
+    (folder / "configs").symlink_to(ROOT / "configs")
+    (folder / "my_texts.txt").write_text("\n".join(restaurant_texts(120)))
+    (folder / "held_out.txt").write_text("\n".join(restaurant_texts(3, "test")))
+    model = folder / "runs" / "quickstart" / "model"
+    claim(RunConfig(), model.parent)
+    shutil.copytree(
+        ROOT / "tests" / "golden" / "format-1", model, ignore=shutil.ignore_patterns("tags")
+    )  # a page trains that classifier
+    sampling = json.loads((model / "sampling.json").read_text())
+    (model / "sampling.json").write_text(json.dumps({**sampling, "steps": 4, "corrections": 1}))
+    _sentiment_model(folder / "my-sentiment-model")
+
+
+def _sentiment_model(folder: Path) -> None:
+    """Save a sequence classifier with random weights and a tokenizer of its own."""
+    tokenizer = BytePairs(120).make(restaurant_texts(50))
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+        max_position_embeddings=256, label2id={"negative": 0, "positive": 1}, id2label={0: "negative", 1: "positive"},
+    )  # fmt: skip
+    BertForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _flags(plain: dict[str, object], prefix: str = "") -> list[str]:
+    flags = []
+    for key, value in plain.items():
+        flags += _flags(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"--{prefix}{key}={value}"]
+    return flags
+
+
+def _training_flags(arguments: list[str]) -> list[str]:
+    small = merge(TINY, {"training": {"steps": 2}})
+    small["training"].pop("batch_tokens")
+    if any("judge" in word for word in arguments):
+        return _flags({"training": small["training"], "model": {"layers": 1, "width": 16}})
+    if any("classifiers" in word for word in arguments):
+        return _flags({"training": small["training"], "model": {"features": 8}, "objective": {"report_texts": 5}})
+    return _flags(small)
+
+
+def small(arguments: list[str]) -> list[str] | None:
+    """Return a command with small settings, or None where its corpus is not in the project (tests/test_configs.py has those)."""
+    match arguments[0]:
+        case "quickstart":
+            return [*arguments, "--steps", "4", "--texts", "3"]
+        case "train":
+            return None if any("e2e" in word for word in arguments) else [*arguments, *_training_flags(arguments)]
+        case "generate":
+            return [*arguments, "--count", "2"]
+        case "score":
+            return [*arguments[:3], "--strata", "8"]  # the rest is a shell's redirection
+        case "evaluate" if "--controls" in arguments:
+            return [*arguments, "--targets-count", "2", "--samples", "2"]
+        case "evaluate":
+            steps = ["--steps", "2"] if any("quickstart" in word for word in arguments) else []
+            return [*arguments, "--count", "3", "--bound-texts", "2", "--strata", "8", "--temperatures", "0.8", *steps]
+    return arguments
+
+
+def run_commands(page: Path, capsys: pytest.CaptureFixture[str]) -> set[str]:
+    """Run every command of ``page``; return the verbs that it has."""
+    found = commands(page)
+    for arguments in found:
+        if (changed := small(arguments)) is not None:
+            assert main(changed) == 0, (page.name, arguments, capsys.readouterr().err)
+    return {arguments[0] for arguments in found}
+
+
+def run_python(page: Path) -> None:
+    """Run every Python block of ``page``."""
+    for block in blocks(page, "python"):
+        exec(compile(block, page.name, "exec"), {"__name__": "page"})
