@@ -46,8 +46,12 @@ def load_pretrained(kind: type[P], folder: str | Path) -> P:
         config_class: Any = kind.config_class
         given: dict[str, Any] = {} if adapter.complete else {"config": config_class.from_pretrained(folder)}
         loaded: Any = kind.from_pretrained(
-            model_folder(base), use_safetensors=True, output_loading_info=True, dtype=torch.float32,
-            trust_remote_code=False, **given,
+            model_folder(base),
+            use_safetensors=True,
+            output_loading_info=True,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            **given,
         )
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
