@@ -210,7 +210,7 @@ def test_targets_are_all_checked_before_any_is_written(
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(row["target"], row["index"], row["length"]) for row in rows] == [(0, 0, 5), (0, 1, 5), (1, 0, 6), (1, 1, 6)]
     path.write_text('{"controls": ["Length(5)"]}\n{"controls": ["Length(5000)"]}\n')
-    assert f"{path}, line 2: Length(5000): no text of up to" in refused(asked, capsys)
+    assert f"{path}, line 2: Length(5000): expected at most" in refused(asked, capsys)
     assert "cannot read these targets" in refused([*asked[:-1], ""], capsys)
 
 

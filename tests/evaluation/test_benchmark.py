@@ -248,7 +248,7 @@ def test_the_grammar_speaks_of_the_embedded_corpus(folder: Path, tmp_path: Path,
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "expected a model's folder, or --texts FILE"),
+        ([], "expected a model folder, or --texts FILE"),
         (["RUN", "--count", "1"], "count: expected at least 2, got 1"),
         (["RUN", "--count", "5000"], "count: expected at most"),
         (["RUN", "--bound-texts", "1"], "bound_texts: expected at least 2"),

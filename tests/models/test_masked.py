@@ -168,7 +168,7 @@ def test_what_the_bound_counts_and_refuses() -> None:
     seen, new = masked_bound(model, rows, ["ab", "ab ? c"], strata=2)
     assert (seen.length, new.length) == pytest.approx((-math.log(4 / 11), -math.log(1 / 11)))
     assert [(b.tokens, b.characters, b.unknown) for b in (seen, new)] == [(2, 2, 0), (4, 6, 1)]
-    with pytest.raises(UserError, match=r"^text 1: expected 10 tokens or fewer, start and end included, got 12"):
+    with pytest.raises(UserError, match=r"^text 1: expected 10 tokens or fewer, BOS and EOS included, got 12"):
         list(masked_bound(model, [rows[0], [START, *[5] * 10, END]]))
     with pytest.raises(UserError, match=r"^strata: expected 2 or more, got 1"):
         next(masked_bound(model, rows, strata=1))

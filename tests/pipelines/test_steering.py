@@ -542,7 +542,7 @@ def test_tries_need_a_control_that_can_be_checked(pipeline: Pipeline, monkeypatc
 
 
 @dataclass(frozen=True)
-class Heun(Sampler, name="heun-for-test"):
+class Heun(Sampler):
     """Heun's method on the probability flow, as an exponential integrator: the mean of x_0 at both ends of the step."""
 
     def step(
