@@ -126,9 +126,9 @@ def sample(
         t_rows, s_rows = t.expand(len(x)), s.expand(len(x))
         denoised, step = sampler.step(denoise, process, history[-1:], x, t_rows, s_rows, noise)
         history = [*history[-1:], (t_rows, denoised)]
-        x = step.mean
+        x = step.mean.to(x)  # times are float64
         if s > 0:
-            x = x + step.variance.sqrt() * noise(x)
+            x = x + step.variance.sqrt().to(x) * noise(x)
             x = steer(x, s_rows, step) if steer else x
         state = State(x, denoised, float(t), number)
         if select and (rows := select(state)) is not None:
