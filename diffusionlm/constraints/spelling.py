@@ -29,7 +29,6 @@ class Spelling:
     """The characters of a tokenizer's tokens, and automata over them."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        """Read the vocabulary."""
         backend = tokenizer.backend_tokenizer
         # Word-level tokenizers: each token starts a word.
         self.whole_words = isinstance(backend.model, models.WordLevel) and isinstance(backend.decoder, decoders.Metaspace)

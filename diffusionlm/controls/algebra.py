@@ -105,7 +105,6 @@ class Weighted(Combination, name="weighted"):
     weight: float
 
     def __post_init__(self) -> None:
-        """Check the weight."""
         if not 0 <= self.weight < math.inf:
             raise UserError(f"{self}: expected a weight of 0 or more; for the opposite write ~ before the control")
 

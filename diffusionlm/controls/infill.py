@@ -25,7 +25,6 @@ class Infill(PhraseControl, name="infill"):
     template: str
 
     def __post_init__(self) -> None:
-        """Check the template."""
         self.phrases()
 
     def phrases(self) -> list[Phrase]:

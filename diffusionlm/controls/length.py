@@ -23,7 +23,6 @@ class Length(Control, name="length"):
     high: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
         for number in (self.low, self.longest):
             if not isinstance(number, int) or isinstance(number, bool):
                 raise UserError(f"length: expected a whole number of tokens, got {number!r}")

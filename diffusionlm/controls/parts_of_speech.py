@@ -35,7 +35,6 @@ class PartsOfSpeech(Control, name="parts-of-speech"):
     classifier: str = "tags"
 
     def __post_init__(self) -> None:
-        """Check that there are tags."""
         if not self.tags.split():
             raise UserError("tags: expected tags such as 'DET NOUN AUX ADJ PUNCT'")
 

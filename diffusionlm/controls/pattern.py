@@ -26,7 +26,6 @@ class Pattern(PhraseControl, name="pattern"):
     pattern: str
 
     def __post_init__(self) -> None:
-        """Check the pattern."""
         self.phrases()
 
     def phrases(self) -> list[Phrase]:

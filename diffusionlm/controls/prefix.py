@@ -16,7 +16,6 @@ class Prefix(PhraseControl, name="prefix"):
     text: str
 
     def __post_init__(self) -> None:
-        """Check that there are words."""
         if not isinstance(self.text, str) or not split_words(self.text):
             raise UserError(f"text: expected the words that texts begin with, got {self.text!r}")
 

@@ -41,7 +41,6 @@ class Span(Control, name="span"):
     least: float = 0.3
 
     def __post_init__(self) -> None:
-        """Check the places."""
         if not 0 <= self.first < self.last:
             raise UserError(
                 f"first, last: expected two words counted from 0, the first before the last, got {self.first}, {self.last}"

@@ -34,7 +34,6 @@ class Tree(Control, name="tree"):
     least: float = 0.3
 
     def __post_init__(self) -> None:
-        """Check the brackets."""
         brackets(self.tree)
 
     def compile(self, binding: Binding) -> CompiledControl:

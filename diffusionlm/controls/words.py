@@ -25,13 +25,11 @@ class Words(PhraseControl, name="words"):
     in_order: bool = False
 
     def __init__(self, *words: str, in_order: bool = False) -> None:
-        """Store the words, one argument each."""
         object.__setattr__(self, "words", words)
         object.__setattr__(self, "in_order", in_order)
         self.__post_init__()
 
     def __post_init__(self) -> None:
-        """Check that there are words."""
         if not self.words or not all(isinstance(word, str) and split_words(word) for word in self.words):
             raise UserError(
                 f'words: expected words such as "cheap", "pub", got {", ".join(map(literal, self.words)) or "none"}'

@@ -32,7 +32,6 @@ class DataConfig(Settings):
     too_long: Literal["truncate", "split", "drop", "error"] = "truncate"
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         if self.max_length < 3:
             raise UserError(f"max_length: expected 3 or more (BOS, a token, EOS), got {self.max_length}")
 

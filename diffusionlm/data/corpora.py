@@ -75,7 +75,6 @@ class Files(Corpus, name="files"):
     validation_share: float = 0.05
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         _check_share(self.validation_share)
 
     def load(self) -> dict[str, datasets.Dataset]:
@@ -125,7 +124,6 @@ class Hub(Corpus, name="hub"):
     validation_share: float = 0.05
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         _check_share(self.validation_share)
         if self.streaming and self.take is None:
             raise UserError("take: streaming needs the number of texts to take from each split, and it is not set")

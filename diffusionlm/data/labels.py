@@ -29,7 +29,6 @@ class Labelled(list[int]):
     """
 
     def __init__(self, ids: Iterable[int], labels: dict[str, Any], tags: Sequence[str | None] | None = None) -> None:
-        """Store ids, labels and tags."""
         super().__init__(ids)
         self.labels, self.tags = labels, tags
 

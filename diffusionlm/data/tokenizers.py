@@ -50,7 +50,6 @@ class Words(TokenizerRecipe, name="words"):
     min_count: int = 1
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         if self.min_count < 1:
             raise UserError(f"min_count: expected 1 or more, got {self.min_count}")
 
@@ -76,7 +75,6 @@ class BytePairs(TokenizerRecipe, name="bpe"):
     vocab_size: int = 8000
 
     def __post_init__(self) -> None:
-        """Check the fields."""
         if self.vocab_size < 1:
             raise UserError(f"vocab_size: expected 1 or more, got {self.vocab_size}")
 

@@ -64,7 +64,6 @@ class EvaluationConfig(Settings):
     orders: int = 8
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
         check_draws(self.strata, self.orders)
         for name, least in (("count", 2), ("seed", 0), ("bound_texts", 0)):
             if getattr(self, name) < least:

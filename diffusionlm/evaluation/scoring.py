@@ -46,7 +46,6 @@ class ScoringConfig(Settings):
     dtype: str = "fp32"
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
         check_draws(self.strata, self.orders)
         for name, least in (("seed", 0), ("batch_size", 1)):
             if getattr(self, name) < least:

@@ -73,7 +73,6 @@ class TrainingTexts:
     """The training texts as sets of words, for counting copies (white space ignored), and their lengths."""
 
     def __init__(self, texts: Sequence[str]) -> None:
-        """Tokenize the texts once."""
         self.known = {tuple(tokenize(text)) for text in texts}
         self.lengths = word_counts(texts)
 

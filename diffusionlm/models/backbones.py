@@ -69,7 +69,6 @@ class Bert(Backbone, name="bert"):
     T: int = 2000
 
     def __post_init__(self) -> None:
-        """Check the sizes."""
         _check_heads(self.width, self.heads)
 
     def build(self, inputs: int, outputs: int, max_length: int) -> nn.Module:
@@ -142,7 +141,6 @@ class Transformer(Backbone, name="transformer"):
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check the sizes."""
         check_sizes(self)
 
     def build(self, inputs: int, outputs: int, max_length: int) -> nn.Module:
@@ -206,7 +204,6 @@ class Sublayers(nn.Module):
     """Base of the layers: pre-norm attention and perceptron (Xiong et al. 2020)."""
 
     def __init__(self, spec: Transformer | LeaveOneOut) -> None:
-        """Make the perceptron and the norms."""
         super().__init__()
         self.heads = spec.heads
         self.norm_attention, self.norm_feedforward = nn.RMSNorm(spec.width), nn.RMSNorm(spec.width)

@@ -41,7 +41,6 @@ class CausalConfig(ModelSpec, name="causal"):
     expansion: float = 2.67
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
         for name in ("layers", "width", "heads"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}")
@@ -90,7 +89,6 @@ class NextToken(ObjectiveConfig, name="causal"):
     dropped_share: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check the share."""
         if not 0 <= self.dropped_share < 1:
             raise UserError(f"dropped_share: expected a share of at least 0 and below 1, got {self.dropped_share}")
 
@@ -107,7 +105,6 @@ class NextTokenObjective(Objective):
     """The module of ``NextToken``."""
 
     def __init__(self, spec: NextToken, model: PreTrainedModel) -> None:
-        """Pad each batch to its longest text."""
         super().__init__(model, model.config.pad_token_id)
         self.spec = spec
 

@@ -71,7 +71,6 @@ class ModelConfig(ModelSpec, name="diffusion"):
     condition: Condition | None = None
 
     def __post_init__(self) -> None:
-        """Check the settings against each other."""
         check_vectors(self.dimension, self.cooccurrence)
         Process.find(self.process)
         if self.learned_variance and self.has_logits:

@@ -51,7 +51,6 @@ class LeaveOneOut(Backbone, name="leave-one-out"):
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check the sizes."""
         check_sizes(self)
 
     def build(self, inputs: int, outputs: int, max_length: int) -> nn.Module:
@@ -105,7 +104,6 @@ class CrossAttentionBlock(Sublayers):
     """A layer of the queries: attention to both streams and a perceptron."""
 
     def __init__(self, spec: LeaveOneOut) -> None:
-        """Make a layer."""
         super().__init__(spec)
         self.query, self.merge = (nn.Linear(spec.width, spec.width, bias=False) for _ in range(2))
         self.keys, self.values = (

@@ -50,7 +50,6 @@ class MaskedConfig(ModelSpec, name="masked"):
     cooccurrence: float = 0.85
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
         check_vectors(self.dimension, self.cooccurrence)
 
     def make(self, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[int]], max_length: int) -> MaskedLM:
@@ -179,7 +178,6 @@ class MaskedObjective(Objective):
     model: MaskedLM
 
     def __init__(self, spec: MaskedWords, model: MaskedLM) -> None:
-        """Hold the model."""
         super().__init__(model, model.config.special_ids["pad"])
         self.spec = spec
 

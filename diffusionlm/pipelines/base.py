@@ -72,7 +72,6 @@ class SamplingConfig(Settings):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
         for name in ("steps", "passes", "candidates", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}")

@@ -42,7 +42,6 @@ class Gradient(Guidance, name="gradient"):
     draft: float = 0.4
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
         check_strength(self.strength)
         if not 0 <= self.draft < 1:
             raise UserError(f"draft: expected a share from 0 to below 1, got {self.draft}")

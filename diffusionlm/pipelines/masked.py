@@ -101,7 +101,6 @@ class MaskGIT(Unmasking, name="maskgit"):
     schedule: Literal["cosine", "linear"] = "cosine"
 
     def __post_init__(self) -> None:
-        """Check the noise."""
         if self.noise < 0:
             raise UserError(f"noise: expected 0 or more, got {self.noise}")
 

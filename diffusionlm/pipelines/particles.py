@@ -27,7 +27,6 @@ class Particles:
     every: int = 4
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
         for name in ("count", "every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}")
@@ -41,7 +40,6 @@ class ParticleFilter:
     """
 
     def __init__(self, particles: Particles, generators: Sequence[torch.Generator]) -> None:
-        """Start with equal weights and rewards 0."""
         self.particles, self.generators = particles, list(generators)
         self.log_weights = torch.zeros(len(self.generators), particles.count, dtype=torch.float64)
         self.rewards = torch.zeros_like(self.log_weights)

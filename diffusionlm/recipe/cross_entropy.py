@@ -44,7 +44,6 @@ class CrossEntropy(ObjectiveConfig, name="cross-entropy"):
     cloze_hidden: float = 0.3
 
     def __post_init__(self) -> None:
-        """Check the shares."""
         for name in ("mixed_share", "self_conditioning_share", "cloze_share", "cloze_hidden"):
             if (share := getattr(self, name)) is not None and not 0 <= share <= 1:
                 raise UserError(f"{name}: expected a share between 0 and 1, got {share}")

@@ -42,7 +42,6 @@ class Gumbel(NoiseSchedule, name="gumbel"):
     training_shift: float = 1.1
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
         if not self.low <= self.end < self.high:
             raise UserError(f"end: expected low <= end < high, got {self.low}, {self.end}, {self.high}")
         if self.scale <= 0:

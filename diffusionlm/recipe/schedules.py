@@ -24,7 +24,6 @@ class Cosine(StepSchedule, name="cosine"):
     offset: float = 0.008
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
         super().__post_init__()
         if not 0 <= self.offset < math.inf:
             raise UserError(f"offset: expected 0 or more, got {self.offset}")
@@ -49,7 +48,6 @@ class Linear(StepSchedule, name="linear"):
     beta_end: float = 2e-2
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
         super().__post_init__()
         if not 0 < self.beta_start <= self.beta_end < 1:
             got = f"{self.beta_start}, {self.beta_end}"

@@ -31,7 +31,6 @@ class Restaurants(Corpus, name="restaurants"):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check the number."""
         if self.drawn < 0:
             raise UserError(f"drawn: expected 0 (the texts of the package) or more, got {self.drawn}")
 

@@ -18,7 +18,6 @@ class OptimizerConfig(Component, family="optimizer"):
     """Base of the optimizers' settings."""
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
         for name, value in vars(self).items():
             values = value if isinstance(value, tuple) else (value,)
             if name.endswith(("learning_rate", "weight_decay")) and not 0 <= value < math.inf:
@@ -63,7 +62,6 @@ class MuonAdamW(OptimizerConfig, name="muon"):
     weight_decay: float = 0.01
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
         super().__post_init__()
         if self.newton_schulz_steps < 1:
             raise UserError(f"newton_schulz_steps: expected at least 1, got {self.newton_schulz_steps}")

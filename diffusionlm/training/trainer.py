@@ -91,7 +91,6 @@ class TrainingConfig(Settings):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
         least_one = "steps batch_tokens accumulation log_every evaluate_every evaluation_texts sample_every save_every keep"
         for name in least_one.split():
             if getattr(self, name) < 1:

@@ -58,7 +58,6 @@ class CallCounter:
     """Counts the rows that a denoiser and its classifiers process."""
 
     def __init__(self) -> None:
-        """Start at 0."""
         self.evaluations = self.backwards = self.classifications = 0
 
     @contextmanager

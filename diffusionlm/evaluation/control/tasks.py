@@ -107,7 +107,6 @@ class ControlTargets(Task, name="control"):
     control: str
 
     def __post_init__(self) -> None:
-        """Check that the control exists and draws targets."""
         if getattr(Control.find(self.control).target_from, "__func__", None) is vars(Control)["target_from"].__func__:
             raise UserError(f"control: {self.control!r} has no target_from, so no targets can be drawn from a text")
 
@@ -170,7 +169,6 @@ class InfillTargets(Task, name="infill"):
     told: bool = False
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
         if not 1 <= self.hidden[0] <= self.hidden[1]:
             raise UserError(f"hidden: expected 1 or more, the fewest words before the most, got {list(self.hidden)}")
         if self.context < 0:
@@ -200,7 +198,6 @@ class Composed(Task, name="composed"):
     tasks: tuple[Task, ...]
 
     def __post_init__(self) -> None:
-        """Check that there are tasks."""
         if not self.tasks:
             raise UserError("tasks: expected at least one")
 
@@ -272,7 +269,6 @@ class TaskConfig(Settings):
     sampling: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
         for name, least in (("targets", 1), ("samples", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"{name}: expected at least {least}, got {getattr(self, name)}")

@@ -81,7 +81,6 @@ class ClassifierConfig(ModelSpec, name="classifier"):
         return LatentClassifier.of_head(self.head)
 
     def __post_init__(self) -> None:
-        """Check what can be checked without the corpus."""
         if not self.labels:
             raise UserError("labels: expected a column of the corpus, such as [attributes.food]")
         if len(self.labels) > 1 and not self.kind.many_fields:

@@ -57,7 +57,6 @@ class Classification(ObjectiveConfig, name="classification"):
     report_texts: int = 1000
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
         for name in ("clean_share", "blank_share", "replaced_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name}: expected a share between 0 and 1, got {getattr(self, name)}")
@@ -84,7 +83,6 @@ class ClassificationObjective(Objective):
     model: LatentClassifier
 
     def __init__(self, spec: Classification, model: LatentClassifier, denoiser: DiffusionLM) -> None:
-        """Pad as the denoiser's own texts are padded."""
         super().__init__(model, denoiser.config.special_ids["pad"], denoiser.padded_width)
         self.spec, self.frozen = spec, Frozen(denoiser)
 
