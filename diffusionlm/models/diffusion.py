@@ -121,16 +121,7 @@ class ModelConfig(ModelSpec, name="diffusion"):
             entropy = -sum(n / total * math.log(n / total) for n in counts.values())
             start = Gumbel.for_words(self.dimension, len(tokenizer), entropy, own_share)
             settings = replace(self, schedule=replace(schedule, **start.fit))
-        model = DiffusionLM(
-            DiffusionLMConfig(
-                settings=to_plain(settings),
-                vocabulary=len(tokenizer),
-                max_tokens=max_length,
-                special_ids=special_ids(tokenizer),
-            )
-        )
-        model.start_words(rows)
-        return model
+        return DiffusionLM.new(settings, tokenizer, rows, max_length)
 
     def load(self, folder: str | Path) -> DiffusionLM:
         """Load a diffusion model."""
@@ -215,6 +206,17 @@ class WordVectorModel(PreTrainedModel, WordVectors):
     @property
     def _vector_deviation(self) -> float:
         return 1.0
+
+    @classmethod
+    def new(
+        cls, settings: ModelSpec, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[int]], max_length: int
+    ) -> Self:
+        """Return a model with random weights for ``tokenizer``; ``rows`` of token ids initialise its word vectors."""
+        config_class: Any = cls.config_class
+        plain, special = to_plain(settings), special_ids(tokenizer)
+        model = cls(config_class(settings=plain, vocabulary=len(tokenizer), max_tokens=max_length, special_ids=special))
+        model.start_words(rows)
+        return model
 
     def start_words(self, rows: Sequence[Sequence[int]]) -> None:
         """Initialise normalised vectors from co-occurrences in ``rows`` of token ids, if ``cooccurrence`` is positive."""

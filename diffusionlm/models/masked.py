@@ -29,7 +29,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedToken
 from diffusionlm.config import build_untrusted, to_plain
 from diffusionlm.core.objective import Batch, Objective, ObjectiveConfig, expect_family
 from diffusionlm.models.backbones import Backbone, Transformer
-from diffusionlm.models.diffusion import DiffusionLMConfig, WordVectorModel, check_vectors, special_ids
+from diffusionlm.models.diffusion import DiffusionLMConfig, WordVectorModel, check_vectors
 from diffusionlm.models.spec import ModelSpec
 
 
@@ -54,16 +54,7 @@ class MaskedConfig(ModelSpec, name="masked"):
 
     def make(self, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[int]], max_length: int) -> MaskedLM:
         """Return a new model; co-occurrences in ``rows`` initialise its word vectors."""
-        model = MaskedLM(
-            MaskedLMConfig(
-                settings=to_plain(self),
-                vocabulary=len(tokenizer),
-                max_tokens=max_length,
-                special_ids=special_ids(tokenizer),
-            )
-        )
-        model.start_words(rows)
-        return model
+        return MaskedLM.new(self, tokenizer, rows, max_length)
 
     def load(self, folder: str | Path) -> MaskedLM:
         """Load a masked model."""
