@@ -10,9 +10,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import math
 import sys
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -79,10 +80,26 @@ LIBRARY: dict[str, dict[str, str]] = {
 }
 
 
+RANGES: dict[str, Callable[[float], bool]] = {  # what ``Settings.expect`` may expect, as its messages say it
+    "at least 1": lambda value: value >= 1,
+    "0 or more": lambda value: 0 <= value < math.inf,
+    "a positive number": lambda value: 0 < value < math.inf,
+    "a number between 0 and 1": lambda value: 0 <= value <= 1,
+    "a share between 0 and 1": lambda value: 0 <= value <= 1,
+    "a share of at least 0 and below 1": lambda value: 0 <= value < 1,
+}
+
+
 class Settings:
     """Base of the groups of settings; unknown keys are refused."""
 
     __pydantic_config__: ClassVar[pydantic.ConfigDict] = pydantic.ConfigDict(extra="forbid")
+
+    def expect(self, expected: str, *names: str) -> None:
+        """Raise UserError where a setting of ``names`` is not ``expected``, a key of ``RANGES``; None is allowed."""
+        for name in names:
+            if (value := getattr(self, name)) is not None and not RANGES[expected](value):
+                raise UserError(f"{name}: expected {expected}, got {value}")
 
 
 class Component(Settings):

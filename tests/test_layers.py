@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterator
 from pathlib import Path
+from types import FunctionType, ModuleType
 
 import pytest
+
+import diffusionlm
 
 LIBRARY = Path(__file__).parent.parent / "diffusionlm"
 LAYERS = [
@@ -66,3 +73,22 @@ def test_the_core_imports_config_alone_and_is_read_in_one_sitting() -> None:
     files = sorted((LIBRARY / "core").glob("*.py"))
     assert {name for path in files for name in imported(path.read_text())} == {"config", "core"}
     assert sum(len(path.read_text().splitlines()) for path in files) <= 900
+
+
+def public_names(module: ModuleType) -> Iterator[tuple[str, object]]:
+    """Yield the public functions, classes and methods that ``module`` defines, with their places."""
+    for name, value in vars(module).items():
+        if name.startswith("_") or getattr(value, "__module__", None) != module.__name__ or not hasattr(value, "__name__"):
+            continue
+        yield f"{module.__name__}.{name}", value
+        for member, attribute in vars(value).items() if inspect.isclass(value) else ():
+            if not member.startswith("_") and isinstance(attribute, (FunctionType, classmethod, staticmethod, property)):
+                yield f"{module.__name__}.{name}.{member}", getattr(value, member)
+
+
+def test_every_public_name_is_documented_by_itself_or_by_what_it_overrides() -> None:
+    found = pkgutil.walk_packages(diffusionlm.__path__, "diffusionlm.")
+    modules = [importlib.import_module(name) for _, name, _ in found if not name.endswith("__main__")]
+    names = [pair for module in modules for pair in public_names(module)]
+    assert len(names) > 800
+    assert [place for place, value in names if not inspect.getdoc(value)] == []

@@ -126,14 +126,10 @@ class Adagrad(Guidance, name="adagrad"):
 
     def __post_init__(self) -> None:
         check_strength(self.strength)
-        for name in ("fluency", "learning_rate"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
-        if self.inner_steps < 1:
-            raise UserError(f"inner_steps: expected at least 1, got {self.inner_steps}")
+        self.expect("0 or more", "fluency", "learning_rate")
+        self.expect("at least 1", "inner_steps")
 
     def move(self, energy: Energy, x: Tensor, s: Tensor, step: Gaussian, predict: Callable[[Tensor], GuidanceState]) -> Tensor:
-        """Take the inner steps."""
         if not self.strength or float(s[0]) <= self.until:
             return x
         deviation = step.variance.sqrt().clamp(min=1e-6)

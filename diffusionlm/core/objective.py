@@ -137,7 +137,6 @@ class EndToEnd(Objective):
         self.T, self.loss = T, loss
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the three terms."""
         process, words = self.model.process, self.model.encode(batch.ids)
         x0 = words + lowest_deviation(process, self.T) * torch.randn_like(words)
         t, weight = (draws.to(words.device) for draws in self.draw_times(len(words)))

@@ -107,15 +107,12 @@ class VariancePreserving(Process, name="variance-preserving"):
     schedule: NoiseSchedule = field(default_factory=Sqrt)
 
     def alpha_sigma(self, gamma: Tensor) -> tuple[Tensor, Tensor]:
-        """Return sqrt(sigmoid(-gamma)) and sqrt(sigmoid(gamma))."""
         return alpha(gamma), sigma(gamma)
 
     def standardize(self, xt: Tensor, gamma: Tensor) -> Tensor:
-        """Return ``xt`` itself."""
         return xt
 
     def rescale(self, x: Tensor, t: float) -> Tensor:
-        """Return ``x`` itself."""
         return x
 
     def v_from_x0(self, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:

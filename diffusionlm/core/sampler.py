@@ -69,7 +69,6 @@ class DDPM(Sampler, name="ddpm"):
     variance: Literal["posterior", "upper", "learned"] = "posterior"
 
     def transition(self, process: Process, history: History, xt: Tensor, t: Tensor, s: Tensor) -> Gaussian:
-        """Return p(x_s | x_t)."""
         return reverse_step(process, history[-1][1], xt, t, s, self.variance)
 
 

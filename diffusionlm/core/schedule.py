@@ -80,7 +80,6 @@ class StepSchedule(NoiseSchedule):
         raise NotImplementedError
 
     def gamma(self, t: Tensor) -> Tensor:
-        """Return gamma, which is minus infinity at t = 0."""
         sigma2, alpha2 = self._noise_and_signal(t.double())
         last = torch.tensor(1 - 1 / self.T, dtype=torch.float64)
         floor = 1e-3 * self._noise_and_signal(last)[1].to(t.device)

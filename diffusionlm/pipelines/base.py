@@ -7,7 +7,6 @@ samples depend neither on their number nor, beyond rounding, on the batch size.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -72,18 +71,9 @@ class SamplingConfig(Settings):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "passes", "candidates", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        for name in ("temperature", "step_temperature"):
-            if (temperature := getattr(self, name)) is not None and not 0 < temperature < math.inf:
-                raise UserError(f"{name}: expected a positive number, got {temperature}")
-        if self.sweeps < 0:
-            raise UserError(f"sweeps: expected 0 or more, got {self.sweeps}")
-        if self.sweep_odds < 1:
-            raise UserError(f"sweep_odds: expected at least 1, got {self.sweep_odds}")
-        if self.seed < 0:
-            raise UserError(f"seed: expected 0 or more, got {self.seed}")
+        self.expect("at least 1", "steps", "passes", "candidates", "batch_size", "sweep_odds")
+        self.expect("a positive number", "temperature", "step_temperature")
+        self.expect("0 or more", "sweeps", "seed")
 
 
 @dataclass(frozen=True)
@@ -126,10 +116,7 @@ class BasePipeline(Generic[M]):
         """Whether the model has an any-order likelihood bound: it predicts each token from any subset of the others."""
         return self.has_logits and not self.exact_likelihood
 
-    @staticmethod
-    def load_model(folder: Path) -> M:
-        """Read the model of a model folder. Raises UserError where it is damaged or of another family."""
-        raise NotImplementedError
+    load_model: ClassVar[Callable[[Path], Any]]  # raises UserError for a folder that is damaged or of another family
 
     def check(self, sampling: SamplingConfig) -> None:
         """Raise UserError where a setting does not fit the model."""
@@ -197,7 +184,6 @@ class UnguidedPipeline(BasePipeline[M]):
         self, count: int, sampling: SamplingConfig | None = None, watch: Watch | None = None,
         controls: Controls = (), tries: int = 1, condition: Any = None,
     ) -> Iterator[Generated]:  # fmt: skip
-        """Yield ``count`` samples in order; see ``BasePipeline.stream``."""
         if controls or condition is not None:
             name = "control" if controls else "condition"
             raise UserError(f"{name}: a {self.model.config.model_type} model cannot be steered; only diffusion models can")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy
@@ -32,19 +31,14 @@ class CausalPipeline(UnguidedPipeline[PreTrainedModel]):
 
     exact_likelihood = True
 
-    @staticmethod
-    def load_model(folder: Path) -> PreTrainedModel:
-        """Read an autoregressive model."""
-        return load_causal(folder)
+    load_model = staticmethod(load_causal)
 
     def check(self, sampling: SamplingConfig) -> None:
-        """Raise UserError for a length, or settings of the noise."""
         if sampling.length is not None:
             raise UserError("length: an autoregressive model samples EOS and so determines the length itself; leave it empty")
         check_no_latents(sampling, "an autoregressive model")
 
     def sample_ids(self, seeds: Sequence[Sequence[int]], sampling: SamplingConfig, watch: Watch | None) -> list[list[int]]:
-        """Sample token after token."""
         return write_ids(self.model, self.tokenizer, seeds, sampling.temperature, None, self.dtype, watch)
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -64,11 +63,12 @@ class Request:
 class Pipeline(BasePipeline[DiffusionLM]):
     """Samples from a diffusion model, with or without controls."""
 
+    load_model = staticmethod(DiffusionLM.load)
+
     def stream(
         self, count: int, sampling: SamplingConfig | None = None, watch: Watch | None = None,
         controls: Controls = (), tries: int = 1, condition: Any = None,
     ) -> Iterator[Generated]:  # fmt: skip
-        """Yield ``count`` samples that follow ``controls``, in order; see ``BasePipeline.stream``."""
         if tries < 1:
             raise UserError(f"tries: expected at least 1, got {tries}")
         sampling = self.sampling if sampling is None else sampling
@@ -161,23 +161,16 @@ class Pipeline(BasePipeline[DiffusionLM]):
             tensors = {name: tensor.to(device) for name, tensor in plain.items()}
         return Predictor(self.model, text_mask(lengths, device), dtype or self.dtype, tensors)
 
-    @staticmethod
-    def load_model(folder: Path) -> DiffusionLM:
-        """Read a diffusion model."""
-        return DiffusionLM.load(folder)
-
     @cached_property
     def binding(self) -> Binding:
         """What controls are compiled for: the model, its classifiers, and the annotator that checks finished texts."""
         return Binding(self.model, self.tokenizer, self.folder, annotator_for(self.folder))
 
     def preview(self, count: int) -> list[str]:
-        """Return ``count`` samples of at most 32 steps."""
         steps = min(32, self.model.settings.schedule.max_steps)
         return [row.text for row in self.stream(count, replace(self.sampling, steps=steps, candidates=1))]
 
     def check(self, sampling: SamplingConfig) -> None:
-        """Raise UserError where a setting does not fit the model."""
         model, schedule = self.model, self.model.settings.schedule
         if sampling.steps > schedule.max_steps:
             schedule.sampling_times(sampling.steps)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -43,20 +42,14 @@ class Gradient(Guidance, name="gradient"):
 
     def __post_init__(self) -> None:
         check_strength(self.strength)
-        if not 0 <= self.draft < 1:
-            raise UserError(f"draft: expected a share from 0 to below 1, got {self.draft}")
-        if self.inner_steps < 1:
-            raise UserError(f"inner_steps: expected at least 1, got {self.inner_steps}")
-        if not self.max_logit_step > 0:
+        self.expect("a share of at least 0 and below 1", "draft")
+        self.expect("at least 1", "inner_steps")
+        self.expect("a positive number", "early_multiplier")
+        if not self.max_logit_step > 0:  # infinity is no limit
             raise UserError(f"max_logit_step: expected a positive number of nats, got {self.max_logit_step}")
-        if self.early_multiplier <= 0:
-            raise UserError(f"early_multiplier: expected a positive number, got {self.early_multiplier}")
-        for name in ("logit_scale", "denoiser_scale", "constraint_scale"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        self.expect("0 or more", "logit_scale", "denoiser_scale", "constraint_scale")
 
     def check(self, prediction: str) -> None:
-        """Raise UserError for a logit guidance scale without logits."""
         if self.logit_scale and prediction != "logits":
             raise UserError(
                 f"guidance.logit_scale: this model predicts {prediction}, not logits; set it to 0 and "
@@ -64,7 +57,6 @@ class Gradient(Guidance, name="gradient"):
             )
 
     def tilt(self, energy: Energy, logits: Tensor, state: GuidanceState, embedding: Tensor) -> Tensor:
-        """Add the gradient of -``energy`` to the logits, in ``inner_steps`` parts."""
         weight = self._weight(state)[:, None, None] * self.logit_scale / self.inner_steps
         for step in range(self.inner_steps if self.strength * self.logit_scale else 0):
             if step:
@@ -74,7 +66,6 @@ class Gradient(Guidance, name="gradient"):
         return logits
 
     def through_denoiser(self, energy: Energy | None, constraint: Energy | None) -> Energy | None:
-        """Return the weighted sum of both."""
         parts: list[Energy] = []
         if energy is not None and self.denoiser_scale * self.strength:
             parts.append(lambda state: self.denoiser_scale * self._weight(state) * energy(state))

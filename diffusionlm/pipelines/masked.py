@@ -11,7 +11,6 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -59,7 +58,6 @@ class Unmasking(Sampler):
         raise NotImplementedError
 
     def transition(self, q: Process, history: History, xt: Tensor, t: Tensor, s: Tensor) -> Gaussian:
-        """Raise UserError: decoders do not move word vectors."""
         raise UserError(f"sampler: {plain_name(type(self))!r} decodes masked models; see: diffusionlm show samplers")
 
 
@@ -71,7 +69,6 @@ class Ancestral(Unmasking, name="ancestral"):
     """
 
     def hide(self, state: MaskedState, s: float, uniform: Tensor) -> Tensor:
-        """Keep a position hidden with probability s/t."""
         return state.hidden & (uniform < s / state.t)
 
 
@@ -83,13 +80,14 @@ class MaskPredict(Unmasking, name="mask-predict"):
     """
 
     def hide(self, state: MaskedState, s: float, uniform: Tensor) -> Tensor:
-        """Hide the floor(s N) tokens of least confidence."""
         return lowest(state.confidence.masked_fill(~state.words, math.inf), (s * state.words.sum(1) + ROUNDING).floor())
 
 
 @dataclass(frozen=True)
 class MaskGIT(Unmasking, name="maskgit"):
-    """Keep the most confident tokens, with Gumbel noise that decreases over time (Chang et al. 2022, section 3.2).
+    """Keep the most confident tokens, one or more a step, with Gumbel noise that decreases over time.
+
+    Chang et al. 2022, section 3.2.
 
     Args:
         noise: scale of the noise on the confidences (log-probabilities), times s. More gives more diverse and less fluent
@@ -101,11 +99,9 @@ class MaskGIT(Unmasking, name="maskgit"):
     schedule: Literal["cosine", "linear"] = "cosine"
 
     def __post_init__(self) -> None:
-        if self.noise < 0:
-            raise UserError(f"noise: expected 0 or more, got {self.noise}")
+        self.expect("0 or more", "noise")
 
     def hide(self, state: MaskedState, s: float, uniform: Tensor) -> Tensor:
-        """Hide the least confident of the tokens just drawn; each step keeps at least one."""
         share = math.cos(math.pi / 2 * (1 - s)) if self.schedule == "cosine" and s > 0 else s
         count = (share * state.words.sum(1) + ROUNDING).floor().minimum(state.hidden.sum(1) - 1)
         gumbel = -(-uniform.clamp(1e-12, 1 - 1e-12).log()).log()
@@ -157,13 +153,9 @@ def draw_words(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Ten
 class MaskedPipeline(UnguidedPipeline[MaskedLM]):
     """Samples from a masked diffusion model."""
 
-    @staticmethod
-    def load_model(folder: Path) -> MaskedLM:
-        """Read a masked model."""
-        return MaskedLM.load(folder)
+    load_model = staticmethod(MaskedLM.load)
 
     def check(self, sampling: SamplingConfig) -> None:
-        """Raise UserError for a sampler of another family, a wrong length, or settings of the noise."""
         if not isinstance(sampling.sampler, Unmasking):
             known = [name for name, kind in Sampler.kinds().items() if issubclass(kind, Unmasking)]
             raise UserError(f"sampler: {sampling.sampler.name!r} moves word vectors; a masked model needs {' or '.join(known)}")
@@ -173,7 +165,6 @@ class MaskedPipeline(UnguidedPipeline[MaskedLM]):
 
     @torch.no_grad()
     def sample_ids(self, seeds: Sequence[Sequence[int]], sampling: SamplingConfig, watch: Watch | None) -> list[list[int]]:
-        """Unmask samples whose tokens are all hidden."""
         assert isinstance(sampling.sampler, Unmasking)
         prior = self.model.config.length_counts if sampling.length is None else fixed_length(sampling.length + 2)
         lengths = draw_lengths(prior, seeds)

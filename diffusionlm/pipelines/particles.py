@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusionlm.config import UserError
+from diffusionlm.config import Settings
 from diffusionlm.core.guidance import check_strength
 
 
 @dataclass(frozen=True)
-class Particles:
+class Particles(Settings):
     """Particles of Feynman-Kac steering (Singhal et al. 2025), for controls that only score texts.
 
     Args:
@@ -27,9 +27,7 @@ class Particles:
     every: int = 4
 
     def __post_init__(self) -> None:
-        for name in ("count", "every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        self.expect("at least 1", "count", "every")
         check_strength(self.strength)
 
 

@@ -44,12 +44,9 @@ class CrossEntropy(ObjectiveConfig, name="cross-entropy"):
     cloze_hidden: float = 0.3
 
     def __post_init__(self) -> None:
-        for name in ("mixed_share", "self_conditioning_share", "cloze_share", "cloze_hidden"):
-            if (share := getattr(self, name)) is not None and not 0 <= share <= 1:
-                raise UserError(f"{name}: expected a share between 0 and 1, got {share}")
+        self.expect("a share between 0 and 1", "mixed_share", "self_conditioning_share", "cloze_share", "cloze_hidden")
 
     def check(self, model: Any) -> None:
-        """Raise UserError where the model does not predict logits, or clozes need another backbone."""
         expect_family(self, model, "diffusion")
         if not model.has_logits:
             raise UserError(f"objective: 'cross-entropy' needs model.prediction 'logits', got {model.prediction!r}")
@@ -60,7 +57,6 @@ class CrossEntropy(ObjectiveConfig, name="cross-entropy"):
             )
 
     def build(self, model: Any) -> CrossEntropyObjective:
-        """Return the module."""
         self.check(model.settings)
         return CrossEntropyObjective(self, model)
 
@@ -143,7 +139,6 @@ class CrossEntropyObjective(Objective):
         return schedule.low, schedule.high
 
     def figures(self, held_out: Sequence[list[int]] = ()) -> dict[str, Figure]:
-        """Return the figure of the fitted curve: cross-entropy against gamma."""
         if self.curve is None:
             return {}
         from diffusionlm.plots import schedule_fit
@@ -181,7 +176,6 @@ class CrossEntropyObjective(Objective):
         return estimate
 
     def finish(self) -> None:
-        """Write the fitted curve into the model's schedule."""
         schedule = self.model.settings.schedule
         if self.curve is not None and isinstance(schedule, Gumbel):
             location, log_scale, entropy = self.curve.detach().tolist()

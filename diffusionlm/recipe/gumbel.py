@@ -44,10 +44,8 @@ class Gumbel(NoiseSchedule, name="gumbel"):
     def __post_init__(self) -> None:
         if not self.low <= self.end < self.high:
             raise UserError(f"end: expected low <= end < high, got {self.low}, {self.end}, {self.high}")
-        if self.scale <= 0:
-            raise UserError(f"scale: expected a positive number, got {self.scale}")
-        if not 0 <= self.uniform_share <= 1:
-            raise UserError(f"uniform_share: expected a share between 0 and 1, got {self.uniform_share}")
+        self.expect("a positive number", "scale")
+        self.expect("a share between 0 and 1", "uniform_share")
 
     @classmethod
     def for_words(cls, dimension: int, vocabulary: int, entropy: float, own_share: float = 1.0) -> Gumbel:
@@ -70,11 +68,9 @@ class Gumbel(NoiseSchedule, name="gumbel"):
         return 4096
 
     def gamma(self, t: Tensor) -> Tensor:
-        """Return gamma, linear in t."""
         return self.low + (self.high - self.low) * t.double()
 
     def time(self, gamma: Tensor) -> Tensor:
-        """Return the time of ``gamma``, also outside [0, 1]."""
         return (gamma.double() - self.low) / (self.high - self.low)
 
     def training_times(self, u: Tensor) -> Tensor:

@@ -38,7 +38,6 @@ class Regression(ObjectiveConfig, name="regression"):
     vlb_weight: float = 1e-3
 
     def check(self, model: Any) -> None:
-        """Raise UserError where the model predicts logits, its schedule has no steps, or the variances do not match."""
         expect_family(self, model, "diffusion")
         if model.has_logits:
             raise UserError("objective: 'regression' needs model.prediction 'x0', 'eps' or 'v', got 'logits'")
@@ -48,7 +47,6 @@ class Regression(ObjectiveConfig, name="regression"):
             raise UserError("objective.variance: 'learned' goes with model.learned_variance true, and only with it")
 
     def build(self, model: Any) -> VariationalObjective:
-        """Return the module."""
         self.check(model.settings)
         return VariationalObjective(self, model)
 
@@ -65,13 +63,11 @@ class VariationalObjective(EndToEnd):
         self.importance = ImportanceTimes(T) if spec.times == "importance" else None
 
     def draw_times(self, count: int) -> tuple[Tensor, Tensor]:
-        """Return ``count`` times and their weights in the loss."""
         return super().draw_times(count) if self.importance is None else self.importance.draw(count)
 
     def terms(
         self, denoised: Denoised, words: Tensor, x0: Tensor, xt: Tensor, t: Tensor, weight: Tensor, batch: Batch
     ) -> dict[str, Tensor]:
-        """Return the paper's terms, those of the bound, or both."""
         process, T, share = self.model.process, self.T, batch.free / batch.free.sum()
         bound = partial(bound_term, process, T, words=words, x0=x0, xt=xt, t=t, ids=batch.ids, model=self.model)
         vlb = self.spec.loss == "vlb"

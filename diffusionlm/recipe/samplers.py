@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusionlm.config import UserError
 from diffusionlm.core.process import Gaussian, Process, over_coordinates
 from diffusionlm.core.sampler import History, Sampler
 
@@ -31,11 +30,9 @@ class DDIM(Sampler, name="ddim"):
     eta: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.eta <= 1:
-            raise UserError(f"eta: expected a number between 0 and 1, got {self.eta}")
+        self.expect("a number between 0 and 1", "eta")
 
     def transition(self, process: Process, history: History, xt: Tensor, t: Tensor, s: Tensor) -> Gaussian:
-        """Return the DDIM step."""
         fresh = -torch.expm1(process.schedule.gamma(s) - process.schedule.gamma(t))
         return renoised(process, history[-1][1].x0, xt, t, s, self.eta**2 * fresh)
 
@@ -45,7 +42,6 @@ class Renoise(Sampler, name="renoise"):
     """Draw x_s from q(x_s | x_0) of the predicted x_0: w = 1, multistep sampling of Song et al. 2023 (algorithm 1)."""
 
     def transition(self, process: Process, history: History, xt: Tensor, t: Tensor, s: Tensor) -> Gaussian:
-        """Return q(x_s | x_0) of the predicted x_0."""
         return renoised(process, history[-1][1].x0, xt, t, s, torch.ones_like(t))
 
 
@@ -57,7 +53,6 @@ class DPMSolver(Sampler, name="dpm++2m"):
     """
 
     def transition(self, process: Process, history: History, xt: Tensor, t: Tensor, s: Tensor) -> Gaussian:
-        """Return the solver's step; its variance is 0."""
         x0 = history[-1][1].x0
         if len(history) > 1 and bool((s > 0).all()):
             before, previous = history[-2]

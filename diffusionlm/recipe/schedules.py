@@ -25,8 +25,7 @@ class Cosine(StepSchedule, name="cosine"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.offset < math.inf:
-            raise UserError(f"offset: expected 0 or more, got {self.offset}")
+        self.expect("0 or more", "offset")
 
     def _noise_and_signal(self, t: Tensor) -> tuple[Tensor, Tensor]:
         angle = torch.pi / 2 * (t + self.offset) / (1 + self.offset)

@@ -14,7 +14,6 @@ class Grammar(Annotator, name="grammar"):
     """The recogniser of the embedded corpus: gold tags, tree and attributes; None for a text that it rejects."""
 
     def annotate(self, text: str) -> Annotation | None:
-        """Parse the text."""
         return _parsed(text)
 
 

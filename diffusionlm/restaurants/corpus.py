@@ -45,7 +45,6 @@ class Restaurants(Corpus, name="restaurants"):
         raise UserError(f"{folders[0]}: the embedded corpus is not here, nor in {folders[1]}: install the package anew")
 
     def annotator(self) -> Annotator:
-        """Return the recogniser of the grammar."""
         return Grammar()
 
     def metrics(self, training: Collection[str]) -> dict[str, TextMetric]:
