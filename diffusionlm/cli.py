@@ -12,7 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 from diffusionlm.arguments import command, flag, option, parser, several, split
@@ -20,7 +20,7 @@ from diffusionlm.config import UserError, build, nearest, override, read_value, 
 
 if TYPE_CHECKING:
     from diffusionlm.core.sampler import State
-    from diffusionlm.pipelines.base import BasePipeline, SamplingConfig
+    from diffusionlm.pipelines.base import SamplingConfig
 
 FAMILIES = {  # the families that ``show`` lists, with the import paths of their base classes
     "models": "diffusionlm.models.spec:ModelSpec",
@@ -157,20 +157,25 @@ def _train(options: argparse.Namespace) -> int:
 def _generate(options: argparse.Namespace) -> int:
     """Generate texts with a trained model: JSON lines on stdout, each as soon as it is finished."""
     from diffusionlm.controls import read_controls, target_rows
+    from diffusionlm.data.annotators import Annotator
     from diffusionlm.pipelines.auto import open_pipeline
 
     _expect_positive(options, "count", "ensure")
     sampling = _sampling(options)
     pipeline = open_pipeline(options.model, options.device, options.dtype)
     if options.annotator is not None:
-        _set_annotator(pipeline, read_value("--annotator", options.annotator))
+        pipeline.set_annotator(build(Annotator, read_value("--annotator", options.annotator), "--annotator"))
     watch = _watcher() if options.watch else None
     condition = None if options.condition is None else read_value("--condition", options.condition)
     common = read_controls(options.controls)
     targets = [("", common)]
     if options.targets is not None:
         targets = [(place, (*common, *controls)) for place, _, controls in target_rows(options.targets)]
-        _check_targets(pipeline, targets, sampling)
+        for place, controls in targets:
+            try:
+                pipeline.check_controls(controls, sampling)
+            except UserError as error:
+                raise UserError(f"{place}: {error}") from None
     for number, (_, controls) in enumerate(targets):
         target = {} if options.targets is None else {"target": number}
         for row in pipeline.stream(options.count, sampling, watch, controls, options.ensure, condition):
@@ -187,28 +192,6 @@ def _sampling(options: argparse.Namespace) -> SamplingConfig:
     changes = [(name, str(value)) for name, value in given.items() if value is not None]
     plain = to_plain(saved_sampling(options.model))
     return build(SamplingConfig, override(override(plain, changes), options.overrides), "sampling")
-
-
-def _set_annotator(pipeline: BasePipeline[Any], plain: Any) -> None:
-    from diffusionlm.data.annotators import Annotator
-    from diffusionlm.pipelines.diffusion import Pipeline
-
-    annotator = build(Annotator, plain, "--annotator")
-    if isinstance(pipeline, Pipeline):
-        pipeline.binding = replace(pipeline.binding, annotator=annotator)
-
-
-def _check_targets(pipeline: BasePipeline[Any], targets: Sequence[tuple[str, Any]], sampling: SamplingConfig) -> None:
-    """Compile the controls of each target before any text is sampled. Raises UserError with the target's place."""
-    from diffusionlm.pipelines.diffusion import Pipeline
-
-    for place, controls in targets:
-        if not isinstance(pipeline, Pipeline):
-            return
-        try:
-            pipeline.steering(controls, sampling)
-        except UserError as error:
-            raise UserError(f"{place}: {error}") from None
 
 
 def _watcher() -> Callable[[State, list[str]], None]:

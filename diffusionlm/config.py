@@ -86,7 +86,7 @@ RANGES: dict[str, Callable[[float], bool]] = {  # what ``Settings.expect`` may e
     "a positive number": lambda value: 0 < value < math.inf,
     "a number between 0 and 1": lambda value: 0 <= value <= 1,
     "a share between 0 and 1": lambda value: 0 <= value <= 1,
-    "a share of at least 0 and below 1": lambda value: 0 <= value < 1,
+    "a share from 0 to below 1": lambda value: 0 <= value < 1,
 }
 
 

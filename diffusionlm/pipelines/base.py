@@ -19,6 +19,7 @@ from diffusionlm.config import Settings, UserError, build, build_untrusted, merg
 from diffusionlm.controls import Control, Outcome
 from diffusionlm.core.guidance import Guidance
 from diffusionlm.core.sampler import DDPM, Sampler
+from diffusionlm.data.annotators import Annotator
 from diffusionlm.data.tokenizers import decode_texts, load_tokenizer
 from diffusionlm.models.io import model_folder
 from diffusionlm.pipelines.gradient import Gradient
@@ -121,6 +122,19 @@ class BasePipeline(Generic[M]):
     def check(self, sampling: SamplingConfig) -> None:
         """Raise UserError where a setting does not fit the model."""
 
+    def check_controls(self, controls: Sequence[Control], sampling: SamplingConfig) -> None:
+        """Raise UserError where the model cannot follow ``controls``."""
+        if controls:
+            raise self.unsteered("control")
+
+    def set_annotator(self, annotator: Annotator) -> None:
+        """Check the controls of finished samples with ``annotator``. Raises UserError for a model that takes no controls."""
+        raise self.unsteered("annotator")
+
+    def unsteered(self, name: str) -> UserError:
+        """Return the error for the argument ``name`` of a model that takes no controls."""
+        return UserError(f"{name}: a {self.model.config.model_type} model cannot be steered; only diffusion models can")
+
     def stream(
         self, count: int, sampling: SamplingConfig | None = None, watch: Watch | None = None,
         controls: Controls = (), tries: int = 1, condition: Any = None,
@@ -185,8 +199,7 @@ class UnguidedPipeline(BasePipeline[M]):
         controls: Controls = (), tries: int = 1, condition: Any = None,
     ) -> Iterator[Generated]:  # fmt: skip
         if controls or condition is not None:
-            name = "control" if controls else "condition"
-            raise UserError(f"{name}: a {self.model.config.model_type} model cannot be steered; only diffusion models can")
+            raise self.unsteered("control" if controls else "condition")
         sampling = self.sampling if sampling is None else sampling
         self.check(sampling)
         for indices in batches(count, sampling):

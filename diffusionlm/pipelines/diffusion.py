@@ -25,6 +25,7 @@ from diffusionlm.config import UserError
 from diffusionlm.controls import Binding, Control, outcomes, read_controls
 from diffusionlm.controls.binding import annotator_for
 from diffusionlm.core.sampler import State
+from diffusionlm.data.annotators import Annotator
 from diffusionlm.data.batches import text_mask
 from diffusionlm.data.tokenizers import decode_texts
 from diffusionlm.models.diffusion import DiffusionLM
@@ -142,6 +143,12 @@ class Pipeline(BasePipeline[DiffusionLM]):
     def steering(self, controls: Sequence[Control], sampling: SamplingConfig, tries: int = 1) -> Steering:
         """Compile ``controls`` for the model. Raises UserError where they are impossible."""
         return compile_controls(controls, self.binding, sampling, tries)
+
+    def check_controls(self, controls: Sequence[Control], sampling: SamplingConfig) -> None:
+        self.steering(controls, sampling)
+
+    def set_annotator(self, annotator: Annotator) -> None:
+        self.binding = replace(self.binding, annotator=annotator)
 
     def length_prior(self, sampling: SamplingConfig, steering: Steering, condition: Any = None) -> list[float]:
         """Return the weights of the numbers of tokens, BOS and EOS counted, that samples draw."""

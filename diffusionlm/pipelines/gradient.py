@@ -42,7 +42,7 @@ class Gradient(Guidance, name="gradient"):
 
     def __post_init__(self) -> None:
         check_strength(self.strength)
-        self.expect("a share of at least 0 and below 1", "draft")
+        self.expect("a share from 0 to below 1", "draft")
         self.expect("at least 1", "inner_steps")
         self.expect("a positive number", "early_multiplier")
         if not self.max_logit_step > 0:  # infinity is no limit

@@ -235,6 +235,14 @@ def test_train_and_generate_from_the_command_line(tmp_path: Path, capsys: pytest
     capsys.readouterr()
     assert main(["generate", run, "--sampler", "ddpm"]) == 2
     assert "a masked model needs ancestral or mask-predict or maskgit" in capsys.readouterr().err
+    targets = tmp_path / "targets.jsonl"
+    targets.write_text('{"controls": ["Length(5)"]}\n')
+    for argument in (["--annotator", "words"], ["--control", "Length(5)"], ["--condition", "low"], ["--targets", str(targets)]):
+        assert main(["generate", run, *argument]) == 2
+        told = capsys.readouterr()
+        assert "model cannot be steered; only diffusion models can" in told.err and not told.out
+    assert main(["generate", run, "--particles.cuont", "3"]) == 2
+    assert "sampling.particles.cuont: there is no such setting; did you mean 'count'?" in capsys.readouterr().err
 
 
 def test_a_wrong_sampler_is_told_before_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
