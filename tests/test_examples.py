@@ -47,6 +47,13 @@ def test_tiny_samples_from_a_run() -> None:
     assert len(run("tiny", STORED).splitlines()) == 5
 
 
+def test_the_core_alone_learns_a_small_language() -> None:
+    source = (EXAMPLES / "minimal.py").read_text()
+    assert set(re.findall(r"^from (diffusionlm\.\w+)", source, re.MULTILINE)) == {"diffusionlm.core"}
+    kinds = re.findall(r"\((trained on|new|no sentence of this language)\)", run("minimal", "1000"))
+    assert len(kinds) == 12 and kinds.count("no sentence of this language") <= 6
+
+
 def test_heun_takes_two_evaluations_a_step_and_converges() -> None:
     shown = run("heun", STORED)
     assert "heun         8           15 " in shown and "heun        64          127 " in shown

@@ -2,10 +2,12 @@
 
     the noisy vectors      Adagrad steps on  lambda |x - mean|^2 / sigma + energy(x)          (Li et al. 2022, section 5.1)
     the clean vectors      E[x_0 | x_t, c] = x0 + (sigma^2 / alpha) dlog p(c | x_t) / dx_t    (Tweedie, Bayes)
-    the token posterior    p(w_i | x_t, c) ~ p(w_i | x_t) p(c | w_i, x_t)                     logits_i += dlog p(c | p) / dp_i
+    the token posterior    p(w_i | x_t, c) ∝ p(w_i | x_t) p(c | w_i, x_t)                     logits_i += dlog p(c | p) / dp_i
 
-An energy is -log p(c | state) in nats, lower is better. The first line is the paper's, ``Adagrad``; the hooks of ``Guidance``
-leave room for the other two. Shapes: x is (B, L, D), logits (B, L, V), energies (B,).
+An energy is -log p(c | state) in nats, lower is better. The first line is the paper's, ``Adagrad``, below; the other two are
+``Gradient`` in pipelines/gradient.py, with x0 moved in pipelines/denoiser.py.
+
+Shapes: x is (B, L, D), logits (B, L, V), energies (B,).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Training objectives, and the paper's: regress the clean vectors, and keep the word vectors apart by rounding.
 
-    L = E |x_0 - x0_hat(x_t, t)|^2  +  E -log p(w | x_0)  +  |alpha_1 x_0|^2          (Li et al. 2022, section 4.2)
+    L = E |x_0 - x0_hat(x_t, t)|^2  +  E -log p(w | x_0)  +  |alpha_1 x_0|^2          (Li et al. 2022, sections 4.1 and 4.2)
 
 An objective is a module that holds the model and whatever else it learns, so that one forward covers every parameter: DDP
 needs nothing more. Its ``forward`` returns named terms, whose sum is minimised. All random draws come from torch's global
@@ -124,7 +124,7 @@ def expect_family(objective: ObjectiveConfig, model: Component, family: str) -> 
 
 
 class EndToEnd(Objective):
-    """Diffusion-LM's objective: ``regression``, ``rounding`` and ``prior``, all of weight 1 (Li et al. 2022, section 4.1).
+    """Diffusion-LM's objective: ``regression``, ``rounding`` and ``prior``, all of weight 1 (Li et al. 2022, section 4).
 
     x_0 is drawn from q(x_0 | w) = N(E_w, sigma_0^2 I), as in the released code. The network's prediction (x_0, eps or v) is
     regressed, against E_w itself at the lowest noise level; rounding is that of the drawn x_0 and gives it no gradient.

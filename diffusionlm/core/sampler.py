@@ -144,7 +144,7 @@ def rows_of(denoised: Denoised, rows: Tensor) -> Denoised:
 
 
 def clamp(denoise: Denoise, embedding: Tensor) -> Denoise:
-    """Replace predicted vectors by their nearest rows of ``embedding`` (V, D), in L2 (Diffusion-LM, section 4.3)."""
+    """Replace predicted vectors by their nearest rows of ``embedding`` (V, D), in L2 (Li et al. 2022, section 4.2)."""
 
     def clamped(xt: Tensor, t: Tensor) -> Denoised:
         denoised = denoise(xt, t)

@@ -133,7 +133,9 @@ class BasePipeline(Generic[M]):
 
     def unsteered(self, name: str) -> UserError:
         """Return the error for the argument ``name`` of a model that takes no controls."""
-        return UserError(f"{name}: a {self.model.config.model_type} model cannot be steered; only diffusion models can")
+        return UserError(
+            f"{name}: a {self.model.config.model_type} model takes no controls; only diffusion on word vectors does"
+        )
 
     def stream(
         self, count: int, sampling: SamplingConfig | None = None, watch: Watch | None = None,

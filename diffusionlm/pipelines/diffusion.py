@@ -5,10 +5,12 @@
 3  draft, salient tokens       draft.draft_pass              -> given tokens (B, L)
 4  sampling loop               denoiser.WordDenoiser         noise -> states; constraints and gradients wrap the denoiser
 5  constrained decoding        WordDenoiser.tokens           state -> tokens (B, L), by Viterbi
-6  refinement sweeps           sweeps.refine                 tokens -> tokens
-7  particles                   particles.ParticleFilter      one of each sample's copies, by its rewards
+6  refinement sweeps           sweeps.refine                 tokens -> tokens that the automaton still accepts
+7  particles                   particles.ParticleFilter      resampled in the loop by their rewards; one is drawn at the end
 8  checks                      controls.outcomes             texts -> passed and score of each control
 9  ranking                     ranking.best_candidates       candidates that pass, then minimum Bayes risk
+
+Samples that fail their checks go through 3 to 9 again with another seed, as often as ``tries`` allows.
 """
 
 from __future__ import annotations
@@ -79,30 +81,20 @@ class Pipeline(BasePipeline[DiffusionLM]):
         steering = self.steering(read_controls(controls), sampling, tries)  # 1
         prior = self.length_prior(sampling, steering, condition)  # 2
         request = Request(sampling, steering, prior, condition, watch)
+        room = max(1, sampling.batch_size // steering.copies)  # particles count as samples
         for indices in batches(count, sampling):
             rows: dict[int, Generated] = {}
             pending = list(indices)
             for attempt in range(tries):
-                rows |= {row.index: row for row in self._best(pending, attempt, request)}
+                again = (attempt,) if attempt else ()
+                seeds = [(sampling.seed, index, c, *again) for index in pending for c in range(sampling.candidates)]
+                parts = (seeds[i : i + room] for i in range(0, len(seeds), room))
+                ids = [row for part in parts for row in self.sample_ids(part, request)]  # 3 to 7
+                rows |= {row.index: row for row in self.best(ids, pending, attempt, request)}  # 8, 9
                 pending = [i for i in pending if not passes(getattr(rows[i], "controls", ()))]
                 if not pending:
                     break
             yield from (rows[index] for index in indices)
-
-    def _best(self, indices: Sequence[int], attempt: int, request: Request) -> list[Generated]:
-        """Return a sample for each index: the best of its candidates."""
-        sampling, steering = request.sampling, request.steering
-        again = (attempt,) if attempt else ()
-        seeds = [(sampling.seed, index, c, *again) for index in indices for c in range(sampling.candidates)]
-        room = max(1, sampling.batch_size // steering.copies)  # particles count as samples
-        ids = [row for i in range(0, len(seeds), room) for row in self.sample_ids(seeds[i : i + room], request)]  # 3 to 7
-        texts = decode_texts(self.tokenizer, ids)
-        checks = outcomes(steering.controls, texts, steering.binding)  # 8
-        chosen = zip(indices, best_candidates(texts, sampling.candidates, checks), strict=True)  # 9
-        rows = [(Generated(texts[row], index, sampling.seed, len(ids[row])), checks[row]) for index, row in chosen]
-        if not steering.controls:
-            return [row for row, _ in rows]
-        return [Controlled(**vars(row), controls=found, tried=attempt + 1) for row, found in rows]
 
     @torch.no_grad()
     def sample_ids(self, seeds: Sequence[Sequence[int]], request: Request) -> list[list[int]]:
@@ -120,15 +112,15 @@ class Pipeline(BasePipeline[DiffusionLM]):
         def texts(tokens: Tensor) -> list[str]:
             return decode_texts(self.tokenizer, predict.rows(tokens))
 
-        def select(state: State) -> Tensor | None:
+        def select(state: State) -> Tensor | None:  # 7
             return particles.select(state.step, sampling.steps, lambda: steering.rewards(texts(denoiser.tokens(state))))
 
         for state in denoiser.states(noise, select if copies > 1 else None):  # 4
-            last = state.step == sampling.steps
-            if watch is not None or last:
-                tokens = denoiser.tokens(state, last)  # 5
-            if watch is not None:
-                watch(state, texts(tokens))
+            if watch is not None and state.step < sampling.steps:
+                watch(state, texts(denoiser.tokens(state)))
+        tokens = denoiser.tokens(state, final=True)  # 5
+        if watch is not None:
+            watch(state, texts(tokens))
         if sampling.sweeps:
             tokens = refine(predict, tokens, given, sampling, steering, noise)  # 6
             if watch is not None:
@@ -138,7 +130,18 @@ class Pipeline(BasePipeline[DiffusionLM]):
             return ids
         if sampling.sweeps:  # sweeps change the tokens that were scored last
             particles.weigh(steering.rewards(texts(tokens)))
-        return [ids[row] for row in particles.chosen()]  # 7
+        return [ids[row] for row in particles.chosen()]
+
+    def best(self, ids: Sequence[list[int]], indices: Sequence[int], attempt: int, request: Request) -> list[Generated]:
+        """Return a sample for each index: the best of its consecutive candidates in ``ids``."""
+        sampling, steering = request.sampling, request.steering
+        texts = decode_texts(self.tokenizer, ids)
+        checks = outcomes(steering.controls, texts, steering.binding)  # 8
+        chosen = zip(indices, best_candidates(texts, sampling.candidates, checks), strict=True)  # 9
+        rows = [(Generated(texts[row], index, sampling.seed, len(ids[row])), checks[row]) for index, row in chosen]
+        if not steering.controls:
+            return [row for row, _ in rows]
+        return [Controlled(**vars(row), controls=found, tried=attempt + 1) for row, found in rows]
 
     def steering(self, controls: Sequence[Control], sampling: SamplingConfig, tries: int = 1) -> Steering:
         """Compile ``controls`` for the model. Raises UserError where they are impossible."""

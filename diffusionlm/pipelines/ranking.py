@@ -27,7 +27,7 @@ def best_candidates(texts: Sequence[str], count: int, checks: Sequence[Sequence[
 def minimum_bayes_risk(candidates: Sequence[str]) -> int:
     """Return the index of the candidate with the highest mean BLEU against the others, the first of equals.
 
-    Kumar and Byrne 2004; Diffusion-LM, section 4.4.
+    Kumar and Byrne 2004; Diffusion-LM (Li et al. 2022), section 5.2.
     """
     if len(candidates) < 3:
         return 0

@@ -240,7 +240,7 @@ def test_train_and_generate_from_the_command_line(tmp_path: Path, capsys: pytest
     for argument in (["--annotator", "words"], ["--control", "Length(5)"], ["--condition", "low"], ["--targets", str(targets)]):
         assert main(["generate", run, *argument]) == 2
         told = capsys.readouterr()
-        assert "model cannot be steered; only diffusion models can" in told.err and not told.out
+        assert "model takes no controls; only diffusion on word vectors does" in told.err and not told.out
     assert main(["generate", run, "--particles.cuont", "3"]) == 2
     assert "sampling.particles.cuont: there is no such setting; did you mean 'count'?" in capsys.readouterr().err
 

@@ -80,7 +80,7 @@ def evaluate_control(
     judge_model, jobs = Judge.load(judge, device, "fp32"), []
     for path, pipeline in pipelines.items():
         if not isinstance(pipeline, Pipeline):
-            raise UserError(f"{path}: a {pipeline.model.config.model_type} model cannot be steered; only diffusion models can")
+            raise UserError(f"{path}: a {pipeline.model.config.model_type} model takes no controls")
         system = report.enter_model(path, sampling, pipeline.model)
         for task in tasks:
             chosen = corpus or task.corpus or corpus_of([path, judge])

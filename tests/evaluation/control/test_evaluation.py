@@ -250,5 +250,5 @@ def test_a_bad_request_is_one_sentence_and_writes_nothing(
 
 
 def test_an_autoregressive_model_cannot_be_steered(folder: Path) -> None:
-    with pytest.raises(UserError, match="a llama model cannot be steered"):
+    with pytest.raises(UserError, match="a llama model takes no controls"):
         evaluate_control(folder / "judge", [folder / "judge"], read_tasks(folder / "length.yaml"), ControlConfig(), quiet=True)
