@@ -84,18 +84,20 @@ class Guidance(Component, family="guidance"):
     def check(self, prediction: str) -> None:
         """Raise UserError where the method cannot guide a model of this ``prediction``."""
 
-    def tilt(self, energy: Energy, logits: Tensor, state: GuidanceState, embedding: Tensor) -> Tensor:
+    def guide_logits(self, energy: Energy, logits: Tensor, state: GuidanceState, embedding: Tensor) -> Tensor:
         """Return the guided ``logits`` (B, L, V) of ``state``; ``embedding`` is E (V, D)."""
         return logits
 
-    def through_denoiser(self, energy: Energy | None, constraint: Energy | None) -> Energy | None:
+    def denoiser_energy(self, energy: Energy | None, constraint: Energy | None) -> Energy | None:
         """Return the energy whose gradient through the denoiser moves x0; None needs no backward pass.
 
         ``energy`` is that of the controls, ``constraint`` that of the exact constraints, where there are any.
         """
         return None
 
-    def move(self, energy: Energy, x: Tensor, s: Tensor, step: Gaussian, predict: Callable[[Tensor], GuidanceState]) -> Tensor:
+    def guide_latents(
+        self, energy: Energy, x: Tensor, s: Tensor, step: Gaussian, predict: Callable[[Tensor], GuidanceState]
+    ) -> Tensor:
         """Return the guided x_s, which was drawn from ``step``; ``predict`` evaluates the model at s."""
         return x
 
@@ -131,7 +133,9 @@ class Adagrad(Guidance, name="adagrad"):
         self.expect("0 or more", "fluency", "learning_rate")
         self.expect("at least 1", "inner_steps")
 
-    def move(self, energy: Energy, x: Tensor, s: Tensor, step: Gaussian, predict: Callable[[Tensor], GuidanceState]) -> Tensor:
+    def guide_latents(
+        self, energy: Energy, x: Tensor, s: Tensor, step: Gaussian, predict: Callable[[Tensor], GuidanceState]
+    ) -> Tensor:
         if not self.strength or float(s[0]) <= self.until:
             return x
         deviation = step.variance.sqrt().clamp(min=1e-6)

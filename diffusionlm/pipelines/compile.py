@@ -44,7 +44,8 @@ def why_impossible(controls: Sequence[Control], binding: Binding, length: int | 
     """Return why no sample satisfies all controls: the one control, or the pair, that makes it impossible, if there is one."""
     longest = binding.model.config.max_tokens - 2
     automata = [(str(control), control.compile(binding).automaton) for control in controls]
-    known = [(name, automaton, automaton.lengths(longest)) for name, automaton in automata if automaton is not None]
+    proper = [(name, automaton & proper_texts(binding.tokenizer)) for name, automaton in automata if automaton is not None]
+    known = [(name, automaton, automaton.lengths(longest)) for name, automaton in proper]
     for name, _, lengths in known:
         if not lengths:
             return f"control: no sequence of at most {longest} tokens, this model's limit, satisfies {name}"

@@ -106,7 +106,7 @@ class WordDenoiser:
             constraint = steering.constraint(
                 self.mask, pin_logits(predict.bar.expand(*self.mask.shape, -1), self.known, self.ids)
             )
-        self.energy = steering.guidance.through_denoiser(steering.energy, constraint) if steering.active else None
+        self.energy = steering.guidance.denoiser_energy(steering.energy, constraint) if steering.active else None
 
     def states(self, noise: Noise, select: Callable[[State], Tensor | None] | None = None) -> Iterator[State]:
         """Run the sampler from ``noise``; ``select`` returns the rows (B,) to continue with."""
@@ -174,7 +174,7 @@ class WordDenoiser:
         logits = prediction.logits
         if steering.energy is not None:
             state = state or GuidanceState.from_logits(logits, xt, text_times(t), self.mask, self.embedding)
-            logits = steering.guidance.tilt(steering.energy, logits, state, self.embedding)
+            logits = steering.guidance.guide_logits(steering.energy, logits, state, self.embedding)
         return replace(prediction, logits=steering.constrain(logits, self.mask)), shift
 
     def _shifted(self, xt: Tensor, t: Tensor) -> tuple[Denoised, GuidanceState, Tensor]:
@@ -206,7 +206,7 @@ class WordDenoiser:
         def predict(moved: Tensor) -> GuidanceState:
             return GuidanceState(moved, s, self.mask, lambda: self.predict(moved, s, self.previous))
 
-        return self.steering.guidance.move(self.steering.energy, x, s, step, predict)
+        return self.steering.guidance.guide_latents(self.steering.energy, x, s, step, predict)
 
 
 def text_times(t: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ class Gradient(Guidance, name="gradient"):
                 "denoiser_scale to 1, or use guidance adagrad"
             )
 
-    def tilt(self, energy: Energy, logits: Tensor, state: GuidanceState, embedding: Tensor) -> Tensor:
+    def guide_logits(self, energy: Energy, logits: Tensor, state: GuidanceState, embedding: Tensor) -> Tensor:
         weight = self._weight(state)[:, None, None] * self.logit_scale / self.inner_steps
         for step in range(self.inner_steps if self.strength * self.logit_scale else 0):
             if step:
@@ -65,7 +65,7 @@ class Gradient(Guidance, name="gradient"):
             logits = logits + (weight * slope).clamp(-self.max_logit_step, self.max_logit_step)
         return logits
 
-    def through_denoiser(self, energy: Energy | None, constraint: Energy | None) -> Energy | None:
+    def denoiser_energy(self, energy: Energy | None, constraint: Energy | None) -> Energy | None:
         parts: list[Energy] = []
         if energy is not None and self.denoiser_scale * self.strength:
             parts.append(lambda state: self.denoiser_scale * self._weight(state) * energy(state))

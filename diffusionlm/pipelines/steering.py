@@ -87,7 +87,7 @@ class Steering:
         """Return the guided ``logits`` of clean vectors ``x0`` (B, L, D), conditioned on the automaton."""
         if self.energy is not None:
             state = GuidanceState.from_logits(logits, x0, x0.new_zeros(len(x0)), mask, embedding)
-            logits = self.guidance.tilt(self.energy, logits, state, embedding)
+            logits = self.guidance.guide_logits(self.energy, logits, state, embedding)
         return self.constrain(logits, mask)
 
     def guide_substitutes(self, logits: Tensor, tokens: Tensor, x0: Tensor, mask: Tensor, embedding: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ class Steering:
         if self.energy is not None:
             mixed = mix_with_tokens(logits, tokens, TOKEN_SHARE)
             state = GuidanceState.from_logits(mixed, x0, x0.new_zeros(len(x0)), mask, embedding)
-            logits = logits + self.guidance.tilt(self.energy, mixed, state, embedding) - mixed
+            logits = logits + self.guidance.guide_logits(self.energy, mixed, state, embedding) - mixed
         if self.automaton is not None:
             allowed = allowed_substitutes(self.automaton, tokens[:, 1:], mask.sum(1) - 2)
             logits = torch.cat([logits[:, :1], logits[:, 1:].masked_fill(~allowed, -math.inf)], 1)

@@ -71,7 +71,7 @@ def test_a_tilt_is_bayes_rule_where_log_p_is_linear_in_the_posterior() -> None:
     for inner_steps in (1, 4):
         guidance = Gradient(logit_scale=1.0, early_multiplier=1.0, inner_steps=inner_steps)
         belief = GuidanceState.from_logits(logits, torch.zeros(1, 3, 2), torch.zeros(1), MASK, E)
-        tilted = guidance.tilt(energy, logits, belief, E)
+        tilted = guidance.guide_logits(energy, logits, belief, E)
         torch.testing.assert_close(tilted.softmax(-1), (logits + s).softmax(-1))
 
 
@@ -90,7 +90,7 @@ def _token_energy(word: int, state: GuidanceState) -> Tensor:
 
 def _pull(guidance: Gradient, energy: Energy, belief: GuidanceState, xt: Tensor) -> Tensor:
     """Return minus the gradient with respect to x_t of what is followed through the denoiser."""
-    followed = guidance.through_denoiser(energy, None)
+    followed = guidance.denoiser_energy(energy, None)
     assert followed is not None
     with torch.enable_grad():
         (slope,) = torch.autograd.grad(-followed(belief).sum(), xt, retain_graph=True)
@@ -108,7 +108,7 @@ def test_an_open_text_is_steered_as_many_times_as_strongly_as_early_says() -> No
         return -(belief.logits.exp() * s).sum((1, 2))
 
     once, thrice = (
-        Gradient(logit_scale=1.0, early_multiplier=early_multiplier).tilt(
+        Gradient(logit_scale=1.0, early_multiplier=early_multiplier).guide_logits(
             energy, logits, GuidanceState.from_logits(logits, xt, t, mask, E), E
         )
         - logits
@@ -134,7 +134,7 @@ def test_a_tilt_goes_on_from_the_belief_that_a_shift_was_taken_of() -> None:
 
     guidance = Gradient(logit_scale=1.0, denoiser_scale=1.0, early_multiplier=1.0)
     shift = _pull(guidance, energy, belief, xt)
-    tilted = guidance.tilt(energy, logits.detach(), belief, E)
+    tilted = guidance.guide_logits(energy, logits.detach(), belief, E)
     assert len(asked) == 1
     p = (xt.detach() @ W).softmax(-1)
     slope = p * (s - (p * s).sum(-1, keepdim=True))
@@ -170,10 +170,10 @@ def test_strength_0_changes_nothing() -> None:
     def energy(belief: GuidanceState) -> Tensor:
         return belief.logits.square().sum((1, 2)) + belief.xt.square().sum((1, 2))
 
-    assert Gradient(strength=0.0).tilt(energy, logits, GuidanceState.from_logits(logits, xt, t, MASK, E), E) is logits
-    assert Gradient(strength=0.0, denoiser_scale=3.0).through_denoiser(energy, None) is None
+    assert Gradient(strength=0.0).guide_logits(energy, logits, GuidanceState.from_logits(logits, xt, t, MASK, E), E) is logits
+    assert Gradient(strength=0.0, denoiser_scale=3.0).denoiser_energy(energy, None) is None
     step = Gaussian(torch.zeros(1, 3, 2), torch.ones(1, 3, 2))
-    moved = Adagrad(strength=0.0).move(energy, xt, t, step, lambda x: _belief(logits, x))
+    moved = Adagrad(strength=0.0).guide_latents(energy, xt, t, step, lambda x: _belief(logits, x))
     assert torch.equal(moved, xt)
 
 
@@ -186,9 +186,9 @@ def test_a_fresh_adagrad_step_goes_along_the_sign() -> None:
     def believe(moved: Tensor) -> GuidanceState:
         return GuidanceState(moved, torch.ones(1), MASK[:, :1], lambda: Denoised(moved, moved))
 
-    moved = guidance.move(lambda b: (b.xt * g).sum((1, 2)), x, torch.full((1,), 0.5), step, believe)
+    moved = guidance.guide_latents(lambda b: (b.xt * g).sum((1, 2)), x, torch.full((1,), 0.5), step, believe)
     torch.testing.assert_close(moved.flatten(), torch.tensor([0.200001, -1.1, 0.0, 1.9]), atol=1e-6, rtol=0)
-    late = guidance.move(lambda b: (b.xt * g).sum((1, 2)), x, torch.full((1,), 0.04), step, believe)
+    late = guidance.guide_latents(lambda b: (b.xt * g).sum((1, 2)), x, torch.full((1,), 0.04), step, believe)
     assert torch.equal(late, x)
 
 
@@ -199,7 +199,7 @@ def test_fresh_optimizers_take_longer_steps_than_one() -> None:
 
     def run(fresh: bool) -> float:
         guidance = Adagrad(fluency=0.0, learning_rate=0.1, inner_steps=3, fresh=fresh)
-        moved = guidance.move(
+        moved = guidance.guide_latents(
             lambda b: b.xt.sum((1, 2)), x, torch.ones(1), step,
             lambda m: GuidanceState(m, torch.ones(1), MASK[:, :1], lambda: Denoised(m, m)),
         )  # fmt: skip

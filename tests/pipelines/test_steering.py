@@ -288,7 +288,7 @@ def test_what_holds_for_one_word_moves_the_words_that_depend_on_it_by_bayes_rule
         xt = xt.requires_grad_()
         free = means(joint, xt)
         mask = torch.ones(1, 4, dtype=torch.bool)
-        followed = steering.guidance.through_denoiser(None, steering.constraint(mask, torch.zeros(1, 4, size)))
+        followed = steering.guidance.denoiser_energy(None, steering.constraint(mask, torch.zeros(1, 4, size)))
         assert followed is not None
         (slope,) = torch.autograd.grad(-followed(GuidanceState(xt, t, mask, lambda: free)).sum(), xt)
     expected = means(joint * told[:, None] + 1e-300, xt).x0
