@@ -7,8 +7,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from diffusionlm.evaluation.text_metrics import unigram_entropy
-from diffusionlm.restaurants.grammar import accepts, tokenize
+from diffusionlm.evaluation.text_metrics import mean_present, unigram_entropy
+from diffusionlm.restaurants.corpus import Restaurants
+from diffusionlm.restaurants.grammar import tokenize
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,10 @@ class GrammarReport:
 
 def grammar_report(texts: Sequence[str], training: Sequence[str], real: Sequence[str]) -> GrammarReport:
     """Compute the report of ``texts``; ``real`` are held-out texts, of which as many are compared."""
-    known = set(training)
-    right = [text for text in texts if accepts(text)]
+    shares = {name: mean_present(metric(texts)) for name, metric in Restaurants().metrics(training).items()}
     return GrammarReport(
-        accepted=len(right) / len(texts),
-        new=sum(text not in known for text in right) / max(len(right), 1),
+        accepted=shares["accepted"] or 0.0,
+        new=shares["new"] or 0.0,
         distinct=len(set(texts)) / len(texts),
         entropy=unigram_entropy(texts),
         entropy_real=unigram_entropy(real[: len(texts)]),
