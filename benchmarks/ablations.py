@@ -1,12 +1,12 @@
-"""What each piece of the recipe is worth on E2E: short runs of equal processor time, one piece changed in each.
+"""Ablations on E2E: short runs with equal CPU time, each with one change of the recipe.
 
     python benchmarks/ablations.py --folder E2E --judge runs/e2e-judge [--minutes 10] [--jobs 2] [ROW ...]
 
-Every row is one change of configs/e2e-small.yaml, trained on one thread for as many minutes of processor time, and asked
-for texts at several temperatures, because a single perplexity is no figure: rows are compared where their texts are as
-diverse as the default's. With ``--settle`` the steps that these minutes hold are only timed; ``--device cuda`` then
-trains so many on a GPU. Rows in ``benchmarks/results/ablations`` are known and not measured again; delete a file to
-measure its row anew. The table goes to stdout.
+Every row is one change of configs/e2e-small.yaml, trained on one thread with the same CPU time and sampled at several
+temperatures. Rows are compared at the entropy of the default's samples, because repetitive samples have a low perplexity
+too. ``--time-only`` computes how many steps the CPU time allows and does not train; ``--device cuda`` then trains as many on
+a GPU. Rows in ``benchmarks/results/ablations`` are not measured again; delete a row's file to measure it again. The table
+goes to stdout.
 """
 
 from __future__ import annotations
@@ -18,7 +18,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from measure import ROOT, TEMPERATURES, arguments, asked, check, every, exit_status, file_name, kept, trained
+from measure import (
+    ROOT,
+    TEMPERATURES,
+    argument_parser,
+    check,
+    exit_status,
+    file_name,
+    load_or_measure,
+    parse_options,
+    run_rows,
+    train_or_resume,
+)
 
 from diffusionlm.evaluation.benchmark import BenchmarkRunner, EvaluationConfig
 from diffusionlm.evaluation.report import Report
@@ -28,21 +39,21 @@ from diffusionlm.pipelines.base import saved_sampling
 from diffusionlm.training.run import RunConfig, read_config
 
 BASE = ROOT / "configs" / "e2e-small.yaml"
-CORRECTED = (1.1, 1.2, 1.3, 1.4)  # corrections sharpen what they correct
-MIDDLE = 1.3
-# All texts cost 32 evaluations: what a piece makes impossible, or dear (a sweep of corrections of a network that reads each
-# word's own vector takes eleven), goes into steps.
-READING = {
+TEMPERATURES_WITH_SWEEPS = (1.1, 1.2, 1.3, 1.4)  # higher, because refinement sweeps sharpen the distribution
+REFERENCE_TEMPERATURE = 1.3
+# Every sample takes 32 network evaluations. Where a change rules out refinement sweeps or self-conditioning passes, or makes
+# them expensive (a sweep of the transformer backbone takes eleven evaluations), these evaluations are sampling steps instead.
+TRANSFORMER = {
     "model.backbone": "{name: transformer, layers: 5, width: 192, heads: 6, dropout: 0.1}",
     "sampling.steps": "10",
     "sampling.sweeps": "1",
 }
 PADDED = {"model.explicit_length": "false", "sampling.sweeps": "0", "sampling.steps": "16"}
-STEPS = {"model.schedule": "sqrt", "model.self_conditioning": "false", "sampling.passes": "1", "sampling.steps": "32"}
-VECTORS = {  # what regression needs: a network that reads all, steps of time, padded texts, no logits in sampling
-    **READING,
+SQRT = {"model.schedule": "sqrt", "model.self_conditioning": "false", "sampling.passes": "1", "sampling.steps": "32"}
+REGRESSION = {  # x0 regression requires: attention to all inputs, a schedule over t, padded texts, sampling without logits
+    **TRANSFORMER,
     **PADDED,
-    **STEPS,
+    **SQRT,
     "model.prediction": "x0",
     "objective": "regression",
     "sampling.temperature": "1",
@@ -50,59 +61,65 @@ VECTORS = {  # what regression needs: a network that reads all, steps of time, p
 }
 ROWS: dict[str, dict[str, str]] = {
     "default": {},
-    "a network that reads each word's own vector": READING,
-    "clozes of which all words may be hidden": {"objective.cloze_hidden": "1"},
-    "without clozes": {"objective.cloze_share": "0"},
+    "backbone with own input (transformer)": TRANSFORMER,
+    "cloze with up to 100 % hidden": {"objective.cloze_hidden": "1"},
+    "without masked-token prediction (cloze)": {"objective.cloze_share": "0"},
     "dimension 16": {"model.dimension": "16"},
     "dimension 64": {"model.dimension": "64"},
-    "AdamW alone": {"training.optimizer": "{name: adamw, learning_rate: 0.004, betas: [0.9, 0.98], weight_decay: 0.01}"},
-    "one noise level a text": {"objective.mixed_share": "0"},
-    "noise levels by position in 50 % of the texts": {"objective.mixed_share": "0.5"},
+    "AdamW instead of Muon": {
+        "training.optimizer": "{name: adamw, learning_rate: 0.004, betas: [0.9, 0.98], weight_decay: 0.01}"
+    },
+    "one noise level per text": {"objective.mixed_share": "0"},
+    "noise levels per position in 50 % of the texts": {"objective.mixed_share": "0.5"},
     "without self-conditioning": {"model.self_conditioning": "false", "sampling.passes": "1", "sampling.steps": "26"},
     "padded, no explicit length": PADDED,
     "random frozen word vectors": {"model.cooccurrence": "0", "model.embedding": "frozen"},
     "sqrt schedule": {"model.schedule": "sqrt"},
-    "without evidence as input": {"model.evidence_input": "false"},
-    "without co-occurrence": {"model.cooccurrence": "0"},
-    "without neighbours": {"model.backbone.neighbours": "0"},
-    "noise drawn from the learned density itself": {"model.schedule.training_shift": "0"},
-    "word vectors as fast as the rest": {"training.optimizer.word_learning_rate": "0.008"},
-    "reading network, without evidence in the logits": {**READING, "model.evidence": "0"},
-    "reading network, without evidence": {**READING, "model.evidence": "0", "model.evidence_input": "false"},
-    "reading network, sqrt schedule, padded, no self-conditioning": {**READING, **PADDED, **STEPS},  # beside the next two
-    "x0 regression, padded": VECTORS,
-    "x0 regression, padded, free word vectors": {**VECTORS, "model.embedding": "free"},  # the paper's objective
+    "without token likelihood term as input": {"model.evidence_input": "false"},
+    "word vectors not initialised from co-occurrence": {"model.cooccurrence": "0"},
+    "without depthwise convolution": {"model.backbone.neighbours": "0"},
+    "no training shift of the schedule": {"model.schedule.training_shift": "0"},
+    "same learning rate for word vectors": {"training.optimizer.word_learning_rate": "0.008"},
+    "transformer, without token likelihood term in the logits": {**TRANSFORMER, "model.evidence": "0"},
+    "transformer, without token likelihood term": {**TRANSFORMER, "model.evidence": "0", "model.evidence_input": "false"},
+    "transformer, sqrt schedule, padded, no self-conditioning": {
+        **TRANSFORMER,
+        **PADDED,
+        **SQRT,
+    },  # for comparison with the next two
+    "x0 regression, padded": REGRESSION,
+    "x0 regression, padded, free word vectors": {**REGRESSION, "model.embedding": "free"},  # the objective of Diffusion-LM
 }
 
 
 def config_of(row: str, folder: str) -> RunConfig:
-    """Return a row's run on E2E in ``folder``, its steps not settled yet."""
+    """Return a row's training config for the E2E corpus in ``folder``; the number of steps is set later."""
     return read_config([BASE], [("data.corpus.folder", json.dumps(folder)), *ROWS[row].items()])
 
 
-def run_of(row: str, options: argparse.Namespace) -> Path:
-    """Return where a row is trained."""
-    return Path(options.runs) / "ablations" / options.length / file_name(row)
+def run_folder(row: str, options: argparse.Namespace) -> Path:
+    """Return the folder in which a row is trained."""
+    return Path(options.runs) / "ablations" / options.budget / file_name(row)
 
 
-def measured(row: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Train and judge one row; return its figures."""
+def measure_row(row: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Train and evaluate one row; return its result as JSON."""
     config = config_of(row, options.folder)
-    run = run_of(row, options)
-    trained(config, run, options)
-    report = judged(run, config, options)
+    run = run_folder(row, options)
+    train_or_resume(config, run, options)
+    report = evaluate_run(run, config, options)
     (system,) = (name for name, about in report.systems.items() if about["folder"] == str(run))
     about = report.systems[system]
-    real, *points = report.rows
+    reference, *points = report.rows
     return {
         "row": row,
         "changes": ROWS[row],
-        "asked": options.length,
+        "budget": options.budget,
         "seed": config.training.seed,
         **{name: value for name, value in about.items() if name.startswith("training_") or name == "parameters"},
         "texts": options.texts,
         "judge": report.about["judge_fingerprint"],
-        "real": {"judge_perplexity": real.judge_perplexity, "entropy": real.diversity.entropy},
+        "reference": {"judge_perplexity": reference.judge_perplexity, "entropy": reference.diversity.entropy},
         "points": [
             {
                 "temperature": point.temperature,
@@ -124,98 +141,98 @@ def measured(row: str, options: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def judged(run: Path, config: RunConfig, options: argparse.Namespace) -> Report:
-    """Judge a run's texts at each temperature beside real text, and bound its likelihood; resumed in its folder."""
-    temperatures = CORRECTED if saved_sampling(run).sweeps else TEMPERATURES
-    asking = EvaluationConfig(temperatures=temperatures, count=options.texts, bound_texts=options.bound_texts)
-    judging = BenchmarkRunner.prepare(
-        options.judge, config.data.corpus, asking, run / "evaluation", options.device, quiet=False
+def evaluate_run(run: Path, config: RunConfig, options: argparse.Namespace) -> Report:
+    """Evaluate a run's samples at each temperature, the reference texts and the likelihood bounds; resume in its folder."""
+    temperatures = TEMPERATURES_WITH_SWEEPS if saved_sampling(run).sweeps else TEMPERATURES
+    settings = EvaluationConfig(temperatures=temperatures, count=options.texts, bound_texts=options.bound_texts)
+    runner = BenchmarkRunner.prepare(
+        options.judge, config.data.corpus, settings, run / "evaluation", options.device, quiet=False
     )
     pipeline = open_pipeline(run, options.device)
-    system = judging.report.enter_model(run, (), pipeline.model)
-    real = next(judging.reference_jobs())  # the judge's own samples would be the same in every row
-    judging.run([real, *judging.model_jobs(system, pipeline, (), "fp32"), *judging.likelihood_jobs(system, pipeline)])
-    return judging.report
+    system = runner.report.enter_model(run, (), pipeline.model)
+    reference = next(runner.reference_jobs())  # without the judge's own samples, which would be the same in every row
+    runner.run([reference, *runner.model_jobs(system, pipeline, (), "fp32"), *runner.likelihood_jobs(system, pipeline)])
+    return runner.report
 
 
-def table(found: Sequence[dict[str, Any]]) -> str:
-    """Return the rows as a table in Markdown, compared at the default's entropy."""
-    shown = sorted({*TEMPERATURES, *CORRECTED})
-    default = next((row for row in found if row["row"] == "default"), None)
-    anchor = None if default is None else at(default, MIDDLE)["entropy"]
-    real = found[0]["real"]
-    columns = ["", "steps", "tokens", "CPU s", *(f"t {t:g}" for t in shown)]
-    columns += ["at equal entropy", "unique", "copied", "nats a token", "in turn"]
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the rows as a Markdown table, compared at the entropy of the default's samples."""
+    temperatures = sorted({*TEMPERATURES, *TEMPERATURES_WITH_SWEEPS})
+    default = next((row for row in rows if row["row"] == "default"), None)
+    entropy = None if default is None else nearest_point(default, REFERENCE_TEMPERATURE)["entropy"]
+    reference = rows[0]["reference"]
+    columns = ["", "steps", "tokens", "CPU s", *(f"t {t:g}" for t in temperatures)]
+    columns += ["at equal entropy", "unique", "copied", "joint bound", "any-order bound"]
     lines = [
-        "Judge perplexity (entropy of the words, nats) of "
-        f"{found[0]['texts']} texts at each temperature t; real text: {real['judge_perplexity']:.2f} ({real['entropy']:.3f}).",
+        f"Judge perplexity (unigram entropy of the words, nats) of {rows[0]['texts']} samples at each temperature t;"
+        f" reference texts: {reference['judge_perplexity']:.2f} ({reference['entropy']:.3f}).",
         ""
-        if anchor is None
-        else f"At equal entropy: {anchor:.3f} nats, the default's at t {MIDDLE:g}; log-linear between the"
-        " row's temperatures, - beyond them.",
-        f"Unique texts and copies of training texts: at t {MIDDLE:g}, or the only one. Nats a token: an upper bound, of words"
-        " that leave the noise together or in turn.",
+        if entropy is None
+        else f"At equal entropy: judge perplexity at {entropy:.3f} nats, the default's entropy at t {REFERENCE_TEMPERATURE:g};"
+        " log-linear between the row's temperatures, - outside their range.",
+        f"Unique samples and copies of training texts: at t {REFERENCE_TEMPERATURE:g}, or at the row's only temperature."
+        " Bounds: upper bounds of -log p, nats per token.",
         "",
         "| " + " | ".join(columns) + " |",
         "|---" + "|---:" * (len(columns) - 1) + "|",
     ]
-    return "\n".join([*lines, *("| " + " | ".join(cells(row, shown, anchor)) + " |" for row in found)])
+    return "\n".join([*lines, *("| " + " | ".join(cells(row, temperatures, entropy)) + " |" for row in rows)])
 
 
-def at(row: dict[str, Any], temperature: float) -> dict[str, Any]:
-    """Return a row's figures at the temperature nearest to ``temperature``."""
+def nearest_point(row: dict[str, Any], temperature: float) -> dict[str, Any]:
+    """Return a row's measurements at the temperature nearest to ``temperature``."""
     nearest: dict[str, Any] = min(row["points"], key=lambda point: abs(point["temperature"] - temperature))
     return nearest
 
 
-def cells(row: dict[str, Any], temperatures: Sequence[float], anchor: float | None) -> list[str]:
-    """Return a row's cells."""
-    known = {p["temperature"]: f"{p['judge_perplexity']:.2f} ({p['entropy']:.3f})" for p in row["points"]}
-    line = [(p["entropy"], p["judge_perplexity"]) for p in row["points"]]
-    equal = None if anchor is None else at_entropy(line, anchor)
-    bounds = {one["orders"] > 0: f"{one['nats_per_token']:.3f} ± {one['error']:.3f}" for one in row["likelihoods"]}
+def cells(row: dict[str, Any], temperatures: Sequence[float], entropy: float | None) -> list[str]:
+    """Return a row's cells of the table; ``entropy`` is the entropy of the comparison at equal entropy."""
+    perplexities = {p["temperature"]: f"{p['judge_perplexity']:.2f} ({p['entropy']:.3f})" for p in row["points"]}
+    frontier = [(p["entropy"], p["judge_perplexity"]) for p in row["points"]]
+    compared = None if entropy is None else at_entropy(frontier, entropy)
+    bounds = {bound["orders"] > 0: f"{bound['nats_per_token']:.3f} ± {bound['error']:.3f}" for bound in row["likelihoods"]}
     return [
         row["row"],
         f"{row['training_steps']:,}",
         f"{row['training_tokens'] / 1e6:.2f} M",
         f"{row['training_processor_seconds']:.0f}",
-        *(known.get(t, "-") for t in temperatures),
-        "-" if equal is None else f"{equal:.2f}",
-        f"{at(row, MIDDLE)['unique']:.1%}",
-        f"{at(row, MIDDLE)['copied']:.1%}",
-        *(bounds.get(in_turn, "-") for in_turn in (False, True)),
+        *(perplexities.get(t, "-") for t in temperatures),
+        "-" if compared is None else f"{compared:.2f}",
+        f"{nearest_point(row, REFERENCE_TEMPERATURE)['unique']:.1%}",
+        f"{nearest_point(row, REFERENCE_TEMPERATURE)['copied']:.1%}",
+        *(bounds.get(any_order, "-") for any_order in (False, True)),
     ]
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Measure the rows that are missing, and print the table of all that are known."""
-    options = asked(arguments(__doc__, list(ROWS), minutes=10), list(ROWS), words)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure the rows that have no result yet, and print the table of all results."""
+    options = parse_options(argument_parser(__doc__, list(ROWS), minutes=10), list(ROWS), arguments)
     results = Path(options.results) / "ablations"
-    paths = {row: results / f"{file_name(row)}-{options.length}.json" for row in options.rows}
-    logs = Path(options.runs) / "ablations" / options.length
+    paths = {row: results / f"{file_name(row)}-{options.budget}.json" for row in options.rows}
+    logs = Path(options.runs) / "ablations" / options.budget
 
-    def make(row: str) -> None:
-        if options.settle:
-            trained(config_of(row, options.folder), run_of(row, options), options)
+    def run_row(row: str) -> None:
+        if options.time_only:
+            train_or_resume(config_of(row, options.folder), run_folder(row, options), options)
         else:
-            kept(paths[row], lambda: measured(row, options))
+            load_or_measure(paths[row], lambda: measure_row(row, options))
 
     def measure_missing() -> list[str]:
-        if not options.alone:
+        if not options.worker:
             check(config_of("default", options.folder).data.corpus, options)
         missing = [row for row, path in paths.items() if not path.exists()]
-        if known := len(paths) - len(missing):
-            print(f"{known} of {len(paths)} rows are measured already, in {results}", file=sys.stderr)
-        return every(missing, __file__, options, make, logs)
+        if measured := len(paths) - len(missing):
+            print(f"{measured} of {len(paths)} rows are already measured, in {results}", file=sys.stderr)
+        return run_rows(missing, __file__, options, run_row, logs)
 
-    def show() -> None:
-        found = [json.loads(path.read_text()) for path in paths.values() if path.exists()]
-        if counts := {row["texts"] for row in found} - {options.texts}:
-            print(f"rows of {', '.join(map(str, sorted(counts)))} texts are among them, kept from before", file=sys.stderr)
-        if found and not options.alone:
-            print(table(found), flush=True)
+    def print_table() -> None:
+        rows = [json.loads(path.read_text()) for path in paths.values() if path.exists()]
+        if counts := {row["texts"] for row in rows} - {options.texts}:
+            print(f"--texts {options.texts}: saved rows have {', '.join(map(str, sorted(counts)))} samples", file=sys.stderr)
+        if rows and not options.worker:
+            print(table(rows), flush=True)
 
-    return exit_status(measure_missing, show)
+    return exit_status(measure_missing, print_table)
 
 
 if __name__ == "__main__":

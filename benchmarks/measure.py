@@ -1,8 +1,8 @@
-"""What the benchmarks share: runs of so many minutes of one thread's time, several at once, and results that are kept.
+"""Shared code of the benchmarks: training with a budget of CPU time, parallel processes and saved results.
 
-A run's steps are fixed before it starts, so that its own steps are timed first. Minutes are the processor's, not the
-clock's: what else the machine does then changes no row much. Whatever was stopped goes on with the same command. Runs
-whose steps are settled (``--settle``) may be trained elsewhere, on a GPU: so many steps are what the minutes hold.
+A run's number of steps is fixed before training, by timing a few of its steps on one thread. The budget is CPU time, not
+wall-clock time, so other jobs on the machine change the number little. After an interruption the same command resumes.
+With ``--time-only`` the number of steps is computed and saved without training, so that a GPU can train as many steps.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ TIMED_STEPS, IGNORED_STEPS = 40, 10
 TEMPERATURES = (0.9, 1.0, 1.1, 1.2)
 
 
-def seconds_a_step(config: RunConfig) -> float:
-    """Time a few steps of a run on one thread; return the processor's seconds a step, the first steps left out.
+def seconds_per_step(config: RunConfig) -> float:
+    """Train a few steps on one thread and return the CPU seconds per step, without the first steps.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C stopped them.
+        KeyboardInterrupt: Ctrl-C stopped the training.
     """
     never = 10**9
     training = replace(
@@ -55,10 +55,10 @@ def seconds_a_step(config: RunConfig) -> float:
     return float(seconds[-1] - seconds[0]) / (TIMED_STEPS - IGNORED_STEPS)
 
 
-def of_steps(config: RunConfig, steps: int) -> RunConfig:
-    """Return a run of ``steps`` on one thread (a multiple of 50 of them, where there are so many)."""
+def with_steps(config: RunConfig, steps: int) -> RunConfig:
+    """Return ``config`` with ``steps`` training steps on one thread; 50 steps or more are rounded down to a multiple of 50."""
     log_every = min(50, steps)
-    steps -= steps % log_every  # the log's last row is then the last step's
+    steps -= steps % log_every  # so that the last step is logged
     training = replace(
         config.training, steps=steps, threads=1, log_every=log_every, evaluate_every=steps, sample_every=steps,
         save_every=max(1, steps // 4),
@@ -66,51 +66,51 @@ def of_steps(config: RunConfig, steps: int) -> RunConfig:
     return replace(config, training=training)
 
 
-def of_minutes(config: RunConfig, minutes: float) -> RunConfig:
-    """Return a run on one thread of as many steps as fit in ``minutes`` of the processor."""
-    return of_steps(config, max(1, int(minutes * 60 / seconds_a_step(config))))
+def with_minutes(config: RunConfig, minutes: float) -> RunConfig:
+    """Return ``config`` with as many training steps as one thread computes in ``minutes`` of CPU time."""
+    return with_steps(config, max(1, int(minutes * 60 / seconds_per_step(config))))
 
 
-def trained(config: RunConfig, folder: Path, options: argparse.Namespace) -> None:
-    """Train in ``folder`` for ``options.steps`` or ``options.minutes``; a run that is there goes on as it began.
+def train_or_resume(config: RunConfig, folder: Path, options: argparse.Namespace) -> None:
+    """Train in ``folder`` for ``options.steps`` or ``options.minutes``; an existing run resumes with its saved config.
 
     Raises:
-        UserError: minutes of the processor cannot be timed on another device.
-        KeyboardInterrupt: Ctrl-C stopped it after a step.
+        UserError: the number of steps is not known and cannot be timed, because the device is not the CPU.
+        KeyboardInterrupt: Ctrl-C stopped the training.
     """
     torch.set_num_threads(1)
     if (folder / "config.yaml").exists():
         config = read_config([folder / "config.yaml"])
     elif options.steps:
-        config = of_steps(config, options.steps)
+        config = with_steps(config, options.steps)
     elif options.device == "cpu":
-        config = of_minutes(config, options.minutes)
+        config = with_minutes(config, options.minutes)
     else:
-        raise UserError(f"{folder}: not settled; call with --settle and --device cpu first, or say --steps")
-    if options.settle:
+        raise UserError(f"{folder}: unknown number of steps; first run with --time-only --device cpu, or give --steps")
+    if options.time_only:
         claim(config, folder)
     elif not train(config, folder, write_samples=False):
         raise KeyboardInterrupt
 
 
-def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return the figures in ``path``; where there are none yet they are made, and written with the machine's description."""
+def load_or_measure(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return the result in ``path``; if there is no such file, call ``measure`` and save its result with the machine's data."""
     if not path.exists():
-        write_text(path, json.dumps({**make(), "machine": machine()}, indent=2, ensure_ascii=False) + "\n")
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
+        write_text(path, json.dumps({**measure(), "machine": machine()}, indent=2, ensure_ascii=False) + "\n")
+    result: dict[str, Any] = json.loads(path.read_text())
+    return result
 
 
 def file_name(row: str) -> str:
-    """Return what a row's folder and files are called."""
-    return re.sub(r"\W+", "-", row)
+    """Return the name of a row's folder and files: its label with hyphens for all but letters, digits and underscores."""
+    return re.sub(r"\W+", "-", row).strip("-")
 
 
 def in_processes(commands: Mapping[str, Sequence[str]], jobs: int, logs: Path, device: str = "cpu") -> list[str]:
     """Run named commands, ``jobs`` at a time and each on one thread; return the names of those that failed.
 
-    What they say goes to ``logs``. After Ctrl-C, which they get as well, no other is started, and this waits for those
-    that run to save where they are.
+    Their output goes to ``logs``. After Ctrl-C, which the running commands receive as well, no other command is started,
+    and the function waits until the running ones have saved their checkpoints.
     """
     logs.mkdir(parents=True, exist_ok=True)
     failed = []
@@ -119,7 +119,7 @@ def in_processes(commands: Mapping[str, Sequence[str]], jobs: int, logs: Path, d
         with (logs / f"{file_name(name)}.log").open("w") as log:
             env = {**os.environ, "OMP_NUM_THREADS": "1"}
             if device == "cpu":
-                env["CUDA_VISIBLE_DEVICES"] = ""  # what is timed is the processor
+                env["CUDA_VISIBLE_DEVICES"] = ""  # CPU time is measured, so no GPU may be used
             return subprocess.run(commands[name], stdout=log, stderr=log, env=env, check=False).returncode
 
     with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(commands), unit="row", disable=not commands) as bar:
@@ -131,70 +131,83 @@ def in_processes(commands: Mapping[str, Sequence[str]], jobs: int, logs: Path, d
                     failed.append(running[future])
                     tqdm.write(f"{running[future]}: failed; see {logs}/{file_name(running[future])}.log", file=sys.stderr)
         except KeyboardInterrupt:
-            print("\nstopping; what is finished is kept, and the same command goes on", file=sys.stderr)
+            print("\nstopping; finished rows are saved, and the same command resumes", file=sys.stderr)
             for future in running:
                 future.cancel()
             raise
     return failed
 
 
-def arguments(description: str | None, rows: Sequence[str], minutes: float) -> argparse.ArgumentParser:
-    """Return a parser of what the benchmarks on E2E are asked."""
+def argument_parser(description: str | None, rows: Sequence[str], minutes: float) -> argparse.ArgumentParser:
+    """Return the command-line parser that the benchmarks on E2E share."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "rows", nargs="*", metavar="ROW", help=("all of them, or some of: " + "; ".join(rows)).replace("%", "%%")
+        "rows", nargs="*", metavar="ROW", help=("rows to measure (default: all): " + "; ".join(rows)).replace("%", "%%")
     )
-    parser.add_argument("--folder", required=True, help="of E2E's trainset.csv, devset.csv and testset_w_refs.csv")
-    parser.add_argument("--judge", required=True, help="the run of configs/e2e-judge.yaml, or any causal language model")
-    parser.add_argument("--minutes", type=float, default=minutes, help="of one thread, for each training (%(default)s)")
-    parser.add_argument("--steps", type=int, help="train exactly so many steps, whatever the time")
-    parser.add_argument("--texts", type=int, default=500, help="to write at each setting (%(default)s)")
-    parser.add_argument("--bound-texts", type=int, default=100, help="real texts whose likelihood is bounded (%(default)s)")
-    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time; 0 is one, in this process (%(default)s)")
-    parser.add_argument("--device", default="cpu", help="what trains and writes; minutes stay a processor's (%(default)s)")
-    parser.add_argument("--settle", action="store_true", help="time the rows' steps on this processor, and train nothing yet")
-    parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)  # one row's process, started by ``every``
-    parser.add_argument("--runs", default="runs/benchmarks", help="where the trained models go (%(default)s)")
-    parser.add_argument("--results", default=str(RESULTS), help="where the figures go (%(default)s)")
+    parser.add_argument("--folder", required=True, help="folder with E2E's trainset.csv, devset.csv and testset_w_refs.csv")
+    parser.add_argument(
+        "--judge", required=True, help="judge LM: a run of configs/e2e-judge.yaml, or any causal language model"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=minutes, help="CPU time of each training run, one thread (%(default)s)"
+    )
+    parser.add_argument("--steps", type=int, help="number of training steps, instead of --minutes")
+    parser.add_argument("--texts", type=int, default=500, help="samples per setting (%(default)s)")
+    parser.add_argument("--bound-texts", type=int, default=100, help="held-out texts for the likelihood bounds (%(default)s)")
+    parser.add_argument("--jobs", type=int, default=2, help="parallel training runs; 0: one, in this process (%(default)s)")
+    parser.add_argument(
+        "--device", default="cpu", help="device of training and sampling; --minutes are always CPU time (%(default)s)"
+    )
+    parser.add_argument(
+        "--time-only", action="store_true", help="time the steps on this CPU and save their number; do not train"
+    )
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)  # set by ``run_rows`` in one row's process
+    parser.add_argument("--runs", default="runs/benchmarks", help="folder of the trained models (%(default)s)")
+    parser.add_argument("--results", default=str(RESULTS), help="folder of the results (%(default)s)")
     return parser
 
 
-def asked(parser: argparse.ArgumentParser, rows: Sequence[str], words: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line; ``length`` names what is trained for, such as 10-minutes."""
-    options = parser.parse_args(words)
+def parse_options(parser: argparse.ArgumentParser, rows: Sequence[str], arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse and check the command line; ``budget`` names the training budget, such as 10-minutes."""
+    options = parser.parse_args(arguments)
     if unknown := [row for row in options.rows if row not in rows]:
-        parser.error(f"no row is called {unknown[0]!r}: choose from {', '.join(rows)}")
+        parser.error(f"unknown row {unknown[0]!r}; choose from {', '.join(rows)}")
     for name in ("minutes", "steps"):
         if (value := getattr(options, name)) is not None and value <= 0:
             parser.error(f"--{name}: expected more than 0, got {value}")
     if options.jobs < 0:
         parser.error(f"--jobs: expected 0 or more, got {options.jobs}")
     options.rows = options.rows or list(rows)
-    options.length = f"{options.steps}-steps" if options.steps else f"{options.minutes:g}-minutes"
+    options.budget = f"{options.steps}-steps" if options.steps else f"{options.minutes:g}-minutes"
     return options
 
 
 def check(corpus: Corpus, options: argparse.Namespace) -> None:
-    """Find mistakes before anything is trained for minutes. Raises UserError: the judge, the data or a number is wrong."""
-    asking = EvaluationConfig(count=options.texts, bound_texts=options.bound_texts)
-    BenchmarkRunner.prepare(options.judge, corpus, asking, None, options.device, quiet=True)
+    """Raise UserError if the judge LM, the corpus or an option is wrong, before any training starts."""
+    config = EvaluationConfig(count=options.texts, bound_texts=options.bound_texts)
+    BenchmarkRunner.prepare(options.judge, corpus, config, None, options.device, quiet=True)
 
 
-def every(rows: Sequence[str], script: str, options: argparse.Namespace, make: Callable[[str], Any], logs: Path) -> list[str]:
-    """Call ``make`` for each row, or the same script for one row each in processes of its own; return which failed."""
-    if options.jobs and not options.alone:
+def run_rows(
+    rows: Sequence[str], script: str, options: argparse.Namespace, run_row: Callable[[str], Any], logs: Path
+) -> list[str]:
+    """Call ``run_row`` for each row, or run ``script`` in one process per row (``--jobs``); return the rows that failed."""
+    if options.jobs and not options.worker:
         names = ("folder", "judge", "minutes", "steps", "texts", "bound_texts", "device", "runs", "results")
         given = {name.replace("_", "-"): value for name in names if (value := getattr(options, name)) is not None}
-        flags = [*(f"--{name}={value}" for name, value in given.items()), *["--settle"] * options.settle]
-        commands = {row: [sys.executable, script, "--alone", *flags, row] for row in rows}
+        flags = [*(f"--{name}={value}" for name, value in given.items()), *["--time-only"] * options.time_only]
+        commands = {row: [sys.executable, script, "--worker", *flags, row] for row in rows}
         return in_processes(commands, options.jobs, logs, options.device)
     for row in rows:
-        make(row)
+        run_row(row)
     return []
 
 
 def exit_status(run: Callable[[], list[str] | None], finish: Callable[[], None] | None = None) -> int:
-    """Run, then finish with what there is; return 0, 1 where rows failed, 2 for a user's mistake, 130 after Ctrl-C."""
+    """Call ``run``, then ``finish``; return the exit status: 0, 1 if rows failed, 2 after a user's error, 130 after Ctrl-C.
+
+    ``finish`` is also called after Ctrl-C, with the results that there are, but not after a user's error.
+    """
     try:
         status = 1 if run() else 0
     except UserError as error:
@@ -203,7 +216,7 @@ def exit_status(run: Callable[[], list[str] | None], finish: Callable[[], None] 
     except LookupError as error:
         if not (missing := re.search(r"nltk\.download\('(\w+)'\)", str(error))):
             raise
-        print(f"NLTK_DATA: NLTK's {missing[1]} is neither there nor where NLTK keeps its own; download it", file=sys.stderr)
+        print(f"NLTK_DATA: NLTK's {missing[1]} is neither there nor in NLTK's default folders; download it", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         status = 130

@@ -1,4 +1,4 @@
-"""The benchmarks: their rows are what they say, a row is measured once, and what is stopped keeps what is finished."""
+"""The scripts of benchmarks/: every row is a valid config, a row is measured once, and an interrupt keeps finished rows."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("row", CONFIGS)
-def test_every_row_is_a_run_whose_texts_can_be_asked_for(row: str) -> None:
+def test_every_row_is_a_config_that_can_be_trained_and_sampled(row: str) -> None:
     config = CONFIGS[row]
     texts = restaurant_texts(20)
     tokenizer = Words().make(texts)
@@ -45,14 +45,14 @@ def test_every_row_is_a_run_whose_texts_can_be_asked_for(row: str) -> None:
 
 
 @pytest.mark.parametrize("rows", [ablations.ROWS, e2e.ROWS, embedded.ROWS], ids=["ablations", "e2e", "embedded"])
-def test_no_row_is_like_another(rows: dict[str, object]) -> None:
+def test_no_two_rows_have_the_same_config_or_file_name(rows: dict[str, object]) -> None:
     name = next(name for name, module in sys.modules.items() if getattr(module, "ROWS", None) is rows)
     plain = [json.dumps(to_plain(config)) for row, config in CONFIGS.items() if row.startswith(f"{name}, ")]
     assert len(set(plain)) == len(plain) == len(rows)
     assert len({measure.file_name(row) for row in rows}) == len(rows)
 
 
-def test_the_recipes_that_are_compared_share_network_and_data() -> None:
+def test_the_compared_recipes_have_the_same_network_and_data() -> None:
     ours, masked, paper = (to_plain(e2e.config_of(row, "folder")) for row in e2e.ROWS)
     assert ours["model"]["backbone"] == masked["model"]["backbone"] == paper["model"]["backbone"]
     assert ours["data"] == masked["data"] == paper["data"]
@@ -60,7 +60,7 @@ def test_the_recipes_that_are_compared_share_network_and_data() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a corpus in the form of E2E's, and a judge's run on it."""
+    """Return a folder with a corpus in E2E's format and the run of a judge LM."""
     folder = tmp_path_factory.mktemp("e2e")
     texts = restaurant_texts(240, "train")
     for name, part in (("trainset", texts[:200]), ("devset", texts[200:230]), ("testset_w_refs", texts[230:])):
@@ -76,104 +76,106 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def words(folder: Path, tmp_path: Path, *rows: str) -> list[str]:
-    asked = ["--steps", "2", "--texts", "3", "--bound-texts", "2", "--jobs", "0"]
-    asked += ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
-    return ["--folder", str(folder), "--judge", str(folder / "judge"), *asked, *rows]
+def arguments(folder: Path, tmp_path: Path, *rows: str) -> list[str]:
+    options = ["--steps", "2", "--texts", "3", "--bound-texts", "2", "--jobs", "0"]
+    options += ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    return ["--folder", str(folder), "--judge", str(folder / "judge"), *options, *rows]
 
 
-def test_a_row_is_measured_once_and_shown_beside_others(
+def test_a_row_is_measured_once_and_printed_in_the_table(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert ablations.main(words(folder, tmp_path, "default")) == 0
+    assert ablations.main(arguments(folder, tmp_path, "default")) == 0
     path = tmp_path / "results" / "ablations" / "default-2-steps.json"
-    before, found = path.stat().st_mtime_ns, json.loads(path.read_text())
-    assert (found["row"], found["changes"], found["training_steps"], found["seed"]) == ("default", {}, 2, 0)
-    assert [point["temperature"] for point in found["points"]] == [1.1, 1.2, 1.3, 1.4]
-    assert all(point["steps"] == 13 and point["judge_perplexity"] > 1 for point in found["points"])
-    assert found["training_tokens"] > 1000 and found["training_processor_seconds"] > 0
-    assert [(one["orders"], one["texts"]) for one in found["likelihoods"]] == [(0, 2), (8, 2)]
-    assert found["machine"]["threads"] == 1
+    before, result = path.stat().st_mtime_ns, json.loads(path.read_text())
+    assert (result["row"], result["changes"], result["training_steps"], result["seed"]) == ("default", {}, 2, 0)
+    assert [point["temperature"] for point in result["points"]] == [1.1, 1.2, 1.3, 1.4]
+    assert all(point["steps"] == 13 and point["judge_perplexity"] > 1 for point in result["points"])
+    assert result["training_tokens"] > 1000 and result["training_processor_seconds"] > 0
+    assert [(one["orders"], one["texts"]) for one in result["likelihoods"]] == [(0, 2), (8, 2)]
+    assert result["machine"]["threads"] == 1
     assert "| default | 2 | 0.00 M |" in capsys.readouterr().out
-    other = {**found, "row": "dimension 16", "points": [{**p, "entropy": p["entropy"] + 9} for p in found["points"]]}
+    other = {**result, "row": "dimension 16", "points": [{**p, "entropy": p["entropy"] + 9} for p in result["points"]]}
     (path.parent / "dimension-16-2-steps.json").write_text(json.dumps({**other, "likelihoods": []}))
-    assert ablations.main(words(folder, tmp_path, "default", "dimension 16")) == 0
-    said = capsys.readouterr()
-    assert "2 of 2 rows are measured already" in said.err and path.stat().st_mtime_ns == before
-    *_, first, second = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.out.splitlines()]
-    point = found["points"][2]
-    assert first[0] == "default" and first[10] == f"{point['judge_perplexity']:.2f}"  # at its own entropy
+    assert ablations.main(arguments(folder, tmp_path, "default", "dimension 16")) == 0
+    output = capsys.readouterr()
+    assert "2 of 2 rows are already measured" in output.err and path.stat().st_mtime_ns == before
+    *_, first, second = [[cell.strip() for cell in line.split("|")[1:-1]] for line in output.out.splitlines()]
+    point = result["points"][2]
+    assert first[0] == "default" and first[10] == f"{point['judge_perplexity']:.2f}"  # the reference entropy is its own
     assert first[8] == f"{point['judge_perplexity']:.2f} ({point['entropy']:.3f})"
     assert second[0] == "dimension 16" and (second[10], *second[13:]) == ("-", "-", "-")
 
 
-def test_the_recipes_are_trained_and_judged_together(
+def test_the_recipes_are_trained_and_evaluated_in_one_report(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(e2e, "EVALUATIONS", (2, 6))  # of two passes a step
+    monkeypatch.setattr(e2e, "EVALUATIONS", (2, 6))  # with two self-conditioning passes per step
     monkeypatch.setattr(e2e, "TEMPERATURES", (1.0,))
-    assert e2e.main(words(folder, tmp_path, "ours", "masked")) == 0
+    assert e2e.main(arguments(folder, tmp_path, "ours", "masked")) == 0
     table = capsys.readouterr().out
     out = tmp_path / "results" / "e2e-2-steps"
     assert table == (out / "table.txt").read_text()
     report = json.loads((out / "evaluation.json").read_text())
-    asked = {(row["system"], row["steps"]) for row in report["rows"] if row["kind"] == "model"}
-    assert asked == {("ours", 16), ("masked", 32), ("ours", 1), ("ours", 3)}
+    settings = {(row["system"], row["steps"]) for row in report["rows"] if row["kind"] == "model"}
+    assert settings == {("ours", 16), ("masked", 32), ("ours", 1), ("ours", 3)}
     assert [one["system"] for one in report["likelihoods"]] == ["ours", "ours", "masked", "masked"]
     rows = [{k: v for k, v in row.items() if k != "seconds"} for row in report["rows"]]
-    assert e2e.main(words(folder, tmp_path, "ours", "masked")) == 0
+    assert e2e.main(arguments(folder, tmp_path, "ours", "masked")) == 0
     again = json.loads((out / "evaluation.json").read_text())["rows"]
     assert [{k: v for k, v in row.items() if k != "seconds"} for row in again] == rows
     assert capsys.readouterr().out == table
 
 
-def test_settled_steps_are_trained_on_any_device(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "seconds_a_step", lambda config: 0.17)
-    asked = words(folder, tmp_path, "default")
-    at = asked.index("--steps")
-    asked[at : at + 2] = ["--minutes", "0.01"]
+def test_time_only_saves_the_number_with_steps_that_a_later_run_trains(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "seconds_per_step", lambda config: 0.17)
+    command = arguments(folder, tmp_path, "default")
+    at = command.index("--steps")
+    command[at : at + 2] = ["--minutes", "0.01"]
     run = tmp_path / "runs" / "ablations" / "0.01-minutes" / "default"
-    assert ablations.main([*asked, "--settle"]) == 0
+    assert ablations.main([*command, "--time-only"]) == 0
     assert [path.name for path in run.iterdir()] == ["config.yaml"] and not (tmp_path / "results").exists()
-    assert ablations.main(asked) == 0
-    found = json.loads((tmp_path / "results" / "ablations" / "default-0.01-minutes.json").read_text())
-    assert found["training_steps"] == 3
+    assert ablations.main(command) == 0
+    result = json.loads((tmp_path / "results" / "ablations" / "default-0.01-minutes.json").read_text())
+    assert result["training_steps"] == 3
 
 
-def test_a_gpu_needs_settled_steps(folder: Path, tmp_path: Path) -> None:
+def test_training_on_a_gpu_requires_a_known_number_with_steps(folder: Path, tmp_path: Path) -> None:
     options = Namespace(steps=None, minutes=1.0, device="cuda", parallel_icm=False)
-    with pytest.raises(UserError, match="not settled; call with --settle"):
-        measure.trained(ablations.config_of("default", str(folder)), tmp_path / "run", options)
+    with pytest.raises(UserError, match="unknown number of steps; first run with --time-only --device cpu"):
+        measure.train_or_resume(ablations.config_of("default", str(folder)), tmp_path / "run", options)
 
 
-def test_mistakes_are_found_before_training(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    wrong = words(folder, tmp_path, "default")
+def test_invalid_options_are_rejected_before_training(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = arguments(folder, tmp_path, "default")
     wrong[wrong.index("--judge") + 1] = str(tmp_path / "none")
     assert ablations.main(wrong) == 2
     assert "expected a model folder" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        ablations.main([*words(folder, tmp_path), "no such row"])
-    assert "no row is called 'no such row'" in capsys.readouterr().err
+        ablations.main([*arguments(folder, tmp_path), "no such row"])
+    assert "unknown row 'no such row'; choose from" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        ablations.main([*words(folder, tmp_path), "--jobs", "-1"])
+        ablations.main([*arguments(folder, tmp_path), "--jobs", "-1"])
     assert "--jobs: expected 0 or more, got -1" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_corpus_that_was_not_downloaded_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_nltk_corpus_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     corpus = LazyCorpusLoader("no_such_corpus", PlaintextCorpusReader, ".*")
 
     def read() -> list[str]:
         return list(corpus.fileids())
 
     assert measure.exit_status(read, lambda: None) == 2
-    assert capsys.readouterr().err.startswith("NLTK_DATA: NLTK's no_such_corpus is neither there nor where NLTK keeps its own")
+    assert capsys.readouterr().err.startswith("NLTK_DATA: NLTK's no_such_corpus is neither there nor in NLTK's default folders")
     rows: dict[str, list[str]] = {}
     with pytest.raises(KeyError):
         measure.exit_status(lambda: rows["else"], lambda: None)
 
 
-def test_fillings_of_a_gap_are_counted_and_drawn() -> None:
+def test_fillings_of_a_gap_and_their_share_of_distinct_ones() -> None:
     texts = [text.split() for text in ("a b c d", "a x y d", "a b c d", "d a")]
     assert fillings.fillings(texts, ["a"], ["d"]) == {"b c": 2, "x y": 1}
     assert fillings.fillings(texts, [], ["c"]) == {"a b": 2} and fillings.fillings(texts, ["c"], []) == {"d": 2}
@@ -182,25 +184,25 @@ def test_fillings_of_a_gap_are_counted_and_drawn() -> None:
     assert fillings.distinct(Counter({"b c": 5, "x y": 5}), 2) == pytest.approx(0.75, abs=0.03)
 
 
-def test_steps_are_settled_by_the_runs_own_time(tmp_path: Path) -> None:
+def test_the_number_with_steps_is_computed_from_minutes_of_cpu_time(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
-    assert measure.of_minutes(config, 1e-9).training.steps == 1
-    fixed = measure.of_steps(config, 1234).training
+    assert measure.with_minutes(config, 1e-9).training.steps == 1
+    fixed = measure.with_steps(config, 1234).training
     assert (fixed.steps, fixed.log_every, fixed.save_every, fixed.threads) == (1200, 50, 300, 1)
-    assert measure.of_steps(config, 7).training.log_every == 7
+    assert measure.with_steps(config, 7).training.log_every == 7
 
 
-def test_processes_that_fail_are_named(tmp_path: Path) -> None:
+def test_failed_processes_are_returned_by_name(tmp_path: Path) -> None:
     programs = {"good, row": "import os; print(os.environ['OMP_NUM_THREADS'])", "bad": "raise SystemExit('wrong')"}
     commands = {name: [sys.executable, "-c", program] for name, program in programs.items()}
     assert measure.in_processes(commands, 2, tmp_path / "logs") == ["bad"]
-    said = {path.name: path.read_text() for path in (tmp_path / "logs").iterdir()}
-    assert said == {"good-row.log": "1\n", "bad.log": "wrong\n"}
+    logs = {path.name: path.read_text() for path in (tmp_path / "logs").iterdir()}
+    assert logs == {"good-row.log": "1\n", "bad.log": "wrong\n"}
 
 
-def test_an_interrupt_waits_for_what_runs_and_starts_nothing_more(tmp_path: Path) -> None:
-    """The first program interrupts its parent, as Ctrl-C does, and still ends what it was doing."""
-    program = f"import os, signal, pathlib; os.kill({os.getpid()}, signal.SIGINT); pathlib.Path('{{}}').write_text('whole')"
+def test_an_interrupt_waits_for_running_processes_and_starts_no_others(tmp_path: Path) -> None:
+    """The first program sends its parent SIGINT, as Ctrl-C does, and then finishes its own work."""
+    program = f"import os, signal, pathlib; os.kill({os.getpid()}, signal.SIGINT); pathlib.Path('{{}}').write_text('complete')"
     paths = [tmp_path / f"{number}.txt" for number in range(9)]
     commands = {path.stem: [sys.executable, "-c", program.format(path)] for path in paths}
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C
@@ -209,4 +211,4 @@ def test_an_interrupt_waits_for_what_runs_and_starts_nothing_more(tmp_path: Path
             measure.in_processes(commands, 1, tmp_path / "logs")
     finally:
         signal.signal(signal.SIGINT, before)
-    assert paths[0].read_text() == "whole" and not paths[-1].exists()
+    assert paths[0].read_text() == "complete" and not paths[-1].exists()
