@@ -3,8 +3,8 @@
     python benchmarks/animation.py RUN --out docs/watch.svg [--control EXPRESSION] [--length N] [--count 7] [--seed 0]
 
 Every frame is one sampling step: the most probable token at each position, drawn the brighter the higher its predicted
-probability. The last frame shows the finished samples, after the refinement sweeps. The file needs no script and no font of
-its own; a viewer that does not animate, or that prefers reduced motion, shows the last frame.
+probability. The last frame shows the finished samples, after the refinement sweeps. The file contains no script and no font;
+a viewer without animation, or with the setting "prefers reduced motion", shows the last frame.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from diffusionlm.data.tokenizers import decode_texts
 from diffusionlm.pipelines.base import Controlled
 from diffusionlm.pipelines.diffusion import Pipeline
 
-SECONDS_A_STEP, SECONDS_AT_THE_END = 0.24, 4.5
+SECONDS_PER_STEP, SECONDS_AT_THE_END = 0.24, 4.5
 FONT_SIZE, CHARACTER, LINE, MARGIN, TOP = 14, 8.4, 25, 22, 74  # pixels
 LEVELS = (0.35, 0.6, 0.85)  # predicted probabilities that separate the four brightnesses
 STYLE = """
@@ -41,9 +41,10 @@ text { font: %dpx ui-monospace, SFMono-Regular, Menlo, Consolas, "Liberation Mon
 
 @dataclass(frozen=True)
 class Frame:
-    """One moment of a sampling run: ``lines`` of pieces of text, each with its brightness from 0 to 3.
+    """One sampling step: ``lines`` of pieces of text, each piece with its brightness from 0 to 3.
 
-    ``t`` is the time in [0, 1], ``caption`` names the moment, ``marks`` (``ok``, ``no`` or nothing) stand after the lines.
+    ``t`` is the diffusion time in [0, 1], ``caption`` the step's title. ``marks``, drawn before the lines, say whether each
+    sample satisfies the control (``ok``) or not (``no``); there are none without a control.
     """
 
     t: float
@@ -53,7 +54,7 @@ class Frame:
 
 
 def record(pipeline: Pipeline, count: int, seed: int, length: int | None, control: str | None) -> list[Frame]:
-    """Return the frames of a run that samples ``count`` texts, one frame per step and one of the finished texts."""
+    """Sample ``count`` texts and return one frame per sampling step and one of the finished samples."""
     sampling = pipeline.changed({"seed": seed, "length": length, "batch_size": max(count, pipeline.sampling.batch_size)})
     frames: list[Frame] = []
 
@@ -62,8 +63,8 @@ def record(pipeline: Pipeline, count: int, seed: int, length: int | None, contro
         lines = []
         for row, text in zip(probabilities, texts[:count], strict=False):
             ids = pipeline.tokenizer(text)["input_ids"]
-            certain = row[range(len(ids)), ids].tolist() if len(ids) <= len(row) else [1.0] * len(ids)
-            lines.append(pieces(pipeline.tokenizer, ids[1:-1], certain[1:-1]))
+            predicted = row[range(len(ids)), ids].tolist() if len(ids) <= len(row) else [1.0] * len(ids)
+            lines.append(pieces(pipeline.tokenizer, ids[1:-1], predicted[1:-1]))
         frames.append(Frame(state.t, f"step {state.step:>2}   t = {state.t:.2f}", lines))
 
     rows = list(pipeline.stream(count, sampling, watch, read_controls([control] if control else [])))
@@ -73,29 +74,29 @@ def record(pipeline: Pipeline, count: int, seed: int, length: int | None, contro
     return [*steps, Frame(0, "finished", finished, tuple(marks))]
 
 
-def pieces(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int], certain: Sequence[float]) -> list[tuple[str, int]]:
-    """Return the text of each token with its brightness; neighbours of one brightness are joined."""
+def pieces(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int], predicted: Sequence[float]) -> list[tuple[str, int]]:
+    """Return the tokens' text with its brightness; adjacent tokens with the same brightness are joined."""
     prefixes = ["", *decode_texts(tokenizer, [list(ids[: n + 1]) for n in range(len(ids))])]
-    levels = [sum(p > level for level in LEVELS) for p in certain]
+    levels = [sum(p > level for level in LEVELS) for p in predicted]
     found = [(text[len(before) :], level) for (before, text), level in zip(itertools.pairwise(prefixes), levels, strict=True)]
     groups = itertools.groupby(found, key=lambda piece: piece[1])
     return [("".join(text for text, _ in group), level) for level, group in groups]
 
 
 def svg(frames: Sequence[Frame], command: str, only: int | None = None) -> str:
-    """Return the animation of ``frames`` as SVG; ``only`` one frame, without animation, to look at it."""
+    """Return the animation of ``frames`` as SVG, or a still image of the frame with the number ``only``."""
     columns = max([len(command) + 2, *(len("".join(text for text, _ in line)) + 2 for frame in frames for line in frame.lines)])
     width, height = 2 * MARGIN + columns * CHARACTER, TOP + len(frames[0].lines) * LINE + MARGIN - 8
-    total = SECONDS_A_STEP * (len(frames) - 1) + SECONDS_AT_THE_END
+    total = SECONDS_PER_STEP * (len(frames) - 1) + SECONDS_AT_THE_END
     shown = [frames[only]] if only is not None else frames
     rules, groups = [], []
     for number, frame in enumerate(shown):
-        start, end = (100 * SECONDS_A_STEP * (number + step) / total for step in (0, 1))
+        start, end = (100 * SECONDS_PER_STEP * (number + step) / total for step in (0, 1))
         last = number == len(shown) - 1
         after = "" if last else f" {end:.2f}% {{ visibility: hidden }}"
         rules.append(f"@keyframes f{number} {{ 0% {{ visibility: hidden }} {start:.2f}% {{ visibility: visible }}{after} }}")
         animation = "" if only is not None else f' style="animation: f{number} {total:.2f}s step-end infinite"'
-        groups.append(f'<g class="frame{" last" if last else ""}"{animation}>{drawn(frame, width)}</g>')
+        groups.append(f'<g class="frame{" last" if last else ""}"{animation}>{elements(frame, width)}</g>')
     body = [
         f'<rect class="card" x=".5" y=".5" width="{width - 1:.0f}" height="{height - 1:.0f}" rx="8"/>',
         line(MARGIN, 34, [("$ ", "quiet"), (command, "p3")]),
@@ -108,22 +109,22 @@ def svg(frames: Sequence[Frame], command: str, only: int | None = None) -> str:
     )
 
 
-def drawn(frame: Frame, width: float) -> str:
-    """Return the elements of one frame: the noise bar with its caption, then the lines."""
+def elements(frame: Frame, width: float) -> str:
+    """Return the SVG elements of one frame: the noise bar with its caption, then the lines."""
     x = width - MARGIN - 120
-    elements = [
+    parts = [
         f'<rect class="bar" x="{x:.0f}" y="49" width="120" height="4" rx="2"/>',
         f'<rect class="noise" x="{x:.0f}" y="49" width="{120 * frame.t:.0f}" height="4" rx="2"/>',
         line(MARGIN, 55, [(frame.caption, "quiet")]),
     ]
     for number, (pieces, mark) in enumerate(itertools.zip_longest(frame.lines, frame.marks)):
         signed = [(f"{'✓' if mark == 'ok' else '✗'} ", mark)] if mark else [("  ", "quiet")]
-        elements.append(line(MARGIN, TOP + LINE * number + 12, [*signed, *((text, f"p{level}") for text, level in pieces)]))
-    return "".join(elements)
+        parts.append(line(MARGIN, TOP + LINE * number + 12, [*signed, *((text, f"p{level}") for text, level in pieces)]))
+    return "".join(parts)
 
 
 def line(x: float, y: float, pieces: Sequence[tuple[str, str]]) -> str:
-    """Return a line of text; every character is as wide as ``CHARACTER``, whatever monospaced font the viewer has."""
+    """Return a line of text as SVG; ``textLength`` sets every character's width to ``CHARACTER`` in any monospaced font."""
     spans = "".join(f'<tspan class="{kind}">{escape(text)}</tspan>' for text, kind in pieces)
     length = CHARACTER * sum(len(text) for text, _ in pieces)
     return f'<text x="{x}" y="{y}" textLength="{length:.0f}" xml:space="preserve">{spans}</text>'
@@ -132,12 +133,12 @@ def line(x: float, y: float, pieces: Sequence[tuple[str, str]]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Record a run and write the SVG."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", help="a run's folder, or a model's")
-    parser.add_argument("--out", default="docs/watch.svg", metavar="FILE", help="the SVG (%(default)s)")
-    parser.add_argument("--count", type=int, default=7, help="samples, a line each (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the samples (%(default)s)")
+    parser.add_argument("run", help="folder of a run or of a model")
+    parser.add_argument("--out", default="docs/watch.svg", metavar="FILE", help="the SVG file (%(default)s)")
+    parser.add_argument("--count", type=int, default=7, help="samples, one per line (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the samples (%(default)s)")
     parser.add_argument("--length", type=int, help="tokens per sample (drawn from the training lengths)")
-    parser.add_argument("--control", metavar="EXPRESSION", help="a control, as of diffusionlm generate")
+    parser.add_argument("--control", metavar="EXPRESSION", help="a control, as in diffusionlm generate")
     options = parser.parse_args(arguments)
     frames = record(Pipeline.from_pretrained(options.run), options.count, options.seed, options.length, options.control)
     control = f" --control '{options.control}'" if options.control else ""

@@ -1,12 +1,13 @@
-"""Sentiment on real text: steer film-review sentences both ways, and let a classifier judge that had no part in it.
+"""Control the sentiment of film-review sentences, and measure success with a classifier that takes no part in the guidance.
 
     NLTK_DATA=nltk_data python benchmarks/film_reviews.py [--strengths 0 1 2 4]
 
-NLTK_DATA holds NLTK's corpora/sentence_polarity, 10,662 sentences, as ``nltk.download`` leaves it. Trained, each on one thread
-and only where they are missing: configs/film-reviews.yaml, an autoregressive judge of fluency, and the classifier
-configs/classifiers/sentiment.yaml, whose gradient steers. Success is judged by a classifier of another kind, NLTK's naive Bayes
-over words and pairs of words, trained on the same texts; the first line is its accuracy on held-out ones. The table goes to
-stdout, the rest to ``benchmarks/results/film-reviews``.
+NLTK_DATA contains NLTK's corpora/sentence_polarity (10,662 sentences), as ``nltk.download`` saves it. The script trains, on one
+thread each and only if they are missing: the model (configs/film-reviews.yaml), an autoregressive judge LM for the perplexity
+(configs/film-reviews-judge.yaml), and the classifier whose gradient guides the sampling (configs/classifiers/sentiment.yaml).
+Success is measured by another classifier, NLTK's naive Bayes over words and pairs of words, trained on the same texts; the
+first line of the output is its accuracy on held-out texts. The table goes to stdout, the report, the figure and the samples
+to ``benchmarks/results/film-reviews``.
 """
 
 from __future__ import annotations
@@ -38,37 +39,40 @@ LABELS = {"positive": "rt-polarity.pos", "negative": "rt-polarity.neg"}
 
 
 @dataclass(frozen=True)
-class Judged(Control, name="judged"):
-    """A sentence of ``label``: steered by the classifier ``sentiment``, judged by naive Bayes trained on ``texts``."""
+class Sentiment(Control, name="sentiment"):
+    """A sentence with the sentiment ``label``.
+
+    The classifier ``sentiment`` guides the sampling, and naive Bayes trained on the file ``texts`` measures success.
+    """
 
     label: str
     texts: str
 
     def compile(self, binding: Binding) -> CompiledControl:
-        """Steer."""
+        """Compile guidance by the classifier ``sentiment``."""
         return Classifier(self.label, "sentiment").compile(binding)
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
-        """Judge."""
-        judge = naive_bayes(self.texts)
-        return [float(judge.classify(features(text)) == self.label) for text in texts]
+        """Return 1 for each text that naive Bayes assigns to ``label``, else 0."""
+        classifier = naive_bayes(self.texts)
+        return [float(classifier.classify(features(text)) == self.label) for text in texts]
 
 
 @cache
 def naive_bayes(texts: str) -> NaiveBayesClassifier:
-    """Return a classifier trained on a file of rows."""
+    """Return a naive Bayes classifier trained on a JSON Lines file with ``text`` and ``label``."""
     rows = [json.loads(line) for line in Path(texts).read_text().splitlines()]
     return NaiveBayesClassifier.train([(features(row["text"]), row["label"]) for row in rows])
 
 
 def features(text: str) -> dict[object, bool]:
-    """Return the words and pairs of words that a text has."""
+    """Return the words and the pairs of adjacent words of a text, as features of naive Bayes."""
     words = text.split()
     return {each: True for each in [*words, *itertools.pairwise(words)]}
 
 
 def prepare(folder: Path) -> dict[str, str]:
-    """Write the sentences into three files, eight, one and one in ten of them; return their paths."""
+    """Write 80, 10 and 10 percent of the sentences to files for training, validation and test; return their paths."""
     paths = {split: folder / f"{split}.jsonl" for split in ("train", "validation", "test")}
     if not all(path.exists() for path in paths.values()):
         rows = [
@@ -86,58 +90,60 @@ def prepare(folder: Path) -> dict[str, str]:
 
 
 def accuracy(paths: dict[str, str]) -> float:
-    """Return the share of held-out texts that naive Bayes judges right."""
+    """Return the accuracy of naive Bayes on held-out texts."""
     rows = [json.loads(line) for line in Path(paths["test"]).read_text().splitlines()]
-    judge = naive_bayes(paths["train"])
-    return sum(judge.classify(features(row["text"])) == row["label"] for row in rows) / len(rows)
+    classifier = naive_bayes(paths["train"])
+    return sum(classifier.classify(features(row["text"])) == row["label"] for row in rows) / len(rows)
 
 
-def asked(paths: dict[str, str]) -> list[dict[str, object]]:
-    """Return what is asked: each label as often as ``TARGETS``, each time with a held-out sentence to compare with."""
+def control_targets(paths: dict[str, str]) -> list[dict[str, object]]:
+    """Return ``TARGETS`` targets per label, each with a held-out sentence of that label as the reference."""
     rows = [json.loads(line) for line in Path(paths["test"]).read_text().splitlines()]
     return [
-        {"controls": [str(Judged(label, paths["train"]))], "reference": row["text"], "task": label}
+        {"controls": [str(Sentiment(label, paths["train"]))], "reference": row["text"], "task": label}
         for label in LABELS
         for row in [row for row in rows if row["label"] == label][:TARGETS]
     ]
 
 
-def trained(name: str, run: Path, changes: list[tuple[str, str]]) -> None:
-    """Train one of ``configs``, unless it is there. Raises KeyboardInterrupt where Ctrl-C stopped it."""
+def train_if_missing(name: str, run: Path, changes: list[tuple[str, str]]) -> None:
+    """Train configs/``name``.yaml unless ``run`` is finished. Raises KeyboardInterrupt if Ctrl-C stopped the training."""
     torch.set_num_threads(1)
     changes = [("training.threads", "1"), *changes]
     if not (run / "model" / "finished").exists() and not train(read_config([ROOT / "configs" / f"{name}.yaml"], changes), run):
         raise KeyboardInterrupt
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Train what is missing, steer, and print the table."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train the missing models, evaluate the guidance, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--strengths", type=float, nargs="+", default=[0, 1, 2, 4], help="of the guidance (%(default)s)")
-    parser.add_argument("--samples", type=int, default=10, help=f"texts for each of {TARGETS} targets (%(default)s)")
-    parser.add_argument("--steps", type=int, help="of each training, in place of the configs' (for a first look)")
-    parser.add_argument("--runs", default="runs/film-reviews", help="where data and models go (%(default)s)")
-    parser.add_argument("--results", default=str(RESULTS), help="where the figures go (%(default)s)")
-    options = parser.parse_args(words)
+    parser.add_argument("--strengths", type=float, nargs="+", default=[0, 1, 2, 4], help="guidance strengths (%(default)s)")
+    parser.add_argument(
+        "--samples", type=int, default=10, help=f"samples for each of {TARGETS} targets per label (%(default)s)"
+    )
+    parser.add_argument("--steps", type=int, help="training steps, instead of those in the configs (for a quick run)")
+    parser.add_argument("--runs", default="runs/film-reviews", help="folder of the data and the models (%(default)s)")
+    parser.add_argument("--results", default=str(RESULTS), help="folder of the results (%(default)s)")
+    options = parser.parse_args(arguments)
     folder = Path(options.runs)
 
-    def ask() -> None:
+    def run() -> None:
         paths = prepare(folder)
         changes = [("data.corpus", json.dumps({"name": "files", **paths}))]
         changes += [("training.steps", str(options.steps))] if options.steps else []
         model, judge = folder / "diffusion", folder / "judge"
-        trained("film-reviews-judge", judge, changes)
-        trained("film-reviews", model, changes)
+        train_if_missing("film-reviews-judge", judge, changes)
+        train_if_missing("film-reviews", model, changes)
         sentiment = [*changes, ("model.denoiser", str(model))]
-        trained("classifiers/sentiment", model / "model" / "classifiers" / "sentiment", sentiment)
-        print(f"naive Bayes judges {accuracy(paths):.1%} of the held-out sentences right", flush=True)
+        train_if_missing("classifiers/sentiment", model / "model" / "classifiers" / "sentiment", sentiment)
+        print(f"accuracy of naive Bayes on held-out sentences: {accuracy(paths):.1%}", flush=True)
         targets = folder / "targets.jsonl"
-        write_text(targets, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in asked(paths)))
+        write_text(targets, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in control_targets(paths)))
         config = ControlConfig(samples=options.samples, strengths=tuple(options.strengths))
         out = Path(options.results) / "film-reviews"
         print(control_table(evaluate_control(judge, [model], read_tasks(targets), config, out=out)), end="", flush=True)
 
-    return exit_status(ask)
+    return exit_status(run)
 
 
 if __name__ == "__main__":

@@ -179,9 +179,9 @@ def test_fillings_of_a_gap_and_their_share_of_distinct_ones() -> None:
     texts = [text.split() for text in ("a b c d", "a x y d", "a b c d", "d a")]
     assert fillings.fillings(texts, ["a"], ["d"]) == {"b c": 2, "x y": 1}
     assert fillings.fillings(texts, [], ["c"]) == {"a b": 2} and fillings.fillings(texts, ["c"], []) == {"d": 2}
-    assert fillings.around("The {2} is near {} .", 1) == (["The"], ["is"])
-    assert fillings.distinct(Counter({"b c": 9}), 8) == 1 / 8
-    assert fillings.distinct(Counter({"b c": 5, "x y": 5}), 2) == pytest.approx(0.75, abs=0.03)
+    assert fillings.context("The {2} is near {} .", 1) == (["The"], ["is"])
+    assert fillings.distinct_share(Counter({"b c": 9}), 8) == 1 / 8
+    assert fillings.distinct_share(Counter({"b c": 5, "x y": 5}), 2) == pytest.approx(0.75, abs=0.03)
 
 
 def test_the_number_with_steps_is_computed_from_minutes_of_cpu_time(tmp_path: Path) -> None:
