@@ -23,7 +23,7 @@ from tiny_runs import restaurant_texts, tiny_config, tiny_plain
 
 from diffusionlm.config import UserError, build, to_plain
 from diffusionlm.data.batches import encode
-from diffusionlm.data.tokenizers import Words
+from diffusionlm.data.tokenizers import WordTokenizer
 from diffusionlm.pipelines.auto import pipeline_of
 from diffusionlm.training.run import RunConfig, read_config, train
 
@@ -38,7 +38,7 @@ CONFIGS = {
 def test_every_row_is_a_config_that_can_be_trained_and_sampled(row: str) -> None:
     config = CONFIGS[row]
     texts = restaurant_texts(20)
-    tokenizer = Words().make(texts)
+    tokenizer = WordTokenizer().make(texts)
     model = config.model.make(tokenizer, encode(texts, tokenizer).ids, config.data.max_length)
     config.objective.build(model)
     pipeline_of(model)(model, tokenizer, config.sampling).check(config.sampling)

@@ -7,7 +7,7 @@ from tiny_runs import ROOT, restaurant_texts
 from diffusionlm.config import build, to_plain
 from diffusionlm.core.objective import collate
 from diffusionlm.data.batches import encode
-from diffusionlm.data.tokenizers import Words
+from diffusionlm.data.tokenizers import WordTokenizer
 from diffusionlm.training.run import RunConfig, read_config, train
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -20,7 +20,7 @@ def test_every_config_loads_and_takes_a_step(path: Path) -> None:
     if path.stem == "e2e-paper":
         config = read_config([path], [("model.backbone.layers", "1")])
     texts = restaurant_texts(40)
-    tokenizer = Words().make(texts, config.data.max_length)
+    tokenizer = WordTokenizer().make(texts, config.data.max_length)
     rows = encode(texts, tokenizer, config.data.max_length).ids
     torch.manual_seed(0)
     objective = config.objective.build(config.model.make(tokenizer, rows, config.data.max_length))
@@ -43,7 +43,7 @@ def test_the_paper_config_is_the_papers() -> None:
         "weight_decay": 0.0,
     }
     assert (config.training.ema, config.training.ema_warmup, config.training.decay) == (0.9999, False, "linear")
-    tokenizer = Words().make([f"w{i}" for i in range(817)])
+    tokenizer = WordTokenizer().make([f"w{i}" for i in range(817)])
     assert len(tokenizer) == 821
     model = config.model.make(tokenizer, [[2, 5, 3]], config.data.max_length)
     assert sum(p.numel() for p in model.parameters()) == 87_129_749

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from diffusionlm.config import Settings, UserError
 from diffusionlm.data.corpora import Corpus
-from diffusionlm.data.tokenizers import TokenizerRecipe, Words
+from diffusionlm.data.tokenizers import TokenizerRecipe, WordTokenizer
 
 
 def default_corpus() -> Corpus:
@@ -27,7 +27,7 @@ class DataConfig(Settings):
     """The training texts, their tokenizer, and the largest number of tokens (BOS and EOS counted)."""
 
     corpus: Corpus = field(default_factory=default_corpus)
-    tokenizer: TokenizerRecipe = field(default_factory=Words)
+    tokenizer: TokenizerRecipe = field(default_factory=WordTokenizer)
     max_length: int = 64
     too_long: Literal["truncate", "split", "drop", "error"] = "truncate"
 

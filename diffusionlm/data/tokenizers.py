@@ -44,7 +44,7 @@ class TokenizerRecipe(Component, family="tokenizer"):
 
 
 @dataclass(frozen=True)
-class Words(TokenizerRecipe, name="words"):
+class WordTokenizer(TokenizerRecipe, name="words"):
     """Word-level: each word that occurs ``min_count`` times in the training texts is a token, others are ``[UNK]``."""
 
     min_count: int = 1

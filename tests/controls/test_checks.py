@@ -19,7 +19,7 @@ from diffusionlm.config import UserError, build
 from diffusionlm.controls import Attribute, Binding, Control, Length, PartsOfSpeech, Span, Tree, annotator_for, outcomes
 from diffusionlm.data.annotators import Annotation, Annotator, Plain, Reader
 from diffusionlm.data.corpora import Corpus, TextMetric
-from diffusionlm.data.tokenizers import Words
+from diffusionlm.data.tokenizers import WordTokenizer
 from diffusionlm.evaluation.control.metrics import ALL, SCORE, over_targets, target_metrics
 from diffusionlm.evaluation.control.tasks import Target, Task
 
@@ -75,7 +75,7 @@ class Rhymes(Control):
 
 
 def _binding(annotator: Annotator) -> Binding:
-    return Binding(NOTHING, Words().make([RHYME]), None, annotator)
+    return Binding(NOTHING, WordTokenizer().make([RHYME]), None, annotator)
 
 
 def test_without_an_annotator_tags_and_trees_have_no_score() -> None:
@@ -154,7 +154,7 @@ def test_the_embedded_corpus_reports_accepted_and_new_texts() -> None:
 
 
 def test_targets_of_any_control() -> None:
-    reader = Reader(Words().make([RHYME]), Plain())
+    reader = Reader(WordTokenizer().make([RHYME]), Plain())
     rows = datasets.Dataset.from_list([{"text": RHYME}, {"text": "The cat"}, {"text": "The mat sat on the cat"}])
     task = build(Task, {"name": "control", "control": f"{__name__}:Rhymes"})
     first, second = task.targets(rows, reader, 0, 2)

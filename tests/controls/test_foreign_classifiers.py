@@ -14,7 +14,7 @@ from diffusionlm.config import UserError
 from diffusionlm.controls import Binding, Classifier
 from diffusionlm.core.guidance import GuidanceState
 from diffusionlm.core.sampler import Denoised
-from diffusionlm.data.tokenizers import BytePairs, Words
+from diffusionlm.data.tokenizers import BytePairs, WordTokenizer
 from diffusionlm.pipelines.diffusion import Pipeline
 from diffusionlm.pipelines.gradient import Gradient
 from diffusionlm.pipelines.particles import Particles
@@ -59,7 +59,7 @@ def pipeline() -> Pipeline:
 @pytest.fixture(scope="module")
 def aligned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a classifier that knows our words, and others, under numbers of its own."""
-    return _wetness(tmp_path_factory.mktemp("aligned"), Words().make(["zebras sleep", *reversed(SENTENCES), "zebras"]))
+    return _wetness(tmp_path_factory.mktemp("aligned"), WordTokenizer().make(["zebras sleep", *reversed(SENTENCES), "zebras"]))
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,7 @@ from diffusionlm.constraints.inference import forced_tokens, viterbi
 from diffusionlm.constraints.spelling import BLANK, MARK, spelling
 from diffusionlm.controls import Binding, Control, Infill, Length, Pattern, Prefix, Words, read_control
 from diffusionlm.controls.phrase import ANYTHING, Chain, OneOf, phrase
-from diffusionlm.data.tokenizers import BytePairs, TokenizerRecipe, decode_texts, split_words
-from diffusionlm.data.tokenizers import Words as WordTokens
+from diffusionlm.data.tokenizers import BytePairs, TokenizerRecipe, WordTokenizer, decode_texts, split_words
 
 TEXTS = [
     "The Eagle is a cheap pub near the river.",
@@ -30,7 +29,7 @@ TEXTS = [
     "Pubs: 'salt' and pepper - the B&B's best-known (cheap) pub costs £20-25.",
     "cheap",
 ]
-RECIPES = [WordTokens(), BytePairs(vocab_size=120), BytePairs(vocab_size=1)]
+RECIPES = [WordTokenizer(), BytePairs(vocab_size=120), BytePairs(vocab_size=1)]
 CONTROLS: list[Control] = [
     Words("cheap", "pub"),
     Words("pub", "cheap", in_order=True),
@@ -188,12 +187,12 @@ def test_words_that_grow_together_are_not_the_words() -> None:
 
 
 def test_scores_are_shares() -> None:
-    binding = bound(WordTokens())
+    binding = bound(WordTokenizer())
     assert Words("cheap", "river", "garden", "pub").score(TEXTS, binding) == [0.75, 0.5, 0.25, 0.5, 0.25]
 
 
 def test_given_words_leave_no_choice() -> None:
-    binding = bound(WordTokens(), tuple(restaurant_texts(200)))
+    binding = bound(WordTokenizer(), tuple(restaurant_texts(200)))
     template = language(Infill("The Golden Lion is {3} ."), binding)
     held = forced_tokens(template, torch.tensor([8]), 9)[0].tolist()
     given = ids(binding.tokenizer, "The Golden Lion is a b c.")

@@ -20,7 +20,7 @@ from diffusionlm.core.model import MAX_GAMMA
 from diffusionlm.core.process import alpha, sigma
 from diffusionlm.core.schedule import Sqrt
 from diffusionlm.data.batches import encode
-from diffusionlm.data.tokenizers import Words
+from diffusionlm.data.tokenizers import WordTokenizer
 from diffusionlm.models.diffusion import DiffusionLM, DiffusionLMConfig, ModelConfig
 from diffusionlm.recipe.gumbel import Gumbel
 from diffusionlm.recipe.schedules import Linear
@@ -421,7 +421,7 @@ def test_a_schedule_can_be_replaced(schedule: Sqrt | Linear | Gumbel) -> None:
 
 def test_a_schedule_whose_curve_is_left_alone_starts_from_the_words() -> None:
     texts = ["the soup is warm and the bread is fresh", "the bread is warm"]
-    tokenizer = Words().make(texts, 16)
+    tokenizer = WordTokenizer().make(texts, 16)
     rows = encode(texts, tokenizer, 16, "drop").ids
     default = ModelConfig(dimension=8).make(tokenizer, rows, 16).settings.schedule
     unshifted = ModelConfig(dimension=8, schedule=Gumbel(training_shift=0)).make(tokenizer, rows, 16).settings.schedule

@@ -13,7 +13,7 @@ from tiny_runs import restaurant_texts
 
 from diffusionlm.config import UserError
 from diffusionlm.data.annotators import Plain, Tagger, annotated, sentences
-from diffusionlm.data.tokenizers import Words
+from diffusionlm.data.tokenizers import WordTokenizer
 from diffusionlm.data.trees import bracket_f1, brackets, tags_of
 from diffusionlm.restaurants.annotator import Grammar
 from diffusionlm.restaurants.grammar import parse
@@ -49,7 +49,7 @@ def test_words_are_those_of_the_tokenizer() -> None:
     text = "It's 1,000.50 at B&B, isn't it?"
     assert (
         list(Plain().annotate(text).words)
-        == [token.strip("▁") for token in Words().make([text]).tokenize(text)]
+        == [token.strip("▁") for token in WordTokenizer().make([text]).tokenize(text)]
         != text.split()
     )
 

@@ -18,7 +18,7 @@ from diffusionlm.config import UserError, build, to_plain
 from diffusionlm.core.objective import collate
 from diffusionlm.data.batches import DataConfig, TokenBudgetBatches, encode
 from diffusionlm.data.corpora import E2E, Corpus, Files, Hub
-from diffusionlm.data.tokenizers import Words, decode_texts, split_words
+from diffusionlm.data.tokenizers import WordTokenizer, decode_texts, split_words
 from diffusionlm.restaurants.corpus import Restaurants, _content
 from diffusionlm.restaurants.grammar import accepts
 
@@ -111,7 +111,7 @@ def test_a_path_is_a_corpus(tmp_path: Path) -> None:
     assert build(DataConfig, {"corpus": bare}).corpus == Files(bare)
     assert build(DataConfig, {"corpus": "not_there.csv"}).corpus == Files("not_there.csv")
     assert build(DataConfig, {"corpus": "restaurants"}).corpus == Restaurants()
-    config = DataConfig(Files(path, attributes=("a", "b")), Words(2), 32, "split")
+    config = DataConfig(Files(path, attributes=("a", "b")), WordTokenizer(2), 32, "split")
     assert build(DataConfig, to_plain(config)) == config
 
 
@@ -287,7 +287,7 @@ def test_restaurants() -> None:
     assert set(splits) == {"train", "validation", "test"}
     rows = splits["validation"]
     assert {"text", "words", "attributes", "tags", "tree"} <= set(rows.column_names)
-    tokenizer = Words().make(splits["train"]["text"][:])
+    tokenizer = WordTokenizer().make(splits["train"]["text"][:])
     for row in rows.select(range(min(1000, len(rows)))):
         assert split_words(row["text"]) == row["words"]
         assert len(row["words"]) == len(row["tags"]) == len(tokenizer(row["text"])["input_ids"]) - 2
@@ -317,13 +317,13 @@ def test_e2e(e2e: str) -> None:
     assert [len(splits[name]) for name in ("train", "validation", "test")] == [42061, 4672, 4693]
     assert splits["train"][0]["attributes"]["near"] == "Café Adriatic"
     texts = splits["validation"]["text"][:]
-    tokenizer = Words().make(texts)
+    tokenizer = WordTokenizer().make(texts)
     encoded = encode(texts, tokenizer, 128, "error")
     assert decode_texts(tokenizer, encoded.ids) == [" ".join(text.split()) for text in texts]
 
 
 def test_encode() -> None:
-    tokenizer = Words().make(["a b c d e f g"])
+    tokenizer = WordTokenizer().make(["a b c d e f g"])
     texts = ["a b", "", "a b c d e f g", " ", "a b c"]
 
     def decoded(rows: list[list[int]]) -> list[str]:
@@ -410,7 +410,7 @@ def test_collate() -> None:
 
 
 def test_a_loader_takes_the_batches() -> None:
-    tokenizer = Words().make(["a b c", "a", "b c"])
+    tokenizer = WordTokenizer().make(["a b c", "a", "b c"])
     encoded = encode(["a b c", "a", "b c"], tokenizer)
     loader: torch.utils.data.DataLoader[dict[str, torch.Tensor]] = torch.utils.data.DataLoader(
         encoded.ids,  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ from diffusionlm.data.labels import (
     check_vocabulary,
     fields_of,
 )
-from diffusionlm.data.tokenizers import BytePairs, Words
+from diffusionlm.data.tokenizers import BytePairs, WordTokenizer
 from diffusionlm.data.trees import spans_of
 
 TEXTS, TOKENS, SPANS = TextLabels(), TokenLabels(), SpanLabels()
@@ -65,7 +65,7 @@ def test_a_corpus_tree_gives_back_its_words() -> None:
 def _labelled(labels: Labels, column: str, records: list[dict[str, Any]], max_length: int = 64) -> Any:
     rows = datasets.Dataset.from_list(records)
     texts = rows["text"][:]
-    tokenizer = Words().make(texts)
+    tokenizer = WordTokenizer().make(texts)
     return labels.read(rows, encode(texts, tokenizer, max_length), tokenizer, [Field(column)]), tokenizer
 
 
@@ -107,7 +107,7 @@ def test_pieces_of_a_split_text_keep_their_own_labels() -> None:
     rows = datasets.Dataset.from_list(
         [{"text": TEXT, "tree": TREE, "tags": TAGS}, {"text": "The food.", "tags": TAGS[:2] + TAGS[-1:]}]
     )
-    tokenizer = Words().make(rows["text"][:])
+    tokenizer = WordTokenizer().make(rows["text"][:])
     encoded = encode(rows["text"][:], tokenizer, 5, "split")
     tagged = TOKENS.read(rows, encoded, tokenizer, [Field("tags")])
     assert [row.labels["tags"][1:-1] for row in tagged] == [TAGS[:3], TAGS[3:], ["DET", "NOUN", "PUNCT"]]
@@ -161,7 +161,7 @@ def test_other_numbers_of_words_and_other_languages_are_refused() -> None:
         _labelled(SPANS, "tree", [{"text": TEXT, "tree": "(S"}])
     with pytest.raises(UserError, match=r"has 5 words for this tokenizer, but labels for 2"):
         _labelled(SPANS, "tree", [{"text": TEXT, "tree": "(S (X a) (Y b))"}])
-    tokenizer = Words().make([TEXT])
+    tokenizer = WordTokenizer().make([TEXT])
     check_vocabulary(encode([TEXT], tokenizer).ids, tokenizer, "runs/x")
     with pytest.raises(UserError, match=r"^data\.corpus: 75% of its words are unknown to runs/x"):
         check_vocabulary(encode(["Il cibo è good"], tokenizer).ids, tokenizer, "runs/x")

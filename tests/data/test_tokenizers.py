@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from diffusionlm.config import UserError, build
-from diffusionlm.data.tokenizers import BytePairs, Pretrained, TokenizerRecipe, Words, decode_texts, split_words
+from diffusionlm.data.tokenizers import BytePairs, Pretrained, TokenizerRecipe, WordTokenizer, decode_texts, split_words
 
 TEXTS = [
     "The Vaults' pub near Café Adriatic isn't cheap: £20-£25.",
@@ -37,14 +37,14 @@ def words_of(tokenizer: PreTrainedTokenizerFast, text: str) -> list[str]:
 
 def test_words_are_split_as_every_recipe_does() -> None:
     for text in [*TEXTS, " \n", "£10.50 'salt' mustn't DON'T don", "a▁b  c"]:
-        assert split_words(text) == words_of(Words().make(TEXTS), text)
+        assert split_words(text) == words_of(WordTokenizer().make(TEXTS), text)
 
 
 def _ids(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:
     return [tokenizer(text)["input_ids"] for text in texts]
 
 
-@pytest.mark.parametrize("recipe", [Words(), BytePairs(vocab_size=150)])
+@pytest.mark.parametrize("recipe", [WordTokenizer(), BytePairs(vocab_size=150)])
 def test_decoding_gives_back_the_text(recipe: TokenizerRecipe) -> None:
     tokenizer = recipe.make(TEXTS)
     ids = _ids(tokenizer, TEXTS)
@@ -54,7 +54,7 @@ def test_decoding_gives_back_the_text(recipe: TokenizerRecipe) -> None:
     assert not any({tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id} & {*r[:-1]} for r in ids)
 
 
-@pytest.mark.parametrize("recipe", [Words(), BytePairs(vocab_size=150)])
+@pytest.mark.parametrize("recipe", [WordTokenizer(), BytePairs(vocab_size=150)])
 def test_words(recipe: TokenizerRecipe) -> None:
     tokenizer = recipe.make(TEXTS)
     assert words_of(tokenizer, TEXTS[0]) == [
@@ -75,7 +75,7 @@ def test_words(recipe: TokenizerRecipe) -> None:
 
 
 def test_a_word_is_one_token_and_rare_ones_are_unknown() -> None:
-    tokenizer = Words(min_count=2).make(["the cat, the dog, the end", "a cat"])
+    tokenizer = WordTokenizer(min_count=2).make(["the cat, the dog, the end", "a cat"])
     assert tokenizer.convert_ids_to_tokens([*range(len(tokenizer))]) == [
         *["[PAD]", "[UNK]", "[START]", "[END]"],
         *["▁the", ",", "▁cat"],  # By count, then by text.
@@ -86,7 +86,7 @@ def test_a_word_is_one_token_and_rare_ones_are_unknown() -> None:
 
 
 def test_decoding_stops_at_the_first_end_and_hides_padding() -> None:
-    tokenizer = Words().make(["a b c"])
+    tokenizer = WordTokenizer().make(["a b c"])
     a, b, c = (tokenizer.get_vocab()[token] for token in ("▁a", "▁b", "▁c"))
     pad, start, end = tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id
     assert decode_texts(tokenizer, [[start, a, pad, b, end, c, end, pad], [a, c], [], [start, end]]) == [
@@ -102,7 +102,7 @@ def test_unknown_characters_of_byte_pairs() -> None:
     assert decode_texts(tokenizer, _ids(tokenizer, ["abz ab"])) == ["ab[UNK] ab"]
 
 
-@pytest.mark.parametrize("recipe", [Words(), BytePairs(vocab_size=150)])
+@pytest.mark.parametrize("recipe", [WordTokenizer(), BytePairs(vocab_size=150)])
 def test_saved_and_loaded(recipe: TokenizerRecipe, tmp_path: Path) -> None:
     made = recipe.make(iter(TEXTS), max_length=48)
     made.save_pretrained(tmp_path)
@@ -160,7 +160,7 @@ def test_mistakes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="^words.min_count: expected 1 or more, got 0"):
         build(dict[str, TokenizerRecipe], {"words": {"name": "words", "min_count": 0}})
     with pytest.raises(UserError, match="^tokenizer.min_count: .*no word 9 times"):
-        Words(min_count=9).make(["a a"])
+        WordTokenizer(min_count=9).make(["a a"])
     with pytest.raises(UserError, match="^tokenizer: there is no training text"):
         BytePairs().make([" "])
     with pytest.raises(UserError, match="nowhere: cannot load a tokenizer"):

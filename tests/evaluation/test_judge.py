@@ -25,7 +25,7 @@ from diffusionlm.cli import main
 from diffusionlm.config import UserError, build
 from diffusionlm.core.objective import Batch, collate
 from diffusionlm.data.batches import encode
-from diffusionlm.data.tokenizers import Words
+from diffusionlm.data.tokenizers import WordTokenizer
 from diffusionlm.evaluation.judge import Judge, perplexity, windows
 from diffusionlm.models.causal import CausalConfig, NextToken
 from diffusionlm.models.diffusion import DiffusionLM, DiffusionLMConfig
@@ -42,7 +42,7 @@ CAUSAL = {
 
 def made(longest: int = 16) -> Judge:
     """Return a judge with random weights, spread so that its beliefs are far from uniform."""
-    tokenizer = Words().make(TEXTS, longest)
+    tokenizer = WordTokenizer().make(TEXTS, longest)
     model = CausalConfig(layers=2, width=16, heads=2).make(tokenizer, [], longest)
     with torch.no_grad():
         for weight in model.parameters():

@@ -17,7 +17,7 @@ from tiny_runs import restaurant_texts, tiny_config, tiny_plain
 from diffusionlm.cli import main
 from diffusionlm.config import UserError, build
 from diffusionlm.data.corpora import read_texts
-from diffusionlm.data.tokenizers import Words
+from diffusionlm.data.tokenizers import WordTokenizer
 from diffusionlm.evaluation.judge import Judge, perplexity
 from diffusionlm.evaluation.likelihood import Bound, bound
 from diffusionlm.evaluation.scoring import SCORERS, ScoringConfig, score, summary
@@ -137,7 +137,7 @@ def test_every_kind_reaches_the_truth_of_a_silent_network(model: ModelSpec, tmp_
     """All words cost the same then: a diffusion model bars START, END and PAD, an autoregressive one nothing."""
     random.seed(0)
     texts = [" ".join(random.choices("abcdefghij", k=random.randint(1, 8))) for _ in range(30)]
-    tokenizer = Words().make(["a b c d e f g h i j"])
+    tokenizer = WordTokenizer().make(["a b c d e f g h i j"])
     V = len(tokenizer)
     made: Any = model.make(tokenizer, [[2, 4, 5, 6, 3]], 12)
     last = made.lm_head if made.can_generate() else made.network.down

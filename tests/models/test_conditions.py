@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from diffusionlm import DiffusionLM, ModelConfig, UserError
 from diffusionlm.config import nearest
 from diffusionlm.data.batches import encode
-from diffusionlm.data.tokenizers import Words
+from diffusionlm.data.tokenizers import WordTokenizer
 from diffusionlm.models.backbones import Transformer
 from diffusionlm.models.conditions import Condition
 from diffusionlm.recipe.cross_entropy import CrossEntropy, CrossEntropyObjective
@@ -59,7 +59,7 @@ def objective_and_rows(condition: Label) -> tuple[CrossEntropyObjective, Sequenc
     """Return the objective of a small model with random weights, and its training rows."""
     splits = {"train": datasets.Dataset.from_list(ROWS)}
     texts = splits["train"]["text"][:]
-    tokenizer = Words().make(texts)
+    tokenizer = WordTokenizer().make(texts)
     spec = ModelConfig(dimension=8, backbone=Transformer(layers=1, width=16, heads=2), condition=condition)
     spec.check_data(splits)
     rows = spec.rows({"train": encode(texts, tokenizer)}, splits, tokenizer)["train"]

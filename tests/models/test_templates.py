@@ -10,7 +10,7 @@ from test_labels import records
 
 from diffusionlm.data.batches import encode
 from diffusionlm.data.labels import Field, Labelled, SpanLabels
-from diffusionlm.data.tokenizers import Words
+from diffusionlm.data.tokenizers import WordTokenizer
 from diffusionlm.data.trees import brackets, spans_of, tags_of
 from diffusionlm.models.classifier.templates import MIN_COUNT, find_templates, list_templates, span_places, template
 
@@ -60,7 +60,7 @@ def test_constituents_are_counted_by_template_and_text_length() -> None:
 
 def test_templates_of_the_embedded_corpus_identify_constituents_of_held_out_texts() -> None:
     rows = datasets.Dataset.from_list(records(1000))
-    tokenizer = Words().make(rows["text"][:])
+    tokenizer = WordTokenizer().make(rows["text"][:])
     seen, other = rows.select(range(800)), records(1000)[800:]
     labelled = SpanLabels().read(seen, encode(seen["text"][:], tokenizer), tokenizer, [Field("tree")])
     templates = find_templates(labelled, "tree")

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from diffusionlm.config import UserError, build, merge, to_plain
 from diffusionlm.core.sampler import DDPM, Denoise, State
-from diffusionlm.data.tokenizers import SPECIAL_TOKENS, Words
+from diffusionlm.data.tokenizers import SPECIAL_TOKENS, WordTokenizer
 from diffusionlm.models.conditions import Condition
 from diffusionlm.models.diffusion import DiffusionLM, DiffusionLMConfig, ModelConfig
 from diffusionlm.models.io import model_folder
@@ -57,7 +57,7 @@ PLAIN = SamplingConfig(steps=6, passes=1, sweeps=0)  # any model can be sampled 
 
 
 def _pipeline(sampling: SamplingConfig | None = None, **settings: Any) -> Pipeline:
-    tokenizer = Words().make(SENTENCES, LONGEST)
+    tokenizer = WordTokenizer().make(SENTENCES, LONGEST)
     config = DiffusionLMConfig(
         settings=to_plain(build(ModelConfig, merge(SMALL, settings))),
         vocabulary=len(tokenizer),
@@ -514,7 +514,7 @@ def _break_tokenizer(folder: Path) -> None:
 
 
 def _other_tokenizer(folder: Path) -> None:
-    Words().make(SENTENCES[:2], LONGEST).save_pretrained(folder)
+    WordTokenizer().make(SENTENCES[:2], LONGEST).save_pretrained(folder)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from diffusionlm.config import UserError, build, merge
 from diffusionlm.core.process import GaussianDiffusion
 from diffusionlm.core.sampler import Denoised, sample
 from diffusionlm.core.schedule import Sqrt
-from diffusionlm.data.tokenizers import SPECIAL_TOKENS, Words
+from diffusionlm.data.tokenizers import SPECIAL_TOKENS, WordTokenizer
 from diffusionlm.models.masked import MaskedConfig, lowest
 from diffusionlm.pipelines.base import SamplingConfig
 from diffusionlm.pipelines.masked import (
@@ -157,7 +157,7 @@ def test_the_noise_of_maskgit_is_not_negative() -> None:
 
 @pytest.fixture(scope="module")
 def pipeline() -> MaskedPipeline:
-    tokenizer = Words().make(["a small blue house by the long green river", "an old man walks his dogs in a park"], 12)
+    tokenizer = WordTokenizer().make(["a small blue house by the long green river", "an old man walks his dogs in a park"], 12)
     spec = build(MaskedConfig, {"dimension": 8, "backbone": {"name": "transformer", "layers": 1, "width": 16, "heads": 2}})
     torch.manual_seed(0)
     model = spec.make(tokenizer, [[2, 4, 5, 6, 7, 3]], 12).train(False)

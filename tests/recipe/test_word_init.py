@@ -5,7 +5,7 @@ import torch
 from tiny_runs import restaurant_texts
 
 from diffusionlm.data.batches import encode
-from diffusionlm.data.tokenizers import Words
+from diffusionlm.data.tokenizers import WordTokenizer
 from diffusionlm.recipe.word_init import OFFSETS, cooccurrence, word_vectors_from
 
 
@@ -29,7 +29,7 @@ def test_rows_have_the_norm_of_the_process(share: float) -> None:
 
 def test_words_that_can_replace_each_other_are_close_and_still_apart() -> None:
     texts = restaurant_texts(5000, "train")
-    tokenizer = Words(min_count=5).make(texts)
+    tokenizer = WordTokenizer(min_count=5).make(texts)
     vectors = word_vectors_from(encode(texts, tokenizer).ids, len(tokenizer), 64, 0.85)
 
     def cosine(one: str, other: str) -> float:

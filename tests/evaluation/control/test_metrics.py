@@ -13,7 +13,7 @@ from tiny_runs import restaurant_texts
 from diffusionlm.controls import Attribute, Binding, Infill, Length, PartsOfSpeech, Span, Tree, Weighted
 from diffusionlm.controls.parts_of_speech import tag_matches
 from diffusionlm.data.annotators import Annotation, Annotator, Plain
-from diffusionlm.data.tokenizers import Words
+from diffusionlm.data.tokenizers import WordTokenizer
 from diffusionlm.evaluation.control.metrics import (
     ALL,
     SCORE,
@@ -45,7 +45,7 @@ class Spelled(Annotator):
 
 def binding(annotator: Annotator | None = None) -> Binding:
     nothing: Any = None  # no classifier is asked
-    return Binding(nothing, Words().make([TEXT, *restaurant_texts(50)]), None, annotator or Grammar())
+    return Binding(nothing, WordTokenizer().make([TEXT, *restaurant_texts(50)]), None, annotator or Grammar())
 
 
 def means(target: Target, texts: list[str], annotator: Annotator | None = None) -> dict[str, float]:

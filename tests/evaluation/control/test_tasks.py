@@ -13,7 +13,7 @@ from tiny_runs import ROOT, restaurant_texts
 from diffusionlm.config import UserError, build, to_plain
 from diffusionlm.controls import Attribute, Binding, Infill, Length, PartsOfSpeech, Span, Tree, Words
 from diffusionlm.data.annotators import Plain, Reader
-from diffusionlm.data.tokenizers import Words as WordTokenizer
+from diffusionlm.data.tokenizers import WordTokenizer
 from diffusionlm.data.trees import brackets
 from diffusionlm.evaluation.control.tasks import FileTargets, Target, Task, TaskConfig, read_tasks
 from diffusionlm.restaurants.annotator import Grammar
