@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffusionlm.config import UserError, nearest
-from diffusionlm.controls.binding import Binding, label_energy
+from diffusionlm.controls.binding import Binding, label_energy, label_index
 from diffusionlm.controls.control import CompiledControl, Control, Scores, passes
 from diffusionlm.data.annotators import Reader
 from diffusionlm.data.tokenizers import split_words
@@ -33,13 +33,10 @@ class Attribute(Control, name="attribute"):
         fields = {name.removeprefix("attributes."): name for name in classifier.labels}
         if self.field not in fields:
             raise UserError(f"{self}: no field of the texts' attributes is called {self.field!r}{nearest(self.field, fields)}")
-        values = classifier.labels[fields[self.field]]
-        if not self.value or self.value not in values:
-            raise UserError(f"{self}: {self.field} is never {self.value!r}{nearest(self.value, filter(None, values))}")
-        return CompiledControl(energies=(label_energy(classifier, fields[self.field], self.value),))
+        index = label_index(classifier, fields[self.field], self.value, f"{self}: {self.field}")
+        return CompiledControl(energies=(label_energy(classifier, fields[self.field], index),))
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
-        """Return 1 where the text states it, else 0."""
         return [float(self._states(text, binding)) for text in texts]
 
     def _states(self, text: str, binding: Binding) -> bool:
@@ -62,6 +59,5 @@ class Attribute(Control, name="attribute"):
 
     @classmethod
     def target_from(cls, row: Mapping[str, Any], draw: random.Random, reader: Reader) -> Attribute | None:
-        """Draw one of the attributes that the text states."""
         stated = sorted(reader.attributes(row).items())
         return cls(*draw.choice(stated)) if stated else None

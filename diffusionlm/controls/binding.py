@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from diffusionlm.config import UserError, build_untrusted, read_yaml
+from diffusionlm.config import UserError, build_untrusted, nearest, read_yaml
 from diffusionlm.controls.third_party import SequenceClassifier
 from diffusionlm.core.guidance import Energy, GuidanceState
 from diffusionlm.core.objective import collate
@@ -38,10 +38,13 @@ class Binding:
     def classifier(self, name: str, kind: type[C]) -> C:
         """Return the model's classifier ``name``, or the one in the folder ``name``.
 
-        Raises:
-            UserError: there is none, it was trained on another model's word vectors, or its head is not that of ``kind``.
+        Raises UserError where there is none, or one of another model's word vectors, or of another head than ``kind``.
         """
-        found: LatentClassifier = self._once(name, self._open)
+        found = self._loaded.get(name)
+        if found is None:
+            found = LatentClassifier.load(self._path(name))
+            found.check_fits(self.model)
+            self._loaded[name] = torch.nn.Module.to(found, self.model.device)
         if not isinstance(found, kind):
             expected, got = kind.reads_labels.head, found.settings.head
             raise UserError(f"classifier: expected one with head {expected!r}, and {name!r} has {got!r}")
@@ -51,16 +54,12 @@ class Binding:
         """Return whether the model has a classifier ``name``, or there is a folder of this name."""
         return Path(name).is_dir() or (self.folder is not None and (model_folder(self.folder) / "classifiers" / name).is_dir())
 
-    def _open(self, name: str) -> LatentClassifier:
-        if not Path(name).is_dir() and self.folder is None:
-            raise UserError(f"classifier: the model came from no folder, so {name!r} must be a classifier's folder")
-        classifier = LatentClassifier.load(self._path(name))
-        classifier.check_fits(self.model)
-        torch.nn.Module.to(classifier, self.model.device)
-        return classifier
-
     def _path(self, name: str) -> Path:
-        return Path(name) if Path(name).is_dir() else find_classifier(self.folder or "", name)
+        if Path(name).is_dir():
+            return Path(name)
+        if self.folder is None:
+            raise UserError(f"classifier: the model came from no folder, so {name!r} must be a classifier's folder")
+        return find_classifier(self.folder, name)
 
     @property
     def folders(self) -> dict[str, Path]:
@@ -78,13 +77,10 @@ class Binding:
             plain = json.loads((model_folder(name) / "config.json").read_text())
         except (OSError, ValueError):
             return None
-        if any(str(kind).endswith("ForSequenceClassification") for kind in plain.get("architectures") or []):
-            return self._once(name, lambda path: SequenceClassifier(path, self.tokenizer, self.model.device))
-        return None
-
-    def _once(self, name: str, open_: Callable[[str], Any]) -> Any:
+        if not any(str(kind).endswith("ForSequenceClassification") for kind in plain.get("architectures") or []):
+            return None
         if name not in self._loaded:
-            self._loaded[name] = open_(name)
+            self._loaded[name] = SequenceClassifier(name, self.tokenizer, self.model.device)
         return self._loaded[name]
 
     @torch.no_grad()
@@ -122,10 +118,17 @@ def annotator_for(folder: Path | None) -> Annotator:
     return Plain()
 
 
-def label_energy(classifier: LatentClassifier, name: str, value: str) -> Energy:
-    """Return -log p of ``value`` in a text's field ``name``."""
-    index = classifier.labels[name].index(value)
-    return lambda state: -classified(classifier, state)[name][:, index]
+def label_index(classifier: LatentClassifier, field: str, value: str, where: str) -> int:
+    """Return the index of ``value`` among a field's labels. Raises UserError where it is none of them."""
+    values = classifier.labels[field]
+    if not value or value not in values:
+        raise UserError(f"{where} is never {value!r}{nearest(value, filter(None, values))}")
+    return values.index(value)
+
+
+def label_energy(classifier: LatentClassifier, field: str, index: int) -> Energy:
+    """Return -log p of a text's label ``index`` in ``field``."""
+    return lambda state: -classified(classifier, state)[field][:, index]
 
 
 def classified(classifier: LatentClassifier, state: GuidanceState) -> dict[str, Tensor]:

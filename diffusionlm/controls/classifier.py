@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from diffusionlm.config import UserError, nearest
-from diffusionlm.controls.binding import Binding, label_energy
-from diffusionlm.controls.control import CompiledControl, Control
+from diffusionlm.controls.binding import Binding, label_energy, label_index
+from diffusionlm.controls.control import CompiledControl, Control, RewardFunction
+from diffusionlm.core.guidance import Energy
 from diffusionlm.models.classifier.heads import LatentSequenceClassifier
 
 
@@ -30,32 +31,24 @@ class Classifier(Control, name="classifier"):
 
     def compile(self, binding: Binding) -> CompiledControl:
         """Return -log p(label) as an energy, or log p(label) as a reward. Raises UserError for an unknown label or field."""
-        third_party = binding.sequence_classifier(self.classifier)
-        if third_party is not None:
-            index = third_party.index(self.label, str(self))
-            if third_party.aligned is not None:
-                return CompiledControl(energies=(third_party.energy(index),))
-            return CompiledControl(rewards=(lambda texts: third_party.log_probabilities(texts)[:, index],))
-        classifier = binding.classifier(self.classifier, LatentSequenceClassifier)
-        return CompiledControl(energies=(label_energy(classifier, self._field(classifier.labels), self.label),))
-
-    def _field(self, labels: dict[str, list[str]]) -> str:
-        field = self.field or next(iter(labels))
-        if field not in labels or (self.field is None and len(labels) > 1):
-            raise UserError(f"{self}: field: expected one of the classifier's{nearest(self.field or '', labels)}")
-        if not self.label or self.label not in labels[field]:
-            known = filter(None, labels[field])
-            raise UserError(f"{self}: {field} is never {self.label!r}{nearest(self.label, known)}")
-        return field
+        log_p, energy = self._bound(binding)
+        return CompiledControl(rewards=(log_p,)) if energy is None else CompiledControl(energies=(energy,))
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
         """Return 1 where p(label) of the finished text is above one half, else p(label)."""
+        p = self._bound(binding)[0](texts).exp()
+        return torch.where(p > 0.5, 1.0, p.double()).tolist()
+
+    def _bound(self, binding: Binding) -> tuple[RewardFunction, Energy | None]:
+        """Return log p(label) of finished texts, and -log p(label) as an energy, None where there is no gradient."""
         third_party = binding.sequence_classifier(self.classifier)
         if third_party is not None:
-            logs = third_party.log_probabilities(texts)[:, third_party.index(self.label, str(self))]
-        else:
-            classifier = binding.classifier(self.classifier, LatentSequenceClassifier)
-            field = self._field(classifier.labels)
-            logs = binding.log_probabilities(classifier, texts)[field][:, classifier.labels[field].index(self.label)]
-        p = logs.exp()
-        return torch.where(p > 0.5, 1.0, p.double()).tolist()
+            index = third_party.index(self.label, str(self))
+            energy = None if third_party.aligned is None else third_party.energy(index)
+            return lambda texts: third_party.log_probabilities(texts)[:, index], energy
+        trained = binding.classifier(self.classifier, LatentSequenceClassifier)
+        field = self.field or next(iter(trained.labels))
+        if field not in trained.labels or (self.field is None and len(trained.labels) > 1):
+            raise UserError(f"{self}: field: expected one of the classifier's{nearest(self.field or '', trained.labels)}")
+        index = label_index(trained, field, self.label, f"{self}: {field}")
+        return lambda texts: binding.log_probabilities(trained, texts)[field][:, index], label_energy(trained, field, index)

@@ -11,17 +11,21 @@ import json
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from functools import reduce
+from dataclasses import dataclass, fields, replace
+from functools import partial, reduce
+from operator import and_, or_
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from diffusionlm.config import Component, UserError
 from diffusionlm.constraints.dfa import DFA
+from diffusionlm.constraints.inference import log_probability
 from diffusionlm.controls.binding import Binding
-from diffusionlm.core.guidance import Energy
+from diffusionlm.core.guidance import Energy, GuidanceState
 from diffusionlm.data.annotators import Reader
+from diffusionlm.recipe.energies import any_of, none_of, scaled
 
 RewardFunction = Callable[[Sequence[str]], Tensor]  # texts to log-probabilities or scores (B,), higher is better
 Scores = Sequence[float | None]  # by text, 0 to 1, where 1 passes; None for a text that cannot be checked
@@ -40,26 +44,22 @@ class CompiledControl:
     length_probabilities: tuple[Sequence[float], ...] = ()
 
     def __and__(self, other: CompiledControl) -> CompiledControl:
-        """Return the parts of both."""
         return CompiledControl(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
     @property
     def automaton(self) -> DFA | None:
         """The intersection of all automata."""
-        return reduce(lambda one, other: one & other, self.automata) if self.automata else None
+        return reduce(and_, self.automata) if self.automata else None
 
 
 class Control(Component, family="control"):
     """Base of the controls; ``needs`` is what the annotator must read for a check: "tags", "tree", "attributes"."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    check: ClassVar[str] = ""  # name of the check among the metrics; without one "KIND, passed"
 
     def compile(self, binding: Binding) -> CompiledControl:
-        """Return the parts that act during sampling.
-
-        Raises:
-            UserError: the model cannot follow this control, with the reason.
-        """
+        """Return the parts that act during sampling. Raises UserError where the model cannot follow this control."""
         raise NotImplementedError
 
     def score(self, texts: Sequence[str], binding: Binding) -> Scores:
@@ -73,7 +73,8 @@ class Control(Component, family="control"):
     def metrics(self, texts: Sequence[str], scores: Scores, binding: Binding) -> dict[str, Scores]:
         """Return the metrics of an evaluation, by name; ``scores`` are the control's own scores of ``texts``."""
         kind, passed = type(self).name or type(self).__name__, passes(scores)
-        return {f"{kind}, passed": passed} if passed == list(scores) else {f"{kind}, score": scores, f"{kind}, passed": passed}
+        check = {self.check or f"{kind}, passed": passed}
+        return check if passed == list(scores) else {f"{kind}, score": scores, **check}
 
     @classmethod
     def target_from(cls, row: Mapping[str, Any], draw: random.Random, reader: Reader) -> Control | None:
@@ -84,33 +85,20 @@ class Control(Component, family="control"):
         return None
 
     def __and__(self, other: Control) -> Control:
-        """Return the conjunction."""
-        from diffusionlm.controls.algebra import All
-
         return All((*_parts(self, All), *_parts(other, All)))
 
     def __or__(self, other: Control) -> Control:
-        """Return the disjunction."""
-        from diffusionlm.controls.algebra import AnyOf
-
         return AnyOf((*_parts(self, AnyOf), *_parts(other, AnyOf)))
 
     def __invert__(self) -> Control:
-        """Return the negation."""
-        from diffusionlm.controls.algebra import Not
-
         return self.control if isinstance(self, Not) else Not(self)
 
     def __mul__(self, weight: float) -> Control:
-        """Return the same control with ``weight`` times its energies and rewards."""
-        from diffusionlm.controls.algebra import Weighted
-
         return Weighted(self, float(weight))
 
     __rmul__ = __mul__
 
     def __str__(self) -> str:
-        """Return the expression that makes this control."""
         given = [f for f in fields(self) if getattr(self, f.name) != f.default]  # type: ignore[arg-type]
         positional = [f.name for f in fields(self)[: len(given)]] == [f.name for f in given]  # type: ignore[arg-type]
         words = [("" if positional else f"{f.name}=") + literal(getattr(self, f.name)) for f in given]
@@ -119,8 +107,151 @@ class Control(Component, family="control"):
         return f"{called}({', '.join(words)})"
 
 
+class Combination(Control):
+    """Base of the combinations, of several ``controls`` or of one ``control``."""
+
+    def checkable(self, binding: Binding) -> bool:
+        return all(control.checkable(binding) for control in vars(self).get("controls") or [vars(self)["control"]])
+
+    def _acting(self, control: Control, binding: Binding) -> CompiledControl:
+        """Return ``control`` compiled. Raises UserError where it has no part that acts during sampling."""
+        compiled = control.compile(binding)
+        if not (compiled.automata or compiled.energies or compiled.rewards):
+            raise UserError(f"{self}: {control} is only checked, nothing acts on it; it cannot stand beside | or behind ~")
+        return compiled
+
+    def _reward(self, compiled: CompiledControl) -> RewardFunction:
+        """Return the sum of the rewards. Raises UserError where there are other parts."""
+        if compiled.automata or compiled.energies:
+            raise UserError(f"{self}: a reward of finished texts can only be combined so with other rewards")
+        return lambda texts: torch.stack([reward(texts) for reward in compiled.rewards]).sum(0)
+
+
+@dataclass(frozen=True)
+class All(Combination, name="all"):
+    """Every one of ``controls``."""
+
+    controls: tuple[Control, ...]
+
+    def compile(self, binding: Binding) -> CompiledControl:
+        return reduce(and_, (control.compile(binding) for control in self.controls), CompiledControl())
+
+    def score(self, texts: Sequence[str], binding: Binding) -> Scores:
+        return [lowest(scores) for scores in zip(*(c.score(texts, binding) for c in self.controls), strict=True)]
+
+    def __str__(self) -> str:
+        return " & ".join(_bracketed(control, AnyOf) for control in self.controls)
+
+
+@dataclass(frozen=True)
+class AnyOf(Combination, name="any"):
+    """At least one of ``controls``."""
+
+    controls: tuple[Control, ...]
+
+    def compile(self, binding: Binding) -> CompiledControl:
+        """Return the union of the automata; if a part has an energy, one energy of all parts."""
+        parts = [self._acting(control, binding) for control in self.controls]
+        if any(compiled.rewards for compiled in parts):
+            rewards = [self._reward(compiled) for compiled in parts]
+            return CompiledControl(rewards=(lambda texts: torch.stack([reward(texts) for reward in rewards]).amax(0),))
+        if any(compiled.energies for compiled in parts):
+            return CompiledControl(energies=(any_of([_as_energy(compiled) for compiled in parts]),))
+        automata = [compiled.automaton for compiled in parts if compiled.automaton is not None]
+        return CompiledControl(automata=(reduce(or_, automata),))
+
+    def score(self, texts: Sequence[str], binding: Binding) -> Scores:
+        return [_highest(scores) for scores in zip(*(c.score(texts, binding) for c in self.controls), strict=True)]
+
+    def __str__(self) -> str:
+        return " | ".join(str(control) for control in self.controls)
+
+
+@dataclass(frozen=True)
+class Not(Combination, name="not"):
+    """The negation of ``control``: a text passes unless it passes ``control``, however close it comes to that."""
+
+    control: Control
+
+    def compile(self, binding: Binding) -> CompiledControl:
+        """Return the complement of the automaton, or -log(1 - p) of the energies."""
+        compiled = self._acting(self.control, binding)
+        if compiled.rewards:
+            return CompiledControl(rewards=(partial(_weighted, self._reward(compiled), -1.0),))
+        if compiled.energies:
+            return CompiledControl(energies=(none_of(_as_energy(compiled)),))
+        assert compiled.automaton is not None
+        return CompiledControl(automata=(~compiled.automaton,))
+
+    def score(self, texts: Sequence[str], binding: Binding) -> Scores:
+        return [None if score is None else float(score < 1) for score in self.control.score(texts, binding)]
+
+    def __str__(self) -> str:
+        return "~" + _bracketed(self.control, All, AnyOf, Weighted)
+
+
+@dataclass(frozen=True)
+class Weighted(Combination, name="weighted"):
+    """``control`` with ``weight`` times its energies and rewards; its automata stay as they are."""
+
+    control: Control
+    weight: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < math.inf:
+            raise UserError(f"{self}: expected a weight of 0 or more; for the opposite write ~ before the control")
+
+    def compile(self, binding: Binding) -> CompiledControl:
+        compiled = self.control.compile(binding)
+        rewards = tuple(partial(_weighted, reward, self.weight) for reward in compiled.rewards)
+        energies = tuple(scaled(energy, self.weight) for energy in compiled.energies)
+        return replace(compiled, energies=energies, rewards=rewards)
+
+    def score(self, texts: Sequence[str], binding: Binding) -> Scores:
+        return self.control.score(texts, binding)
+
+    def __str__(self) -> str:
+        weight = f"{self.weight:.0f}" if self.weight == round(self.weight, 0) else repr(self.weight)
+        return f"{weight} * {_bracketed(self.control, All, AnyOf, Weighted)}"
+
+
 def _parts(control: Control, kind: Any) -> tuple[Control, ...]:
     return control.controls if isinstance(control, kind) else (control,)
+
+
+def lowest(scores: Scores) -> float | None:
+    """Return the score of a conjunction: the lowest; None where an unchecked part could still fail it."""
+    return _extreme(scores, min, lambda score: score < 1)
+
+
+def _highest(scores: Scores) -> float | None:
+    return _extreme(scores, max, lambda score: score >= 1)
+
+
+def _extreme(scores: Scores, choose: Callable[[list[float]], float], decides: Callable[[float], bool]) -> float | None:
+    known = [score for score in scores if score is not None]
+    return choose(known) if len(known) == len(scores) or any(map(decides, known)) else None
+
+
+def _weighted(reward: RewardFunction, weight: float, texts: Sequence[str]) -> Tensor:
+    return weight * reward(texts)
+
+
+def _bracketed(control: Control, *kinds: type[Control]) -> str:
+    return f"({control})" if isinstance(control, kinds) else str(control)
+
+
+def _as_energy(compiled: CompiledControl) -> Energy:
+    """Return the sum of the energies; the energy of an automaton is -log p(a draw from the token posteriors is accepted)."""
+    automaton, energies = compiled.automaton, compiled.energies
+
+    def energy(state: GuidanceState) -> Tensor:
+        parts = [energy(state) for energy in energies]
+        if automaton is not None:
+            parts.append(-log_probability(automaton, state.logits[:, 1:], state.mask.sum(1) - 2))
+        return torch.stack(parts).sum(0)
+
+    return energy
 
 
 def literal(value: object) -> str:
@@ -151,12 +282,11 @@ class Outcome:
 
 def outcomes(controls: Sequence[Control], texts: Sequence[str], binding: Binding) -> list[tuple[Outcome, ...]]:
     """Check ``texts``; return a tuple of each text's outcomes, one for every control."""
-    columns = [[_outcome(str(control), score) for score in _scores(control, texts, binding)] for control in controls]
+    columns = [
+        [Outcome(str(control), None if score is None else score >= 1, score) for score in _scores(control, texts, binding)]
+        for control in controls
+    ]
     return [tuple(row) for row in zip(*columns, strict=True)] if columns else [() for _ in texts]
-
-
-def _outcome(control: str, score: float | None) -> Outcome:
-    return Outcome(control, None if score is None else score >= 1, score)
 
 
 def _scores(control: Control, texts: Sequence[str], binding: Binding) -> list[float | None]:

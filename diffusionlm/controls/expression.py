@@ -10,6 +10,7 @@ import ast
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
@@ -33,22 +34,14 @@ PLAIN: dict[str, tuple[type | UnionType, str]] = {  # types of fields that are c
 
 
 def read_controls(expressions: Iterable[str | Control] | str | Control) -> tuple[Control, ...]:
-    """Return the controls of several expressions, or of one.
-
-    Raises:
-        UserError: as ``read_control``.
-    """
+    """Return the controls of several expressions, or of one. Raises UserError as ``read_control``."""
     if isinstance(expressions, str | Control) or not isinstance(expressions, Iterable):
         return (read_control(expressions),)
-    return tuple(read_control(expression) for expression in expressions)
+    return tuple(map(read_control, expressions))
 
 
 def read_control(expression: str | Control) -> Control:
-    """Return the control of an ``expression``.
-
-    Raises:
-        UserError: not an expression of controls; an unknown control, field or value.
-    """
+    """Return the control of an ``expression``. Raises UserError for an unknown control, field or value, or another text."""
     if isinstance(expression, Control):
         return expression
     if not isinstance(expression, str):
@@ -70,10 +63,8 @@ def read_control(expression: str | Control) -> Control:
 def target_rows(path: str | Path) -> list[tuple[str, dict[str, Any], tuple[Control, ...]]]:
     """Read a file of targets: objects with ``controls``, a list of expressions (or one), as JSON lines or a YAML list.
 
-    Returns each with its place, such as "targets.jsonl, line 3", its row and its controls.
-
-    Raises:
-        UserError: it cannot be read, or a row has no ``controls``, with the place.
+    Returns each with its place, such as "targets.jsonl, line 3", its row and its controls. Raises UserError with the place
+    where the file cannot be read, or a row has no ``controls``.
     """
     found = []
     for place, row in _file_rows(path):
@@ -107,15 +98,16 @@ def _file_rows(path: str | Path) -> Iterator[tuple[str, Any]]:
 
 def _short(name: str, value: str) -> Control:
     """Read ``length=20``: a control's name in small letters, or else an attribute of the corpus."""
-    if name.lower() not in Control.members or name.lower() in COMPOUND:
-        return _make(Control.find("attribute"), [name, value], {}, f"{name}={value}")
-    try:
-        plain = ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        plain = value
-    numbers = re.fullmatch(r"(\d+)\s*-\s*(\d+)", value)
-    arguments = [int(numbers[1]), int(numbers[2])] if numbers else [plain]
-    return _make(Control.find(name.lower()), arguments, {}, f"{name}={value}")
+    kind = name.lower()
+    arguments: list[object] = [value]
+    if kind not in Control.members or kind in COMPOUND:
+        kind, arguments = "attribute", [name, value]
+    elif numbers := re.fullmatch(r"(\d+)\s*-\s*(\d+)", value):
+        arguments = [int(number) for number in numbers.groups()]
+    else:
+        with suppress(ValueError, SyntaxError):
+            arguments = [ast.literal_eval(value)]
+    return _make(Control.find(kind), arguments, {}, f"{name}={value}")
 
 
 class _Parser:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from diffusionlm.config import UserError
-from diffusionlm.controls.binding import Binding
-from diffusionlm.controls.control import Scores, passes
-from diffusionlm.controls.phrase import Chain, OneOf, Phrase, PhraseControl, Repeat, phrase
+from diffusionlm.controls.phrase import Chain, Phrase, PhraseControl, Repeat, Word, phrase
 
 _GAP = re.compile(r"\{\s*(?:(\d+)\s*(?:-\s*(\d+)\s*)?)?\}")
 
@@ -22,10 +20,8 @@ class Infill(PhraseControl, name="infill"):
     are matched with their case; the tokenizer decides whether a blank precedes a punctuation mark.
     """
 
+    check: ClassVar[str] = "infilling, context kept"
     template: str
-
-    def __post_init__(self) -> None:
-        self.phrases()
 
     def phrases(self) -> list[Phrase]:
         """Return the given words and the gaps as one phrase. Raises UserError for a gap with a syntax error."""
@@ -46,10 +42,6 @@ class Infill(PhraseControl, name="infill"):
                 high = int(gap[2] or low) if gap[1] else None
                 if high is not None and not 1 <= low <= high:
                     raise UserError(f"template: expected a gap of one word or more, the lower number first, got {gap[0]!r}")
-                parts.append(Repeat(OneOf(), low, high))
+                parts.append(Repeat(Word(), low, high))
                 end = gap.end()
         return [Chain(tuple(parts))]
-
-    def metrics(self, texts: Sequence[str], scores: Scores, binding: Binding) -> dict[str, Scores]:
-        """Return the check."""
-        return {"infilling, context kept": passes(scores)}

@@ -35,21 +35,16 @@ class Length(Control, name="length"):
         return self.low if self.high is None else self.high
 
     def compile(self, binding: Binding) -> CompiledControl:
-        """Return the automaton of this length; with a word-level tokenizer, of so many words.
-
-        Raises:
-            UserError: the length is above the model's maximum.
-        """
-        speller, size, most = spelling(binding.tokenizer), len(binding.tokenizer), binding.model.config.max_tokens - 2
+        """Return the automaton; with a word-level tokenizer, of so many words. Raises UserError above the model's maximum."""
+        speller, most = spelling(binding.tokenizer), binding.model.config.max_tokens - 2
         if self.low > most:
             raise UserError(f"{self}: expected at most {most} tokens for this model")
         longest = min(self.longest, most)
         if speller.whole_words:
-            return CompiledControl(automata=(speller.over_tokens(repeat(speller.any_word, self.low, longest)),))
-        return CompiledControl(automata=(of_lengths(range(self.low, longest + 1), size),))
+            return CompiledControl((speller.over_tokens(repeat(speller.any_word, self.low, longest)),))
+        return CompiledControl((of_lengths(range(self.low, longest + 1), len(binding.tokenizer)),))
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
-        """Return 1 where the tokenized text has this length, else 0."""
         return self._within(0, texts, binding)
 
     def metrics(self, texts: Sequence[str], scores: Scores, binding: Binding) -> dict[str, Scores]:
@@ -62,5 +57,4 @@ class Length(Control, name="length"):
 
     @classmethod
     def target_from(cls, row: Mapping[str, Any], draw: random.Random, reader: Reader) -> Length:
-        """Return the number of tokens of the text."""
         return cls(reader.length(row))

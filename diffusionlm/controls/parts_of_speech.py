@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor
-
 from diffusionlm.config import UserError, nearest
 from diffusionlm.constraints.dfa import DFA, any_number, everything, one_of, sequence, union
 from diffusionlm.controls.binding import Binding
@@ -48,48 +46,37 @@ class PartsOfSpeech(Control, name="parts-of-speech"):
 
     def metrics(self, texts: Sequence[str], scores: Scores, binding: Binding) -> dict[str, Scores]:
         """Return the paper's metric, where there is no ``...``, and the check."""
-        wanted, metrics = self.tags.split(), {"tags, the whole text": passes(scores)}
-        if MANY in wanted:
-            return {**metrics}
-        matches = binding.annotated(texts, "tags", lambda tags: tag_matches(wanted, tags))
-        return {"tags, matches / gold length (paper)": matches, **metrics}
+        wanted, metrics = self.tags.split(), dict[str, Scores]()
+        if MANY not in wanted:
+            matches = binding.annotated(texts, "tags", lambda tags: tag_matches(wanted, tags))
+            metrics["tags, matches / gold length (paper)"] = matches
+        return metrics | {"tags, the whole text": passes(scores)}
 
     @classmethod
     def target_from(cls, row: Mapping[str, Any], draw: random.Random, reader: Reader) -> PartsOfSpeech | None:
-        """Return the tags of all words."""
         tags = reader.tags(row)
         return cls(" ".join(tags)) if tags else None
 
 
 def tag_automaton(choices: Sequence[Sequence[str]], binding: Binding, classifier: str, least: float, where: str) -> DFA:
-    """Return the automaton of the texts whose words can have one of the tag sequences ``choices``.
-
-    Raises:
-        UserError: an unknown tag.
-    """
+    """Return the automaton of texts whose words can have one of the tag sequences. Raises UserError for an unknown tag."""
     trained = binding.classifier(classifier, LatentTokenClassifier)
     (field,) = trained.labels
     known, lexicon = trained.indices[field], trained.lexicon().cpu()
     size = len(lexicon)
 
     def words(tag: str) -> DFA:
-        if tag == MANY:
-            return any_number(one_of(lexicon.sum(1) > 0, size))
-        if tag == ONE:
-            return one_of(lexicon.sum(1) > 0, size)
+        if tag in (MANY, ONE):
+            word = one_of(lexicon.sum(1) > 0, size)
+            return word if tag == ONE else any_number(word)
         if tag not in known:
             raise UserError(f"{where}: no tag is called {tag!r}{nearest(tag, known)}")
-        return one_of(_holding(lexicon, known[tag], least), size)
+        shares = lexicon[:, known[tag]]
+        return one_of(shares >= min(least, float(shares.max())), size)  # where none has it often enough, the nearest to that
 
     parts = {tag: words(tag) for tag in dict.fromkeys(tag for tags in choices for tag in tags)}
     chains = [sequence(*(parts[tag] for tag in tags)) if tags else everything(size) for tags in choices]
     return union(*chains) if len(chains) > 1 else chains[0]
-
-
-def _holding(lexicon: Tensor, tag: int, least: float) -> Tensor:
-    """Return which tokens (V,) have a tag often enough; where none has, those that have it most often."""
-    held = lexicon[:, tag] >= least
-    return held if bool(held.any()) else lexicon[:, tag] == lexicon[:, tag].max()
 
 
 def tag_matches(wanted: Sequence[str], found: Sequence[str]) -> float:

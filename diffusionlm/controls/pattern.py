@@ -6,11 +6,11 @@ import re
 from dataclasses import dataclass
 
 from diffusionlm.config import UserError
-from diffusionlm.controls.phrase import Chain, Either, OneOf, Phrase, PhraseControl, Repeat, phrase
+from diffusionlm.controls.phrase import Chain, Either, Phrase, PhraseControl, Repeat, Word, phrase
 
 _WORD = re.compile(r"(?:\\\S|[^\s\\.*+?{}|()\[\]])+")
 _COUNT = re.compile(r"\{\s*(\d+)\s*(,?)\s*(\d*)\s*\}")
-_SHORT = {"*": (0, None), "+": (1, None), "?": (0, 1)}
+_SHORT: dict[str, tuple[int, int | None]] = {"*": (0, None), "+": (1, None), "?": (0, 1)}
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,6 @@ class Pattern(PhraseControl, name="pattern"):
     """
 
     pattern: str
-
-    def __post_init__(self) -> None:
-        self.phrases()
 
     def phrases(self) -> list[Phrase]:
         """Return the pattern as a phrase. Raises UserError for a syntax error, with its place."""
@@ -62,23 +59,19 @@ class _Parser:
     def _counted(self) -> Phrase:
         found = self._one()
         while (sign := self._next()) and sign in "*+?{":
-            if sign == "{":
-                match = _COUNT.match(self.text, self.place)
-                low, high = (
-                    (int(match[1]), int(match[3]) if match[3] else None if match[2] else int(match[1])) if match else (1, 0)
-                )
-                if match is None or (high is not None and high < low):
-                    raise self._error("a number of times such as {3}, {2,5} or {2,}")
-                self.place = match.end()
-            else:
-                self.place += 1
-                low, high = _SHORT[sign]
+            match = _COUNT.match(self.text, self.place)
+            low, high = _SHORT.get(sign, (1, 0))  # of a brace without a count: never allowed
+            if match:
+                low, high = int(match[1]), int(match[3]) if match[3] else None if match[2] else int(match[1])
+            if high is not None and high < low:
+                raise self._error("a number of times such as {3}, {2,5} or {2,}")
+            self.place = match.end() if match else self.place + 1
             found = Repeat(found, low, high)
         return found
 
     def _one(self) -> Phrase:
         if self._takes("."):
-            return OneOf()
+            return Word()
         if self._takes("("):
             found = self._either()
             if not self._takes(")"):

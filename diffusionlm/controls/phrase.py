@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
+from operator import and_
 
 from diffusionlm.config import UserError
 from diffusionlm.constraints.dfa import DFA, repeat, sequence, union
@@ -31,26 +32,23 @@ class Phrase:
 
 
 @dataclass(frozen=True)
-class OneOf(Phrase):
-    """One of ``options``; any word where there are none."""
+class Word(Phrase):
+    """The word ``text``; without one any word."""
 
-    options: tuple[str, ...] = ()
+    text: str = ""
     cased: bool = False
 
     def automaton(self, spelling: Spelling, where: str) -> DFA:
-        """Return the union of the options."""
-        for word in self.options:
-            spelling.check(word, self.cased, where)
-        return union(*(spelling.word(word, self.cased) for word in self.options)) if self.options else spelling.any_word
+        if not self.text:
+            return spelling.any_word
+        spelling.check(self.text, self.cased, where)
+        return spelling.word(self.text, self.cased)
 
     def ends(self, words: Sequence[str], starts: set[int]) -> set[int]:
-        """Match one word."""
-        return {start + 1 for start in starts if start < len(words) and self._has(words[start])}
+        return {start + 1 for start in starts if start < len(words) and self._is(words[start])}
 
-    def _has(self, word: str) -> bool:
-        return not self.options or any(
-            word == each or (not self.cased and word.lower() == each.lower()) for each in self.options
-        )
+    def _is(self, word: str) -> bool:
+        return self.text in ("", word) or (not self.cased and word.lower() == self.text.lower())
 
 
 @dataclass(frozen=True)
@@ -60,11 +58,9 @@ class Chain(Phrase):
     parts: tuple[Phrase, ...]
 
     def automaton(self, spelling: Spelling, where: str) -> DFA:
-        """Concatenate the parts."""
         return sequence(repeat(spelling.any_word, 0, 0), *(part.automaton(spelling, where) for part in self.parts))
 
     def ends(self, words: Sequence[str], starts: set[int]) -> set[int]:
-        """Match one part after the other."""
         return reduce(lambda places, part: part.ends(words, places), self.parts, starts)
 
 
@@ -75,11 +71,9 @@ class Either(Phrase):
     parts: tuple[Phrase, ...]
 
     def automaton(self, spelling: Spelling, where: str) -> DFA:
-        """Return the union of the parts."""
         return union(*(part.automaton(spelling, where) for part in self.parts))
 
     def ends(self, words: Sequence[str], starts: set[int]) -> set[int]:
-        """Match any part."""
         return set().union(*(part.ends(words, starts) for part in self.parts))
 
 
@@ -92,13 +86,11 @@ class Repeat(Phrase):
     high: int | None = None
 
     def automaton(self, spelling: Spelling, where: str) -> DFA:
-        """Repeat the part."""
         if max(self.low, self.high or 0) > MOST:
             raise UserError(f"{where}: expected at most {MOST} times, got {max(self.low, self.high or 0)}")
         return repeat(self.part.automaton(spelling, where), self.low, self.high)
 
     def ends(self, words: Sequence[str], starts: set[int]) -> set[int]:
-        """Match until no new end is found."""
         places, found, count = starts, set(starts) if self.low == 0 else set(), 0
         while places and (self.high is None or count < self.high):
             places, count = self.part.ends(words, places), count + 1
@@ -109,26 +101,29 @@ class Repeat(Phrase):
 
 
 MOST = 512  # repetitions of a part: above the length of any text, and fast to build
-ANYTHING = Repeat(OneOf())
+ANYTHING = Repeat(Word())
 
 
 def phrase(text: str, cased: bool = False) -> Chain:
     """Return the words of ``text``, one after the other."""
-    return Chain(tuple(OneOf((word,), cased) for word in split_words(text)))
+    return Chain(tuple(Word(word, cased) for word in split_words(text)))
 
 
 class PhraseControl(Control):
     """Base of the controls of a text's words: it must match each of ``phrases``."""
 
+    def __post_init__(self) -> None:
+        self.phrases()
+
     def phrases(self) -> list[Phrase]:
-        """Return the phrases that the words must match."""
+        """Return the phrases that the words must match. Raises UserError for wrong fields."""
         raise NotImplementedError
 
     def compile(self, binding: Binding) -> CompiledControl:
         """Return the automaton of matching texts. Raises UserError for a word that is not in the vocabulary."""
         speller, where = spelling(binding.tokenizer), str(self)
         spelled = [phrase.automaton(speller, where) for phrase in self.phrases()]
-        return CompiledControl(automata=(speller.over_tokens(reduce(lambda one, other: one & other, spelled)),))
+        return CompiledControl(automata=(speller.over_tokens(reduce(and_, spelled)),))
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
         """Return the share of the phrases that match."""

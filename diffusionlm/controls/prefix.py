@@ -15,10 +15,7 @@ class Prefix(PhraseControl, name="prefix"):
 
     text: str
 
-    def __post_init__(self) -> None:
+    def phrases(self) -> list[Phrase]:
         if not isinstance(self.text, str) or not split_words(self.text):
             raise UserError(f"text: expected the words that texts begin with, got {self.text!r}")
-
-    def phrases(self) -> list[Phrase]:
-        """Return the words, followed by anything."""
         return [Chain((phrase(self.text, cased=True), ANYTHING))]

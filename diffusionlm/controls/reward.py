@@ -46,7 +46,6 @@ class Reward(Control, name="reward"):
         return found
 
     def compile(self, binding: Binding) -> CompiledControl:
-        """Return the function as a reward."""
         self._callable()
         return CompiledControl(rewards=(self._scores,))
 
@@ -58,6 +57,5 @@ class Reward(Control, name="reward"):
         return (scores / self.passes).clamp(0, 1).tolist()
 
     def __str__(self) -> str:
-        """Return the expression."""
         name = self.function if isinstance(self.function, str) else getattr(self.function, "__name__", "a callable")
         return f'Reward("{name}")' if self.passes == 0.5 else f'Reward("{name}", {self.passes:g})'

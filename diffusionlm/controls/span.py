@@ -14,7 +14,7 @@ from torch import Tensor
 from diffusionlm.config import UserError, nearest
 from diffusionlm.constraints.dfa import DFA, of_lengths, one_of, repeat, union
 from diffusionlm.controls.binding import Binding, classified
-from diffusionlm.controls.control import CompiledControl, Control, Scores, passes
+from diffusionlm.controls.control import CompiledControl, Control, Scores
 from diffusionlm.controls.parts_of_speech import MANY, tag_automaton
 from diffusionlm.core.guidance import Energy, GuidanceState
 from diffusionlm.data.annotators import Reader
@@ -33,6 +33,7 @@ class Span(Control, name="span"):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"tree"})
+    check: ClassVar[str] = "span, exact (paper)"
     first: int
     last: int
     label: str
@@ -86,13 +87,8 @@ class Span(Control, name="span"):
         return [*ahead, *(inside[:-1] if inside[-1] == END else [*inside, MANY])]
 
     def score(self, texts: Sequence[str], binding: Binding) -> Scores:
-        """Return 1 where the parse has the constituent, else 0."""
         wanted = (self.first, self.last, self.label)
         return binding.annotated(texts, "tree", lambda tree: float(wanted in brackets(tree)))
-
-    def metrics(self, texts: Sequence[str], scores: Scores, binding: Binding) -> dict[str, Scores]:
-        """Return the paper's metric, which is the check."""
-        return {"span, exact (paper)": passes(scores)}
 
     @classmethod
     def target_from(cls, row: Mapping[str, Any], draw: random.Random, reader: Reader) -> Span | None:
@@ -103,11 +99,7 @@ class Span(Control, name="span"):
 
 
 def span_chains(binding: Binding, classifier: str, label: str, where: str) -> tuple[LatentSpanClassifier, Tensor]:
-    """Return a span classifier and the indices of its labels that contain ``label``, such as ``S::VP``.
-
-    Raises:
-        UserError: the classifier knows no such label.
-    """
+    """Return a span classifier and the indices of its labels with ``label``, as ``S::VP``. Raises UserError where none has."""
     trained = binding.classifier(classifier, LatentSpanClassifier)
     (field,) = trained.labels
     known = {name for chain in trained.labels[field] for name in chain.split("::") if name}

@@ -37,11 +37,7 @@ class Tree(Control, name="tree"):
         brackets(self.tree)
 
     def compile(self, binding: Binding) -> CompiledControl:
-        """Return the automaton of the tags, and the mean -log p of the constituents.
-
-        Raises:
-            UserError: an unknown tag or label.
-        """
+        """Return the automaton of the tags, and the mean -log p of the constituents. Raises UserError for an unknown one."""
         automaton = tag_automaton([tags_of(self.tree)], binding, self.tags, self.least, "Tree")
         energies = [
             span_energy(*span_chains(binding, self.classifier, chain, "Tree"), first, last)
@@ -54,7 +50,6 @@ class Tree(Control, name="tree"):
         return CompiledControl(automata=(automaton,), energies=(energy,) if energies else ())
 
     def score(self, texts: Sequence[str], binding: Binding) -> Scores:
-        """Return the labelled F1 of each text's constituents."""
         gold = brackets(self.tree)
         return binding.annotated(texts, "tree", lambda tree: bracket_f1(gold, brackets(tree)))
 
@@ -64,6 +59,5 @@ class Tree(Control, name="tree"):
 
     @classmethod
     def target_from(cls, row: Mapping[str, Any], draw: random.Random, reader: Reader) -> Tree | None:
-        """Return the tree of the text."""
         tree = reader.tree(row)
         return cls(tree) if tree else None

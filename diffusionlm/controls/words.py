@@ -29,19 +29,16 @@ class Words(PhraseControl, name="words"):
         object.__setattr__(self, "in_order", in_order)
         self.__post_init__()
 
-    def __post_init__(self) -> None:
+    def phrases(self) -> list[Phrase]:
+        """Return one phrase for each of the words, or one for all in order."""
         if not self.words or not all(isinstance(word, str) and split_words(word) for word in self.words):
             raise UserError(
                 f'words: expected words such as "cheap", "pub", got {", ".join(map(literal, self.words)) or "none"}'
             )
-
-    def phrases(self) -> list[Phrase]:
-        """Return one phrase for each of the words, or one for all in order."""
         wanted = [phrase(word) for word in self.words]
         if not self.in_order:
             return [Chain((ANYTHING, each, ANYTHING)) for each in wanted]
         return [Chain((ANYTHING, *(part for each in wanted for part in (each, ANYTHING))))]
 
     def __str__(self) -> str:
-        """Return the expression."""
         return f"Words({', '.join([*map(literal, self.words), *(['in_order=True'] if self.in_order else [])])})"

@@ -19,7 +19,7 @@ from diffusionlm.constraints.dfa import DFA
 from diffusionlm.constraints.inference import forced_tokens, viterbi
 from diffusionlm.constraints.spelling import BLANK, MARK, spelling
 from diffusionlm.controls import Binding, Control, Infill, Length, Pattern, Prefix, Words, read_control
-from diffusionlm.controls.phrase import ANYTHING, Chain, OneOf, phrase
+from diffusionlm.controls.phrase import ANYTHING, Chain, Word, phrase
 from diffusionlm.data.tokenizers import BytePairs, TokenizerRecipe, WordTokenizer, decode_texts, split_words
 
 TEXTS = [
@@ -265,4 +265,4 @@ def test_phrases_by_words() -> None:
     assert split_words("It's a pub.") == ["It", "'s", "a", "pub", "."]
     assert phrase("It's").matches(["it", "'S"])
     assert not phrase("It's", cased=True).matches(["it", "'s"])
-    assert Chain((ANYTHING, OneOf(("b",)), ANYTHING)).ends(["a", "b", "b", "c"], {0}) == {2, 3, 4}
+    assert Chain((ANYTHING, Word("b"), ANYTHING)).ends(["a", "b", "b", "c"], {0}) == {2, 3, 4}

@@ -16,8 +16,7 @@ import numpy
 import sacrebleu
 
 from diffusionlm.controls import All, Binding, Control, Weighted
-from diffusionlm.controls.algebra import lowest
-from diffusionlm.controls.control import Scores, passes
+from diffusionlm.controls.control import Scores, lowest, passes
 from diffusionlm.evaluation.control.tasks import Gap, Target
 from diffusionlm.evaluation.judge import Judge
 from diffusionlm.evaluation.text_metrics import mean_error, tokenize
