@@ -44,11 +44,9 @@ class DFA:
         return _product(self, other, numpy.logical_and)
 
     def __or__(self, other: DFA) -> DFA:
-        """Return the union."""
         return _product(self, other, numpy.logical_or)
 
     def __invert__(self) -> DFA:
-        """Return the complement."""
         return DFA(self.classes, self.step, ~self.accepting)
 
     def __eq__(self, other: object) -> bool:

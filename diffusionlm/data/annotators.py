@@ -52,7 +52,6 @@ class Plain(Annotator, name="words"):
     reads: ClassVar[frozenset[str]] = frozenset()
 
     def annotate(self, text: str) -> Annotation:
-        """Split the text."""
         return Annotation(tuple(split_words(text)))
 
 
@@ -93,7 +92,6 @@ class Tagger(Annotator, name="tagger"):
     folder: str
 
     def annotate(self, text: str) -> Annotation | None:
-        """Tag the text's words."""
         words = tuple(split_words(text))
         return Annotation(words, tuple(tag for _, tag in _tagger(self.folder).tag(words)))
 

@@ -120,11 +120,9 @@ class TokenBudgetBatches(torch.utils.data.Sampler[list[int]]):
             raise UserError(f"training.batch_tokens: a batch may hold {tokens}, but text {row} alone has {self.lengths[row]}")
 
     def __len__(self) -> int:
-        """Return the number of batches."""
         return self.count
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Yield this rank's batches, lists of row indices, from the first one on."""
         made, number, first = 0, 0, self.rank
         while made < self.count:
             order, cuts = self._pass(number)

@@ -78,7 +78,6 @@ class Files(Corpus, name="files"):
         _check_share(self.validation_share)
 
     def load(self) -> dict[str, datasets.Dataset]:
-        """Read the files. Raises UserError for a missing or broken file or column, or no text."""
         paths = {"train": self.train, "validation": self.validation, "test": self.test}
         splits = {split: read_file(Path(path), self.text, self.attributes) for split, path in paths.items() if path}
         return splits if "validation" in splits else _hold_out(splits, self.validation_share, self.train)

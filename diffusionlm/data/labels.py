@@ -99,7 +99,6 @@ class TextLabels(Labels):
         return [Labelled(ids, labels[text]) for ids, text in zip(encoded.ids, encoded.texts, strict=True)]
 
     def each(self, label: str) -> list[str | None]:
-        """Return the label."""
         return [label]
 
 
@@ -148,7 +147,6 @@ class TokenLabels(WordLabels):
         return _tag_tokens(label, words, offset, count, place)
 
     def each(self, label: list[str | None]) -> list[str | None]:
-        """Return the tags."""
         return label
 
 
@@ -167,11 +165,9 @@ class SpanLabels(WordLabels):
         return {(i, j): label for (i, j), label in placed.items() if i >= 1 and j <= count}
 
     def tags(self, label: Any) -> list[str]:
-        """Return the tags of the tree's words."""
         return tags_of(str(label))
 
     def each(self, label: dict[tuple[int, int], str]) -> Iterable[str | None]:
-        """Return the labels of the constituents."""
         return label.values()
 
     def values(self, rows: Iterable[Labelled], name: str, min_count: int) -> list[str]:
