@@ -67,13 +67,11 @@ class Reader:
 
     def tags(self, row: CorpusRow) -> Sequence[str] | None:
         """Return the part of speech of each word."""
-        tags: Sequence[str] | None = self._part(row, "tags")
-        return tags
+        return self._part(row, "tags")
 
     def tree(self, row: CorpusRow) -> str | None:
         """Return the bracketed tree."""
-        tree: str | None = self._part(row, "tree")
-        return tree
+        return self._part(row, "tree")
 
     def attributes(self, row: CorpusRow) -> dict[str, str]:
         """Return the attributes that have a value."""
@@ -155,19 +153,15 @@ def sentences(words: Sequence[str]) -> list[list[str]]:
 
 
 def annotated(rows: datasets.Dataset, annotator: Annotator, columns: Sequence[str]) -> datasets.Dataset:
-    """Return a corpus with the ``columns`` that it lacks, filled by an annotator.
-
-    Raises:
-        UserError: the annotator does not read such a column, or rejects a text.
-    """
+    """Fill the ``columns`` that a corpus lacks. Raises UserError where the annotator does not read one, or rejects a text."""
     missing = [column for column in columns if column not in rows.column_names]
     added: dict[str, list[Any]] = {column: [] for column in missing}
     for text in tqdm(rows["text"][:] if missing else [], desc="annotating", unit="text"):
         annotation = annotator.annotate(text)
         for column in missing:
-            if getattr(annotation, column, None) is None:
+            if (value := getattr(annotation, column, None)) is None:
                 raise UserError(f"annotator: {annotator.name!r} gives no {column} for {text[:60]!r}")
-            added[column].append(getattr(annotation, column))
+            added[column].append(value)
     for column, values in added.items():
         rows = rows.add_column(column, values)
     return rows

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from tokenizers import Encoding
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -16,20 +17,17 @@ from diffusionlm.config import Settings, UserError
 from diffusionlm.data.corpora import Corpus
 from diffusionlm.data.tokenizers import TokenizerRecipe, WordTokenizer
 
-
-def default_corpus() -> Corpus:
-    """Return the corpus called ``restaurants``, which comes with the library."""
-    return Corpus.find("restaurants")()
+TooLong = Literal["truncate", "split", "drop", "error"]
 
 
 @dataclass(frozen=True)
 class DataConfig(Settings):
     """The training texts, their tokenizer, and the largest number of tokens (BOS and EOS counted)."""
 
-    corpus: Corpus = field(default_factory=default_corpus)
+    corpus: Corpus = field(default_factory=lambda: Corpus.find("restaurants")())  # comes with the library
     tokenizer: TokenizerRecipe = field(default_factory=WordTokenizer)
     max_length: int = 64
-    too_long: Literal["truncate", "split", "drop", "error"] = "truncate"
+    too_long: TooLong = "truncate"
 
     def __post_init__(self) -> None:
         if self.max_length < 3:
@@ -50,23 +48,18 @@ class Encoded:
 
 
 def encode(
-    texts: Sequence[str],
-    tokenizer: PreTrainedTokenizerFast,
-    max_length: int = 64,
-    too_long: Literal["truncate", "split", "drop", "error"] = "truncate",
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, max_length: int = 64, too_long: TooLong = "truncate"
 ) -> Encoded:
     """Encode ``texts`` as BOS, tokens, EOS, at most ``max_length`` tokens together; empty texts are skipped.
 
-    ``too_long`` decides whether a longer text is truncated, split into consecutive pieces, dropped, or an error.
-
-    Raises:
-        UserError: nothing is left, or a text is too long and ``too_long`` is "error".
+    ``too_long`` decides whether a longer text is truncated, split into consecutive pieces, dropped, or an error. Raises
+    UserError where nothing is left, or for a text that is an error.
     """
     room = max_length - 2
     ids: list[list[int]] = []
     origins: list[int] = []
     long = empty = 0
-    for number, tokens in enumerate(_token_ids(texts, tokenizer)):
+    for number, tokens in enumerate(encoding.ids for encoding in encodings(texts, tokenizer)):
         pieces = [tokens]
         if len(tokens) > room:
             long += 1
@@ -85,10 +78,11 @@ def encode(
     return Encoded(ids, origins, long, empty)
 
 
-def _token_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[list[int]]:
-    for start in range(0, len(texts), 10_000):  # in chunks: a tokenizer's batch needs far more memory than the ids
+def encodings(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[Encoding]:
+    """Yield the tokens of each text, without BOS and EOS, in chunks: a tokenizer's batch needs far more memory than the ids."""
+    for start in range(0, len(texts), 10_000):
         chunk = list(texts[start : start + 10_000])
-        yield from tokenizer(chunk, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        yield from tokenizer(chunk, add_special_tokens=False, return_attention_mask=False, verbose=False).encodings or []
 
 
 class TokenBudgetBatches(torch.utils.data.Sampler[list[int]]):
@@ -102,13 +96,7 @@ class TokenBudgetBatches(torch.utils.data.Sampler[list[int]]):
     POOL = 50  # batches of shuffled rows that are sorted by length together: a larger pool pads less and mixes less
 
     def __init__(
-        self,
-        lengths: Sequence[int] | npt.NDArray[np.int64],
-        tokens: int,
-        count: int,
-        seed: int,
-        rank: int = 0,
-        world: int = 1,
+        self, lengths: Sequence[int] | npt.NDArray[np.int64], tokens: int, count: int, seed: int, rank: int = 0, world: int = 1
     ) -> None:
         """Store the ``lengths`` (tokens) of all rows. Raises UserError if there is none or one exceeds ``tokens``."""
         self.lengths = np.asarray(lengths, dtype=np.int64)

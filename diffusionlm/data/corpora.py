@@ -36,8 +36,7 @@ class Corpus(Component, family="corpus"):
     def load(self) -> dict[str, datasets.Dataset]:
         """Return the splits "train" and, where they exist, "validation" and "test".
 
-        Raises:
-            UserError: a file or column is missing, or there is no text.
+        Raises UserError where a file, split or column is missing or broken, or there is no text.
         """
         raise NotImplementedError
 
@@ -80,7 +79,7 @@ class Files(Corpus, name="files"):
     def load(self) -> dict[str, datasets.Dataset]:
         paths = {"train": self.train, "validation": self.validation, "test": self.test}
         splits = {split: read_file(Path(path), self.text, self.attributes) for split, path in paths.items() if path}
-        return splits if "validation" in splits else _hold_out(splits, self.validation_share, self.train)
+        return _hold_out(splits, self.validation_share, self.train)
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ class E2E(Corpus, name="e2e"):
     folder: str
 
     def load(self) -> dict[str, datasets.Dataset]:
-        """Read trainset.csv, devset.csv and testset_w_refs.csv. Raises UserError for a missing file or a bad row."""
+        """Read trainset.csv, devset.csv and testset_w_refs.csv."""
         names = {"train": "trainset.csv", "validation": "devset.csv", "test": "testset_w_refs.csv"}
         return {split: self._read(Path(self.folder) / name) for split, name in names.items()}
 
@@ -100,7 +99,7 @@ class E2E(Corpus, name="e2e"):
             if missing := {"mr", "ref"} - row.keys():
                 raise UserError(f"{path}: no column {min(missing)!r}: expected mr and ref, got {', '.join(row)}")
             rows.append({"text": row["ref"], "attributes": _meaning(row["mr"], f"{path}, line {line}")})
-        return _tidy(to_dataset(rows), str(path))
+        return _tidy(to_dataset(rows, str(path)), str(path))
 
 
 @dataclass(frozen=True)
@@ -130,20 +129,18 @@ class Hub(Corpus, name="hub"):
             raise UserError(f"take: expected 1 or more, got {self.take}")
 
     def load(self) -> dict[str, datasets.Dataset]:
-        """Download (once) or stream it. Raises UserError where that fails or a split or column is missing."""
+        """Download (once) or stream it."""
+        names = {"train": self.train, "validation": self.validation, "test": self.test}
         try:
             found = datasets.load_dataset(self.path, self.config, streaming=self.streaming)
-            if self.train not in found:
-                raise UserError(f"{self.path}: no split is called {self.train!r}{nearest(self.train, found)}")
-            names = {"train": self.train, "validation": self.validation, "test": self.test}
             splits = {split: self._first(found[name]) for split, name in names.items() if name in found}
-        except UserError:
-            raise
         except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise UserError(f"{self.path}: cannot load a dataset from here: {reason}") from None
+        if self.train not in found:
+            raise UserError(f"{self.path}: no split is called {self.train!r}{nearest(self.train, found)}")
         tidy = {k: _tidy(v, f"{self.path}, split {names[k]}", self.text, self.attributes) for k, v in splits.items()}
-        return tidy if "validation" in tidy else _hold_out(tidy, self.validation_share, self.path)
+        return _hold_out(tidy, self.validation_share, self.path)
 
     def _first(self, split: Any) -> datasets.Dataset:
         if self.take is None:
@@ -156,14 +153,11 @@ class Hub(Corpus, name="hub"):
 def read_texts(path: str, column: str = "text") -> list[tuple[str, str]]:
     """Read the texts of a file in one of the formats of ``files``, or the lines of standard input where it is ``-``.
 
-    Each text comes with its place, such as "reviews.csv, line 7"; rows without text are dropped.
-
-    Raises:
-        UserError: a missing or broken file or column, or no text.
+    Each text comes with its place, such as "reviews.csv, line 7"; rows without text are dropped. Raises as ``read_file``.
     """
     name = "standard input" if path == "-" else path
     rows = list(_text_rows(sys.stdin, Path(name)) if path == "-" else _rows(Path(path).expanduser()))
-    _tidy(_checked(rows, name), name, column)
+    _tidy(to_dataset([row for _, row in rows], name), name, column)
     found = [(f"{name}, line {line}", row.get(column)) for line, row in rows]
     return [(place, text) for place, text in found if text and not text.isspace()]
 
@@ -171,18 +165,10 @@ def read_texts(path: str, column: str = "text") -> list[tuple[str, str]]:
 def read_file(path: Path, text: str = "text", attributes: Sequence[str] = ()) -> datasets.Dataset:
     """Return a file in one of the formats of ``files``, its column ``text`` as "text", ``attributes`` gathered in one column.
 
-    Raises:
-        UserError: a missing or broken file or column, or no text.
+    Raises UserError for a missing or broken file or column, or where there is no text.
     """
     path = path.expanduser()
-    return _tidy(_checked(_rows(path), str(path)), str(path), text, attributes)
-
-
-def _checked(rows: Iterable[tuple[int, Mapping[str, Any]]], place: str) -> datasets.Dataset:
-    try:
-        return to_dataset([row for _, row in rows])
-    except UnicodeEncodeError as error:
-        raise UserError(f"{place}: half a surrogate pair, which is not a character, in {error.object[:60]!r}") from None
+    return _tidy(to_dataset([row for _, row in _rows(path)], str(path)), str(path), text, attributes)
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -243,11 +229,14 @@ def _nearest_file(path: Path) -> str:
     return hint if hint.startswith("; did you mean") or len(hint) < 200 else ""  # a full folder is not listed
 
 
-def to_dataset(rows: Sequence[Mapping[str, Any]]) -> datasets.Dataset:
-    """Return the columns of ``rows``; a value that a row lacks is None."""
+def to_dataset(rows: Sequence[Mapping[str, Any]], place: str = "texts") -> datasets.Dataset:
+    """Return the columns of ``rows``; a value that a row lacks is None. Raises UserError for what is not Unicode."""
     columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(key for row in rows for key in row)}
     features = datasets.Features({name: _feature(values) for name, values in columns.items()})
-    return datasets.Dataset.from_dict(columns, features=features)
+    try:
+        return datasets.Dataset.from_dict(columns, features=features)
+    except UnicodeEncodeError as error:
+        raise UserError(f"{place}: half a surrogate pair, which is not a character, in {error.object[:60]!r}") from None
 
 
 def _feature(values: Sequence[Any]) -> Any:
@@ -264,8 +253,7 @@ def _tidy(rows: datasets.Dataset, place: str, text: str = "text", attributes: Se
         if len(rows) and column not in rows.column_names:
             shown = ", ".join(repr(name[:40]) for name in rows.column_names)
             hint = nearest(column, rows.column_names)
-            hint = hint if "did you mean" in hint else ""
-            raise UserError(f"{place}: no column {column!r} among {shown}{hint}")
+            raise UserError(f"{place}: no column {column!r} among {shown}{hint if 'did you mean' in hint else ''}")
     texts = rows[text][:] if len(rows) else []
     if wrong := [value for value in texts if not isinstance(value, str | None)]:
         raise UserError(f"{place}: column {text!r} should hold text, got {wrong[0]!r}")
@@ -278,18 +266,20 @@ def _tidy(rows: datasets.Dataset, place: str, text: str = "text", attributes: Se
         rows = rows.remove_columns(({*attributes, "attributes"} - {text}) & {*rows.column_names})
         rows = datasets.concatenate_datasets([rows, to_dataset([{"attributes": row} for row in named])], axis=1)
     if text != "text":
-        rows = rows.remove_columns("text") if "text" in rows.column_names else rows
-        rows = rows.rename_column(text, "text")
+        rows = rows.remove_columns({"text"} & {*rows.column_names}).rename_column(text, "text")
     return rows if len(kept) == len(rows) else rows.select(kept)
 
 
 def _hold_out(splits: dict[str, datasets.Dataset], share: float, place: str) -> dict[str, datasets.Dataset]:
-    held = np.array([zlib.crc32(text.encode()) < share * 2**32 for text in splits["train"]["text"][:]])
+    """Return ``splits``; where there is no "validation", a ``share`` of the training texts is."""
+    if "validation" in splits:
+        return splits
+    rows = splits["train"]
+    held = np.array([zlib.crc32(text.encode()) < share * 2**32 for text in rows["text"][:]])
     if held.all():
         raise UserError(f"{place}: all of its texts fell to validation: give a validation file, or a smaller share")
     if not held.any():
         return splits
-    rows = splits["train"]
     return {**splits, "train": rows.select(np.flatnonzero(~held)), "validation": rows.select(np.flatnonzero(held))}
 
 

@@ -6,7 +6,7 @@ Positions are those of the token ids: BOS is position 0, so with one token per w
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ import datasets  # type: ignore[import-untyped]
 from transformers import PreTrainedTokenizerFast
 
 from diffusionlm.config import UserError, nearest
-from diffusionlm.data.batches import Encoded
+from diffusionlm.data.batches import Encoded, encodings
 from diffusionlm.data.trees import read_tree, tags_of
 
 NONE, OTHER = "", "other"  # no value or no constituent; any value below min_count
@@ -58,16 +58,40 @@ class Labels:
     types: ClassVar[Any] = str
     expected: ClassVar[str]
     keyed: ClassVar[bool] = False  # whether a column may hold mappings, each of whose keys is a field
+    of_words: ClassVar[bool] = True
 
     def read(
         self, rows: datasets.Dataset, encoded: Encoded, tokenizer: PreTrainedTokenizerFast, fields: Sequence[Field]
     ) -> list[Labelled]:
-        """Return the encoded texts of a split with their labels.
+        """Return the encoded texts of a split with their labels, without those of words that were cut off.
 
-        Raises:
-            UserError: a text has another number of words than of labels.
+        Of a word of several tokens, the first token has the label; a span runs to the last token of its last word. Raises
+        UserError where a text has another number of words than of labels.
         """
+        texts, values = rows["text"][:], {field.name: field.values(rows) for field in fields}
+        words: list[list[int]] = [[]] * len(texts)  # the word of each token
+        if self.of_words:
+            words = [[-1 if word is None else word for word in e.word_ids] for e in encodings(texts, tokenizer)]
+        labelled: list[Labelled] = []
+        offset, before = 0, -1
+        for ids, text in zip(encoded.ids, encoded.texts, strict=True):
+            offset, before = offset if text == before else 0, text
+            where = words[text], offset, len(ids) - 2, f"text {text} ({texts[text][:60]!r})"
+            labels = {name: self.place(column[text], *where) for name, column in values.items()}
+            tags = self.tags(next(iter(values.values()))[text])
+            # Trees without tags exist; in them a constituent of one word looks like a tag.
+            tagged = tags and len(tags) == max(words[text], default=-1) + 1
+            labelled.append(Labelled(ids, labels, _tag_tokens(tags, *where) if tagged else None))
+            offset += len(ids) - 2
+        return labelled
+
+    def place(self, label: Any, words: Sequence[int], offset: int, count: int, place: str) -> Any:
+        """Return the labels of ``count`` tokens from ``offset`` on, between BOS and EOS; ``words`` numbers tokens' words."""
         raise NotImplementedError
+
+    def tags(self, label: Any) -> list[str]:
+        """Return the words' tags that the label of a text holds beside its values."""
+        return []
 
     def each(self, label: Any) -> Iterable[str | None]:
         """Return the single labels in the label of one text."""
@@ -83,80 +107,35 @@ class Labels:
 
 
 class TextLabels(Labels):
-    """A word or a number for each text."""
+    """A word or a number for each text, "" where it has none."""
 
-    head, types, expected, keyed = "sequence", (str, int, float), "a word or a number", True
+    head, types, expected, keyed, of_words = "sequence", (str, int, float), "a word or a number", True, False
 
-    def read(
-        self, rows: datasets.Dataset, encoded: Encoded, tokenizer: PreTrainedTokenizerFast, fields: Sequence[Field]
-    ) -> list[Labelled]:
-        """Return the texts with their labels, "" where a text has none."""
-        values = {field.name: field.values(rows) for field in fields}
-        labels = [
-            {name: NONE if value is None else str(value) for name, value in zip(values, row, strict=True)}
-            for row in zip(*values.values(), strict=True)
-        ]
-        return [Labelled(ids, labels[text]) for ids, text in zip(encoded.ids, encoded.texts, strict=True)]
+    def place(self, label: Any, words: Sequence[int], offset: int, count: int, place: str) -> str:
+        return NONE if label is None else str(label)
 
     def each(self, label: str) -> list[str | None]:
         return [label]
 
 
-class WordLabels(Labels):
-    """Base of the labels of words and of runs of words."""
-
-    def read(
-        self, rows: datasets.Dataset, encoded: Encoded, tokenizer: PreTrainedTokenizerFast, fields: Sequence[Field]
-    ) -> list[Labelled]:
-        """Return the texts with their labels, without those of words that were cut off.
-
-        Of a word of several tokens, the first token has the label; a span runs to the last token of its last word.
-        """
-        values = {field.name: field.values(rows) for field in fields}
-        words = list(_words_of_tokens(rows["text"][:], tokenizer))
-        labelled: list[Labelled] = []
-        offset, before = 0, -1
-        for ids, text in zip(encoded.ids, encoded.texts, strict=True):
-            offset, before = offset if text == before else 0, text
-            place = f"text {text} ({rows[text]['text'][:60]!r})"
-            where = words[text], offset, len(ids) - 2, place
-            labels = {name: self.place(column[text], *where) for name, column in values.items()}
-            tags = self.tags(next(iter(values.values()))[text])
-            # Trees without tags exist; in them a constituent of one word looks like a tag.
-            tagged = len(tags) == max(words[text], default=-1) + 1
-            labelled.append(Labelled(ids, labels, _tag_tokens(tags, *where) if tags and tagged else None))
-            offset += len(ids) - 2
-        return labelled
-
-    def place(self, label: Any, words: Sequence[int], offset: int, count: int, place: str) -> Any:
-        """Return the labels of ``count`` tokens from ``offset`` on, between BOS and EOS; ``words`` numbers tokens' words."""
-        raise NotImplementedError
-
-    def tags(self, label: Any) -> list[str]:
-        """Return the words' tags that the label of a text holds beside its values."""
-        return []
-
-
-class TokenLabels(WordLabels):
+class TokenLabels(Labels):
     """A list with a tag for each word."""
 
     head, types, expected = "token", list, "a list of words"
 
     def place(self, label: Any, words: Sequence[int], offset: int, count: int, place: str) -> list[str | None]:
-        """Return a tag for each token, None where it has none."""
         return _tag_tokens(label, words, offset, count, place)
 
     def each(self, label: list[str | None]) -> list[str | None]:
         return label
 
 
-class SpanLabels(WordLabels):
+class SpanLabels(Labels):
     """A bracketed tree for each text: a label for each run of words that is a constituent."""
 
     head, expected = "span", "a bracketed tree"
 
     def place(self, label: Any, words: Sequence[int], offset: int, count: int, place: str) -> dict[tuple[int, int], str]:
-        """Return the labels of the constituents, by the positions of their first and last token."""
         spans, leaves = read_tree(label or "", f"labels: {place}")
         _check_count(leaves, words, place)
         begin = {word: i for i, word in reversed(list(enumerate(words)))}
@@ -178,8 +157,7 @@ class SpanLabels(WordLabels):
 def fields_of(rows: datasets.Dataset, names: Sequence[str], labels: Labels) -> list[Field]:
     """Return the fields called ``names``, sorted; a column of mappings names all its keys.
 
-    Raises:
-        UserError: there is no such column or key, or its values are no such ``labels``.
+    Raises UserError where there is no such column or key, or its values are no such ``labels``.
     """
     fields: list[Field] = []
     for name in names:
@@ -194,18 +172,14 @@ def fields_of(rows: datasets.Dataset, names: Sequence[str], labels: Labels) -> l
             fields += [Field(column, name) for name in ([key] if key else keys)]
         elif key:
             raise UserError(f"labels: expected mappings in the column {column!r} to take {key!r} from, got {values[:1]}")
+        elif not values:
+            raise UserError(f"labels: the column {column!r} is empty")
+        elif wrong := [value for value in values if not isinstance(value, labels.types)]:
+            got, expected = str(wrong[0])[:60], f"head {labels.head!r} expects {labels.expected} for each text"
+            raise UserError(f"labels: {expected}, but the column {column!r} holds {got}")
         else:
-            _check_values(column, values, labels)
             fields.append(Field(column))
     return sorted(set(fields), key=lambda field: field.name)
-
-
-def _check_values(column: str, values: Sequence[Any], labels: Labels) -> None:
-    if not values:
-        raise UserError(f"labels: the column {column!r} is empty")
-    if wrong := [value for value in values if not isinstance(value, labels.types)]:
-        got, expected = str(wrong[0])[:60], f"head {labels.head!r} expects {labels.expected} for each text"
-        raise UserError(f"labels: {expected}, but the column {column!r} holds {got}")
 
 
 def check_vocabulary(rows: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerFast, denoiser: str) -> None:
@@ -214,13 +188,6 @@ def check_vocabulary(rows: Sequence[Sequence[int]], tokenizer: PreTrainedTokeniz
     share = counts[tokenizer.unk_token_id] / max(counts.total(), 1)
     if share > MOST_UNKNOWN:
         raise UserError(f"data.corpus: {share:.0%} of its words are unknown to {denoiser}, which was trained on other texts")
-
-
-def _words_of_tokens(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[list[int]]:
-    """Yield, for each text, the word index of each token."""
-    for start in range(0, len(texts), 10_000):
-        encodings = tokenizer(texts[start : start + 10_000], add_special_tokens=False, verbose=False).encodings
-        yield from ([-1 if word is None else word for word in encoding.word_ids] for encoding in encodings or [])
 
 
 def _tag_tokens(tags: Sequence[str] | None, words: Sequence[int], offset: int, count: int, place: str) -> list[str | None]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
@@ -37,8 +38,7 @@ class TokenizerRecipe(Component, family="tokenizer"):
     def make(self, texts: Iterable[str], max_length: int = 64) -> PreTrainedTokenizerFast:
         """Return a tokenizer that adds BOS and EOS to a text; ``max_length`` (tokens) is stored in it.
 
-        Raises:
-            UserError: there is nothing to learn from ``texts``, or nothing to load.
+        Raises UserError where there is nothing to learn from ``texts``, or nothing to load.
         """
         raise NotImplementedError
 
@@ -55,14 +55,11 @@ class WordTokenizer(TokenizerRecipe, name="words"):
 
     def make(self, texts: Iterable[str], max_length: int = 64) -> PreTrainedTokenizerFast:
         """Count the words of ``texts``; ids are sorted by count, then by text. Raises UserError where none is left."""
-        backend = _untrained(models.WordLevel(unk_token=UNKNOWN))
         trainer = trainers.WordLevelTrainer(
             vocab_size=2**31, min_frequency=self.min_count, special_tokens=SPECIAL_TOKENS, show_progress=False
         )
-        backend.train_from_iterator(texts, trainer)
-        if backend.get_vocab_size() == len(SPECIAL_TOKENS):
-            raise UserError(f"tokenizer.min_count: the training texts hold no word {self.min_count} times or more")
-        return _finish(backend, max_length)
+        nothing = f"tokenizer.min_count: the training texts hold no word {self.min_count} times or more"
+        return _trained(models.WordLevel(unk_token=UNKNOWN), trainer, texts, max_length, nothing)
 
 
 @dataclass(frozen=True)
@@ -80,12 +77,9 @@ class BytePairs(TokenizerRecipe, name="bpe"):
 
     def make(self, texts: Iterable[str], max_length: int = 64) -> PreTrainedTokenizerFast:
         """Learn the merges from ``texts``. Raises UserError where they hold no character."""
-        backend = _untrained(models.BPE(unk_token=UNKNOWN))
         trainer = trainers.BpeTrainer(vocab_size=self.vocab_size, special_tokens=SPECIAL_TOKENS, show_progress=False)
-        backend.train_from_iterator(texts, trainer)
-        if backend.get_vocab_size() == len(SPECIAL_TOKENS):
-            raise UserError("tokenizer: there is no training text to learn byte pairs from")
-        return _finish(backend, max_length)
+        nothing = "tokenizer: there is no training text to learn byte pairs from"
+        return _trained(models.BPE(unk_token=UNKNOWN), trainer, texts, max_length, nothing)
 
 
 @dataclass(frozen=True)
@@ -106,22 +100,12 @@ class Pretrained(TokenizerRecipe, name="pretrained"):
             raise UserError(f"{self.path}: cannot load a tokenizer from here: {reason}") from None
         if not getattr(loaded, "is_fast", False):
             raise UserError(f"{self.path}: expected a tokenizer with a tokenizer.json, got a {type(loaded).__name__}")
-        return _finish(
-            loaded.backend_tokenizer,
-            max_length,
-            pad=loaded.pad_token or PAD,
-            unknown=loaded.unk_token,
-            start=loaded.bos_token or loaded.cls_token or START,
-            end=loaded.eos_token or loaded.sep_token or END,
-        )
+        start, end = loaded.bos_token or loaded.cls_token or START, loaded.eos_token or loaded.sep_token or END
+        return _finish(loaded.backend_tokenizer, max_length, loaded.pad_token or PAD, loaded.unk_token, start, end)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """Read a tokenizer from a local folder.
-
-    Raises:
-        UserError: it is missing or damaged.
-    """
+    """Read a tokenizer from a local folder. Raises UserError where it is missing or damaged."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # tokenizers raises bare Exception for damaged files
@@ -171,26 +155,24 @@ def _untrained(model: models.Model) -> Tokenizer:
     return backend
 
 
+def _trained(model: models.Model, trainer: Any, texts: Iterable[str], length: int, nothing: str) -> PreTrainedTokenizerFast:
+    """Train a tokenizer on ``texts``. Raises a UserError that says ``nothing`` where no token was found in them."""
+    backend = _untrained(model)
+    backend.train_from_iterator(texts, trainer)
+    if backend.get_vocab_size() == len(SPECIAL_TOKENS):
+        raise UserError(nothing)
+    return _finish(backend, length, *SPECIAL_TOKENS)
+
+
 def _finish(
-    backend: Tokenizer,
-    max_length: int,
-    *,
-    pad: str = PAD,
-    unknown: str | None = UNKNOWN,
-    start: str = START,
-    end: str = END,
+    backend: Tokenizer, max_length: int, pad: str, unknown: str | None, start: str, end: str
 ) -> PreTrainedTokenizerFast:
     # The plain class: classes made for one model rebuild their post-processor on loading.
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token=pad,
-        unk_token=unknown,
-        bos_token=start,
-        eos_token=end,
-        model_max_length=max_length,
-        clean_up_tokenization_spaces=False,
+        tokenizer_object=backend, pad_token=pad, unk_token=unknown, bos_token=start, eos_token=end,
+        model_max_length=max_length, clean_up_tokenization_spaces=False,
         split_special_tokens=True,  # "[END]" in a text is ordinary text
-    )
+    )  # fmt: skip
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single=f"{start} $A {end}",
         special_tokens=[(start, tokenizer.bos_token_id), (end, tokenizer.eos_token_id)],
