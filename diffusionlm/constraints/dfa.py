@@ -53,9 +53,8 @@ class DFA:
         """Return whether two automata accept the same language: their minimal automata are then equal."""
         if not isinstance(other, DFA) or len(self.classes) != len(other.classes):
             return NotImplemented
-        one, two = self.minimal(), other.minimal()
-        same = one.step.shape == two.step.shape and torch.equal(one.classes, two.classes)
-        return same and torch.equal(one.step, two.step) and torch.equal(one.accepting, two.accepting)
+        tables = zip(vars(self.minimal()).values(), vars(other.minimal()).values(), strict=True)
+        return all(torch.equal(one, two) for one, two in tables)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -130,34 +129,6 @@ def empty(size: int) -> DFA:
     return _minimal(numpy.zeros(size, dtype=numpy.int64), numpy.array([[1], [1]]), numpy.array([True, False]))
 
 
-def sequence(*parts: DFA) -> DFA:
-    """Return the concatenation of ``parts``."""
-    return _chain(parts, again=False)
-
-
-def any_number(part: DFA) -> DFA:
-    """Return the Kleene star: any number of sequences of ``part``, zero included."""
-    return _chain([part], again=True)
-
-
-def repeat(part: DFA, low: int, high: int | None = None) -> DFA:
-    """Return the concatenation of ``low`` to ``high`` sequences of ``part``; without ``high`` of ``low`` or more."""
-    if low < 0 or (high is not None and high < low):
-        raise UserError(f"repeat: expected 0 or more and no less at the end, got {low} to {high}")
-    if high is None:
-        return sequence(*[part] * low, any_number(part))
-    optional = union(part, empty(len(part.classes)))
-    return sequence(empty(len(part.classes)), *[part] * low, *[optional] * (high - low))
-
-
-def of_lengths(lengths: Iterable[int], size: int) -> DFA:
-    """Accept every sequence with one of ``lengths``, over a vocabulary of ``size``."""
-    wanted = set(lengths)
-    longest = max(wanted, default=-1)
-    step = numpy.array([[min(n + 1, longest + 1)] for n in range(longest + 2)])
-    return _minimal(numpy.zeros(size, dtype=numpy.int64), step, numpy.isin(numpy.arange(longest + 2), sorted(wanted)))
-
-
 def union(*parts: DFA) -> DFA:
     """Return the union of ``parts``."""
     classes, symbols = _refined(parts)
@@ -169,6 +140,42 @@ def union(*parts: DFA) -> DFA:
         arrive = [bit << len(rows) for bit in _live_bits(part)]
         rows += [[arrive[t] for t in row] for row in part.step.numpy()[:, symbol].tolist()]
     return _determinise(classes, rows, start, accepting)
+
+
+def any_number(part: DFA) -> DFA:
+    """Return the Kleene star: any number of sequences of ``part``, zero included."""
+    return union(empty(len(part.classes)), sequence(part, again=True))
+
+
+def sequence(*parts: DFA, again: bool = False) -> DFA:
+    """Return the concatenation of ``parts``; ``again`` connects the accepting states of the only part to its start."""
+    classes, symbols = _refined(parts)
+    offsets = numpy.cumsum([0, *(len(part.step) for part in parts)]).tolist()
+    rows: list[list[int]] = []
+    entry = 1 if again else 0
+    for part, symbol, offset in reversed(list(zip(parts, symbols, offsets[:-1], strict=True))):
+        ends = part.accepting.tolist()
+        arrive = [bit << offset | (entry if end and bit else 0) for bit, end in zip(_live_bits(part), ends, strict=True)]
+        rows = [[arrive[t] for t in row] for row in part.step.numpy()[:, symbol].tolist()] + rows
+        entry = 1 << offset | (entry if ends[0] else 0)
+    return _determinise(classes, rows, entry, _bits(parts[-1].accepting.numpy()) << offsets[-2])
+
+
+def repeat(part: DFA, low: int, high: int | None = None) -> DFA:
+    """Return the concatenation of ``low`` to ``high`` sequences of ``part``; without ``high`` of ``low`` or more."""
+    if low < 0 or (high is not None and high < low):
+        raise UserError(f"repeat: expected 0 or more and no less at the end, got {low} to {high}")
+    nothing = empty(len(part.classes))
+    rest = [any_number(part)] if high is None else [union(part, nothing)] * (high - low)
+    return sequence(nothing, *[part] * low, *rest)
+
+
+def of_lengths(lengths: Iterable[int], size: int) -> DFA:
+    """Accept every sequence with one of ``lengths``, over a vocabulary of ``size``."""
+    wanted = set(lengths)
+    longest = max(wanted, default=-1)
+    step = numpy.array([[min(n + 1, longest + 1)] for n in range(longest + 2)])
+    return _minimal(numpy.zeros(size, dtype=numpy.int64), step, numpy.isin(numpy.arange(longest + 2), sorted(wanted)))
 
 
 def erase(automaton: DFA, token: int) -> DFA:
@@ -236,24 +243,6 @@ def _product(one: DFA, other: DFA, accept: Callable[[Array, Array], Array]) -> D
     pairs = numpy.array(sorted(known))
     accepting = accept(one.accepting.numpy()[pairs // width], other.accepting.numpy()[pairs % width])
     return _minimal(classes, numpy.searchsorted(pairs, after(pairs)), accepting)
-
-
-def _chain(parts: Sequence[DFA], again: bool) -> DFA:
-    """Connect accepting states to the start of the next part, or of the only part if ``again``."""
-    classes, symbols = _refined(parts)
-    offsets = numpy.cumsum([0, *(len(part.step) for part in parts)]).tolist()
-    rows: list[list[int]] = []
-    entry = 1 if again else 0
-    for part, symbol, offset in reversed(list(zip(parts, symbols, offsets[:-1], strict=True))):
-        ends = part.accepting.tolist()
-        arrive = [bit << offset | (entry if end and bit else 0) for bit, end in zip(_live_bits(part), ends, strict=True)]
-        rows = [[arrive[t] for t in row] for row in part.step.numpy()[:, symbol].tolist()] + rows
-        entry = 1 << offset | (entry if ends[0] else 0)
-    accepting = _bits(parts[-1].accepting.numpy()) << offsets[-2]
-    if again:  # A separate state accepts the empty sequence.
-        rows.append([0] * symbols.shape[1])
-        entry, accepting = entry | 1 << offsets[-1], accepting | 1 << offsets[-1]
-    return _determinise(classes, rows, entry, accepting)
 
 
 def _determinise(classes: Array, rows: list[list[int]], start: int, accepting: int) -> DFA:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 
 import torch
 from tokenizers import decoders, models
@@ -35,7 +35,7 @@ class Spelling:
         self.tokens = spelled_tokens(tokenizer)
         found = {character for token in self.tokens for character in token}
         self.characters = [MARK, BLANK, *sorted(found - {MARK, BLANK})]
-        self._rest, self._mark, self._letter = everything(len(self.characters)), self._of(MARK.__eq__), self._of(is_letter)
+        self._rest, self._mark, self._letter = everything(len(self.characters)), self._of(MARK.__eq__), self._of(_is_letter)
         self._join, self._point, self._quote = (self._of(signs.__contains__) for signs in ("-&", ".,", "'’"))
         self._blank = self._of(BLANK.__eq__)
         self._negation = sequence(self._letters("n"), self._quote, self._letters("t"))
@@ -53,17 +53,21 @@ class Spelling:
         if not cased:
             known, parts = {each.lower() for each in known}, [part.lower() for part in parts]
         if not known.issuperset(parts):
-            raise UserError(f"{where}: the model's vocabulary has no word {word!r}{_nearest(word, self.words)}")
+            hint = nearest(word, self.words)  # all words, where none is near
+            raise UserError(f"{where}: the model's vocabulary has no word {word!r}{hint if hint.startswith('; did') else ''}")
 
     def word(self, word: str, cased: bool) -> DFA:
         """Accept one word, with or without a blank before it."""
-        spelled = [self._of(own.__eq__ if cased else partial(_same, own)) for own in word]
-        return sequence(self._start, *spelled)
+
+        def same(own: str) -> DFA:
+            return self._of(lambda c: c == own or (not cased and c.lower() == own.lower()))
+
+        return sequence(self._start, *map(same, word))
 
     @cached_property
     def any_word(self) -> DFA:
         """The automaton of any one word: letters (with a hyphen after a clitic), ``n't``, a clitic, or a punctuation mark."""
-        sign = self._of(lambda c: c not in (MARK, BLANK) and not is_letter(c))
+        sign = self._of(lambda c: c not in (MARK, BLANK) and not _is_letter(c))
         hyphened, clitic = sequence(self._join, self._run), sequence(self._quote, self._clitic)
         return sequence(self._start, union(self._run, hyphened, self._negation, clitic, sign))
 
@@ -82,8 +86,8 @@ class Spelling:
     def proper(self) -> DFA:
         """The automaton of marked texts whose marks are exactly where the pre-tokenisation cuts."""
         nothing, rest, mark, join, point = empty(len(self.characters)), self._rest, self._mark, self._join, self._point
-        letter, digit, quote, run = self._letter, self._of(is_digit), self._quote, self._run
-        outside = self._of(lambda c: c != MARK and not is_letter(c))
+        letter, digit, quote, run = self._letter, self._of(_is_digit), self._quote, self._run
+        outside = self._of(lambda c: c != MARK and not _is_letter(c))
         ended = union(nothing, sequence(union(nothing, mark), outside, rest))
         hyphened = sequence(mark, join, letter, rest)  # correct only after a clitic: ``|it|'s|-like``
         wrong = union(
@@ -101,7 +105,7 @@ class Spelling:
     @cached_property
     def _run(self) -> DFA:
         """Words of letters, digits and inner marks; a final hyphen occurs before ``n't``."""
-        plain = self._of(lambda c: is_letter(c) and not is_digit(c))
+        plain = self._of(lambda c: _is_letter(c) and not _is_digit(c))
         inner = union(self._letter, sequence(union(self._join, self._point), self._letter))
         wrong = union(sequence(plain, self._point), sequence(self._point, plain))
         words = sequence(self._letter, any_number(inner)) & ~sequence(self._rest, wrong, self._rest)
@@ -115,14 +119,11 @@ class Spelling:
     def _codes(self) -> Tensor:
         """The character indices of each token, (V, longest), padded with an index that changes no state."""
         number = {character: i for i, character in enumerate(self.characters)}
-        spelled = [self._marked(token) for token in self.tokens]
+        spelled = [f"{t[: -len(t.lstrip())]}{MARK}{t.lstrip()}" if self.whole_words else t for t in self.tokens]
         codes = torch.full((len(spelled), max(map(len, spelled))), len(number))
         for row, text in zip(codes, spelled, strict=True):
             row[: len(text)] = torch.tensor([number[character] for character in text], dtype=torch.long)
         return codes
-
-    def _marked(self, token: str) -> str:
-        return f"{token[: -len(token.lstrip())]}{MARK}{token.lstrip()}" if self.whole_words else token
 
     def _of(self, test: Callable[[str], bool]) -> DFA:
         return one_of([i for i, character in enumerate(self.characters) if test(character)], len(self.characters))
@@ -131,17 +132,11 @@ class Spelling:
         return sequence(*[self._of((letter + letter.upper()).__contains__) for letter in word])
 
 
-def _same(one: str, other: str) -> bool:
-    return one.lower() == other.lower()
-
-
-def is_letter(character: str) -> bool:
-    """Return whether a character is part of words."""
+def _is_letter(character: str) -> bool:
     return unicodedata.category(character)[0] in "LMN" or character in "£$€\ufffd"
 
 
-def is_digit(character: str) -> bool:
-    """Return whether a character is a digit."""
+def _is_digit(character: str) -> bool:
     return unicodedata.category(character)[0] == "N"
 
 
@@ -165,8 +160,3 @@ def proper_texts(tokenizer: PreTrainedTokenizerFast) -> DFA:
     """Return the automaton of all sequences of words; words that need a blank between them have one."""
     speller = spelling(tokenizer)
     return speller.over_tokens(any_number(speller.any_word))
-
-
-def _nearest(word: str, words: set[str]) -> str:
-    found = nearest(word, words)
-    return found if found.startswith("; did") else ""

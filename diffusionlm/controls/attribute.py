@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from diffusionlm.config import UserError, nearest
 from diffusionlm.controls.binding import Binding, label_energy, label_index
 from diffusionlm.controls.control import CompiledControl, Control, Scores, passes
-from diffusionlm.data.annotators import Reader
+from diffusionlm.data.annotators import CorpusRow, Reader
 from diffusionlm.data.tokenizers import split_words
 from diffusionlm.models.classifier.heads import LatentSequenceClassifier
 
@@ -58,6 +57,6 @@ class Attribute(Control, name="attribute"):
         }
 
     @classmethod
-    def target_from(cls, row: Mapping[str, Any], draw: random.Random, reader: Reader) -> Attribute | None:
+    def target_from(cls, row: CorpusRow, draw: random.Random, reader: Reader) -> Attribute | None:
         stated = sorted(reader.attributes(row).items())
         return cls(*draw.choice(stated)) if stated else None

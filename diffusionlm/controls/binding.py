@@ -137,5 +137,4 @@ def classified(classifier: LatentClassifier, state: GuidanceState) -> dict[str, 
         latents = state.xt if classifier.settings.reads == "noisy" else state.x0
         words = state.logits.softmax(-1) if classifier.settings.points else None
         state.readings[id(classifier)] = classifier(latents, state.t, state.mask, words)
-    found: dict[str, Tensor] = state.readings[id(classifier)]
-    return found
+    return state.readings[id(classifier)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial, reduce
 from operator import and_, or_
@@ -24,7 +24,7 @@ from diffusionlm.constraints.dfa import DFA
 from diffusionlm.constraints.inference import log_probability
 from diffusionlm.controls.binding import Binding
 from diffusionlm.core.guidance import Energy, GuidanceState
-from diffusionlm.data.annotators import Reader
+from diffusionlm.data.annotators import CorpusRow, Reader
 from diffusionlm.recipe.energies import any_of, none_of, scaled
 
 RewardFunction = Callable[[Sequence[str]], Tensor]  # texts to log-probabilities or scores (B,), higher is better
@@ -77,7 +77,7 @@ class Control(Component, family="control"):
         return check if passed == list(scores) else {f"{kind}, score": scores, **check}
 
     @classmethod
-    def target_from(cls, row: Mapping[str, Any], draw: random.Random, reader: Reader) -> Control | None:
+    def target_from(cls, row: CorpusRow, draw: random.Random, reader: Reader) -> Control | None:
         """Return a control that the text of a corpus's ``row`` satisfies, for an evaluation; None where it gives none.
 
         ``draw`` decides between several; ``reader`` gives the row's labels.

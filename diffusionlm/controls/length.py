@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from diffusionlm.config import UserError
 from diffusionlm.constraints.dfa import of_lengths, repeat
 from diffusionlm.constraints.spelling import spelling
 from diffusionlm.controls.binding import Binding
 from diffusionlm.controls.control import CompiledControl, Control, Scores, passes
-from diffusionlm.data.annotators import Reader
+from diffusionlm.data.annotators import CorpusRow, Reader
 
 
 @dataclass(frozen=True)
@@ -56,5 +55,5 @@ class Length(Control, name="length"):
         return [float(self.low - margin <= count <= self.longest + margin) for count in counts]
 
     @classmethod
-    def target_from(cls, row: Mapping[str, Any], draw: random.Random, reader: Reader) -> Length:
+    def target_from(cls, row: CorpusRow, draw: random.Random, reader: Reader) -> Length:
         return cls(reader.length(row))

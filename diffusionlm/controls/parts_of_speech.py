@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from diffusionlm.config import UserError, nearest
 from diffusionlm.constraints.dfa import DFA, any_number, everything, one_of, sequence, union
 from diffusionlm.controls.binding import Binding
 from diffusionlm.controls.control import CompiledControl, Control, Scores, passes
-from diffusionlm.data.annotators import Reader
+from diffusionlm.data.annotators import CorpusRow, Reader
 from diffusionlm.models.classifier.heads import LatentTokenClassifier
 
 ONE, MANY = "*", "..."
@@ -53,7 +53,7 @@ class PartsOfSpeech(Control, name="parts-of-speech"):
         return metrics | {"tags, the whole text": passes(scores)}
 
     @classmethod
-    def target_from(cls, row: Mapping[str, Any], draw: random.Random, reader: Reader) -> PartsOfSpeech | None:
+    def target_from(cls, row: CorpusRow, draw: random.Random, reader: Reader) -> PartsOfSpeech | None:
         tags = reader.tags(row)
         return cls(" ".join(tags)) if tags else None
 

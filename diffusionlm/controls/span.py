@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from diffusionlm.controls.binding import Binding, classified
 from diffusionlm.controls.control import CompiledControl, Control, Scores
 from diffusionlm.controls.parts_of_speech import MANY, tag_automaton
 from diffusionlm.core.guidance import Energy, GuidanceState
-from diffusionlm.data.annotators import Reader
+from diffusionlm.data.annotators import CorpusRow, Reader
 from diffusionlm.data.trees import brackets
 from diffusionlm.models.classifier.heads import LatentSpanClassifier
 from diffusionlm.models.classifier.templates import ANY, END, START
@@ -91,7 +91,7 @@ class Span(Control, name="span"):
         return binding.annotated(texts, "tree", lambda tree: float(wanted in brackets(tree)))
 
     @classmethod
-    def target_from(cls, row: Mapping[str, Any], draw: random.Random, reader: Reader) -> Span | None:
+    def target_from(cls, row: CorpusRow, draw: random.Random, reader: Reader) -> Span | None:
         """Draw one of the text's constituents of two words or more."""
         tree = reader.tree(row)
         spans = [span for span in brackets(tree) if span[0] < span[1]] if tree else []

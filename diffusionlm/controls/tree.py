@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from diffusionlm.controls.control import CompiledControl, Control, Scores, passe
 from diffusionlm.controls.parts_of_speech import tag_automaton
 from diffusionlm.controls.span import span_chains, span_energy
 from diffusionlm.core.guidance import GuidanceState
-from diffusionlm.data.annotators import Reader
+from diffusionlm.data.annotators import CorpusRow, Reader
 from diffusionlm.data.trees import bracket_f1, brackets, spans_of, tags_of
 
 
@@ -58,6 +58,6 @@ class Tree(Control, name="tree"):
         return {"tree, F1 (paper)": scores, "tree, the whole text": passes(scores)}
 
     @classmethod
-    def target_from(cls, row: Mapping[str, Any], draw: random.Random, reader: Reader) -> Tree | None:
+    def target_from(cls, row: CorpusRow, draw: random.Random, reader: Reader) -> Tree | None:
         tree = reader.tree(row)
         return cls(tree) if tree else None
