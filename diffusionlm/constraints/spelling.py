@@ -149,10 +149,7 @@ def spelled_tokens(tokenizer: PreTrainedTokenizerFast) -> list[str]:
     return [SPECIAL if i in special else decoder.decode(["a", token])[1:] for i, token in enumerate(tokens)]
 
 
-@lru_cache(maxsize=8)
-def spelling(tokenizer: PreTrainedTokenizerFast) -> Spelling:
-    """Return the (cached) spelling of ``tokenizer``."""
-    return Spelling(tokenizer)
+spelling = lru_cache(maxsize=8)(Spelling)  # of a tokenizer
 
 
 @lru_cache(maxsize=8)

@@ -73,7 +73,7 @@ class Control(Component, family="control"):
     def metrics(self, texts: Sequence[str], scores: Scores, binding: Binding) -> dict[str, Scores]:
         """Return the metrics of an evaluation, by name; ``scores`` are the control's own scores of ``texts``."""
         kind, passed = type(self).name or type(self).__name__, passes(scores)
-        check = {self.check or f"{kind}, passed": passed}
+        check: dict[str, Scores] = {self.check or f"{kind}, passed": passed}
         return check if passed == list(scores) else {f"{kind}, score": scores, **check}
 
     @classmethod

@@ -19,12 +19,11 @@ from typing import Any
 import yaml
 
 from diffusionlm.config import UserError, nearest
-from diffusionlm.controls.control import Control
+from diffusionlm.controls.control import Combination, Control
 
 _SHORT = re.compile(r"\s*([A-Za-z_][\w ]*?)\s*=\s*([^\"'()&|~=]+?)\s*")
 _STRING_OR_PATH = re.compile(r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|([A-Za-z_][\w.]*):([A-Za-z_]\w*)(?=\s*\()""")
-_PLACEHOLDER = "__imported_{}"
-COMPOUND = ("all", "any", "not", "weighted")  # written with operators
+_COLON = "._colon_."  # what stands for the colon of an import path, so that Python can parse it
 PLAIN: dict[str, tuple[type | UnionType, str]] = {  # types of fields that are checked before the control is used
     "str": (str, "text in quotes"),
     "int": (int, "a whole number"),
@@ -100,7 +99,7 @@ def _short(name: str, value: str) -> Control:
     """Read ``length=20``: a control's name in small letters, or else an attribute of the corpus."""
     kind = name.lower()
     arguments: list[object] = [value]
-    if kind not in Control.members or kind in COMPOUND:
+    if kind not in Control.members or issubclass(Control.find(kind), Combination):
         kind, arguments = "attribute", [name, value]
     elif numbers := re.fullmatch(r"(\d+)\s*-\s*(\d+)", value):
         arguments = [int(number) for number in numbers.groups()]
@@ -111,20 +110,14 @@ def _short(name: str, value: str) -> Control:
 
 
 class _Parser:
-    """Turns the syntax tree of an expression into controls; import paths are replaced by names that Python can parse."""
+    """Turns the syntax tree of an expression into controls."""
 
     def __init__(self, text: str) -> None:
-        self.text, self.paths = text, dict[str, str]()
+        self.text = text
 
     def parse(self) -> Control:
-        return self._control(ast.parse(_STRING_OR_PATH.sub(self._placeholder, self.text.strip()), mode="eval").body)
-
-    def _placeholder(self, match: re.Match[str]) -> str:
-        if match[1]:
-            return match[1]
-        name = _PLACEHOLDER.format(len(self.paths))
-        self.paths[name] = f"{match[2]}:{match[3]}"
-        return name
+        text = _STRING_OR_PATH.sub(lambda found: found[1] or f"{found[2]}{_COLON}{found[3]}", self.text.strip())
+        return self._control(ast.parse(text, mode="eval").body)
 
     def _control(self, node: ast.expr) -> Control:
         match node:
@@ -140,10 +133,10 @@ class _Parser:
                 return -weight * self._control(control)
             case ast.UnaryOp(ast.Invert(), control):
                 return ~self._control(control)
-            case ast.Call(ast.Name(name), arguments, keywords):
+            case ast.Call(path, arguments, keywords) if isinstance(path, ast.Name) or _COLON in ast.unparse(path):
                 positional = [self._value(argument) for argument in arguments]
                 named = {keyword.arg: self._value(keyword.value) for keyword in keywords if keyword.arg}
-                return _make(self._class(name), positional, named, self.text)
+                return _make(_class(ast.unparse(path).replace(_COLON, ":")), positional, named, self.text)
             case ast.Name(name):
                 raise UserError(f"control: {self.text!r}: expected arguments in brackets after {name}")
         raise UserError(f"control: {self.text!r}: {ast.unparse(node)} is no control{nearest(ast.unparse(node), _classes())}")
@@ -156,12 +149,13 @@ class _Parser:
         except (ValueError, TypeError):
             raise UserError(f"control: {self.text!r}: {ast.unparse(node)} is no plain value; put words in quotes") from None
 
-    def _class(self, name: str) -> type[Control]:
-        if name in self.paths:
-            return Control.find(self.paths[name])
-        if name not in _classes():
-            raise UserError(f"control: no control is called {name!r}{nearest(name, _classes())}")
-        return _classes()[name]
+
+def _class(name: str) -> type[Control]:
+    if ":" in name:
+        return Control.find(name)
+    if name not in _classes():
+        raise UserError(f"control: no control is called {name!r}{nearest(name, _classes())}")
+    return _classes()[name]
 
 
 def _classes() -> dict[str, type[Control]]:

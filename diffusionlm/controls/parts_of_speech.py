@@ -54,7 +54,7 @@ class PartsOfSpeech(Control, name="parts-of-speech"):
 
     @classmethod
     def target_from(cls, row: CorpusRow, draw: random.Random, reader: Reader) -> PartsOfSpeech | None:
-        tags = reader.tags(row)
+        tags = reader.part(row, "tags")
         return cls(" ".join(tags)) if tags else None
 
 

@@ -19,9 +19,7 @@ from diffusionlm.controls.control import CompiledControl, Control
 class Reward(Control, name="reward"):
     """A callable ``texts -> scores`` (finite, higher is better), maximised by particles; it needs no gradient.
 
-    Args:
-        function: the callable, or its import path ``module:name``.
-        passes: the lowest score that passes the check.
+    ``function`` may be its import path ``module:name``. ``passes`` is the lowest score that passes the check.
     """
 
     function: Callable[[Sequence[str]], Any] | str

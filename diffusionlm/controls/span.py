@@ -93,7 +93,7 @@ class Span(Control, name="span"):
     @classmethod
     def target_from(cls, row: CorpusRow, draw: random.Random, reader: Reader) -> Span | None:
         """Draw one of the text's constituents of two words or more."""
-        tree = reader.tree(row)
+        tree = reader.part(row, "tree")
         spans = [span for span in brackets(tree) if span[0] < span[1]] if tree else []
         return cls(*draw.choice(spans)) if spans else None
 

@@ -59,5 +59,5 @@ class Tree(Control, name="tree"):
 
     @classmethod
     def target_from(cls, row: CorpusRow, draw: random.Random, reader: Reader) -> Tree | None:
-        tree = reader.tree(row)
+        tree = reader.part(row, "tree")
         return cls(tree) if tree else None

@@ -14,11 +14,8 @@ from diffusionlm.data.tokenizers import split_words
 class Words(PhraseControl, name="words"):
     """The text contains all of ``words``: ``Words("cheap", "near the river")``; ``~Words("cheap")`` excludes a word.
 
-    Words in one string are adjacent. Case is ignored, and words are compared as units: "pub" is not in "public".
-
-    Args:
-        words: words or sequences of words.
-        in_order: whether they occur in this order, without overlap; else in any order, and they may overlap.
+    Words in one string are adjacent. Case is ignored, and words are compared as units: "pub" is not in "public". With
+    ``in_order`` they occur in this order, without overlap; else in any order, and they may overlap.
     """
 
     words: tuple[str, ...]

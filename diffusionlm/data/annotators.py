@@ -62,20 +62,13 @@ class Reader:
     tokenizer: PreTrainedTokenizerFast
     annotator: Annotator
 
-    def _part(self, row: CorpusRow, part: str) -> Any:
+    def part(self, row: CorpusRow, part: str) -> Any:
+        """Return a row's "tags", "tree" or "attributes", None where they are not known."""
         return row.get(part) or getattr(self.annotator.annotate(row["text"]), part, None)
-
-    def tags(self, row: CorpusRow) -> Sequence[str] | None:
-        """Return the part of speech of each word."""
-        return self._part(row, "tags")
-
-    def tree(self, row: CorpusRow) -> str | None:
-        """Return the bracketed tree."""
-        return self._part(row, "tree")
 
     def attributes(self, row: CorpusRow) -> dict[str, str]:
         """Return the attributes that have a value."""
-        return {name: value for name, value in (self._part(row, "attributes") or {}).items() if value}
+        return {name: value for name, value in (self.part(row, "attributes") or {}).items() if value}
 
     def length(self, row: CorpusRow) -> int:
         """Return the number of tokens, BOS and EOS not counted."""

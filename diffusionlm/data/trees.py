@@ -11,14 +11,12 @@ from diffusionlm.config import UserError
 Bracket = tuple[int, int, str]  # the first and last word of a constituent, counted from 0, and its label
 
 
-def spans_of(tree: str) -> list[tuple[int, int, str]]:
+def spans_of(tree: str) -> list[Bracket]:
     """Return the constituents of a bracketed tree as (i, j, label): words i to j, both included, counted from 0.
 
     Outer constituents come before inner ones. Tags of words and a root named ROOT, TOP or "" are left out. Constituents over
     the same words (unary chains) are one span, whose label joins theirs from the top: ``S::VP`` (Stern et al. 2017, sec. 2.2).
-
-    Raises:
-        UserError: not one tree with matching brackets.
+    Raises UserError where the brackets do not match or enclose more than one tree.
     """
     return sorted(((i, j, label) for (i, j), label in read_tree(tree)[0].items()), key=lambda span: (span[0], -span[1]))
 

@@ -119,7 +119,7 @@ def test_a_control_is_read_as_itself_and_one_expression_as_one() -> None:
         ("PartsOfSpeech(3)", "PartsOfSpeech\\(3\\)': "),
         ("food=Japanese & Length(3)", r'a short form stands alone; here write Attribute\("food", "Japanese"\)'),
         ("~" * 3000 + "Length(3)", "is not an expression such as"),
-        ("__imported_0(3)", "no control is called '__imported_0'"),
+        ("a._colon_.B(3)", "cannot import the control 'a:B'"),
         ("Length({[1]: 2})", "is no plain value"),
         ("nowhere.at_all:Thing(3)", "cannot import the control 'nowhere.at_all:Thing'"),
         ("math:sqrt(3)", "'math:sqrt' is no control"),
