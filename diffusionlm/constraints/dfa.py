@@ -8,7 +8,7 @@ Shapes: V vocabulary, S states, C classes of tokens that no state tells apart.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -41,10 +41,23 @@ class DFA:
 
     def __and__(self, other: DFA) -> DFA:
         """Return the intersection. Raises UserError where the automaton grows too large, as do ``|`` and all builders."""
-        return _product(self, other, numpy.logical_and)
+        classes, (a, b) = _refined([self, other])
+        step_a, step_b, width = self.step.numpy()[:, a], other.step.numpy()[:, b], len(other.step)
+
+        def after(pairs: Array) -> Array:
+            return step_a[pairs // width] * width + step_b[pairs % width]
+
+        known, fresh = {0}, [0]
+        while fresh:
+            fresh = [pair for pair in numpy.unique(after(numpy.array(fresh))).tolist() if pair not in known]
+            known.update(fresh)
+            _check_size(len(known))
+        pairs = numpy.array(sorted(known))
+        accepting = self.accepting.numpy()[pairs // width] & other.accepting.numpy()[pairs % width]
+        return _minimal(classes, numpy.searchsorted(pairs, after(pairs)), accepting)
 
     def __or__(self, other: DFA) -> DFA:
-        return _product(self, other, numpy.logical_or)
+        return ~(~self & ~other)
 
     def __invert__(self) -> DFA:
         return DFA(self.classes, self.step, ~self.accepting)
@@ -226,23 +239,6 @@ def _refined(parts: Sequence[DFA]) -> tuple[Array, Array]:
         raise UserError(f"automaton: expected automata over one vocabulary, got {sizes} tokens")
     symbols, classes = numpy.unique(numpy.stack([p.classes.numpy() for p in parts]), axis=1, return_inverse=True)
     return classes.reshape(-1), symbols
-
-
-def _product(one: DFA, other: DFA, accept: Callable[[Array, Array], Array]) -> DFA:
-    classes, (a, b) = _refined([one, other])
-    step_a, step_b, width = one.step.numpy()[:, a], other.step.numpy()[:, b], len(other.step)
-
-    def after(pairs: Array) -> Array:
-        return step_a[pairs // width] * width + step_b[pairs % width]
-
-    known, fresh = {0}, [0]
-    while fresh:
-        fresh = [pair for pair in numpy.unique(after(numpy.array(fresh))).tolist() if pair not in known]
-        known.update(fresh)
-        _check_size(len(known))
-    pairs = numpy.array(sorted(known))
-    accepting = accept(one.accepting.numpy()[pairs // width], other.accepting.numpy()[pairs % width])
-    return _minimal(classes, numpy.searchsorted(pairs, after(pairs)), accepting)
 
 
 def _determinise(classes: Array, rows: list[list[int]], start: int, accepting: int) -> DFA:

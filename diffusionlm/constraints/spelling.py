@@ -48,11 +48,9 @@ class Spelling:
 
     def check(self, word: str, cased: bool, where: str) -> None:
         """Check that the tokens can spell a word. Raises UserError where they cannot, with the nearest known word."""
-        known = self.words if self.whole_words else set(self.characters)
-        parts = [word] if self.whole_words else list(word)
-        if not cased:
-            known, parts = {each.lower() for each in known}, [part.lower() for part in parts]
-        if not known.issuperset(parts):
+        fold: Callable[[str], str] = str if cased else str.lower
+        known, parts = (self.words, [word]) if self.whole_words else (set(self.characters), list(word))
+        if not {fold(each) for each in known}.issuperset(map(fold, parts)):
             hint = nearest(word, self.words)  # all words, where none is near
             raise UserError(f"{where}: the model's vocabulary has no word {word!r}{hint if hint.startswith('; did') else ''}")
 

@@ -18,9 +18,9 @@ from diffusionlm.models.classifier.heads import LatentSequenceClassifier
 class Classifier(Control, name="classifier"):
     """A classifier gives ``label`` a probability above one half.
 
-    ``classifier`` is a name under the model's ``classifiers/`` or a folder; ``field`` is needed where it has several. A
-    classifier trained here guides by its gradient; so does any ``transformers`` sequence classifier that has all our tokens, any
-    other one scores drafts for particles.
+    ``classifier`` is a name under the model's ``classifiers/`` or a folder; ``field`` is needed where it has several. One
+    trained here guides by its gradient; so does any ``transformers`` sequence classifier that has all our tokens, any other one
+    scores drafts for particles.
     """
 
     label: str
