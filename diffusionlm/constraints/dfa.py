@@ -127,8 +127,7 @@ class DFA:
 def one_of(tokens: Tensor | Iterable[int], size: int) -> DFA:
     """Accept one token, given as a mask (V,) or as ids, in a vocabulary of ``size``."""
     chosen = numpy.zeros(size, dtype=numpy.int64)
-    masked = isinstance(tokens, Tensor) and tokens.dtype == torch.bool
-    chosen[numpy.asarray(tokens) if masked else [int(i) for i in tokens]] = 1
+    chosen[tokens.numpy() if isinstance(tokens, Tensor) else list(tokens)] = 1
     return _minimal(chosen, numpy.array([[2, 1], [2, 2], [2, 2]]), numpy.array([False, True, False]))
 
 

@@ -23,9 +23,9 @@ from diffusionlm.config import Component, UserError
 from diffusionlm.constraints.dfa import DFA
 from diffusionlm.constraints.inference import log_probability
 from diffusionlm.controls.binding import Binding
-from diffusionlm.core.guidance import Energy, GuidanceState
+from diffusionlm.core.guidance import Energy
 from diffusionlm.data.annotators import CorpusRow, Reader
-from diffusionlm.recipe.energies import any_of, none_of, scaled
+from diffusionlm.recipe.energies import any_of, none_of, scaled, total
 
 RewardFunction = Callable[[Sequence[str]], Tensor]  # texts to log-probabilities or scores (B,), higher is better
 Scores = Sequence[float | None]  # by text, 0 to 1, where 1 passes; None for a text that cannot be checked
@@ -243,15 +243,10 @@ def _bracketed(control: Control, *kinds: type[Control]) -> str:
 
 def _as_energy(compiled: CompiledControl) -> Energy:
     """Return the sum of the energies; the energy of an automaton is -log p(a draw from the token posteriors is accepted)."""
-    automaton, energies = compiled.automaton, compiled.energies
-
-    def energy(state: GuidanceState) -> Tensor:
-        parts = [energy(state) for energy in energies]
-        if automaton is not None:
-            parts.append(-log_probability(automaton, state.logits[:, 1:], state.mask.sum(1) - 2))
-        return torch.stack(parts).sum(0)
-
-    return energy
+    automaton, energies = compiled.automaton, [*compiled.energies]
+    if automaton is not None:
+        energies.append(lambda state: -log_probability(automaton, state.logits[:, 1:], state.mask.sum(1) - 2))
+    return total(energies)
 
 
 def literal(value: object) -> str:

@@ -60,16 +60,14 @@ def encode(
     origins: list[int] = []
     long = empty = 0
     for number, tokens in enumerate(encoding.ids for encoding in encodings(texts, tokenizer)):
-        pieces = [tokens]
-        if len(tokens) > room:
+        pieces = [tokens[i : i + room] for i in range(0, len(tokens), room)]
+        empty += not pieces
+        if len(pieces) > 1:
             long += 1
             if too_long == "error":
                 got = f"text {number} has {len(tokens) + 2} tokens with BOS and EOS"
                 raise UserError(f"max_length: {got}, more than the {max_length} allowed: {texts[number][:60]!r}...")
-            pieces = [tokens[i : i + room] for i in range(0, len(tokens), room)]
             pieces = {"truncate": pieces[:1], "split": pieces, "drop": []}[too_long]
-        elif not tokens:
-            empty, pieces = empty + 1, []
         ids += [[tokenizer.bos_token_id, *piece, tokenizer.eos_token_id] for piece in pieces]
         origins += [number] * len(pieces)
     if not ids:

@@ -34,10 +34,7 @@ class Corpus(Component, family="corpus"):
     """Base of the corpora. A path in place of a name is the training file of ``files``."""
 
     def load(self) -> dict[str, datasets.Dataset]:
-        """Return the splits "train" and, where they exist, "validation" and "test".
-
-        Raises UserError where a file, split or column is missing or broken, or there is no text.
-        """
+        """Return "train" and, where they exist, "validation" and "test". Raises UserError for missing or broken texts."""
         raise NotImplementedError
 
     def annotator(self) -> Annotator:

@@ -155,10 +155,7 @@ class SpanLabels(Labels):
 
 
 def fields_of(rows: datasets.Dataset, names: Sequence[str], labels: Labels) -> list[Field]:
-    """Return the fields called ``names``, sorted; a column of mappings names all its keys.
-
-    Raises UserError where there is no such column or key, or its values are no such ``labels``.
-    """
+    """Return the fields ``names``, sorted; a column of mappings names all its keys. Raises UserError where one does not fit."""
     fields: list[Field] = []
     for name in names:
         column, _, key = (name, "", "") if name in rows.column_names else name.partition(".")

@@ -36,10 +36,7 @@ class TokenizerRecipe(Component, family="tokenizer"):
     """Base of the tokenizer recipes."""
 
     def make(self, texts: Iterable[str], max_length: int = 64) -> PreTrainedTokenizerFast:
-        """Return a tokenizer that adds BOS and EOS to a text; ``max_length`` (tokens) is stored in it.
-
-        Raises UserError where there is nothing to learn from ``texts``, or nothing to load.
-        """
+        """Return a tokenizer that adds BOS and EOS and stores ``max_length``. Raises UserError where that is not possible."""
         raise NotImplementedError
 
 
