@@ -75,8 +75,7 @@ def tag_automaton(choices: Sequence[Sequence[str]], binding: Binding, classifier
         return one_of(shares >= min(least, float(shares.max())), size)  # where none has it often enough, the nearest to that
 
     parts = {tag: words(tag) for tag in dict.fromkeys(tag for tags in choices for tag in tags)}
-    chains = [sequence(*(parts[tag] for tag in tags)) if tags else everything(size) for tags in choices]
-    return union(*chains) if len(chains) > 1 else chains[0]
+    return union(*(sequence(*(parts[tag] for tag in tags)) if tags else everything(size) for tags in choices))
 
 
 def tag_matches(wanted: Sequence[str], found: Sequence[str]) -> float:
