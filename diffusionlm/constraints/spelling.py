@@ -38,6 +38,7 @@ class Spelling:
         self._rest, self._mark, self._letter = everything(len(self.characters)), self._of(MARK.__eq__), self._of(_is_letter)
         self._join, self._point, self._quote = (self._of(signs.__contains__) for signs in ("-&", ".,", "'’"))
         self._blank = self._of(BLANK.__eq__)
+        self._start = sequence(union(empty(len(self.characters)), self._blank), self._mark)
         self._negation = sequence(self._letters("n"), self._quote, self._letters("t"))
         self._clitic = union(*map(self._letters, CLITICS))
 
@@ -46,19 +47,16 @@ class Spelling:
         """The texts of the tokens without blanks; for a word-level tokenizer its vocabulary."""
         return {token.strip() for token in self.tokens} - {"", SPECIAL.strip()}
 
-    def check(self, word: str, cased: bool, where: str) -> None:
-        """Check that the tokens can spell a word. Raises UserError where they cannot, with the nearest known word."""
+    def word(self, word: str, cased: bool, where: str) -> DFA:
+        """Accept one word, with or without a blank before it. Raises UserError where the tokens cannot spell it."""
         fold: Callable[[str], str] = str if cased else str.lower
         known, parts = (self.words, [word]) if self.whole_words else (set(self.characters), list(word))
         if not {fold(each) for each in known}.issuperset(map(fold, parts)):
             hint = nearest(word, self.words)  # all words, where none is near
             raise UserError(f"{where}: the model's vocabulary has no word {word!r}{hint if hint.startswith('; did') else ''}")
 
-    def word(self, word: str, cased: bool) -> DFA:
-        """Accept one word, with or without a blank before it."""
-
         def same(own: str) -> DFA:
-            return self._of(lambda c: c == own or (not cased and c.lower() == own.lower()))
+            return self._of(lambda c: fold(c) == fold(own))
 
         return sequence(self._start, *map(same, word))
 
@@ -108,10 +106,6 @@ class Spelling:
         wrong = union(sequence(plain, self._point), sequence(self._point, plain))
         words = sequence(self._letter, any_number(inner)) & ~sequence(self._rest, wrong, self._rest)
         return sequence(words, union(empty(len(self.characters)), self._join))
-
-    @cached_property
-    def _start(self) -> DFA:
-        return sequence(union(empty(len(self.characters)), self._blank), self._mark)
 
     @cached_property
     def _codes(self) -> Tensor:

@@ -161,7 +161,8 @@ class AnyOf(Combination, name="any"):
         return CompiledControl(automata=(reduce(or_, automata),))
 
     def score(self, texts: Sequence[str], binding: Binding) -> Scores:
-        return [_highest(scores) for scores in zip(*(c.score(texts, binding) for c in self.controls), strict=True)]
+        parts = zip(*(control.score(texts, binding) for control in self.controls), strict=True)
+        return [_extreme(scores, max, lambda score: score >= 1) for scores in parts]
 
     def __str__(self) -> str:
         return " | ".join(str(control) for control in self.controls)
@@ -222,10 +223,6 @@ def _parts(control: Control, kind: Any) -> tuple[Control, ...]:
 def lowest(scores: Scores) -> float | None:
     """Return the score of a conjunction: the lowest; None where an unchecked part could still fail it."""
     return _extreme(scores, min, lambda score: score < 1)
-
-
-def _highest(scores: Scores) -> float | None:
-    return _extreme(scores, max, lambda score: score >= 1)
 
 
 def _extreme(scores: Scores, choose: Callable[[list[float]], float], decides: Callable[[float], bool]) -> float | None:

@@ -39,10 +39,7 @@ class Word(Phrase):
     cased: bool = False
 
     def automaton(self, spelling: Spelling, where: str) -> DFA:
-        if not self.text:
-            return spelling.any_word
-        spelling.check(self.text, self.cased, where)
-        return spelling.word(self.text, self.cased)
+        return spelling.word(self.text, self.cased, where) if self.text else spelling.any_word
 
     def ends(self, words: Sequence[str], starts: set[int]) -> set[int]:
         return {start + 1 for start in starts if start < len(words) and self._is(words[start])}
