@@ -1,4 +1,4 @@
-"""Measure how well a model of the embedded corpus predicts one hidden word from all other words of the text.
+"""Measure how well a model of the restaurants corpus predicts one hidden word from all other words of the text.
 
     python benchmarks/agreement.py RUN [RUN ...] [--texts 50]
 
@@ -86,7 +86,7 @@ def impossible_shares(pipeline: Pipeline, texts: Sequence[str]) -> dict[str, flo
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure each run and print one line per kind of word."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run on the embedded corpus")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run on the restaurants corpus")
     parser.add_argument("--texts", type=int, default=50, help="held-out texts of each kind (%(default)s)")
     options = parser.parse_args(arguments)
 

@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Train the missing classifiers, evaluate the tasks, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     corpora = parser.add_mutually_exclusive_group(required=True)
-    corpora.add_argument("--restaurants", metavar="RUN", help="a run on the embedded corpus")
+    corpora.add_argument("--restaurants", metavar="RUN", help="a run on the restaurants corpus")
     corpora.add_argument("--e2e", metavar="RUN", help="a run of configs/e2e-small.yaml")
     parser.add_argument("--judge", required=True, help="judge LM: a causal language model of the same corpus")
     parser.add_argument("--folder", help="folder with E2E's trainset.csv, devset.csv and testset_w_refs.csv")

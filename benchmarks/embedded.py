@@ -1,4 +1,4 @@
-"""Ablations on the embedded corpus: short runs with equal steps, each with one change of the default recipe.
+"""Ablations on the restaurants corpus: short runs with equal steps, each with one change of the default recipe.
 
     python benchmarks/embedded.py [--steps 600] [--texts 300] [ROW ...]
 

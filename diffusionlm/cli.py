@@ -106,7 +106,7 @@ def _given(options: argparse.Namespace, kind: Any) -> dict[str, Any]:
     option("--texts", "texts to generate and evaluate (default %(default)s)", default=500),
 )
 def _quickstart(options: argparse.Namespace) -> int:
-    """Train on the embedded corpus for a few minutes, generate texts and evaluate them."""
+    """Train on the restaurants corpus for a few minutes, generate texts and evaluate them."""
     from diffusionlm.restaurants.quickstart import quickstart
 
     _expect_positive(options, "steps", "texts")

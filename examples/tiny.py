@@ -1,6 +1,6 @@
 """A small model to try a seam on: the run named on the command line, or one that is trained here in a few seconds.
 
-    python examples/tiny.py             train for 300 steps on the embedded corpus, print some samples
+    python examples/tiny.py             train for 300 steps on the restaurants corpus, print some samples
     python examples/tiny.py my-run      print some samples of ``my-run``
 
 The other examples import ``config`` and ``model`` from here, so that each of them shows its seam and little else.

@@ -1,1 +1,1 @@
-"""The embedded corpus of restaurant descriptions, its grammar and the quickstart."""
+"""The bundled corpus of restaurant descriptions, its grammar and the quickstart."""

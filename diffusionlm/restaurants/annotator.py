@@ -1,4 +1,4 @@
-"""The exact annotator of the embedded corpus: the recogniser of its grammar."""
+"""The exact annotator of the restaurants corpus: the recogniser of its grammar."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from diffusionlm.restaurants import grammar
 
 @dataclass(frozen=True)
 class Grammar(Annotator, name="grammar"):
-    """The recogniser of the embedded corpus: gold tags, tree and attributes; None for a text that it rejects."""
+    """The recogniser of the restaurants corpus: gold tags, tree and attributes; None for a text that it rejects."""
 
     def annotate(self, text: str) -> Annotation | None:
         return _parsed(text)

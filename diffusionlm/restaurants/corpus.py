@@ -1,4 +1,4 @@
-"""The embedded corpus: restaurant descriptions drawn from a grammar, with their attributes, words, tags and trees."""
+"""The restaurants corpus: restaurant descriptions drawn from a grammar, with their attributes, words, tags and trees."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from diffusionlm.restaurants.grammar import generate
 
 @dataclass(frozen=True)
 class Restaurants(Corpus, name="restaurants"):
-    """The embedded corpus: restaurant descriptions with their attributes, words, tags and trees.
+    """The restaurants corpus: restaurant descriptions with their attributes, words, tags and trees.
 
     Args:
         drawn: how many new training texts are drawn from the grammar, in place of the 20,000 of the package (0). As in
@@ -42,7 +42,7 @@ class Restaurants(Corpus, name="restaurants"):
             if (folder / "train.jsonl.gz").is_file():
                 splits = {split: read_file(folder / f"{split}.jsonl.gz") for split in ("train", "validation", "test")}
                 return splits if not self.drawn else {**splits, "train": self._draw(splits)}
-        raise UserError(f"{folders[0]}: the embedded corpus is not here, nor in {folders[1]}: install the package anew")
+        raise UserError(f"{folders[0]}: the restaurants corpus is not here, nor in {folders[1]}: install the package anew")
 
     def annotator(self) -> Annotator:
         return Grammar()

@@ -1,4 +1,4 @@
-"""The quickstart: train on the embedded corpus for a few minutes, sample with and without controls, and report quality."""
+"""The quickstart: train on the restaurants corpus for a few minutes, sample with and without controls, and report quality."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def quickstart(folder: str | Path, steps: int | None = None, minutes: float = 4.
     """
     folder, started = Path(folder), time.perf_counter()
     config = _config(folder, steps, minutes)
-    say(f"Training {config.training.steps} steps on the embedded corpus of restaurant descriptions, in {folder} ...")
+    say(f"Training {config.training.steps} steps on the bundled corpus of restaurant descriptions, in {folder} ...")
     if not train(config, folder, show_texts=True):
         raise UserError(f"{folder}: stopped before the end; run the same command again to resume")
     say(f"Sampling {texts} texts ...")

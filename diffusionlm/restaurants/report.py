@@ -1,4 +1,4 @@
-"""Figures of the embedded corpus for the quickstart: grammatical and new texts, beside a trigram model's."""
+"""Figures of the restaurants corpus for the quickstart: grammatical and new texts, beside a trigram model's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The lexicon and the rules of the embedded corpus's grammar, as text that `grammar` reads.
+"""The lexicon and the rules of the restaurants corpus's grammar, as text that `grammar` reads.
 
 Notation.  A lexicon line is `group TAG [field=value]: words`; without `=value` the word itself is the value.  A rule
 line is `symbol [field]: alternative | alternative`, where the field takes the words spanned as its value and an

@@ -1,4 +1,4 @@
-"""Templates: their form, which are kept, and that they identify constituents, in the embedded corpus and in another."""
+"""Templates: their form, which are kept, and that they identify constituents, in the restaurants corpus and in another."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_constituents_are_counted_by_template_and_text_length() -> None:
     assert span_places(bare, "tree", values, other).tolist() == [*all_texts, *untagged, *chains]
 
 
-def test_templates_of_the_embedded_corpus_identify_constituents_of_held_out_texts() -> None:
+def test_templates_of_the_restaurants_corpus_identify_constituents_of_held_out_texts() -> None:
     rows = datasets.Dataset.from_list(records(1000))
     tokenizer = WordTokenizer().make(rows["text"][:])
     seen, other = rows.select(range(800)), records(1000)[800:]
@@ -78,7 +78,7 @@ def test_templates_of_the_embedded_corpus_identify_constituents_of_held_out_text
 
 
 def penn_trees(count: int) -> list[str]:
-    """Return trees of a small grammar with tags and labels of the Penn Treebank, none of them in the embedded corpus."""
+    """Return trees of a small grammar with tags and labels of the Penn Treebank, none of them in the restaurants corpus."""
     draw = random.Random(0)
 
     def noun_phrase(depth: int = 0) -> str:
