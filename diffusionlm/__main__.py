@@ -1,7 +1,5 @@
 """Run the command line as ``python -m diffusionlm``."""
 
-import sys
+from diffusionlm.cli import entry
 
-from diffusionlm.cli import main
-
-sys.exit(main())
+entry()

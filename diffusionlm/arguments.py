@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from typing import Any, NoReturn
 
 from diffusionlm.config import UserError
@@ -41,6 +42,9 @@ def flag(flags: str, help: str, value: Any = True, **more: Any) -> Option:
     return flags.split(), {"help": help, "action": "store_const", "const": value, **more}
 
 
+IMPORT = several("--import", "import this module first, for a model with components of your own", "MODULE", dest="imports")
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     found = _Parser(
@@ -48,13 +52,14 @@ def parser() -> argparse.ArgumentParser:
         description="Text diffusion on word vectors: train on your own texts, sample, control, evaluate.",
         epilog="Start with: diffusionlm quickstart",
     )
+    found.add_argument("--version", action="version", version=f"diffusionlm {version('diffusion-lm')}")
     verbs = found.add_subparsers(metavar="command", required=True)
     form = argparse.RawDescriptionHelpFormatter
     for name, (run, options, example) in COMMANDS.items():
         help = inspect.cleandoc(run.__doc__ or "")
         epilog = None if example is None else OVERRIDES.format(example=example)
         command = verbs.add_parser(name, help=help.splitlines()[0], description=help, epilog=epilog, formatter_class=form)
-        for flags, keywords in options:
+        for flags, keywords in [*options, IMPORT]:
             command.add_argument(*flags, **keywords)
         command.set_defaults(run=run, example=example, known=command._option_string_actions)
     return found

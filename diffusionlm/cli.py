@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from diffusionlm.arguments import command, flag, option, parser, several, split
 from diffusionlm.config import UserError, build, nearest, override, read_value, to_plain
@@ -63,19 +66,58 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"--{overrides[0][0]}: this command takes no settings; see --help")
         options.overrides = overrides
         _quiet_libraries()
+        for name in options.imports:
+            _import(name)
         return int(options.run(options))
     except UserError as error:
         print(f"diffusionlm: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader of our output has closed it
+    except BrokenPipeError:  # the reader of the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 128 + signal.SIGPIPE
     except OSError as error:
         print(f"diffusionlm: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("diffusionlm: interrupted; the files written so far are complete", file=sys.stderr)
         return 130
+
+
+def entry() -> NoReturn:
+    """Run the command line of this process: its streams are UTF-8 in any locale, and a closed standard error stops no work."""
+    for stream, errors in ((sys.stdin, "strict"), (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors=errors)
+    sys.stderr = Messages(sys.stderr)
+    sys.exit(main())
+
+
+class Messages:
+    """Standard error whose reader may go away: what is written then is lost, and the work goes on."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Write ``text`` if it can be written."""
+        with suppress(OSError):
+            return int(self.stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush if that is possible."""
+        with suppress(OSError):
+            self.stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def _import(name: str) -> None:
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(f"--import: cannot import {name}: {error}") from None
 
 
 def _quiet_libraries() -> None:
@@ -362,4 +404,4 @@ def _show(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

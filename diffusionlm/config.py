@@ -135,7 +135,7 @@ class Component(Settings):
             return typing.cast("type[Self]", member)
         try:
             if not _may_import.get() and module not in sys.modules:
-                raise UserError(f"{name!r} is code from outside the library: import {module} first if you trust it")
+                raise UserError(f"{name!r} is code from outside the library: import {module} first (--import {module}) if you trust it")
             found = getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError) as error:
             raise UserError(f"cannot import the {cls.family} {name!r}: {error}") from error

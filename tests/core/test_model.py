@@ -381,7 +381,9 @@ def test_a_saved_model_imports_no_code(load: Any, tmp_path: Path, monkeypatch: p
     (tmp_path / "trap.py").write_text(f"import pathlib\npathlib.Path({str(flag)!r}).touch()\nclass Thing: pass\n")
     monkeypatch.syspath_prepend(tmp_path)
     folder = _saved(tmp_path / "model", settings={"schedule": {"name": "trap:Thing"}})
-    with pytest.raises(UserError, match=r"'trap:Thing' is code from outside the library: import trap first"):
+    with pytest.raises(
+        UserError, match=r"'trap:Thing' is code from outside the library: import trap first \(--import trap\)"
+    ):
         load(folder)
     assert not flag.exists()
     assert "trap" not in sys.modules
