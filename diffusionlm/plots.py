@@ -6,6 +6,7 @@ matplotlib comes with the extra ``evaluate``; callers check ``available`` first.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,15 +33,13 @@ def save(figure: Figure, path: Path) -> None:
 
 @dataclass(frozen=True)
 class Line:
-    """A frontier: points (entropy or success, perplexity), a mark beside each, and the perplexities' standard errors.
+    """A frontier of points (entropy or success, perplexity, its standard error, the mark beside the point).
 
     A ``peer`` is a reference to compare with; ``ordered`` points are joined in the order given, not from left to right.
     """
 
     label: str
-    points: Sequence[tuple[float, float]]
-    marks: Sequence[str]
-    errors: Sequence[float]
+    points: Sequence[tuple[float, float, float, str]]
     peer: bool = False
     ordered: bool = False
 
@@ -50,28 +49,22 @@ ENTROPY = "unigram entropy (nats; more diverse to the right)"
 
 def frontier(lines: Sequence[Line], title: str, across: str = ENTROPY) -> Figure:
     """Draw judge perplexity (log scale) with its standard error against ``across``, the x axis; a ``peer`` is dashed."""
-    figure, axes = _new(8.0, 5.5)
+    figure, axes = _new(8.0, 5.5, across, "judge perplexity (lower is more fluent)")
+    colours = (f"C{number % 10}" for number in itertools.count())
     for line in lines:
-        order = list(range(len(line.points)))
-        order = order if line.ordered else sorted(order, key=lambda i: line.points[i])
-        xs, ys = zip(*(line.points[i] for i in order), strict=True)
-        number = [other for other in lines if not other.peer].index(line) if not line.peer else 0
-        colour = "black" if line.peer else f"C{number % 10}"
-        style = "*" if len(xs) == 1 and line.peer else "--s" if line.peer else "-o"
-        errors = [line.errors[i] for i in order]
-        size = 14 if style == "*" else 5
+        points = line.points if line.ordered else sorted(line.points, key=lambda point: point[:2])
+        xs, ys, errors, marks = zip(*points, strict=True)
+        colour = "black" if line.peer else next(colours)
+        alone = line.peer and len(xs) == 1
+        style, size = ("*", 14) if alone else ("--s" if line.peer else "-o", 5)
         axes.errorbar(xs, ys, errors, fmt=style, color=colour, elinewidth=0.7, label=line.label, markersize=size)
-        for i in order:
-            offset, side = ((-8, -10), "right") if style == "*" else ((5, -10), "left")
-            axes.annotate(
-                line.marks[i], line.points[i], offset, textcoords="offset points", fontsize=7, color=colour, ha=side
-            )  # fmt: skip
+        offset, side = ((-8, -10), "right") if alone else ((5, -10), "left")
+        for x, y, mark in zip(xs, ys, marks, strict=True):
+            axes.annotate(mark, (x, y), offset, textcoords="offset points", fontsize=7, color=colour, ha=side)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")
     axes.tick_params(axis="y", which="minor", labelsize=7)
-    axes.set_xlabel(across)
-    axes.set_ylabel("judge perplexity (lower is more fluent)")
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=8)
@@ -80,14 +73,12 @@ def frontier(lines: Sequence[Line], title: str, across: str = ENTROPY) -> Figure
 
 def lengths(histograms: Mapping[str, Mapping[int, int]]) -> Figure:
     """Draw histograms of the number of words per text; the first one is filled."""
-    figure, axes = _new(8.0, 4.5)
+    figure, axes = _new(8.0, 4.5, "words per text (punctuation marks included)", "share of texts")
     for number, (label, histogram) in enumerate(histograms.items()):
         counts = numpy.bincount(list(histogram), list(histogram.values()))
         edges = numpy.arange(len(counts) + 1) - 0.5
         colour = "lightgrey" if number == 0 else f"C{(number - 1) % 10}"
         axes.stairs(counts / counts.sum(), edges, fill=number == 0, color=colour, label=label)
-    axes.set_xlabel("words per text (punctuation marks included)")
-    axes.set_ylabel("share of texts")
     axes.legend(fontsize=8)
     return figure
 
@@ -96,7 +87,8 @@ def schedule_fit(
     gammas: Sequence[float], losses: Sequence[float], shares: Sequence[float], fitted: Sequence[tuple[float, float]]
 ) -> Figure:
     """Draw cross-entropy against gamma: the measurements of training, with area by number of texts, and the fitted curve."""
-    figure, axes = _new(7.0, 4.5)
+    across = "gamma = log(sigma² / alpha²), noisier to the right (shaded: density of the sampling steps)"
+    figure, axes = _new(7.0, 4.5, across, "cross-entropy (nats per token; no likelihood)")
     sizes = 10 + 400 * numpy.asarray(shares)
     axes.scatter(gammas, losses, sizes, color="C0", alpha=0.6, label="measured in training (area: number of texts)")
     xs, ys = zip(*fitted, strict=True)
@@ -106,15 +98,13 @@ def schedule_fit(
     beside.fill_between(xs, density / max(density.max(), 1e-9), color="C1", alpha=0.15)
     beside.set_ylim(0, 1)
     beside.set_yticks([])
-    axes.set_xlabel("gamma = log(sigma² / alpha²), noisier to the right (shaded: density of the sampling steps)")
-    axes.set_ylabel("cross-entropy (nats per token; no likelihood)")
     axes.legend(fontsize=8, loc="upper left")
     return figure
 
 
 def by_noise(log_snrs: Sequence[float], lines: Mapping[str, tuple[Sequence[float], float]], label: str) -> Figure:
     """Draw scores against the log-SNR, clean texts (the first) at the left; a triangle marks each line's baseline."""
-    figure, axes = _new(7.5, 4.5)
+    figure, axes = _new(7.5, 4.5, "log-SNR, noisier to the right (triangles: predicting the most frequent value)", label)
     for number, (name, (scores, baseline)) in enumerate(lines.items()):
         colour = "black" if name == "mean" else f"C{number % 10}"
         axes.plot(log_snrs, scores, "-o", color=colour, markersize=4, label=name)
@@ -122,15 +112,13 @@ def by_noise(log_snrs: Sequence[float], lines: Mapping[str, tuple[Sequence[float
     axes.set_xticks(log_snrs, ["clean", *(f"{level:g}" for level in log_snrs[1:])])
     axes.invert_xaxis()
     axes.set_ylim(0, 1.02)
-    axes.set_xlabel("log-SNR, noisier to the right (triangles: predicting the most frequent value)")
-    axes.set_ylabel(label)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return figure
 
 
-def _new(width: float, height: float) -> tuple[Figure, Axes]:
+def _new(width: float, height: float, across: str, up: str) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
     figure = Figure((width, height), layout="constrained")
-    return figure, figure.subplots()
+    return figure, figure.add_subplot(xlabel=across, ylabel=up)

@@ -7,33 +7,28 @@ self-BLEU, copies and lengths of the same texts, all of equally many texts. The 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import random
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from diffusionlm.config import Settings, UserError, build, nearest, override, to_plain
+from diffusionlm.config import Settings, UserError, build, override, to_plain
 from diffusionlm.data.batches import encode
-from diffusionlm.data.corpora import Corpus, Files, TextMetric
-from diffusionlm.evaluation.jobs import JUDGE, REFERENCE, file_name
+from diffusionlm.data.corpora import Corpus, Files
+from diffusionlm.evaluation.jobs import JUDGE, REFERENCE, Job, Progress, file_name
 from diffusionlm.evaluation.judge import Judge, perplexity
 from diffusionlm.evaluation.likelihood import check_draws
-from diffusionlm.evaluation.provenance import corpus_of, described, fingerprint
+from diffusionlm.evaluation.provenance import LoadedCorpus, corpus_of, described, fingerprint
 from diffusionlm.evaluation.report import EvaluationRow, Likelihood, Report, draw, table
 from diffusionlm.evaluation.scoring import TERMS, ScoringConfig, score
-from diffusionlm.evaluation.text_metrics import (
-    SELF_BLEU_TEXTS,
-    TrainingTexts,
-    diversity,
-    mean_error,
-    mean_present,
-    word_counts,
-)
+from diffusionlm.evaluation.text_metrics import SELF_BLEU_TEXTS, diversity, mean_error, mean_present, word_counts
 from diffusionlm.files import write_text
 from diffusionlm.pipelines.auto import open_pipeline
 from diffusionlm.pipelines.base import BasePipeline, SamplingConfig
@@ -91,7 +86,7 @@ def evaluate(
 
     Args:
         judge: the folder of a causal language model, trained on the same corpus or any other.
-        models: model folders, or runs'; diffusion, masked and autoregressive models.
+        models: model folders, or runs', of any family.
         texts: files of other systems' texts (.txt, .jsonl with a column ``text``, ...).
         config: the settings.
         corpus: of the reference and training texts; by default that of the first model's run, or of the judge's.
@@ -118,7 +113,7 @@ def evaluate(
         jobs += runner.model_jobs(system, pipeline, sampling, dtype)
     runner.run(jobs)
     runner.run([job for system, pipeline in pipelines.items() for job in runner.likelihood_jobs(system, pipeline)])
-    lengths = dict(runner.training.lengths)
+    lengths = runner.corpus.training.lengths
     runner.report.finish(folder, table(runner.report), lambda out: draw(runner.report, lengths, out))
     return runner.report
 
@@ -127,15 +122,14 @@ def evaluate(
 class BenchmarkRunner:
     """The judge LM, the texts that all rows are compared with, and the report; makes the jobs of an evaluation.
 
-    ``real`` are the reference texts, ``bounded`` the held-out texts whose likelihood is computed, ``metrics`` the corpus's.
+    ``real`` are the reference texts, ``bounded`` the held-out texts whose likelihood is computed.
     """
 
     judge: Judge
     config: EvaluationConfig
+    corpus: LoadedCorpus
     real: list[str]
     bounded: list[str]
-    training: TrainingTexts
-    metrics: Mapping[str, TextMetric]
     report: Report
     out: Path | None
     quiet: bool
@@ -145,10 +139,8 @@ class BenchmarkRunner:
         cls, judge: str | Path, corpus: Corpus, config: EvaluationConfig, out: Path | None, device: str, quiet: bool
     ) -> BenchmarkRunner:
         """Load the corpus, the judge and the report in ``out`` if there is one; nothing is written yet."""
-        splits = corpus.load()
-        if config.split not in splits:
-            raise UserError(f"split: this corpus has no split {config.split!r}{nearest(config.split, splits)}")
-        held, training = splits[config.split]["text"][:], splits["train"]["text"][:]
+        loaded = LoadedCorpus(corpus)
+        held = loaded.split(config.split)["text"][:]
         if len(held) < config.count:
             raise UserError(f"count: expected at most {len(held)}, the number of texts in {config.split}, got {config.count}")
         about = {
@@ -161,27 +153,24 @@ class BenchmarkRunner:
             "self_bleu_texts": min(SELF_BLEU_TEXTS, config.count),
         }
         report = Report.open(out, about)
-        loaded = Judge.load(judge, device, "fp32")
-        report.enter(JUDGE, described(judge, loaded.model))
+        model = Judge.load(judge, device)
+        report.enter(JUDGE, described(judge, model.model))
         real = random.Random(config.seed).sample(held, config.count)
         bounded = random.Random(config.seed).sample(held, min(config.bound_texts, len(held)))
-        metrics = corpus.metrics(training)
-        return cls(loaded, config, real, bounded, TrainingTexts(training), metrics, report, out, quiet)
+        return cls(model, config, loaded, real, bounded, report, out, quiet)
 
-    def run(self, jobs: Sequence[SampleJob | LikelihoodJob]) -> None:
+    def run(self, jobs: Sequence[Job]) -> None:
         """Make the rows that the report lacks."""
         self.report.run(jobs, self.out, self.quiet)
 
-    def reference_jobs(self) -> Iterator[SampleJob]:
+    def reference_jobs(self) -> Iterator[Job]:
         """Yield the jobs of the reference texts and of the judge's own samples."""
-        yield SampleJob(self, REFERENCE, "real", lambda: self.real)
+        yield self.sample_job(REFERENCE, "real", lambda: self.real)
         for temperature in sorted({*self.config.temperatures, 1.0}):
-            yield SampleJob(
-                self, JUDGE, "judge", lambda t=temperature: self.judge.sample(self.config.count, self.config.seed, t),  # type: ignore[misc]
-                self.report.systems[JUDGE]["fingerprint"], temperature=temperature,
-            )  # fmt: skip
+            generate = partial(self.judge.sample, self.config.count, self.config.seed, temperature)
+            yield self.sample_job(JUDGE, "judge", generate, temperature=temperature)
 
-    def file_job(self, path: Path) -> SampleJob:
+    def file_job(self, path: Path) -> Job:
         """Return the job of another system's texts, the first ``count`` of a file."""
         texts = Files(train=str(path), validation_share=0).load()["train"]["text"][:]
         if len(texts) < self.config.count:
@@ -189,11 +178,9 @@ class BenchmarkRunner:
         digest = hashlib.sha256(path.expanduser().read_bytes()).hexdigest()[:16]
         label = self.report.unique(path.name, path)
         self.report.enter(label, {"folder": str(path), "fingerprint": digest, "family": "texts"})
-        return SampleJob(self, label, "texts", lambda: texts[: self.config.count], digest)
+        return self.sample_job(label, "texts", lambda: texts[: self.config.count])
 
-    def model_jobs(
-        self, system: str, pipeline: BasePipeline[Any], changes: Sequence[tuple[str, str]], dtype: str
-    ) -> list[SampleJob]:
+    def model_jobs(self, system: str, pipeline: BasePipeline[Any], changes: Sequence[tuple[str, str]], dtype: str) -> list[Job]:
         """Return a model's jobs over steps and temperatures, as far as it has them, with their settings checked."""
         base = build(SamplingConfig, override(to_plain(pipeline.sampling), changes), "sampling")
         steps = [None] if pipeline.exact_likelihood else self.config.steps or [base.steps]  # one token at a time: no steps
@@ -201,138 +188,99 @@ class BenchmarkRunner:
         if temperatures != self.config.temperatures:
             print(f"{system}: has no temperature (it predicts no logits): sampled at 1 only", file=sys.stderr)
         jobs = []
-        for n in dict.fromkeys(steps):
-            for temperature in dict.fromkeys(temperatures):
-                sampling = replace(base, steps=base.steps if n is None else n, temperature=temperature, seed=self.config.seed)
-                pipeline.check(sampling)
-                jobs.append(SampleJob(
-                    self, system, "model",
-                    lambda sampling=sampling: (row.text for row in pipeline.stream(self.config.count, sampling)),  # type: ignore[misc]
-                    self.report.systems[system]["fingerprint"], n, temperature,
-                    {"sampling": to_plain(sampling), "dtype": dtype},
-                ))  # fmt: skip
+        for n, temperature in itertools.product(dict.fromkeys(steps), dict.fromkeys(temperatures)):
+            sampling = replace(base, steps=base.steps if n is None else n, temperature=temperature, seed=self.config.seed)
+            pipeline.check(sampling)
+            settings = {"sampling": to_plain(sampling), "dtype": dtype}
+            jobs.append(self.sample_job(system, "model", partial(self._sampled, pipeline, sampling), n, temperature, settings))
         return jobs
 
-    def likelihood_jobs(self, system: str, pipeline: BasePipeline[Any]) -> list[LikelihoodJob]:
-        """Return the jobs of a model's likelihoods: the exact one or the joint bound, and the any-order bound."""
-        orders = [0, *([self.config.orders] if self.config.orders and pipeline.any_order_bound else [])]
-        return [LikelihoodJob(self, system, pipeline, n) for n in orders] if self.bounded else []
+    def _sampled(self, pipeline: BasePipeline[Any], sampling: SamplingConfig) -> Iterator[str]:
+        return (row.text for row in pipeline.stream(self.config.count, sampling))
 
+    def sample_job(
+        self, system: str, kind: str, generate: Callable[[], Iterable[str]], steps: int | None = None,
+        temperature: float | None = None, settings: Mapping[str, Any] | None = None,
+    ) -> Job:  # fmt: skip
+        """Return the job that generates ``count`` texts of a system at one setting and measures them."""
+        identity = {
+            "system": system,
+            "kind": kind,
+            "steps": steps,
+            "temperature": temperature,
+            "fingerprint": self.report.systems.get(system, {}).get("fingerprint", ""),
+            "settings": settings or {},
+        }
+        label = [system, *[f"{steps} steps"] * bool(steps), *[f"temperature {temperature}"] * bool(temperature)]
 
-@dataclass(frozen=True)
-class SampleJob:
-    """Makes an ``EvaluationRow``: generates the texts of a system at one setting, and measures them."""
+        def make(progress: Progress) -> EvaluationRow:
+            begun, texts = time.perf_counter(), []
+            for text in generate():
+                texts.append(text)
+                progress(1)
+            seconds = round(time.perf_counter() - begun, 3)
+            if self.out is not None:
+                lines = [json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts]
+                write_text(self.out / "texts" / f"{file_name(' '.join(label))}.jsonl", "".join(lines))
+            return self._measured(texts, seconds=seconds, **identity)
 
-    runner: BenchmarkRunner
-    system: str
-    kind: Literal["real", "judge", "model", "texts"]
-    generate: Callable[[], Iterable[str]]
-    fingerprint: str = ""
-    steps: int | None = None
-    temperature: float | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
+        return Job(EvaluationRow, identity, ", ".join(label), self.config.count, make)
 
-    @property
-    def title(self) -> str:
-        """The system with its steps and temperature."""
-        marks = [f"{self.steps} steps" * bool(self.steps), f"t {self.temperature}" * (self.temperature is not None)]
-        return ", ".join(filter(None, [self.system, *marks]))
-
-    @property
-    def texts(self) -> int:
-        """The number of texts."""
-        return self.runner.config.count
-
-    def matches(self, row: Any) -> bool:
-        """Return whether ``row`` is of the same system, fingerprint and settings."""
-        mine = (self.system, self.fingerprint, self.steps, self.temperature, dict(self.settings))
-        names = ("system", "fingerprint", "steps", "temperature", "settings")
-        return isinstance(row, EvaluationRow) and mine == tuple(getattr(row, name) for name in names)
-
-    def make(self, progress: Callable[[int], object]) -> EvaluationRow:
-        """Generate the texts, save them beside the report, and measure them."""
-        begun, texts = time.perf_counter(), []
-        for text in self.generate():
-            texts.append(text)
-            progress(1)
-        seconds = time.perf_counter() - begun
-        self._save(texts)
-        scored = self.runner.judge.score(texts)
+    def _measured(self, texts: list[str], **known: Any) -> EvaluationRow:
+        scored = self.judge.score(texts)
         judged = perplexity(scored)
-        error = judged * mean_error([one.nats for one in scored], [one.tokens for one in scored])
         return EvaluationRow(
-            self.system, self.kind, self.steps, self.temperature, judged, error,
-            diversity(texts, self.runner.training, self.runner.config.seed),
-            {name: mean_present(metric(texts)) for name, metric in self.runner.metrics.items()},
-            round(seconds, 3), dict(sorted(word_counts(texts).items())), self.fingerprint, dict(self.settings),
-        )  # fmt: skip
+            **known,
+            judge_perplexity=judged,
+            judge_error=judged * mean_error([one.nats for one in scored], [one.tokens for one in scored]),
+            diversity=diversity(texts, self.corpus.training, self.config.seed),
+            metrics={name: mean_present(metric(texts)) for name, metric in self.corpus.metrics.items()},
+            lengths=dict(sorted(word_counts(texts).items())),
+        )
 
-    def _save(self, texts: Sequence[str]) -> None:
-        if self.runner.out is not None:
-            marks = [f"{self.steps}-steps" * bool(self.steps), f"temperature-{self.temperature}" * bool(self.temperature)]
-            name = "-".join(filter(None, [file_name(self.system), *marks]))
-            lines = [json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts]
-            write_text(self.runner.out / "texts" / f"{name}.jsonl", "".join(lines))
+    def likelihood_jobs(self, system: str, pipeline: BasePipeline[Any]) -> list[Job]:
+        """Return the jobs of a model's likelihoods: the exact one or the joint bound, and the any-order bound."""
+        config, limit = self.config, pipeline.model.config.max_position_embeddings
+        if not self.bounded:
+            return []
+        texts = [self.bounded[i] for i in encode(self.bounded, pipeline.tokenizer, limit, "drop").texts]
+        strata = None if pipeline.exact_likelihood else config.strata
+        jobs = []
+        for orders in [0, *[config.orders] * bool(config.orders and pipeline.any_order_bound)]:
+            identity = {
+                "system": system,
+                "fingerprint": self.report.systems[system]["fingerprint"],
+                "settings": {"texts": config.bound_texts, "strata": strata, "dtype": str(pipeline.dtype)},
+                "orders": orders,
+            }
+            title = f"{system}, likelihood" + ", any-order" * bool(orders)
+            make = partial(self._likelihood, pipeline, texts, identity)
+            jobs.append(Job(Likelihood, identity, title, len(texts), make))
+        return jobs
 
-
-@dataclass(frozen=True)
-class LikelihoodJob:
-    """Makes a ``Likelihood``: the exact one, the joint bound, or with ``orders`` the any-order bound of held-out texts."""
-
-    runner: BenchmarkRunner
-    system: str
-    pipeline: BasePipeline[Any]
-    orders: int
-
-    @property
-    def title(self) -> str:
-        """The system and the kind of bound."""
-        return f"{self.system}, likelihood" + ", any-order" * (self.orders > 0)
-
-    @property
-    def texts(self) -> int:
-        """The number of texts that fit the model's length."""
-        return len(self._kept())
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The settings that determine the figures."""
-        strata = None if self.pipeline.exact_likelihood else self.runner.config.strata
-        return {"texts": self.runner.config.bound_texts, "strata": strata, "dtype": str(self.pipeline.dtype)}
-
-    def matches(self, row: Any) -> bool:
-        """Return whether ``row`` is of the same system, orders and settings."""
-        mine = (self.system, self.orders, self.settings)
-        return isinstance(row, Likelihood) and mine == (row.system, row.orders, row.settings)
-
-    def make(self, progress: Callable[[int], object]) -> Likelihood:
-        """Compute the likelihoods of the texts under the model and the judge."""
-        texts, config, bounds = self._kept(), self.runner.config, []
-        for _, one in score(self.pipeline, texts, ScoringConfig(strata=config.strata, orders=self.orders, seed=config.seed)):
+    def _likelihood(
+        self, pipeline: BasePipeline[Any], texts: list[str], identity: Mapping[str, Any], progress: Progress
+    ) -> Likelihood:
+        """Compute the likelihoods of ``texts`` under a model and the judge."""
+        options = ScoringConfig(strata=self.config.strata, orders=identity["orders"], seed=self.config.seed)
+        bounds = []
+        for _, one in score(pipeline, texts, options):
             bounds.append(one)
             progress(1)
         own, tokens = [one.nats for one in bounds], [one.tokens for one in bounds]
-        judged, bits = [one.nats for one in self.runner.judge.score(texts)], sum(map(len, texts)) * math.log(2)
-        exact = self.pipeline.exact_likelihood
+        judged, bits = [one.nats for one in self.judge.score(texts)], sum(map(len, texts)) * math.log(2)
+        exact, total = pipeline.exact_likelihood, sum(tokens)
         return Likelihood(
-            system=self.system,
-            fingerprint=self.runner.report.systems[self.system]["fingerprint"],
-            settings=self.settings,
+            **identity,
             exact=exact,
             texts=len(texts),
-            tokens=sum(tokens),
-            nats_per_token=sum(own) / sum(tokens),
+            tokens=total,
+            nats_per_token=sum(own) / total,
             error=mean_error(own, tokens),
-            estimate_error=math.hypot(*(one.deviation for one in bounds)) / sum(tokens),
+            estimate_error=math.hypot(*(one.deviation for one in bounds)) / total,
             bits_per_character=sum(own) / bits,
-            terms={} if exact else {name: sum(getattr(one, name) for one in bounds) / sum(tokens) for name in TERMS},
-            judge_nats_per_token=sum(judged) / sum(tokens),
+            terms={} if exact else {name: sum(getattr(one, name) for one in bounds) / total for name in TERMS},
+            judge_nats_per_token=sum(judged) / total,
             judge_bits_per_character=sum(judged) / bits,
             difference_error=mean_error([mine - other for mine, other in zip(own, judged, strict=True)], tokens),
-            orders=self.orders,
         )
-
-    def _kept(self) -> list[str]:
-        limit = self.pipeline.model.config.max_position_embeddings
-        encoded = encode(self.runner.bounded, self.pipeline.tokenizer, limit, "drop")
-        return [self.runner.bounded[i] for i in encoded.texts]

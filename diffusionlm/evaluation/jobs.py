@@ -1,7 +1,7 @@
 """Resumable evaluations: jobs make the rows of a report in one JSON file, and their samples are kept in JSONL files.
 
 ``ResumableReport.run`` makes the rows that the report in the output folder does not hold, one after the other, and saves
-the file after each. A new kind of row is a subclass of ``Row``, listed in a report's ``ROWS``, and a ``Job`` that makes it.
+the file after each. A new kind of row is a subclass of ``Row``, listed in a report's ``ROWS``, and jobs that make it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from tabulate import tabulate
 from tqdm import tqdm
@@ -39,22 +39,30 @@ class Row:
         raise NotImplementedError
 
 
-class Job(Protocol):
-    """Makes one row of a report."""
+Progress = Callable[[int], object]  # receives the number of texts processed since its last call
 
-    @property
-    def title(self) -> str:
-        """The label of the progress bar."""
 
-    @property
-    def texts(self) -> int:
-        """How many texts the job processes, for the progress bar."""
+@dataclass(frozen=True)
+class Job:
+    """Makes one row of a report.
 
-    def matches(self, row: Any) -> bool:
-        """Return whether the stored ``row`` (of the job's kind) is what ``make`` would return."""
+    Args:
+        kind: of the row.
+        identity: fields of the row that determine all others; a stored row with the same ones is not made again.
+        title: the label of the progress bar.
+        texts: how many texts are processed.
+        make: returns the row.
+    """
 
-    def make(self, progress: Callable[[int], object]) -> Row:
-        """Return the row; ``progress`` receives the number of texts processed since its last call."""
+    kind: type[Row]
+    identity: Mapping[str, Any]
+    title: str
+    texts: int
+    make: Callable[[Progress], Row]
+
+    def matches(self, row: Row) -> bool:
+        """Return whether the stored ``row`` is what ``make`` would return."""
+        return isinstance(row, self.kind) and self.identity.items() <= vars(row).items()
 
 
 @dataclass
@@ -121,10 +129,8 @@ class ResumableReport:
         """Add a row in place of those that it replaces, and save the file."""
         (name,) = (name for name, kind in self.ROWS.items() if type(row) is kind)
         rows: list[Row] = getattr(self, name)
-        replaced = [i for i, known in enumerate(rows) if row.replaces(known)]
-        kept = [known for i, known in enumerate(rows) if i not in replaced]
-        kept.insert(min(replaced, default=len(rows)), row)
-        setattr(self, name, kept)
+        first = next((i for i, known in enumerate(rows) if row.replaces(known)), len(rows))
+        setattr(self, name, [*rows[:first], row, *(known for known in rows[first:] if not row.replaces(known))])
         self.save(folder)
 
     def run(self, jobs: Sequence[Job], folder: Path | None, quiet: bool) -> None:
@@ -159,9 +165,11 @@ class ResumableReport:
         """Return the report as JSON values, with the machine's description."""
         return {**to_plain(self), "machine": machine()}
 
-    def system_lines(self) -> list[str]:
-        """Return the table's closing lines: each model's family, size and training."""
-        lines = ["", "Evaluated models"]
+    def table(self, title: str, rows: Sequence[Mapping[str, str]], explained: Sequence[str], details: Iterable[str]) -> str:
+        """Return ``rows`` of cells by column as a table, with explanations, further lines, and the evaluated models."""
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        cells = aligned(columns, [[row.get(name, "-") for name in columns] for row in rows])
+        lines = [title, "", *cells, "", *explained, *details, "", "Evaluated models"]
         for name, about in self.systems.items():
             parts = [about["family"], f"{about['parameters']:,} parameters" if "parameters" in about else ""]
             if "training_tokens" in about:
@@ -170,7 +178,7 @@ class ResumableReport:
             if "training_processor_seconds" in about:
                 parts.append(f"{about['training_processor_seconds']:,.0f} seconds of CPU time")
             lines.append(f"  {name} ({about['folder']}): {', '.join(filter(None, parts))}")
-        return lines
+        return "\n".join(lines) + "\n"
 
 
 def aligned(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -204,9 +212,8 @@ class SampleFile(Generic[R]):
         lines = path.read_text().splitlines(True)[1:] if path.exists() else []
         return cls(path, header, [build(kind, json.loads(line), str(path)) for line in lines if line.endswith("\n")])
 
-    def keep(self, count: int) -> None:
-        """Drop the records after the first ``count``, and a line cut short; create the file."""
-        self.records = self.records[:count]
+    def write(self) -> None:
+        """Create the file with the records, without a line cut short."""
         if self.path is not None:
             write_text(self.path, "".join(f"{line}\n" for line in [self.header, *map(json_line, self.records)]))
 

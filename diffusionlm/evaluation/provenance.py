@@ -11,11 +11,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import datasets  # type: ignore[import-untyped]
 import torch
 from transformers import PreTrainedModel
 
-from diffusionlm.config import UserError
+from diffusionlm.config import UserError, nearest
 from diffusionlm.data.corpora import Corpus
+from diffusionlm.evaluation.text_metrics import TrainingTexts
 from diffusionlm.models.io import model_folder
 from diffusionlm.training.run import read_config
 
@@ -74,6 +76,21 @@ def corpus_of(folders: Sequence[str | Path]) -> Corpus:
         return read_config([path]).data.corpus
     named = " and ".join(str(folder) for folder in folders)
     raise UserError(f"corpus: expected a run's folder with a config.yaml, got {named}; say --data.corpus, or --config FILE")
+
+
+class LoadedCorpus:
+    """A corpus's splits, its training texts and its own metrics, loaded once."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self.splits = corpus.load()
+        texts = self.splits["train"]["text"][:]
+        self.training, self.metrics = TrainingTexts(texts), corpus.metrics(texts)
+
+    def split(self, name: str) -> datasets.Dataset:
+        """Return a split. Raises UserError where the corpus has no such split."""
+        if name not in self.splits:
+            raise UserError(f"split: this corpus has no split {name!r}{nearest(name, self.splits)}")
+        return self.splits[name]
 
 
 def training_of(folder: str | Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from diffusionlm import plots
-from diffusionlm.evaluation.jobs import REFERENCE, ResumableReport, Row, aligned
+from diffusionlm.evaluation.jobs import REFERENCE, ResumableReport, Row
 from diffusionlm.evaluation.text_metrics import Comparison, Diversity, Point, at_entropy, compare
 
 OF_A_POINT = ("steps", "temperature")
@@ -148,16 +148,12 @@ def frontier_name(key: tuple[str, int | None]) -> str:
 def table(report: Report) -> str:
     """Return the report as a table with explanations."""
     about, rows = report.about, [*report.reference, *(row for rows in report.frontiers().values() for row in rows)]
-    figures = [format_row(row) for row in rows]
-    columns = list(dict.fromkeys(name for row in figures for name in row))
-    lines = [
-        f"judge LM {about['judge']}; {about['count']} texts per row, seed {about['seed']}; reference texts: {about['split']}",
-        "",
-        *aligned(columns, [[row.get(name, "-") for name in columns] for row in figures]), "", *EXPLAINED,
-    ]  # fmt: skip
-    if any(row.metrics for row in rows):
-        lines.append("The columns after lengths are the corpus's own metrics, means over the texts that they apply to.")
-    return "\n".join([*lines, *_comparison_lines(report), *_likelihood_lines(report), *report.system_lines()]) + "\n"
+    title = (
+        f"judge LM {about['judge']}; {about['count']} texts per row, seed {about['seed']}; reference texts: {about['split']}"
+    )
+    explained = EXPLAINED + OWN_METRICS * any(row.metrics for row in rows)
+    details = [*_comparison_lines(report), *_likelihood_lines(report)]
+    return report.table(title, [format_row(row) for row in rows], explained, details)
 
 
 EXPLAINED = [
@@ -165,6 +161,7 @@ EXPLAINED = [
     "prefers its own samples. entropy: of words, nats; self-BLEU: 0 to 100, lower is more diverse; unique, copied (training",
     "texts): shares of the texts; lengths: earth mover's distance to the training texts' lengths, words.",
 ]
+OWN_METRICS = ["The columns after lengths are the corpus's own metrics, means over the texts that they apply to."]
 
 
 def format_row(row: EvaluationRow) -> dict[str, str]:
@@ -226,12 +223,11 @@ def _likelihood_lines(report: Report) -> list[str]:
 def draw(report: Report, training_lengths: dict[int, int], folder: Path) -> None:
     """Write ``frontier.png`` and ``lengths.png``."""
     real = report.reference[0]
-    lines = [plots.Line(REFERENCE, points([real]), [""], [real.judge_error], peer=True)]
-    histograms, longest = {"training texts": training_lengths, REFERENCE: real.lengths}, {}
-    for key, rows in report.frontiers().items():
-        marks = ["" if row.temperature is None else f"{row.temperature:g}" for row in rows]
-        errors = [row.judge_error for row in rows]
-        lines.append(plots.Line(frontier_name(key), points(rows), marks, errors, peer=rows[0].kind == "judge"))
+    lines, histograms, longest = [], {"training texts": training_lengths, REFERENCE: real.lengths}, {}
+    for key, rows in {(REFERENCE, None): [real], **report.frontiers()}.items():
+        marked = zip(points(rows), rows, strict=True)
+        shown = [(*point, row.judge_error, "" if row.temperature is None else f"{row.temperature:g}") for point, row in marked]
+        lines.append(plots.Line(frontier_name(key), shown, peer=rows[0].kind in ("real", "judge")))
         longest[key[0]] = min(rows, key=lambda row: abs((row.temperature or 1) - 1))  # of each system, at its most steps
     for row in longest.values():
         mark = "" if row.temperature is None else f", temperature {row.temperature:g}"

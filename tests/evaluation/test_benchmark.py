@@ -316,8 +316,8 @@ def test_frontiers_are_compared_at_equal_steps_and_equal_entropy() -> None:
 
 def test_the_figure_shows_the_points_it_is_given() -> None:
     line, peer = (
-        plots.Line("one", [(4.5, 6.0), (4.0, 3.0)], ["1", "0.8"], [0.1, 0.2]),
-        plots.Line("real", [(5.0, 7.0)], [""], [0.1], peer=True),
+        plots.Line("one", [(4.5, 6.0, 0.1, "1"), (4.0, 3.0, 0.2, "0.8")]),
+        plots.Line("real", [(5.0, 7.0, 0.1, "")], peer=True),
     )
     (axes,) = plots.frontier([line, peer], "title").axes
     assert axes.get_yscale() == "log"

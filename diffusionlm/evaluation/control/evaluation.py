@@ -9,7 +9,7 @@ from typing import Any
 
 from diffusionlm.config import Settings, UserError
 from diffusionlm.data.corpora import Corpus
-from diffusionlm.evaluation.control.jobs import ControlJob, ModelTask
+from diffusionlm.evaluation.control.jobs import ModelTask
 from diffusionlm.evaluation.control.report import ControlReport, control_table, draw_control
 from diffusionlm.evaluation.control.tasks import TaskConfig
 from diffusionlm.evaluation.judge import Judge
@@ -20,14 +20,7 @@ from diffusionlm.pipelines.diffusion import Pipeline
 
 @dataclass(frozen=True)
 class ControlConfig(Settings):
-    """Settings that replace those of every task; None leaves the task's own.
-
-    Args:
-        targets_count: how many targets are sampled, from the first on.
-        samples: texts per target.
-        seed: of the targets and of the samples.
-        strengths: of the guidance, one row for each.
-    """
+    """Settings that replace those of every task; None leaves the task's own. Each of ``strengths`` gives one row."""
 
     targets_count: int | None = None
     samples: int | None = None
@@ -55,6 +48,8 @@ def evaluate_control(
 ) -> ControlReport:
     """Sample the targets of ``tasks`` with ``models`` and measure the samples; continue the evaluation in ``out``.
 
+    The other arguments are those of ``benchmark.evaluate``.
+
     Args:
         judge: the folder of a causal language model.
         models: diffusion models' folders, or runs'.
@@ -62,10 +57,6 @@ def evaluate_control(
         config: settings shared by all tasks.
         corpus: of the targets and the training texts, in place of the tasks' and the model's own.
         out: a folder for ``control.json``, ``table.txt``, ``control.png`` and the texts.
-        sampling: changes of the sampling settings, dotted, such as ("steps", "32").
-        device: of the models and the judge.
-        dtype: of the models' arithmetic, fp32 or bf16; the judge's is fp32.
-        quiet: whether to show no progress.
 
     Raises:
         UserError: a folder, a task or a setting is wrong; a target from a file cannot be satisfied, with its line.
@@ -77,7 +68,7 @@ def evaluate_control(
     folder = None if out is None else Path(out)
     report = ControlReport.open(folder, {"judge": str(judge), "judge_fingerprint": fingerprint(judge)})
     pipelines = {path: open_pipeline(path, device, dtype) for path in models}
-    judge_model, jobs = Judge.load(judge, device, "fp32"), []
+    judge_model, jobs = Judge.load(judge, device), []
     for path, pipeline in pipelines.items():
         if not isinstance(pipeline, Pipeline):
             raise UserError(f"{path}: a {pipeline.model.config.model_type} model takes no controls")
@@ -85,7 +76,7 @@ def evaluate_control(
         for task in tasks:
             chosen = corpus or task.corpus or corpus_of([path, judge])
             model_task = ModelTask.of(system, pipeline, dtype, task, chosen, sampling, config.strengths)
-            jobs += [ControlJob(judge_model, model_task, *each, folder) for each in model_task.samplings]
+            jobs += model_task.jobs(judge_model, folder)
     report.save(folder)  # an evaluation that stops before its first row can then be continued
     report.run(jobs, folder, quiet)
     report.finish(folder, control_table(report), lambda folder: draw_control(report, folder))

@@ -9,32 +9,30 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
-from functools import cache
+from dataclasses import dataclass, field, fields, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import datasets  # type: ignore[import-untyped]
 import numpy
 import torch
 
-from diffusionlm.config import UserError, build, merge, nearest, override, to_plain
+from diffusionlm.config import UserError, build, merge, override, to_plain
 from diffusionlm.controls import Binding
 from diffusionlm.data.annotators import Reader
-from diffusionlm.data.corpora import Corpus, TextMetric
+from diffusionlm.data.corpora import Corpus
 from diffusionlm.evaluation.control.metrics import Estimate, metric_order, over_targets, perplexity_over_targets, target_metrics
 from diffusionlm.evaluation.control.report import LEFT_ONLY, STEERED, UNGUIDED, ControlRow, Work
-from diffusionlm.evaluation.control.tasks import FileTargets, Target, TaskConfig
-from diffusionlm.evaluation.jobs import REFERENCE, SampleFile
+from diffusionlm.evaluation.control.tasks import FileTargets, Gap, Target, TaskConfig
+from diffusionlm.evaluation.jobs import REFERENCE, Job, Progress, SampleFile
 from diffusionlm.evaluation.judge import Judge
-from diffusionlm.evaluation.provenance import fingerprint
-from diffusionlm.evaluation.text_metrics import TrainingTexts, diversity
+from diffusionlm.evaluation.provenance import LoadedCorpus, fingerprint
+from diffusionlm.evaluation.text_metrics import diversity, mean_present
 from diffusionlm.pipelines.base import SamplingConfig
 from diffusionlm.pipelines.diffusion import Pipeline
 
-Progress = Callable[[int], object]
 Texts = Sequence[Sequence[str]]  # by target
 
 
@@ -54,28 +52,22 @@ class TargetSamples:
     refused: str | None = None
 
 
-class CallCounter:
-    """Counts the rows that a denoiser and its classifiers process."""
+@contextmanager
+def counted_calls(pipeline: Pipeline) -> Iterator[dict[str, int]]:
+    """Count the rows that a pipeline's denoiser and its classifiers process; yield the counts by field of ``Work``."""
+    counts = {"evaluations": 0, "backwards": 0, "classifications": 0}
 
-    def __init__(self) -> None:
-        self.evaluations = self.backwards = self.classifications = 0
+    def denoiser(network: torch.nn.Module, arguments: Any, named: Any) -> None:
+        counts["evaluations"] += len(arguments[0])
+        counts["backwards"] += len(arguments[0]) * (torch.is_grad_enabled() and arguments[0].requires_grad)
 
-    @contextmanager
-    def counting(self, pipeline: Pipeline) -> Iterator[None]:
-        """Count the calls of a pipeline's networks."""
-        networks = [(pipeline.model.network, self._denoiser), *((c, self._classifier) for c in pipeline.binding.networks)]
-        with ExitStack() as stack:
-            for network, count in networks:
-                hook = torch.nn.Module.register_forward_pre_hook(network, count, with_kwargs=True)
-                stack.callback(hook.remove)
-            yield
+    def classifier(network: torch.nn.Module, arguments: Any, named: Any) -> None:
+        counts["classifications"] += len(next(iter([*arguments, *named.values()])))
 
-    def _denoiser(self, network: torch.nn.Module, arguments: Any, named: Any) -> None:
-        self.evaluations += len(arguments[0])
-        self.backwards += len(arguments[0]) * (torch.is_grad_enabled() and arguments[0].requires_grad)
-
-    def _classifier(self, network: torch.nn.Module, arguments: Any, named: Any) -> None:
-        self.classifications += len(next(iter([*arguments, *named.values()])))
+    with ExitStack() as hooks:
+        for network, count in [(pipeline.model.network, denoiser), *((c, classifier) for c in pipeline.binding.networks)]:
+            hooks.enter_context(torch.nn.Module.register_forward_pre_hook(network, count, with_kwargs=True))
+        yield counts
 
 
 @dataclass(frozen=True)
@@ -89,17 +81,16 @@ class ModelTask:
     fingerprint: str
     pipeline: Pipeline
     dtype: str
-    task: TaskConfig
+    config: TaskConfig
     corpus: Corpus
     targets: tuple[Target, ...]
     refused: tuple[str | None, ...]
     binding: Binding
     samplings: tuple[tuple[float | None, SamplingConfig], ...]
-    unguided: list[TargetSamples] = field(default_factory=list, compare=False)  # shared by all strengths
 
     @classmethod
     def of(
-        cls, system: str, pipeline: Pipeline, dtype: str, task: TaskConfig, corpus: Corpus,
+        cls, system: str, pipeline: Pipeline, dtype: str, config: TaskConfig, corpus: Corpus,
         changes: Sequence[tuple[str, str]], strengths: Sequence[float],
     ) -> ModelTask:  # fmt: skip
         """Draw the targets and compile the controls of each.
@@ -107,63 +98,33 @@ class ModelTask:
         Raises:
             UserError: a wrong setting or split; a target from a file that the model cannot satisfy; none that it can.
         """
-        plain = override(merge(to_plain(pipeline.sampling), task.sampling), changes)
-        sampling = replace(build(SamplingConfig, plain, f"{task.title}: sampling"), seed=task.seed)
+        plain = override(merge(to_plain(pipeline.sampling), config.sampling), changes)
+        sampling = replace(build(SamplingConfig, plain, f"{config.title}: sampling"), seed=config.seed)
         pipeline.check(sampling)
-        annotator = task.annotator or corpus.annotator()
+        annotator = config.annotator or corpus.annotator()
         binding = pipeline.binding = Binding(pipeline.model, pipeline.tokenizer, pipeline.folder, annotator)
-        rows = None if isinstance(task.task, FileTargets) else held_out(corpus, task.split)
-        targets = tuple(task.task.targets(rows, Reader(pipeline.tokenizer, annotator), task.seed, task.targets))
+        rows = None if isinstance(config.task, FileTargets) else loaded(corpus).split(config.split)
+        targets = tuple(config.task.targets(rows, Reader(pipeline.tokenizer, annotator), config.seed, config.targets))
         refused, guided = compile_targets(pipeline, targets, sampling)
         if all(refused):
-            raise UserError(f"{task.title}: this model cannot satisfy any of the targets: {refused[0]}")
+            raise UserError(f"{config.title}: this model cannot satisfy any of the targets: {refused[0]}")
         samplings: list[tuple[float | None, SamplingConfig]] = [(None, sampling)]
         if guided:
             changed = [(w, [("guidance.strength", str(w))]) for w in strengths or [sampling.guidance.strength]]
             samplings = [(w, build(SamplingConfig, override(to_plain(sampling), each), "strengths")) for w, each in changed]
         digest = fingerprint(pipeline.folder) if pipeline.folder else ""
-        return cls(system, digest, pipeline, dtype, task, corpus, targets, refused, binding, tuple(samplings))
+        return cls(system, digest, pipeline, dtype, config, corpus, targets, refused, binding, tuple(samplings))
+
+    def jobs(self, judge: Judge, out: Path | None) -> list[Job]:
+        """Return a job for each guidance strength; all have the same unguided samples."""
+        plain = SamplingConfig()
+        free = replace(self.samplings[0][1], guidance=plain.guidance, particles=plain.particles)
+        unguided = Samples(self, free, None, False, out)
+        return [control_job(judge, Samples(self, each, w, True, out), unguided) for w, each in self.samplings]
 
     def seed(self, number: int) -> int:
         """Return the seed of a target's samples, so that no two targets share their noise."""
-        return int(numpy.random.SeedSequence([self.task.seed, number]).generate_state(1)[0])
-
-    def file(
-        self, sampling: SamplingConfig, strength: float | None, guided: bool, out: Path | None
-    ) -> SampleFile[TargetSamples]:
-        """Return the file of the samples, with the records that still belong to the task's targets."""
-        plain = SamplingConfig()
-        sampling = sampling if guided else replace(sampling, guidance=plain.guidance, particles=plain.particles)
-        classifiers = {name: fingerprint(path) for name, path in self.binding.folders.items()} if guided else {}
-        settings = {"sampling": to_plain(sampling), "dtype": self.dtype, "samples": self.task.samples}
-        header = {"fingerprint": self.fingerprint, "classifiers": classifiers, **settings}
-        name = f"{self.system}-{self.task.title if guided else 'unguided'}"
-        file = SampleFile.open(TargetSamples, out, name + strength_mark(strength, "-strength-"), header)
-        for number, record in enumerate(file.records[: len(self.targets)]):
-            empty = self.empty(number, guided)  # with other controls the task's file was edited, with another seed its seed
-            if record.seed != empty.seed or (
-                guided and (record.controls, record.reference) != (empty.controls, empty.reference)
-            ):
-                del file.records[number:]
-                break
-        return file
-
-    def empty(self, number: int, guided: bool) -> TargetSamples:
-        """Return the record of a target without samples; unguided samples depend on no target."""
-        target = self.targets[number]
-        if not guided:
-            return TargetSamples(number, self.seed(number), (), None)
-        return TargetSamples(number, self.seed(number), tuple(map(str, target.controls)), target.reference)
-
-    def sample(self, sampling: SamplingConfig, number: int, guided: bool) -> TargetSamples:
-        """Generate the samples of one target, and count their cost."""
-        record, counter, begun = self.empty(number, guided), CallCounter(), time.perf_counter()
-        self.pipeline.binding = self.binding
-        controls = self.targets[number].controls if guided else ()
-        with counter.counting(self.pipeline):
-            rows = self.pipeline.stream(self.task.samples, replace(sampling, seed=record.seed), None, controls)
-            texts = tuple(row.text for row in rows)
-        return replace(record, texts=texts, seconds=round(time.perf_counter() - begun, 3), **vars(counter))
+        return int(numpy.random.SeedSequence([self.config.seed, number]).generate_state(1)[0])
 
 
 def compile_targets(
@@ -188,95 +149,127 @@ def compile_targets(
 
 
 @dataclass(frozen=True)
-class ControlJob:
-    """Makes a ``ControlRow``: samples a task at one strength, and measures the samples beside unguided and reference texts."""
+class Samples:
+    """The samples of a task at one guidance strength, or without controls where not ``guided``, in a file below ``out``."""
 
-    judge: Judge
     task: ModelTask
-    strength: float | None
     sampling: SamplingConfig
+    strength: float | None
+    guided: bool
     out: Path | None
-
-    @property
-    def title(self) -> str:
-        """The task and its strength."""
-        return self.task.task.title + strength_mark(self.strength, ", strength ")
-
-    @property
-    def texts(self) -> int:
-        """The number of steered and unguided texts."""
-        return 2 * len(self.task.targets) * self.task.task.samples
+    found: list[TargetSamples] = field(default_factory=list, compare=False)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings that determine the figures, beside the samples."""
-        names = ("task", "split", "seed")
+        """The settings that determine a row's figures, beside the samples."""
+        task = self.task
         return {
-            "sampling": to_plain(self.sampling), "dtype": self.task.dtype, "annotator": to_plain(self.task.binding.annotator),
-            "corpus": to_plain(self.task.corpus), **{name: to_plain(getattr(self.task.task, name)) for name in names},
+            "sampling": to_plain(self.sampling), "dtype": task.dtype, "annotator": to_plain(task.binding.annotator),
+            "corpus": to_plain(task.corpus), **{key: to_plain(getattr(task.config, key)) for key in ("task", "split", "seed")},
         }  # fmt: skip
 
-    def matches(self, row: Any) -> bool:
-        """Return whether ``row`` was measured on the samples that are in the files, with the same settings."""
-        if not isinstance(row, ControlRow) or row.key != (self.task.system, self.task.task.title, self.strength):
-            return False
-        found = [self._file(guided).records[: len(self.task.targets)] for guided in (True, False)]
-        return min(map(len, found)) == len(self.task.targets) and row.digest == self._digest(*self._paired(*found))
-
-    def make(self, progress: Progress) -> ControlRow:
-        """Sample what is missing in the files, and measure the samples."""
+    def file(self) -> SampleFile[TargetSamples]:
+        """Return the file, with the records that still belong to the task's targets."""
         task = self.task
-        task.unguided[:] = unguided = task.unguided or self._samples(False, progress)
-        steered = self._samples(True, progress)
-        texts, free = self._paired(steered, unguided)
-        sources = {STEERED: texts, UNGUIDED: free, **peers(task, self.judge)}
-        return ControlRow(
-            system=task.system,
-            task=task.task.title,
-            strength=self.strength,
-            targets=len(task.targets),
-            refused=tuple(record.refused for record in steered if record.refused),
-            samples=task.task.samples,
-            metrics=control_figures(task, sources),
-            corpus_metrics=corpus_figures(task.corpus, sources),
-            perplexity={source: perplexity_over_targets(self.judge, each) for source, each in sources.items()},
-            distinct=over_targets([[len(set(each)) / len(each)] for each in texts if each]).mean,
-            diversity=diversity([text for each in texts for text in each], corpus_texts(task.corpus), task.task.seed),
-            work=mean_work(steered),
-            unguided_work=mean_work(unguided),
-            fingerprint=task.fingerprint,
-            settings=self.settings,
-            digest=self._digest(texts, free),
-        )
+        folders = task.binding.folders if self.guided else {}
+        header = {
+            "fingerprint": task.fingerprint, "classifiers": {name: fingerprint(path) for name, path in folders.items()},
+            "sampling": to_plain(self.sampling), "dtype": task.dtype, "samples": task.config.samples,
+        }  # fmt: skip
+        name = f"{task.system}-{task.config.title if self.guided else 'unguided'}"
+        file = SampleFile.open(TargetSamples, self.out, name + strength_mark(self.strength, "-strength-"), header)
+        for number, record in enumerate(file.records[: len(task.targets)]):
+            new = self.empty(number)
+            if (record.seed, record.controls, record.reference) != (new.seed, new.controls, new.reference):
+                del file.records[number:]  # the task's file was edited, or its seed
+                break
+        return file
 
-    def _file(self, guided: bool) -> SampleFile[TargetSamples]:
-        sampling, strength = (self.sampling, self.strength) if guided else (self.task.samplings[0][1], None)
-        return self.task.file(sampling, strength, guided, self.out)
+    def stored(self) -> list[TargetSamples]:
+        """Return the samples of all targets if the file holds them, else none."""
+        records = self.file().records[: len(self.task.targets)]
+        return records if len(records) == len(self.task.targets) else []
 
-    def _samples(self, guided: bool, progress: Progress) -> list[TargetSamples]:
+    def collect(self, progress: Progress) -> list[TargetSamples]:
         """Return the samples of all targets, those in the file and the missing ones, which are added to it."""
-        file = self._file(guided)
-        file.keep(len(file.records))
-        count, per_target = len(self.task.targets), self.task.task.samples
-        progress(per_target * min(count, len(file.records)))
-        sampling = self.sampling if guided else self.task.samplings[0][1]
-        for number in range(len(file.records), count):
-            reason = self.task.refused[number] if guided else None
-            if reason:
-                file.add(replace(self.task.empty(number, guided), refused=reason))
-            else:
-                file.add(self.task.sample(sampling, number, guided))
-            progress(per_target)
-        return file.records[:count]
+        if not self.found:
+            file, count, per_target = self.file(), len(self.task.targets), self.task.config.samples
+            file.write()
+            progress(per_target * min(count, len(file.records)))
+            for number in range(len(file.records), count):
+                file.add(self.sample(number))
+                progress(per_target)
+            self.found.extend(file.records[:count])
+        return self.found
 
-    def _paired(self, steered: Sequence[TargetSamples], unguided: Sequence[TargetSamples]) -> tuple[Texts, Texts]:
-        """Return steered and unguided texts of the same targets: of a refused target neither has texts."""
-        texts = [list(record.texts) for record in steered]
-        targets = zip(self.task.targets, unguided, texts, strict=True)
-        return texts, [gap_filled(target, record.texts) if each else [] for target, record, each in targets]
+    def empty(self, number: int) -> TargetSamples:
+        """Return the record of a target without samples; unguided samples depend on no target."""
+        target, seed = self.task.targets[number], self.task.seed(number)
+        if not self.guided:
+            return TargetSamples(number, seed, (), None)
+        return TargetSamples(number, seed, tuple(map(str, target.controls)), target.reference)
 
-    def _digest(self, texts: Texts, free: Texts) -> str:
-        return hashlib.sha256(json.dumps([texts, free, self.settings], sort_keys=True).encode()).hexdigest()[:16]
+    def sample(self, number: int) -> TargetSamples:
+        """Generate the samples of one target, unless the model cannot satisfy it, and count their cost."""
+        task, record, begun = self.task, self.empty(number), time.perf_counter()
+        if self.guided and task.refused[number]:
+            return replace(record, refused=task.refused[number])
+        task.pipeline.binding = task.binding
+        controls = task.targets[number].controls if self.guided else ()
+        with counted_calls(task.pipeline) as counts:
+            rows = task.pipeline.stream(task.config.samples, replace(self.sampling, seed=record.seed), None, controls)
+            texts = tuple(row.text for row in rows)
+        return replace(record, texts=texts, seconds=round(time.perf_counter() - begun, 3), **counts)
+
+
+def control_job(judge: Judge, steered: Samples, unguided: Samples) -> Job:
+    """Return the job of a ``ControlRow``; a stored row is that of the samples in the files, or is made again."""
+    task, kept = steered.task, [each.stored() for each in (steered, unguided)]
+    identity = {
+        "system": task.system,
+        "task": task.config.title,
+        "strength": steered.strength,
+        "digest": digest_of(paired(task, *kept), steered.settings) if all(kept) else "",
+    }
+    title, texts = task.config.title + strength_mark(steered.strength, ", strength "), len(task.targets) * task.config.samples
+    return Job(ControlRow, identity, title, 2 * texts, partial(measured, judge, steered, unguided))
+
+
+def measured(judge: Judge, steered: Samples, unguided: Samples, progress: Progress) -> ControlRow:
+    """Sample what is missing in the files, and measure the samples beside unguided and reference texts."""
+    task, unguided_records, records = steered.task, unguided.collect(progress), steered.collect(progress)
+    texts, free = paired(task, records, unguided_records)
+    sources = {STEERED: texts, UNGUIDED: free, **peers(task, judge)}
+    return ControlRow(
+        system=task.system,
+        task=task.config.title,
+        strength=steered.strength,
+        targets=len(task.targets),
+        refused=tuple(record.refused for record in records if record.refused),
+        samples=task.config.samples,
+        metrics=control_figures(task, sources),
+        corpus_metrics=corpus_figures(task.corpus, sources),
+        perplexity={source: perplexity_over_targets(judge, each) for source, each in sources.items()},
+        distinct=over_targets([[len(set(each)) / len(each)] for each in texts if each]).mean,
+        diversity=diversity([text for each in texts for text in each], loaded(task.corpus).training, task.config.seed),
+        work=mean_work(records),
+        unguided_work=mean_work(unguided_records),
+        fingerprint=task.fingerprint,
+        settings=steered.settings,
+        digest=digest_of((texts, free), steered.settings),
+    )
+
+
+def paired(task: ModelTask, steered: Sequence[TargetSamples], unguided: Sequence[TargetSamples]) -> tuple[Texts, Texts]:
+    """Return steered and unguided texts of the same targets: of a refused target neither has texts."""
+    texts = [list(record.texts) for record in steered]
+    targets = zip(task.targets, unguided, texts, strict=True)
+    return texts, [gap_filled(target.gap, record.texts) if each else [] for target, record, each in targets]
+
+
+def digest_of(texts: tuple[Texts, Texts], settings: Mapping[str, Any]) -> str:
+    """Return a hash of steered and unguided texts and the settings."""
+    return hashlib.sha256(json.dumps([*texts, settings], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def control_figures(task: ModelTask, sources: Mapping[str, Texts]) -> dict[str, dict[str, Estimate]]:
@@ -295,53 +288,50 @@ def corpus_figures(corpus: Corpus, sources: Mapping[str, Texts]) -> dict[str, di
     """Return every metric of the corpus by the source of the texts."""
     found = {
         name: {source: estimate_over([metric(each) for each in texts if each]) for source, texts in sources.items()}
-        for name, metric in corpus_metrics(corpus).items()
+        for name, metric in loaded(corpus).metrics.items()
     }
     return {name: {source: each for source, each in by.items() if each} for name, by in found.items()}
 
 
 def estimate_over(columns: Sequence[Sequence[float | None]], keep_empty: bool = False) -> Estimate | None:
-    """Return the mean over targets, without the texts that have None and the targets that have nothing else.
+    """Return the mean over targets, without those of which no text has a score; None where no target is left.
 
     ``keep_empty`` counts a target without texts, which the model cannot satisfy, as 0.
     """
-    kept = [([value for value in column if value is not None], column) for column in columns]
-    present = [values for values, column in kept if values or (keep_empty and not column)]
+    present = [column for column in columns if mean_present(column) is not None or (keep_empty and not column)]
     return over_targets(present) if present else None
 
 
 def peers(task: ModelTask, judge: Judge) -> dict[str, Texts]:
-    """Return the targets' reference texts if all have one, and if all have a gap the judge's fillings of it."""
+    """Return the targets' reference texts if all have one, and if all have a gap the judge's fillings of it.
+
+    The judge is conditioned on the left side and the number of hidden words only.
+    """
     found: dict[str, Texts] = {}
     if all(target.reference for target in task.targets):
         found[REFERENCE] = [[target.reference or ""] for target in task.targets]
-    if all(target.gap for target in task.targets):
+    gaps = [target.gap for target in task.targets if target.gap]
+    if len(gaps) == len(task.targets):
         found[LEFT_ONLY] = [
-            judge_filled(judge, target, task.task.samples, task.seed(number)) for number, target in enumerate(task.targets)
+            gap_filled(gap, judge.complete(gap.left, task.config.samples, task.seed(number), 4 * len(gap.hidden.split())))
+            for number, gap in enumerate(gaps)
         ]
     return found
 
 
-def judge_filled(judge: Judge, target: Target, count: int, seed: int) -> list[str]:
-    """Return ``count`` fillings of a gap by the judge, conditioned on the left side and the number of hidden words only."""
-    assert target.gap is not None
-    return gap_filled(target, judge.complete(target.gap.left, count, seed, max_tokens=4 * len(target.gap.hidden.split())))
-
-
-def gap_filled(target: Target, texts: Sequence[str]) -> list[str]:
-    """Return ``texts``; for a target with a gap, their words at its place between the given words."""
-    if target.gap is None:
+def gap_filled(gap: Gap | None, texts: Sequence[str]) -> list[str]:
+    """Return ``texts``; with a gap, their words at its place between the given words."""
+    if gap is None:
         return list(texts)
-    first = len(target.gap.left.split())
-    words = slice(first, first + len(target.gap.hidden.split()))
-    return [target.gap.filled(" ".join(text.split()[words])) for text in texts]
+    first = len(gap.left.split())
+    words = slice(first, first + len(gap.hidden.split()))
+    return [gap.filled(" ".join(text.split()[words])) for text in texts]
 
 
 def mean_work(records: Sequence[TargetSamples]) -> Work:
     """Return the mean cost of a text."""
     texts = sum(len(record.texts) for record in records)
-    names = ("evaluations", "backwards", "classifications", "seconds")
-    return Work(*(sum(getattr(record, name) for record in records) / texts for name in names))
+    return Work(**{each.name: sum(getattr(record, each.name) for record in records) / texts for each in fields(Work)})
 
 
 def strength_mark(strength: float | None, label: str) -> str:
@@ -349,27 +339,4 @@ def strength_mark(strength: float | None, label: str) -> str:
     return "" if strength is None else f"{label}{strength:g}"
 
 
-def held_out(corpus: Corpus, split: str) -> datasets.Dataset:
-    """Return the split that targets are drawn from. Raises UserError where the corpus has no such split."""
-    splits = corpus_splits(corpus)
-    if split not in splits:
-        raise UserError(f"split: this corpus has no split {split!r}{nearest(split, splits)}")
-    return splits[split]
-
-
-@cache
-def corpus_splits(corpus: Corpus) -> dict[str, datasets.Dataset]:
-    """Return a corpus's splits, loaded once."""
-    return corpus.load()
-
-
-@cache
-def corpus_texts(corpus: Corpus) -> TrainingTexts:
-    """Return a corpus's training texts, tokenized once."""
-    return TrainingTexts(corpus_splits(corpus)["train"]["text"][:])
-
-
-@cache
-def corpus_metrics(corpus: Corpus) -> dict[str, TextMetric]:
-    """Return a corpus's own metrics, built once."""
-    return corpus.metrics(corpus_splits(corpus)["train"]["text"][:])
+loaded = cache(LoadedCorpus)  # of each task's corpus

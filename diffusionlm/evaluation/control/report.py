@@ -6,8 +6,8 @@ those of unguided texts of the same seeds and of the reference texts beside it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -42,10 +42,7 @@ class ControlRow(Row):
     """A task at one guidance strength.
 
     Attributes:
-        system: the model.
-        task: the task's title.
         strength: of the guidance; None where no gradient guides.
-        targets: how many.
         refused: why the model cannot satisfy some of the targets; they count as 0 in every metric.
         samples: texts per target.
         metrics: of the controls, by metric, then by source of the texts (steered, unguided, reference text, judge LM).
@@ -77,14 +74,9 @@ class ControlRow(Row):
     settings: dict[str, Any]
     digest: str
 
-    @property
-    def key(self) -> tuple[str, str, float | None]:
-        """The model, the task and the strength."""
-        return self.system, self.task, self.strength
-
     def replaces(self, other: Self) -> bool:
         """Return whether ``other`` is of the same model, task and strength."""
-        return self.key == other.key
+        return (self.system, self.task, self.strength) == (other.system, other.task, other.strength)
 
 
 @dataclass
@@ -102,14 +94,10 @@ def control_table(report: ControlReport) -> str:
     systems = list(dict.fromkeys(row.system for row in report.rows))
     rows = [row for system in systems for row in report.rows if row.system == system]
     own = list(dict.fromkeys(name for row in rows for name in row.corpus_metrics))
-    figures = [format_row(row, own) for row in rows]
-    columns = [name for name in (figures[0] if figures else ()) if name != "system" or len(systems) > 1]
-    lines = [f"judge LM {report.about['judge']}; mean ± standard error over targets", ""]
-    lines += [*aligned(columns, [[row[name] for name in columns] for row in figures]), "", *EXPLAINED]
-    lines += [PEER] if any(LEFT_ONLY in row.perplexity for row in rows) else []
-    for row in rows:
-        lines += ["", *_detail_lines(row, len(systems) > 1)]
-    return "\n".join([*lines, *report.system_lines()]) + "\n"
+    figures = [{**({"system": row.system} if len(systems) > 1 else {}), **format_row(row, own)} for row in rows]
+    explained = EXPLAINED + PEER * any(LEFT_ONLY in row.perplexity for row in rows)
+    details = [line for row in rows for line in ("", *_detail_lines(row, len(systems) > 1))]
+    return report.table(f"judge LM {report.about['judge']}; mean ± standard error over targets", figures, explained, details)
 
 
 EXPLAINED = [
@@ -119,17 +107,15 @@ EXPLAINED = [
     "texts): of all texts of the row; then the corpus's own metrics. Mean cost of a text: evaluations of the denoiser, those",
     "with a backward pass, evaluations of classifiers, seconds.",
 ]
-PEER = (
-    "judge LM, left context: fills the gap conditioned on the text before it and on the number of hidden words; unguided: the"
-    "\nwords of an unguided text at that place."
-)
+PEER = [
+    "judge LM, left context: fills the gap conditioned on the text before it and on the number of hidden words; unguided: the",
+    "words of an unguided text at that place.",
+]
 
 
 def format_row(row: ControlRow, corpus_metrics: list[str]) -> dict[str, str]:
     """Return a row's figures by column of the table; a dash where it has none."""
-    own = {name: number(row.corpus_metrics.get(name, {}).get(STEERED), 3) for name in corpus_metrics}
     return {
-        "system": row.system,
         "task": row.task,
         "strength": "-" if row.strength is None else f"{row.strength:g}",
         "targets": f"{row.targets} x {row.samples}" + (f" ({len(row.refused)} refused)" if row.refused else ""),
@@ -141,7 +127,7 @@ def format_row(row: ControlRow, corpus_metrics: list[str]) -> dict[str, str]:
         "distinct": f"{row.distinct:.1%}",
         "entropy": f"{row.diversity.entropy:.3f}",
         "copied": f"{row.diversity.copied:.1%}",
-        **own,
+        **{name: number(row.corpus_metrics.get(name, {}).get(STEERED), 3) for name in corpus_metrics},
         "evals": f"{row.work.evaluations:.4g}",
         "backward": f"{row.work.backwards:.4g}",
         "classif.": f"{row.work.classifications:.4g}",
@@ -165,13 +151,10 @@ def _detail_lines(row: ControlRow, named: bool) -> list[str]:
     """Return every metric of a row, by source of the texts."""
     sources = [source for source in SOURCES if source in row.perplexity]
     at = "" if row.strength is None else f", strength {row.strength:g}"
-
-    def cells(label: str, by: Mapping[str, Estimate], show: Any) -> list[str]:
-        return [f"  {label}", *(show(by.get(source)) for source in sources)]
-
-    rows = [cells(name, by, percent) for name, by in row.metrics.items()]
-    rows += [cells(name, by, lambda value: number(value, 3)) for name, by in row.corpus_metrics.items()]
-    rows.append(cells("judge perplexity", row.perplexity, number))
+    shown = [(name, by, percent) for name, by in row.metrics.items()]
+    shown += [(name, by, partial(number, places=3)) for name, by in row.corpus_metrics.items()]
+    shown.append(("judge perplexity", row.perplexity, number))
+    rows = [(f"  {name}", *(show(by.get(source)) for source in sources)) for name, by, show in shown]
     refused = [
         f"  Counted as 0: {len(row.refused)} of {row.targets} targets that this model cannot satisfy, such as {each}"
         for each in row.refused[:1]
@@ -188,10 +171,10 @@ def draw_control(report: ControlReport, folder: Path) -> None:
     several = len({system for system, _ in tasks}) > 1
     lines = [_task_line(rows, f"{system}: {task}" if several else task) for (system, task), rows in tasks.items()]
     known = [row for rows in tasks.values() for row in rows if REFERENCE in row.perplexity]
-    at = {_point(row, REFERENCE)[0]: row for row in known}  # a task's strengths share their reference texts
-    for number, (point, row) in enumerate(at.items()):
-        mark, error = row.task if len(at) > 1 else "", _point(row, REFERENCE)[1]
-        lines.append(plots.Line(REFERENCE if number == 0 else "", [point], [mark], [error], peer=True))
+    at = {_point(row, REFERENCE)[:2]: row for row in known}  # a task's strengths share their reference texts
+    for number, row in enumerate(at.values()):
+        point = _point(row, REFERENCE, row.task if len(at) > 1 else "")
+        lines.append(plots.Line(REFERENCE if number == 0 else "", [point], peer=True))
     title = "texts that satisfy every control, by guidance strength (0: unguided)"
     plots.save(plots.frontier(lines, title, "control success (% of samples)"), folder / "control.png")
 
@@ -199,14 +182,13 @@ def draw_control(report: ControlReport, folder: Path) -> None:
 def _task_line(rows: list[ControlRow], label: str) -> plots.Line:
     """Return a task's points over strengths, from the unguided texts on."""
     rows = sorted(rows, key=lambda row: row.strength or 0)
-    found = [(_point(row, STEERED), "" if row.strength is None else f"{row.strength:g}") for row in rows]
+    points = [_point(row, STEERED, "" if row.strength is None else f"{row.strength:g}") for row in rows]
     if UNGUIDED in rows[0].metrics[ALL] and 0 not in [row.strength for row in rows]:
-        found.insert(0, (_point(rows[0], UNGUIDED), "0"))
-    points, errors = zip(*(point for point, _ in found), strict=True)
-    return plots.Line(label, points, [mark for _, mark in found], errors, ordered=True)
+        points.insert(0, _point(rows[0], UNGUIDED, "0"))
+    return plots.Line(label, points, ordered=True)
 
 
-def _point(row: ControlRow, source: str) -> tuple[tuple[float, float], float]:
-    """Return (success in %, perplexity) of a row's texts, and the perplexity's standard error."""
+def _point(row: ControlRow, source: str, mark: str = "") -> tuple[float, float, float, str]:
+    """Return success in % and perplexity of a row's texts, the perplexity's standard error, and the ``mark``."""
     judged = row.perplexity[source]
-    return (100 * row.metrics[ALL][source].mean, judged.mean), judged.error or 0.0
+    return 100 * row.metrics[ALL][source].mean, judged.mean, judged.error or 0.0, mark

@@ -22,12 +22,11 @@ from diffusionlm.config import UserError, build
 from diffusionlm.controls import Words
 from diffusionlm.data.annotators import CorpusRow, Reader
 from diffusionlm.evaluation.control.evaluation import ControlConfig, evaluate_control
-from diffusionlm.evaluation.control.jobs import ModelTask, TargetSamples
+from diffusionlm.evaluation.control.jobs import Samples, TargetSamples
 from diffusionlm.evaluation.control.report import LEFT_ONLY, STEERED, UNGUIDED, ControlReport
 from diffusionlm.evaluation.control.tasks import Target, Task, read_tasks
 from diffusionlm.evaluation.jobs import REFERENCE
 from diffusionlm.evaluation.judge import Judge, perplexity
-from diffusionlm.pipelines.base import SamplingConfig
 from diffusionlm.pipelines.diffusion import Pipeline
 from diffusionlm.training.run import RunConfig, train
 
@@ -174,14 +173,14 @@ def test_it_goes_on_where_it_stopped(folder: Path, tmp_path: Path) -> None:
 def test_it_goes_on_where_it_stopped_before_the_first_row(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, sample = tmp_path / "out", ModelTask.sample
+    out, sample = tmp_path / "out", Samples.sample
 
-    def stopped(task: ModelTask, sampling: SamplingConfig, number: int, guided: bool) -> TargetSamples:
+    def stopped(samples: Samples, number: int) -> TargetSamples:
         if number == 1:
             raise KeyboardInterrupt
-        return sample(task, sampling, number, guided)
+        return sample(samples, number)
 
-    monkeypatch.setattr(ModelTask, "sample", stopped)
+    monkeypatch.setattr(Samples, "sample", stopped)
     assert main(command(folder, out, "length")) == 130
     (path,) = (out / "texts").glob("run-unguided-*")
     (kept,) = texts_of(path)
