@@ -28,13 +28,10 @@ from diffusionlm.pipelines.causal import write_ids
 
 @dataclass(frozen=True)
 class Scored:
-    """The likelihood of one text under the judge LM.
+    """The negative log-likelihood of one text under the judge LM, in ``nats``.
 
-    Args:
-        nats: the negative log-likelihood.
-        tokens: the number of tokens scored: the text's own and EOS; BOS is context only.
-        characters: of the text.
-        unknown: how many of the tokens are the tokenizer's unknown token, whose likelihood tells little.
+    ``tokens`` counts those scored: the text's own and EOS; BOS is context only. ``unknown`` of them are the tokenizer's
+    unknown token, whose likelihood tells little.
     """
 
     nats: float
@@ -87,12 +84,7 @@ class Judge:
         return [Scored(n, len(row) - 1, len(text), u) for n, row, text, u in zip(nats, rows, texts, unknown, strict=True)]
 
     def sample(
-        self,
-        count: int,
-        seed: int = 0,
-        temperature: float = 1.0,
-        batch_size: int = 128,
-        max_tokens: int | None = None,
+        self, count: int, seed: int = 0, temperature: float = 1.0, batch_size: int = 128, max_tokens: int | None = None
     ) -> list[str]:
         """Sample ``count`` texts; the first n depend neither on ``count`` nor on ``batch_size``.
 
@@ -111,11 +103,7 @@ class Judge:
         return texts
 
     def complete(self, begun: str, count: int, seed: int = 0, max_tokens: int | None = None) -> list[str]:
-        """Sample ``count`` texts that begin with ``begun``.
-
-        Raises:
-            UserError: the tokenizer has no BOS.
-        """
+        """Sample ``count`` texts that begin with ``begun``. Raises UserError where the tokenizer has no BOS."""
         ids = self.tokenizer(begun, add_special_tokens=False, verbose=False)["input_ids"]
         seeds = [(seed, index, 0) for index in range(count)]
         longest = None if max_tokens is None else len(ids) + max_tokens
@@ -150,11 +138,7 @@ def windows(length: int, reach: int) -> Iterator[tuple[int, int, int]]:
 
 
 def perplexity(scored: Sequence[Scored]) -> float:
-    """Return exp(nats / tokens) over all texts together, per token with EOS counted.
-
-    Raises:
-        UserError: there is no token.
-    """
+    """Return exp(nats / tokens) over all texts together, EOS counted. Raises UserError where there is no token."""
     tokens = sum(one.tokens for one in scored)
     if not tokens:
         raise UserError("texts: expected at least one token to score, got none")

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy
@@ -62,14 +62,14 @@ class Bound:
     one it is), ``characters`` those of the text, 0 without it. ``exact``: the likelihood itself, no bound.
     """
 
-    prior: float
-    reconstruction: float
-    diffusion: float
-    length: float
-    deviation: float
-    tokens: int
-    characters: int
-    unknown: int
+    prior: float = 0.0
+    reconstruction: float = 0.0
+    diffusion: float = 0.0
+    length: float = 0.0
+    deviation: float = 0.0
+    tokens: int = 0
+    characters: int = 0
+    unknown: int = 0
     exact: bool = False
 
     @property
@@ -103,29 +103,12 @@ class Proposal:
         return torch.lerp(self.edges[index], self.edges[index + 1], inside), index
 
 
-@dataclass(frozen=True)
-class Terms:
-    """The terms of one text that depend on the noise, in nats, and the deviation of their estimate."""
-
-    prior: float
-    reconstruction: float
-    diffusion: float
-    deviation: float
-
-
 @torch.no_grad()
 def continuous_terms(
-    denoise: Denoise,
-    x0: Tensor,
-    ids: Tensor,
-    free: Tensor,
-    proposal: Proposal,
-    *,
-    strata: int = 128,
-    seed: Sequence[int] = (0,),
-    batch_size: int = 64,
-) -> Terms:
-    """Estimate the bound of one text in continuous time.
+    denoise: Denoise, x0: Tensor, ids: Tensor, free: Tensor, proposal: Proposal,
+    *, strata: int = 128, seed: Sequence[int] = (0,), batch_size: int = 64,
+) -> Bound:  # fmt: skip
+    """Estimate the terms of one text in continuous time, all but that of the length.
 
     Args:
         denoise: noisy vectors (B, L, D) and levels gamma (B,) to predictions; any function gives a bound.
@@ -160,7 +143,7 @@ def continuous_terms(
 @torch.no_grad()
 def any_order_terms(
     losses: Callable[[Tensor], Tensor], free: Tensor, draw: numpy.random.Generator, *, orders: int, batch_size: int
-) -> Terms:
+) -> Bound:
     """Estimate the any-order bound of one text with ``free`` words (L,), over ``orders`` random orders.
 
     ``losses`` maps hidden words (K, L), bool, to -log p of each (K, L), given the others.
@@ -175,17 +158,15 @@ def any_order_terms(
     nats = torch.where(next_one, found, 0).double().sum(1).view(orders, -1).sum(1).cpu()
     # Jackknife: the delta method gives at most 1 nat where one order dominates, however far apart the orders are.
     without = torch.stack([(-torch.cat([nats[:i], nats[i + 1 :]])).logsumexp(0) for i in range(orders)])
-    return Terms(
-        prior=0.0,
-        reconstruction=0.0,
+    return Bound(
         diffusion=float(math.log(orders) - (-nats).logsumexp(0)),
         deviation=math.sqrt(float((without - without.mean()).square().sum()) * (orders - 1) / orders),
     )
 
 
-def _terms(prior: Tensor, reconstruction: Tensor, diffusion: Tensor) -> Terms:
+def _terms(prior: Tensor, reconstruction: Tensor, diffusion: Tensor) -> Bound:
     """Average a text's draws of the lowest level and those of the strata, each in nats of the text."""
-    return Terms(
+    return Bound(
         prior=float(prior),
         reconstruction=float(reconstruction.mean()),
         diffusion=float(diffusion.mean()),
@@ -209,17 +190,10 @@ def stratified_variance(values: Tensor) -> float:
 
 
 def bound(
-    model: DiffusionLM,
-    rows: Sequence[Sequence[int]],
-    texts: Sequence[str] | None = None,
-    *,
-    strata: int = 128,
-    orders: int = 0,
-    seed: int = 0,
-    batch_size: int = 64,
-    temperature: float = 1.0,
-    dtype: torch.dtype = torch.float32,
-) -> Iterator[Bound]:
+    model: DiffusionLM, rows: Sequence[Sequence[int]], texts: Sequence[str] | None = None,
+    *, strata: int = 128, orders: int = 0, seed: int = 0, batch_size: int = 64,
+    temperature: float = 1.0, dtype: torch.dtype = torch.float32,
+) -> Iterator[Bound]:  # fmt: skip
     """Yield the bound of each text, ``rows`` of token ids with BOS and EOS; ``texts`` give the number of characters.
 
     A text's draws depend on ``seed`` and its number alone. Without ``orders`` it is the joint bound, with them the any-order
@@ -229,15 +203,16 @@ def bound(
         UserError: a row is longer than the model's maximum; too few strata or orders; a temperature or orders without logits.
     """
     check_draws(strata, orders)
-    if orders and not model.has_logits:
-        raise UserError(f"orders: this model predicts {model.settings.prediction}, not logits; leave it at 0")
-    if temperature != 1 and not model.has_logits:
-        raise UserError(f"temperature: this model predicts {model.settings.prediction}, not logits; leave it at 1")
-    explicit, longest, special = model.explicit_length, model.config.max_tokens, model.config.special_ids
+    for name, value, without in (("orders", orders, 0), ("temperature", temperature, 1)):
+        if value != without and not model.has_logits:
+            raise UserError(f"{name}: this model predicts {model.settings.prediction}, not logits; leave it at {without}")
+    explicit, longest, pad = model.explicit_length, model.config.max_tokens, model.config.special_ids["pad"]
     for number, row in enumerate(rows):
-        ids = collate([row], special["pad"], None if explicit and len(row) <= longest else longest)["ids"].to(model.device)
+        ids = collate([row], pad, None if explicit and len(row) <= longest else longest)["ids"].to(model.device)
         draws: dict[str, Any] = {"strata": strata, "seed": (seed, number), "batch_size": batch_size}
-        if model.has_logits:
+        if not model.has_logits:
+            terms = discrete_terms(model, ids, dtype=dtype, **draws)
+        else:
             denoise, known = denoiser(model, ids, temperature, dtype)
             x0 = model.encode(ids)[0]
             if orders:
@@ -245,15 +220,8 @@ def bound(
                 losses = hidden_token_losses(denoise, x0, ids[0], draw)
                 terms = any_order_terms(losses, ~known, draw, orders=orders, batch_size=batch_size)
             else:
-                at_level = at_levels(model, denoise, known, x0)
-                terms = continuous_terms(at_level, x0, ids[0], ~known, proposal_for(model), **draws)
-        else:
-            terms = discrete_terms(model, ids, dtype=dtype, **draws)
-        yield Bound(
-            **vars(terms),
-            length=length_nats(model, len(row)) if explicit else 0.0,
-            **counted(model, row, None if texts is None else texts[number]),
-        )
+                terms = continuous_terms(at_levels(model, denoise, known, x0), x0, ids[0], ~known, proposal_for(model), **draws)
+        yield completed(terms, model, row, texts[number] if texts else "", explicit)
 
 
 def check_draws(strata: int, orders: int) -> None:
@@ -321,14 +289,9 @@ def at_levels(model: DiffusionLM, denoise: Denoise, known: Tensor, x0: Tensor) -
 
 @torch.no_grad()
 def discrete_terms(
-    model: DiffusionLM,
-    ids: Tensor,
-    *,
-    strata: int = 128,
-    seed: Sequence[int] = (0,),
-    batch_size: int = 64,
-    dtype: torch.dtype = torch.float32,
-) -> Terms:
+    model: DiffusionLM, ids: Tensor,
+    *, strata: int = 128, seed: Sequence[int] = (0,), batch_size: int = 64, dtype: torch.dtype = torch.float32,
+) -> Bound:  # fmt: skip
     """Estimate the bound of T steps of one text ``ids`` (1, L), over all positions, as the paper's objective."""
     q, schedule = model.process, model.settings.schedule
     if not isinstance(schedule, StepSchedule):
@@ -370,7 +333,8 @@ def length_nats(model: PreTrainedModel, tokens: int) -> float:
     return -math.log((seen + 1) / (sum(counts) + model.config.max_tokens - 2))
 
 
-def counted(model: PreTrainedModel, row: Sequence[int], text: str | None) -> dict[str, Any]:
-    """Return the counts of a ``Bound`` for a row of token ids with BOS and EOS, and its text."""
+def completed(terms: Bound, model: PreTrainedModel, row: Sequence[int], text: str, explicit_length: bool = True) -> Bound:
+    """Return ``terms`` with the length term, where there is one, and the counts of a row of ids with BOS and EOS."""
+    length = length_nats(model, len(row)) if explicit_length else 0.0
     unknown = sum(i == model.config.special_ids.get("unk") for i in row[1:-1])
-    return {"tokens": len(row) - 1, "characters": len(text or ""), "unknown": unknown}
+    return replace(terms, length=length, tokens=len(row) - 1, characters=len(text), unknown=unknown)

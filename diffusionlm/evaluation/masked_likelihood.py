@@ -16,35 +16,18 @@ import torch
 from torch import Tensor
 
 from diffusionlm.config import UserError
-from diffusionlm.evaluation.likelihood import (
-    Bound,
-    Terms,
-    any_order_terms,
-    check_draws,
-    counted,
-    length_nats,
-    stratified_variance,
-)
+from diffusionlm.evaluation.likelihood import Bound, any_order_terms, check_draws, completed, stratified_variance
 from diffusionlm.models.masked import MaskedLM, hide, masked_token_losses, word_positions
 
 
 @torch.no_grad()
 def masked_bound(
-    model: MaskedLM,
-    rows: Sequence[Sequence[int]],
-    texts: Sequence[str] | None = None,
-    *,
-    strata: int = 128,
-    orders: int = 0,
-    seed: int = 0,
-    batch_size: int = 64,
-    dtype: torch.dtype = torch.float32,
-) -> Iterator[Bound]:
-    """Yield the likelihood bound of each of ``rows`` of token ids with BOS and EOS; ``texts`` give the characters.
+    model: MaskedLM, rows: Sequence[Sequence[int]], texts: Sequence[str] | None = None,
+    *, strata: int = 128, orders: int = 0, seed: int = 0, batch_size: int = 64, dtype: torch.dtype = torch.float32,
+) -> Iterator[Bound]:  # fmt: skip
+    """Yield the likelihood bound of each text, as ``likelihood.bound`` does.
 
-    k is stratified: ``strata`` draws per text, each with k random hidden words, ``batch_size`` at a time; with ``orders``,
-    the any-order bound over as many random orders. A text's draws depend on ``seed`` and its number alone. ``dtype`` is that
-    of the network's arithmetic.
+    k is stratified: ``strata`` draws per text, each with k random hidden words.
 
     Raises:
         UserError: a row is longer than the model's maximum, or there are too few strata or orders.
@@ -58,15 +41,10 @@ def masked_bound(
         draw = numpy.random.default_rng([seed, number])
         if orders:
             terms = any_order_terms(losses, words, draw, orders=orders, batch_size=batch_size)
-        else:
+        else:  # the masking process has no prior and no reconstruction term
             nats = _text_nats(losses, words, draw, strata, batch_size)
-            # The masking process has no prior and no reconstruction term.
-            terms = Terms(0.0, 0.0, float(nats.mean()), math.sqrt(stratified_variance(nats)))
-        yield Bound(
-            **vars(terms),
-            length=length_nats(model, len(row)),
-            **counted(model, row, None if texts is None else texts[number]),
-        )
+            terms = Bound(diffusion=float(nats.mean()), deviation=math.sqrt(stratified_variance(nats)))
+        yield completed(terms, model, row, texts[number] if texts else "")
 
 
 def _losses(model: MaskedLM, row: Sequence[int], dtype: torch.dtype) -> tuple[Callable[[Tensor], Tensor], Tensor]:

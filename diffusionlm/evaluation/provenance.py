@@ -24,6 +24,9 @@ from diffusionlm.training.run import read_config
 
 def machine() -> dict[str, Any]:
     """Return the machine's description and the versions of the software."""
+    version = None
+    with suppress(importlib.metadata.PackageNotFoundError):  # run from a checkout that is not installed
+        version = importlib.metadata.version("diffusion-lm")
     return {
         "system": platform.platform(),
         "processor": _processor(),
@@ -31,7 +34,7 @@ def machine() -> dict[str, Any]:
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "diffusion-lm": _version(),
+        "diffusion-lm": version,
     }
 
 
@@ -41,13 +44,6 @@ def _processor() -> str:
         names = [line.partition(": ")[2] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
         return f"{names[0]}, {len(names)} cores" if names else platform.machine()
     return platform.processor() or platform.machine()
-
-
-def _version() -> str | None:
-    try:
-        return importlib.metadata.version("diffusion-lm")
-    except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
-        return None
 
 
 def fingerprint(folder: str | Path) -> str:
@@ -95,12 +91,11 @@ class LoadedCorpus:
 
 def training_of(folder: str | Path) -> dict[str, Any]:
     """Return a run's training steps, tokens, seconds and CPU seconds over all its sessions, from its log; {} without one."""
-    config = config_of([folder])
-    try:
-        lines = [] if config is None else config.with_name("log.jsonl").read_text().splitlines()
-        logged = [row for row in map(json.loads, lines) if "tokens" in row]
-    except (OSError, ValueError):
-        return {}
+    logged = []
+    with suppress(OSError, ValueError):
+        if config := config_of([folder]):
+            lines = config.with_name("log.jsonl").read_text().splitlines()
+            logged = [row for row in map(json.loads, lines) if "tokens" in row]
     if not logged:
         return {}
     last = logged[-1]

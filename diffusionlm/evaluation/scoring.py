@@ -1,8 +1,7 @@
 """Score texts: the likelihood of each text under a model of any family.
 
-Each model family has a scorer, a function ``(pipeline, texts, options)`` that yields a ``Bound`` for each text, in order: an
-upper bound by Monte Carlo for diffusion and masked models, the likelihood itself for autoregressive ones. A new family is one
-line in ``SCORERS``.
+Each model family has a scorer that yields a ``Bound`` for each text, in order: an upper bound by Monte Carlo for diffusion and
+masked models, the likelihood itself for autoregressive ones. A new family is one line in ``SCORERS``.
 """
 
 from __future__ import annotations
@@ -52,7 +51,8 @@ class ScoringConfig(Settings):
                 raise UserError(f"{name}: expected {least} or more, got {getattr(self, name)}")
 
 
-Scorer = Callable[[BasePipeline[Any], Sequence[str], ScoringConfig], Iterator[Bound]]
+Rows = Sequence[Sequence[int]]  # token ids with BOS and EOS
+Scorer = Callable[[BasePipeline[Any], Rows, Sequence[str], ScoringConfig], Iterator[Bound]]
 
 
 def score(
@@ -84,31 +84,24 @@ def score(
             got = f"{len(row) - 2} tokens, more than this model's maximum of {longest - 2}"
             raise UserError(f"{place}: {got}; shorten the text or leave it out")
     kept = [texts[number] for number in encoded.texts]
-    return zip(kept, SCORERS[pipeline.model.config.model_type](pipeline, kept, options), strict=True)
+    return zip(kept, SCORERS[pipeline.model.config.model_type](pipeline, encoded.ids, kept, options), strict=True)
 
 
 def by_bound(function: Callable[..., Iterator[Bound]]) -> Scorer:
     """Return the scorer of a ``bound(model, rows, texts, *, strata, orders, seed, batch_size, dtype)``."""
-
-    def scorer(pipeline: BasePipeline[Any], texts: Sequence[str], options: ScoringConfig) -> Iterator[Bound]:
-        rows = encode(texts, pipeline.tokenizer, sys.maxsize).ids
-        return function(
-            pipeline.model, rows, texts, strata=options.strata, orders=options.orders,
-            seed=options.seed, batch_size=options.batch_size, dtype=pipeline.dtype,
-        )  # fmt: skip
-
-    return scorer
+    return lambda pipeline, rows, texts, options: function(
+        pipeline.model, rows, texts, strata=options.strata, orders=options.orders,
+        seed=options.seed, batch_size=options.batch_size, dtype=pipeline.dtype,
+    )  # fmt: skip
 
 
-def exactly(pipeline: BasePipeline[Any], texts: Sequence[str], options: ScoringConfig) -> Iterator[Bound]:
+def exactly(pipeline: BasePipeline[Any], rows: Rows, texts: Sequence[str], options: ScoringConfig) -> Iterator[Bound]:
     """Yield the exact likelihood under an autoregressive model, as the reconstruction term: there is no noise."""
     judge = Judge(pipeline.model, pipeline.tokenizer, pipeline.dtype)
     for first in range(0, len(texts), options.batch_size):
         for one in judge.score(texts[first : first + options.batch_size]):
-            yield Bound(
-                prior=0.0, reconstruction=one.nats, diffusion=0.0, length=0.0, deviation=0.0, tokens=one.tokens,
-                characters=one.characters, unknown=one.unknown, exact=True,
-            )  # fmt: skip
+            counts = {"tokens": one.tokens, "characters": one.characters, "unknown": one.unknown}
+            yield Bound(reconstruction=one.nats, exact=True, **counts)
 
 
 SCORERS: dict[str, Scorer] = {  # by the model_type in the model's config, like the pipelines in pipelines/auto.py

@@ -22,7 +22,6 @@ from diffusionlm.core.schedule import Sqrt
 from diffusionlm.evaluation.likelihood import (
     Bound,
     Proposal,
-    Terms,
     any_order_terms,
     bound,
     continuous_terms,
@@ -56,7 +55,7 @@ def _model(**settings: Any) -> DiffusionLM:
     ).train(False)
 
 
-def _nats(terms: Sequence[Terms]) -> tuple[float, float]:
+def _nats(terms: Sequence[Bound]) -> tuple[float, float]:
     """Return the mean of prior + reconstruction + diffusion, and its standard error."""
     mean = sum(t.prior + t.reconstruction + t.diffusion for t in terms) / len(terms)
     return mean, math.sqrt(sum(t.deviation**2 for t in terms)) / len(terms)
@@ -80,7 +79,7 @@ def bayes(xt: Tensor, gamma: Tensor) -> Denoised:
     return Denoised(words @ WORDS, words.clamp(min=1e-300).log())
 
 
-def toy(denoise: Callable[[Tensor, Tensor], Denoised], proposal: Proposal, sentence: int, strata: int = 2**16) -> Terms:
+def toy(denoise: Callable[[Tensor, Tensor], Denoised], proposal: Proposal, sentence: int, strata: int = 2**16) -> Bound:
     ids = SENTENCES[sentence]
     return continuous_terms(denoise, WORDS[ids], ids, ALL_FREE, proposal, strata=strata, batch_size=2**14)
 
@@ -113,7 +112,7 @@ def test_the_exact_denoiser_reaches_each_sentences_probability(sentence: int) ->
         assert error < 0.07, name
 
 
-def in_turn(denoise: Denoise, sentence: int, orders: int, seed: int = 0) -> Terms:
+def in_turn(denoise: Denoise, sentence: int, orders: int, seed: int = 0) -> Bound:
     ids, draw = SENTENCES[sentence], numpy.random.default_rng(seed)
     losses = hidden_token_losses(denoise, WORDS[ids], ids, draw)
     return any_order_terms(losses, ALL_FREE, draw, orders=orders, batch_size=50)

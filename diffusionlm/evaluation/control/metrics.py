@@ -19,7 +19,7 @@ from diffusionlm.controls import All, Binding, Control, Weighted
 from diffusionlm.controls.control import Scores, lowest, passes
 from diffusionlm.evaluation.control.tasks import Gap, Target
 from diffusionlm.evaluation.judge import Judge
-from diffusionlm.evaluation.text_metrics import mean_error, tokenize
+from diffusionlm.evaluation.text_metrics import mean_error, mean_present, tokenize
 
 ALL, SCORE = "all controls", "mean score"
 
@@ -34,14 +34,9 @@ class Estimate:
 
 def over_targets(scores: Sequence[Scores]) -> Estimate:
     """Return the mean of the targets' mean scores; a target without scores (the model cannot follow it) counts 0."""
-    means = numpy.array([_mean(each) or 0.0 for each in scores])
+    means = numpy.array([mean_present(each) or 0.0 for each in scores])
     error = float(means.std(ddof=1) / math.sqrt(len(means))) if len(means) > 1 else None
     return Estimate(float(means.mean()), error)
-
-
-def _mean(scores: Scores) -> float | None:
-    known = [score for score in scores if score is not None]
-    return sum(known) / len(known) if known else None
 
 
 def target_metrics(target: Target, texts: Sequence[str], binding: Binding) -> dict[str, Scores]:
@@ -56,18 +51,16 @@ def target_metrics(target: Target, texts: Sequence[str], binding: Binding) -> di
             columns[name].append(column)
     passed = passes([lowest(row) for row in zip(*columns[SCORE], strict=True)])
     if target.gap is not None:
-        for name, column in gap_metrics(target.gap, texts).items():
-            columns[name].append(column)
-    found = {ALL: passed, **{name: [_mean(row) for row in zip(*parts, strict=True)] for name, parts in columns.items()}}
+        columns |= {name: [column] for name, column in gap_metrics(target.gap, texts).items()}
+    found = {ALL: passed, **{name: [mean_present(row) for row in zip(*parts, strict=True)] for name, parts in columns.items()}}
     return {name: column for name, column in found.items() if not texts or any(score is not None for score in column)}
 
 
 def metric_order(names: Iterable[str]) -> list[str]:
     """Return the names without repetition, those of one kind ("tree, F1", "tree, the whole text") together."""
-    kinds: dict[str, list[str]] = {}
-    for name in dict.fromkeys(names):
-        kinds.setdefault(name.partition(",")[0], []).append(name)
-    return [name for kind in kinds.values() for name in kind]
+    distinct = list(dict.fromkeys(names))
+    kinds = [name.partition(",")[0] for name in distinct]
+    return sorted(distinct, key=lambda name: kinds.index(name.partition(",")[0]))
 
 
 def _parts(controls: Iterable[Control]) -> Iterator[Control]:

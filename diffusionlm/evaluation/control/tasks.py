@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import datasets  # type: ignore[import-untyped]
 import yaml
@@ -47,13 +47,11 @@ class Target:
 class Task(Component, family="task"):
     """Base of the tasks."""
 
+    distinct: bool = False  # whether targets with the controls of an earlier one are left out
+
     def target(self, row: CorpusRow, draw: random.Random, reader: Reader) -> Target | None:
         """Return a target that the text of ``row`` satisfies; None where the text gives none."""
         raise NotImplementedError
-
-    def wants(self, target: Target, found: Sequence[Target]) -> bool:
-        """Return whether a target is added to those ``found`` before it."""
-        return True
 
     def targets(self, rows: datasets.Dataset | None, reader: Reader, seed: int, count: int) -> list[Target]:
         """Return the first ``count`` targets, from texts in random order; ``seed`` decides the order and all choices.
@@ -69,7 +67,7 @@ class Task(Component, family="task"):
             if len(found) == count:
                 break
             target = self.target(rows[number], random.Random(f"{seed} {number}"), reader)
-            if target and self.wants(target, found):
+            if target and not (self.distinct and target.controls in [other.controls for other in found]):
                 found.append(target)
         if len(found) < count:
             raise UserError(f"targets: expected at most {len(found)}, as many as these texts give, got {count}")
@@ -88,20 +86,25 @@ class AttributeTargets(Task, name="attributes"):
     distinct: bool = False
 
     def target(self, row: CorpusRow, draw: random.Random, reader: Reader) -> Target | None:
-        """Draw from the stated attributes."""
         stated = {f: v for f, v in sorted(reader.attributes(row).items()) if f in self.fields or not self.fields}
         if len(stated) < self.count:
             return None
         chosen = draw.sample(list(stated), self.count)
         return Target(tuple(Attribute(name, stated[name]) for name in chosen), row["text"])
 
-    def wants(self, target: Target, found: Sequence[Target]) -> bool:
-        """Skip repeated targets if ``distinct``."""
-        return not self.distinct or all(target.controls != other.controls for other in found)
+
+class _OneControl(Task):
+    """Base of the tasks whose targets have one control each: a subclass names it in ``control``."""
+
+    control: str
+
+    def target(self, row: CorpusRow, draw: random.Random, reader: Reader) -> Target | None:
+        control = Control.find(self.control).target_from(row, draw, reader)
+        return None if control is None else Target((control,), row["text"])
 
 
 @dataclass(frozen=True)
-class ControlTargets(Task, name="control"):
+class ControlTargets(_OneControl, name="control"):
     """Targets of any control that has ``target_from``: ``control`` is its name, or the import path of a user-defined one."""
 
     control: str
@@ -109,21 +112,6 @@ class ControlTargets(Task, name="control"):
     def __post_init__(self) -> None:
         if getattr(Control.find(self.control).target_from, "__func__", None) is vars(Control)["target_from"].__func__:
             raise UserError(f"control: {self.control!r} has no target_from, so no targets can be drawn from a text")
-
-    def target(self, row: CorpusRow, draw: random.Random, reader: Reader) -> Target | None:
-        """Draw a control from the text."""
-        control = Control.find(self.control).target_from(row, draw, reader)
-        return None if control is None else Target((control,), row["text"])
-
-
-class _OneControl(Task):
-    """Base of the tasks named after their control."""
-
-    control: ClassVar[str]
-
-    def target(self, row: CorpusRow, draw: random.Random, reader: Reader) -> Target | None:
-        """Draw a control from the text."""
-        return ControlTargets(self.control).target(row, draw, reader)
 
 
 @dataclass(frozen=True)
@@ -175,7 +163,6 @@ class InfillTargets(Task, name="infill"):
             raise UserError(f"context: expected 0 or more, got {self.context}")
 
     def target(self, row: CorpusRow, draw: random.Random, reader: Reader) -> Target | None:
-        """Hide a random number of words at a random place."""
         words = row["text"].split()
         unknown = reader.tokenizer.unk_token_id
         if unknown is not None and unknown in reader.tokenizer(row["text"])["input_ids"]:
@@ -202,7 +189,6 @@ class Composed(Task, name="composed"):
             raise UserError("tasks: expected at least one")
 
     def target(self, row: CorpusRow, draw: random.Random, reader: Reader) -> Target | None:
-        """Draw from each task."""
         parts = [task.target(row, draw, reader) for task in self.tasks]
         if not all(parts):
             return None
@@ -212,7 +198,7 @@ class Composed(Task, name="composed"):
 
 @dataclass(frozen=True)
 class FileTargets(Task, name="file"):
-    """The targets of a .jsonl or .yaml file: rows with ``controls``, optionally ``reference`` and ``task``.
+    """The first targets of a .jsonl or .yaml file: rows with ``controls``, optionally ``reference`` and ``task``.
 
     If ``task`` is given, only its targets are read.
     """
@@ -221,7 +207,6 @@ class FileTargets(Task, name="file"):
     task: str | None = None
 
     def targets(self, rows: datasets.Dataset | None, reader: Reader, seed: int, count: int) -> list[Target]:
-        """Read the first ``count`` targets, or all of fewer."""
         return [target for name, target in read_rows(self.path) if self.task in (None, name)][:count]
 
 
