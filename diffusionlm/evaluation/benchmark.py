@@ -70,18 +70,10 @@ class EvaluationConfig(Settings):
 
 
 def evaluate(
-    judge: str | Path,
-    models: Sequence[str | Path] = (),
-    texts: Sequence[str | Path] = (),
-    config: EvaluationConfig | None = None,
-    *,
-    corpus: Corpus | None = None,
-    out: str | Path | None = None,
-    sampling: Sequence[tuple[str, str]] = (),
-    device: str = "cpu",
-    dtype: str = "fp32",
-    quiet: bool = False,
-) -> Report:
+    judge: str | Path, models: Sequence[str | Path] = (), texts: Sequence[str | Path] = (),
+    config: EvaluationConfig | None = None, *, corpus: Corpus | None = None, out: str | Path | None = None,
+    sampling: Sequence[tuple[str, str]] = (), device: str = "cpu", dtype: str = "fp32", quiet: bool = False,
+) -> Report:  # fmt: skip
     """Evaluate the samples of ``models`` and the ``texts`` of other systems; continue the evaluation in ``out``.
 
     Args:
@@ -222,21 +214,19 @@ class BenchmarkRunner:
             if self.out is not None:
                 lines = [json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts]
                 write_text(self.out / "texts" / f"{file_name(' '.join(label))}.jsonl", "".join(lines))
-            return self._measured(texts, seconds=seconds, **identity)
+            scored = self.judge.score(texts)
+            judged = perplexity(scored)
+            return EvaluationRow(
+                **identity,
+                judge_perplexity=judged,
+                judge_error=judged * mean_error([one.nats for one in scored], [one.tokens for one in scored]),
+                diversity=diversity(texts, self.corpus.training, self.config.seed),
+                metrics={name: mean_present(metric(texts)) for name, metric in self.corpus.metrics.items()},
+                seconds=seconds,
+                lengths=dict(sorted(word_counts(texts).items())),
+            )
 
-        return Job(EvaluationRow, identity, ", ".join(label), self.config.count, make)
-
-    def _measured(self, texts: list[str], **known: Any) -> EvaluationRow:
-        scored = self.judge.score(texts)
-        judged = perplexity(scored)
-        return EvaluationRow(
-            **known,
-            judge_perplexity=judged,
-            judge_error=judged * mean_error([one.nats for one in scored], [one.tokens for one in scored]),
-            diversity=diversity(texts, self.corpus.training, self.config.seed),
-            metrics={name: mean_present(metric(texts)) for name, metric in self.corpus.metrics.items()},
-            lengths=dict(sorted(word_counts(texts).items())),
-        )
+        return Job(identity, ", ".join(label), self.config.count, make)
 
     def likelihood_jobs(self, system: str, pipeline: BasePipeline[Any]) -> list[Job]:
         """Return the jobs of a model's likelihoods: the exact one or the joint bound, and the any-order bound."""
@@ -255,7 +245,7 @@ class BenchmarkRunner:
             }
             title = f"{system}, likelihood" + ", any-order" * bool(orders)
             make = partial(self._likelihood, pipeline, texts, identity)
-            jobs.append(Job(Likelihood, identity, title, len(texts), make))
+            jobs.append(Job(identity, title, len(texts), make))
         return jobs
 
     def _likelihood(

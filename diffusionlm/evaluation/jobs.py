@@ -1,4 +1,4 @@
-"""Resumable evaluations: jobs make the rows of a report in one JSON file, and their samples are kept in JSONL files.
+"""Resumable evaluations: jobs make the rows of a report in one JSON file.
 
 ``ResumableReport.run`` makes the rows that the report in the output folder does not hold, one after the other, and saves
 the file after each. A new kind of row is a subclass of ``Row``, listed in a report's ``ROWS``, and jobs that make it.
@@ -6,13 +6,12 @@ the file after each. A new kind of row is a subclass of ``Row``, listed in a rep
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import Any, ClassVar, Self
 
 from tabulate import tabulate
 from tqdm import tqdm
@@ -20,7 +19,7 @@ from tqdm import tqdm
 from diffusionlm import plots
 from diffusionlm.config import UserError, build, to_plain
 from diffusionlm.evaluation.provenance import described, machine
-from diffusionlm.files import disk_errors, write_text
+from diffusionlm.files import write_text
 
 REFERENCE, JUDGE = "reference text", "judge LM"
 
@@ -47,22 +46,16 @@ class Job:
     """Makes one row of a report.
 
     Args:
-        kind: of the row.
-        identity: fields of the row that determine all others; a stored row with the same ones is not made again.
+        identity: fields of the row that determine all others; where a stored row has the same ones, it is not made again.
         title: the label of the progress bar.
         texts: how many texts are processed.
         make: returns the row.
     """
 
-    kind: type[Row]
     identity: Mapping[str, Any]
     title: str
     texts: int
     make: Callable[[Progress], Row]
-
-    def matches(self, row: Row) -> bool:
-        """Return whether the stored ``row`` is what ``make`` would return."""
-        return isinstance(row, self.kind) and self.identity.items() <= vars(row).items()
 
 
 @dataclass
@@ -86,9 +79,11 @@ class ResumableReport:
         Raises:
             UserError: the folder holds other files, a damaged report, or one with another judge, corpus, seed or count.
         """
-        path = None if folder is None else folder / cls.FILE
-        if path is None or not path.exists():
-            if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder is None or not folder.exists():
+            return cls(about)
+        path = folder / cls.FILE
+        if not path.exists():
+            if not folder.is_dir() or any(folder.iterdir()):
                 raise UserError(f"{folder}: expected an empty or new folder, or an evaluation's, but it holds other files")
             return cls(about)
         try:
@@ -125,25 +120,21 @@ class ResumableReport:
         taken = label in (REFERENCE, JUDGE) or (label in self.systems and self.systems[label]["folder"] != str(path))
         return str(path) if taken else label
 
-    def add(self, row: Row, folder: Path | None) -> None:
-        """Add a row in place of those that it replaces, and save the file."""
-        (name,) = (name for name, kind in self.ROWS.items() if type(row) is kind)
-        rows: list[Row] = getattr(self, name)
-        first = next((i for i, known in enumerate(rows) if row.replaces(known)), len(rows))
-        setattr(self, name, [*rows[:first], row, *(known for known in rows[first:] if not row.replaces(known))])
-        self.save(folder)
-
     def run(self, jobs: Sequence[Job], folder: Path | None, quiet: bool) -> None:
-        """Make the rows that the report does not hold yet, each saved at once."""
-        rows = [row for name in self.ROWS for row in getattr(self, name)]
-        missing = [job for job in jobs if not any(job.matches(row) for row in rows)]
+        """Make the rows that the report does not hold yet; each is saved at once, in place of those that it replaces."""
+        stored = [vars(row).items() for name in self.ROWS for row in getattr(self, name)]
+        missing = [job for job in jobs if not any(job.identity.items() <= row for row in stored)]
         if len(missing) < len(jobs) and not quiet:
             print(f"{len(jobs) - len(missing)} of {len(jobs)} rows are in the report already", file=sys.stderr)
-        total = sum(job.texts for job in missing)
-        with tqdm(total=total, unit="text", disable=quiet or not missing) as bar:
+        with tqdm(total=sum(job.texts for job in missing), unit="text", disable=quiet or not missing) as bar:
             for job in missing:
                 bar.set_description(job.title)
-                self.add(job.make(bar.update), folder)
+                row = job.make(bar.update)
+                name = next(name for name, kind in self.ROWS.items() if type(row) is kind)
+                rows = getattr(self, name)
+                first = next((i for i, old in enumerate(rows) if row.replaces(old)), len(rows))
+                setattr(self, name, [*rows[:first], row, *(old for old in rows[first:] if not row.replaces(old))])
+                self.save(folder)
 
     def save(self, folder: Path | None) -> None:
         """Write the JSON file."""
@@ -186,48 +177,6 @@ def aligned(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     align = ["left", *["right"] * (len(header) - 1)]
     text = tabulate([header, *rows], tablefmt="plain", disable_numparse=True, colalign=align, preserve_whitespace=True)
     return [line.rstrip() for line in text.splitlines()]
-
-
-R = TypeVar("R")
-
-
-@dataclass
-class SampleFile(Generic[R]):
-    """A JSONL file of records that are added one at a time, with the settings that produce them in its first line.
-
-    An interrupted run continues after the last complete line. Without a ``path`` the records are kept in memory.
-    """
-
-    path: Path | None
-    header: str
-    records: list[R]
-
-    @classmethod
-    def open(cls, kind: type[R], folder: Path | None, name: str, settings: Mapping[str, Any]) -> SampleFile[R]:
-        """Read the file of ``name`` and ``settings`` in ``folder``, whose name has a hash of them; nothing is written."""
-        header = json.dumps(to_plain(settings), sort_keys=True, ensure_ascii=False)
-        if folder is None:
-            return cls(None, header, [])
-        path = folder / "texts" / f"{file_name(name)}-{hashlib.sha256(header.encode()).hexdigest()[:8]}.jsonl"
-        lines = path.read_text().splitlines(True)[1:] if path.exists() else []
-        return cls(path, header, [build(kind, json.loads(line), str(path)) for line in lines if line.endswith("\n")])
-
-    def write(self) -> None:
-        """Create the file with the records, without a line cut short."""
-        if self.path is not None:
-            write_text(self.path, "".join(f"{line}\n" for line in [self.header, *map(json_line, self.records)]))
-
-    def add(self, record: R) -> None:
-        """Append a record."""
-        self.records.append(record)
-        if self.path is not None:
-            with disk_errors(self.path), self.path.open("a") as file:
-                file.write(json_line(record) + "\n")
-
-
-def json_line(record: Any) -> str:
-    """Return a dataclass as one line of JSON."""
-    return json.dumps(asdict(record), ensure_ascii=False)
 
 
 def file_name(label: str) -> str:

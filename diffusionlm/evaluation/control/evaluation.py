@@ -34,18 +34,10 @@ class ControlConfig(Settings):
 
 
 def evaluate_control(
-    judge: str | Path,
-    models: Sequence[str | Path],
-    tasks: Sequence[TaskConfig],
-    config: ControlConfig | None = None,
-    *,
-    corpus: Corpus | None = None,
-    out: str | Path | None = None,
-    sampling: Sequence[tuple[str, str]] = (),
-    device: str = "cpu",
-    dtype: str = "fp32",
-    quiet: bool = False,
-) -> ControlReport:
+    judge: str | Path, models: Sequence[str | Path], tasks: Sequence[TaskConfig], config: ControlConfig | None = None,
+    *, corpus: Corpus | None = None, out: str | Path | None = None, sampling: Sequence[tuple[str, str]] = (),
+    device: str = "cpu", dtype: str = "fp32", quiet: bool = False,
+) -> ControlReport:  # fmt: skip
     """Sample the targets of ``tasks`` with ``models`` and measure the samples; continue the evaluation in ``out``.
 
     The other arguments are those of ``benchmark.evaluate``.

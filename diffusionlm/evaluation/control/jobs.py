@@ -11,8 +11,8 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, fields, replace
-from functools import cache, partial
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,11 @@ from diffusionlm.data.corpora import Corpus
 from diffusionlm.evaluation.control.metrics import Estimate, metric_order, over_targets, perplexity_over_targets, target_metrics
 from diffusionlm.evaluation.control.report import LEFT_ONLY, STEERED, UNGUIDED, ControlRow, Work
 from diffusionlm.evaluation.control.tasks import FileTargets, Gap, Target, TaskConfig
-from diffusionlm.evaluation.jobs import REFERENCE, Job, Progress, SampleFile
+from diffusionlm.evaluation.jobs import REFERENCE, Job, Progress, file_name
 from diffusionlm.evaluation.judge import Judge
 from diffusionlm.evaluation.provenance import LoadedCorpus, fingerprint
 from diffusionlm.evaluation.text_metrics import diversity, mean_present
+from diffusionlm.files import disk_errors, write_text
 from diffusionlm.pipelines.base import SamplingConfig
 from diffusionlm.pipelines.diffusion import Pipeline
 
@@ -105,11 +106,11 @@ class ModelTask:
         binding = pipeline.binding = Binding(pipeline.model, pipeline.tokenizer, pipeline.folder, annotator)
         rows = None if isinstance(config.task, FileTargets) else loaded(corpus).split(config.split)
         targets = tuple(config.task.targets(rows, Reader(pipeline.tokenizer, annotator), config.seed, config.targets))
-        refused, guided = compile_targets(pipeline, targets, sampling)
+        refused, guided = zip(*(compile_target(pipeline, target, sampling) for target in targets), strict=True)
         if all(refused):
             raise UserError(f"{config.title}: this model cannot satisfy any of the targets: {refused[0]}")
         samplings: list[tuple[float | None, SamplingConfig]] = [(None, sampling)]
-        if guided:
+        if any(guided):
             changed = [(w, [("guidance.strength", str(w))]) for w in strengths or [sampling.guidance.strength]]
             samplings = [(w, build(SamplingConfig, override(to_plain(sampling), each), "strengths")) for w, each in changed]
         digest = fingerprint(pipeline.folder) if pipeline.folder else ""
@@ -127,25 +128,18 @@ class ModelTask:
         return int(numpy.random.SeedSequence([self.config.seed, number]).generate_state(1)[0])
 
 
-def compile_targets(
-    pipeline: Pipeline, targets: Sequence[Target], sampling: SamplingConfig
-) -> tuple[tuple[str | None, ...], bool]:
-    """Return why each target cannot be satisfied, None where it can, and whether any of them guides by gradients.
+def compile_target(pipeline: Pipeline, target: Target, sampling: SamplingConfig) -> tuple[str | None, bool]:
+    """Return why a target cannot be satisfied, None where it can, and whether gradients guide to it.
 
     Raises:
         UserError: a target from a file cannot be satisfied, with its line.
     """
-    refused: list[str | None] = []
-    guided = False
-    for target in targets:
-        try:
-            guided |= bool(pipeline.steering(target.controls, sampling).compiled.energies)
-            refused.append(None)
-        except UserError as error:
-            if target.place:
-                raise UserError(f"{target.place}: {error}") from None
-            refused.append(str(error))
-    return tuple(refused), guided
+    try:
+        return None, bool(pipeline.steering(target.controls, sampling).compiled.energies)
+    except UserError as error:
+        if target.place:
+            raise UserError(f"{target.place}: {error}") from None
+        return str(error), False
 
 
 @dataclass(frozen=True)
@@ -168,38 +162,49 @@ class Samples:
             "corpus": to_plain(task.corpus), **{key: to_plain(getattr(task.config, key)) for key in ("task", "split", "seed")},
         }  # fmt: skip
 
-    def file(self) -> SampleFile[TargetSamples]:
-        """Return the file, with the records that still belong to the task's targets."""
-        task = self.task
-        folders = task.binding.folders if self.guided else {}
-        header = {
-            "fingerprint": task.fingerprint, "classifiers": {name: fingerprint(path) for name, path in folders.items()},
-            "sampling": to_plain(self.sampling), "dtype": task.dtype, "samples": task.config.samples,
+    @cached_property
+    def header(self) -> str:
+        """The first line of the file: the settings that produce the samples."""
+        folders = self.task.binding.folders if self.guided else {}
+        settings = {
+            "fingerprint": self.task.fingerprint, "classifiers": {name: fingerprint(path) for name, path in folders.items()},
+            "sampling": to_plain(self.sampling), "dtype": self.task.dtype, "samples": self.task.config.samples,
         }  # fmt: skip
-        name = f"{task.system}-{task.config.title if self.guided else 'unguided'}"
-        file = SampleFile.open(TargetSamples, self.out, name + strength_mark(self.strength, "-strength-"), header)
-        for number, record in enumerate(file.records[: len(task.targets)]):
+        return json.dumps(settings, sort_keys=True, ensure_ascii=False)
+
+    @property
+    def path(self) -> Path | None:
+        """The file, whose name has a hash of the settings; None where the samples are kept in memory."""
+        name = f"{self.task.system}-{self.task.config.title if self.guided else 'unguided'}"
+        name = file_name(name + strength_mark(self.strength, "-strength-"))
+        digest = hashlib.sha256(self.header.encode()).hexdigest()[:8]
+        return None if self.out is None else self.out / "texts" / f"{name}-{digest}.jsonl"
+
+    def read(self) -> list[TargetSamples]:
+        """Return the records of the file's complete lines that still belong to the task's targets; nothing is written."""
+        lines = self.path.read_text().splitlines(True)[1:] if self.path and self.path.exists() else []
+        records = [build(TargetSamples, json.loads(line), str(self.path)) for line in lines if line.endswith("\n")]
+        for number, record in enumerate(records[: len(self.task.targets)]):
             new = self.empty(number)
             if (record.seed, record.controls, record.reference) != (new.seed, new.controls, new.reference):
-                del file.records[number:]  # the task's file was edited, or its seed
-                break
-        return file
-
-    def stored(self) -> list[TargetSamples]:
-        """Return the samples of all targets if the file holds them, else none."""
-        records = self.file().records[: len(self.task.targets)]
-        return records if len(records) == len(self.task.targets) else []
+                return records[:number]  # the task's file was edited, or its seed
+        return records
 
     def collect(self, progress: Progress) -> list[TargetSamples]:
         """Return the samples of all targets, those in the file and the missing ones, which are added to it."""
-        if not self.found:
-            file, count, per_target = self.file(), len(self.task.targets), self.task.config.samples
-            file.write()
-            progress(per_target * min(count, len(file.records)))
-            for number in range(len(file.records), count):
-                file.add(self.sample(number))
-                progress(per_target)
-            self.found.extend(file.records[:count])
+        if self.found:
+            return self.found
+        records, count, per_target = self.read(), len(self.task.targets), self.task.config.samples
+        if self.path:
+            write_text(self.path, "\n".join([self.header, *map(json_line, records), ""]))
+        progress(per_target * min(count, len(records)))
+        for number in range(len(records), count):
+            records.append(self.sample(number))
+            if self.path:
+                with disk_errors(self.path), self.path.open("a") as file:
+                    file.write(json_line(records[-1]) + "\n")
+            progress(per_target)
+        self.found.extend(records[:count])
         return self.found
 
     def empty(self, number: int) -> TargetSamples:
@@ -223,16 +228,17 @@ class Samples:
 
 
 def control_job(judge: Judge, steered: Samples, unguided: Samples) -> Job:
-    """Return the job of a ``ControlRow``; a stored row is that of the samples in the files, or is made again."""
-    task, kept = steered.task, [each.stored() for each in (steered, unguided)]
+    """Return the job of a ``ControlRow``; a stored row that is not of the samples in the files is made again."""
+    task, count = steered.task, len(steered.task.targets)
+    kept = [samples.read()[:count] for samples in (steered, unguided)]
     identity = {
         "system": task.system,
         "task": task.config.title,
         "strength": steered.strength,
-        "digest": digest_of(paired(task, *kept), steered.settings) if all(kept) else "",
+        "digest": digest_of(paired(task, *kept), steered.settings) if min(map(len, kept)) == count else "",
     }
-    title, texts = task.config.title + strength_mark(steered.strength, ", strength "), len(task.targets) * task.config.samples
-    return Job(ControlRow, identity, title, 2 * texts, partial(measured, judge, steered, unguided))
+    title, texts = task.config.title + strength_mark(steered.strength, ", strength "), 2 * count * task.config.samples
+    return Job(identity, title, texts, partial(measured, judge, steered, unguided))
 
 
 def measured(judge: Judge, steered: Samples, unguided: Samples, progress: Progress) -> ControlRow:
@@ -332,6 +338,11 @@ def mean_work(records: Sequence[TargetSamples]) -> Work:
     """Return the mean cost of a text."""
     texts = sum(len(record.texts) for record in records)
     return Work(**{each.name: sum(getattr(record, each.name) for record in records) / texts for each in fields(Work)})
+
+
+def json_line(record: TargetSamples) -> str:
+    """Return a record as one line of JSON."""
+    return json.dumps(asdict(record), ensure_ascii=False)
 
 
 def strength_mark(strength: float | None, label: str) -> str:

@@ -22,13 +22,10 @@ SOURCES = (STEERED, UNGUIDED, REFERENCE, LEFT_ONLY)
 
 @dataclass(frozen=True)
 class Work:
-    """The mean cost of a text.
+    """The mean cost of a text: evaluations of the denoiser (over all passes, sweeps, particles and tries).
 
-    Attributes:
-        evaluations: of the denoiser, over all passes, sweeps, particles and tries.
-        backwards: evaluations with a backward pass.
-        classifications: evaluations of classifiers.
-        seconds: wall-clock time, at the batch size of the sampling settings.
+    ``backwards`` are those with a backward pass, ``classifications`` evaluations of classifiers, ``seconds`` wall-clock time
+    at the batch size of the sampling settings.
     """
 
     evaluations: float
@@ -39,22 +36,13 @@ class Work:
 
 @dataclass(frozen=True)
 class ControlRow(Row):
-    """A task at one guidance strength.
+    """A task of a model at one guidance ``strength``, None where no gradient guides; ``samples`` are texts per target.
 
-    Attributes:
-        strength: of the guidance; None where no gradient guides.
-        refused: why the model cannot satisfy some of the targets; they count as 0 in every metric.
-        samples: texts per target.
-        metrics: of the controls, by metric, then by source of the texts (steered, unguided, reference text, judge LM).
-        corpus_metrics: of the corpus, likewise.
-        perplexity: under the judge LM, by source.
-        distinct: the share of distinct texts among those of one target.
-        diversity: of all steered texts together.
-        work: the mean cost of a steered text.
-        unguided_work: the mean cost of an unguided text.
-        fingerprint: of the model.
-        settings: which determine the texts and the metrics.
-        digest: of the texts and settings, by which a stored row is recognised as theirs.
+    ``refused`` has the reasons why the model cannot satisfy some of the ``targets``, which count as 0 in every metric. The
+    metrics of the controls and of the corpus are by metric, then by source of the texts (steered, unguided, reference text,
+    judge LM); the judge LM's ``perplexity`` is by source. ``distinct`` is the share of distinct texts among those of one
+    target; ``diversity`` is that of all steered texts together. ``settings`` determine the texts and the metrics; by the
+    ``digest`` of both a stored row is recognised as theirs.
     """
 
     system: str

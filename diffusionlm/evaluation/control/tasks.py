@@ -15,7 +15,7 @@ from typing import Any
 import datasets  # type: ignore[import-untyped]
 import yaml
 
-from diffusionlm.config import Component, Settings, UserError, build, override, read_yaml
+from diffusionlm.config import Component, Settings, UserError, build, override
 from diffusionlm.controls import Attribute, Control, Infill, target_rows
 from diffusionlm.data.annotators import Annotator, CorpusRow, Reader
 from diffusionlm.data.corpora import Corpus
@@ -189,11 +189,11 @@ class Composed(Task, name="composed"):
             raise UserError("tasks: expected at least one")
 
     def target(self, row: CorpusRow, draw: random.Random, reader: Reader) -> Target | None:
-        parts = [task.target(row, draw, reader) for task in self.tasks]
-        if not all(parts):
+        parts = [target for task in self.tasks if (target := task.target(row, draw, reader))]
+        if len(parts) < len(self.tasks):
             return None
-        gap = next((part.gap for part in parts if part and part.gap), None)
-        return Target(tuple(control for part in parts if part for control in part.controls), row["text"], gap)
+        gap = next((part.gap for part in parts if part.gap), None)
+        return Target(tuple(control for part in parts for control in part.controls), row["text"], gap)
 
 
 @dataclass(frozen=True)
@@ -229,16 +229,13 @@ def read_rows(path: str) -> list[tuple[str, Target]]:
 
 @dataclass(frozen=True)
 class TaskConfig(Settings):
-    """A row of the table: the targets, and the settings of the sampling.
+    """A row of the table: the kind of targets, their number and the ``samples`` of each.
 
     Args:
-        task: the kind of targets.
         title: the name of the row; by default that of the file.
         corpus: the corpus the targets are drawn from; by default that of the model.
         split: of the corpus.
         annotator: checks samples, and labels held-out texts that have no labels; by default that of the corpus.
-        targets: number of targets.
-        samples: samples per target.
         seed: of the targets and the samples.
         sampling: settings that differ from the model's.
     """
@@ -269,12 +266,11 @@ def read_tasks(path: str | Path, changes: Sequence[tuple[str, str]] = ()) -> lis
     """
     if not str(path).endswith(".jsonl"):
         try:
-            text = Path(path).read_text()
-            plain = yaml.safe_load(text)
+            plain = yaml.safe_load(Path(path).read_text())
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise UserError(f"{path}: cannot read this task: {' '.join(str(error).split())}") from None
         if isinstance(plain, dict) and "controls" not in plain:
-            config = build(TaskConfig, override(read_yaml(text, str(path)), changes), str(path))
+            config = build(TaskConfig, override(plain, changes), str(path))
             return [config if config.title else replace(config, title=Path(path).stem)]
     names = [name for name, _ in read_rows(str(path))]
     plain = [
