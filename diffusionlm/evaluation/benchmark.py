@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import math
 import random
 import sys
 import time
@@ -27,7 +26,7 @@ from diffusionlm.evaluation.judge import Judge, perplexity
 from diffusionlm.evaluation.likelihood import check_draws
 from diffusionlm.evaluation.provenance import LoadedCorpus, corpus_of, described, fingerprint
 from diffusionlm.evaluation.report import EvaluationRow, Likelihood, Report, draw, table
-from diffusionlm.evaluation.scoring import TERMS, ScoringConfig, score
+from diffusionlm.evaluation.scoring import TERMS, ScoringConfig, score, summary
 from diffusionlm.evaluation.text_metrics import SELF_BLEU_TEXTS, diversity, mean_error, mean_present, word_counts
 from diffusionlm.files import write_text
 from diffusionlm.pipelines.auto import open_pipeline
@@ -136,14 +135,9 @@ class BenchmarkRunner:
         if len(held) < config.count:
             raise UserError(f"count: expected at most {len(held)}, the number of texts in {config.split}, got {config.count}")
         about = {
-            "judge": str(judge),
-            "judge_fingerprint": fingerprint(judge),
-            "corpus": to_plain(corpus),
-            "split": config.split,
-            "count": config.count,
-            "seed": config.seed,
-            "self_bleu_texts": min(SELF_BLEU_TEXTS, config.count),
-        }
+            "judge": str(judge), "judge_fingerprint": fingerprint(judge), "corpus": to_plain(corpus), "split": config.split,
+            "count": config.count, "seed": config.seed, "self_bleu_texts": min(SELF_BLEU_TEXTS, config.count),
+        }  # fmt: skip
         report = Report.open(out, about)
         model = Judge.load(judge, device)
         report.enter(JUDGE, described(judge, model.model))
@@ -196,13 +190,9 @@ class BenchmarkRunner:
     ) -> Job:  # fmt: skip
         """Return the job that generates ``count`` texts of a system at one setting and measures them."""
         identity = {
-            "system": system,
-            "kind": kind,
-            "steps": steps,
-            "temperature": temperature,
+            "system": system, "kind": kind, "steps": steps, "temperature": temperature, "settings": settings or {},
             "fingerprint": self.report.systems.get(system, {}).get("fingerprint", ""),
-            "settings": settings or {},
-        }
+        }  # fmt: skip
         label = [system, *[f"{steps} steps"] * bool(steps), *[f"temperature {temperature}"] * bool(temperature)]
 
         def make(progress: Progress) -> EvaluationRow:
@@ -235,17 +225,12 @@ class BenchmarkRunner:
             return []
         texts = [self.bounded[i] for i in encode(self.bounded, pipeline.tokenizer, limit, "drop").texts]
         strata = None if pipeline.exact_likelihood else config.strata
+        settings = {"texts": config.bound_texts, "strata": strata, "dtype": str(pipeline.dtype)}
+        known = {"system": system, "fingerprint": self.report.systems[system]["fingerprint"], "settings": settings}
         jobs = []
         for orders in [0, *[config.orders] * bool(config.orders and pipeline.any_order_bound)]:
-            identity = {
-                "system": system,
-                "fingerprint": self.report.systems[system]["fingerprint"],
-                "settings": {"texts": config.bound_texts, "strata": strata, "dtype": str(pipeline.dtype)},
-                "orders": orders,
-            }
-            title = f"{system}, likelihood" + ", any-order" * bool(orders)
-            make = partial(self._likelihood, pipeline, texts, identity)
-            jobs.append(Job(identity, title, len(texts), make))
+            title, identity = f"{system}, likelihood" + ", any-order" * bool(orders), {**known, "orders": orders}
+            jobs.append(Job(identity, title, len(texts), partial(self._likelihood, pipeline, texts, identity)))
         return jobs
 
     def _likelihood(
@@ -257,20 +242,19 @@ class BenchmarkRunner:
         for _, one in score(pipeline, texts, options):
             bounds.append(one)
             progress(1)
-        own, tokens = [one.nats for one in bounds], [one.tokens for one in bounds]
-        judged, bits = [one.nats for one in self.judge.score(texts)], sum(map(len, texts)) * math.log(2)
-        exact, total = pipeline.exact_likelihood, sum(tokens)
+        own, judged, tokens = summary(bounds), self.judge.score(texts), [one.tokens for one in bounds]
+        differences = [one.nats - other.nats for one, other in zip(bounds, judged, strict=True)]
         return Likelihood(
             **identity,
-            exact=exact,
-            texts=len(texts),
-            tokens=total,
-            nats_per_token=sum(own) / total,
-            error=mean_error(own, tokens),
-            estimate_error=math.hypot(*(one.deviation for one in bounds)) / total,
-            bits_per_character=sum(own) / bits,
-            terms={} if exact else {name: sum(getattr(one, name) for one in bounds) / total for name in TERMS},
-            judge_nats_per_token=sum(judged) / total,
-            judge_bits_per_character=sum(judged) / bits,
-            difference_error=mean_error([mine - other for mine, other in zip(own, judged, strict=True)], tokens),
+            exact=own.exact,
+            texts=own.texts,
+            tokens=own.tokens,
+            nats_per_token=own.nats_per_token,
+            error=mean_error([one.nats for one in bounds], tokens),
+            estimate_error=own.standard_error,
+            bits_per_character=own.bits_per_character,
+            terms={} if own.exact else {name: getattr(own, name) for name in TERMS},
+            judge_nats_per_token=sum(one.nats for one in judged) / own.tokens,
+            judge_bits_per_character=summary(judged).bits_per_character,
+            difference_error=mean_error(differences, tokens),
         )

@@ -45,11 +45,8 @@ Progress = Callable[[int], object]  # receives the number of texts processed sin
 class Job:
     """Makes one row of a report.
 
-    Args:
-        identity: fields of the row that determine all others; where a stored row has the same ones, it is not made again.
-        title: the label of the progress bar.
-        texts: how many texts are processed.
-        make: returns the row.
+    ``identity`` are fields of the row that determine all others; where a stored row has the same ones, none is made.
+    ``title`` and the number of ``texts`` are for the progress bar, whose update ``make`` receives.
     """
 
     identity: Mapping[str, Any]

@@ -20,24 +20,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from diffusionlm.config import UserError
 from diffusionlm.core.objective import collate
 from diffusionlm.data.tokenizers import decode_texts, load_tokenizer
+from diffusionlm.evaluation.likelihood import Bound
 from diffusionlm.models.causal import load_causal, reach
 from diffusionlm.models.io import model_folder
 from diffusionlm.pipelines.base import SamplingConfig, placed
 from diffusionlm.pipelines.causal import write_ids
-
-
-@dataclass(frozen=True)
-class Scored:
-    """The negative log-likelihood of one text under the judge LM, in ``nats``.
-
-    ``tokens`` counts those scored: the text's own and EOS; BOS is context only. ``unknown`` of them are the tokenizer's
-    unknown token, whose likelihood tells little.
-    """
-
-    nats: float
-    tokens: int
-    characters: int
-    unknown: int = 0
 
 
 @dataclass
@@ -62,12 +49,12 @@ class Judge:
         return cls(model, tokenizer, placed(model, device, dtype))
 
     @torch.no_grad()
-    def score(self, texts: Sequence[str], batch_tokens: int = 8192) -> list[Scored]:
+    def score(self, texts: Sequence[str], batch_tokens: int = 8192) -> list[Bound]:
         """Return each text's exact likelihood; a batch holds at most ``batch_tokens`` tokens with its padding.
 
-        A text's tokens and the EOS after it are scored. Without an EOS in the tokenizer there is none; without a BOS the
-        first token is context only. A text longer than the model's maximum is scored in windows, in which every token has
-        at least half of that maximum as context.
+        A text's tokens and the EOS after it are scored, as the reconstruction term: there is no noise. Without an EOS in the
+        tokenizer there is none; without a BOS the first token is context only. A text longer than the model's maximum is
+        scored in windows, in which every token has at least half of that maximum as context.
         """
         rows = [self._encode(text) for text in texts]
         nats = [0.0] * len(rows)
@@ -81,7 +68,10 @@ class Judge:
                 nats[i] += float(row[new - first - 1 : last - first - 1].sum())
         mark, frame = self.tokenizer.unk_token_id, (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
         unknown = [0 if mark in frame else row.count(mark) for row in rows]  # GPT-2 has one token for EOS and unknown
-        return [Scored(n, len(row) - 1, len(text), u) for n, row, text, u in zip(nats, rows, texts, unknown, strict=True)]
+        return [
+            Bound(reconstruction=n, tokens=len(row) - 1, characters=len(text), unknown=u, exact=True)
+            for n, row, text, u in zip(nats, rows, texts, unknown, strict=True)
+        ]
 
     def sample(
         self, count: int, seed: int = 0, temperature: float = 1.0, batch_size: int = 128, max_tokens: int | None = None
@@ -137,7 +127,7 @@ def windows(length: int, reach: int) -> Iterator[tuple[int, int, int]]:
         yield end - reach, end, scored
 
 
-def perplexity(scored: Sequence[Scored]) -> float:
+def perplexity(scored: Sequence[Bound]) -> float:
     """Return exp(nats / tokens) over all texts together, EOS counted. Raises UserError where there is no token."""
     tokens = sum(one.tokens for one in scored)
     if not tokens:

@@ -110,15 +110,10 @@ def continuous_terms(
 ) -> Bound:  # fmt: skip
     """Estimate the terms of one text in continuous time, all but that of the length.
 
-    Args:
-        denoise: noisy vectors (B, L, D) and levels gamma (B,) to predictions; any function gives a bound.
-        x0: the words' vectors, (L, D).
-        ids: the words, (L,).
-        free: the positions that are modelled, (L,) bool; the others are given.
-        proposal: the density of the noise levels, and their range.
-        strata: noise levels, one in each of as many parts of equal probability; and an eighth as many of the lowest.
-        seed: of the draws.
-        batch_size: noisy copies of the text that are denoised together.
+    ``denoise`` maps noisy vectors (B, L, D) and levels gamma (B,) to predictions; any function gives a bound. The words
+    ``ids`` (L,) have the vectors ``x0`` (L, D); only the positions ``free`` (L,) are modelled, the others are given.
+    ``proposal`` is the density of the noise levels: there is one in each of ``strata`` parts of equal probability, and an
+    eighth as many of the lowest.
     """
     draw = numpy.random.default_rng(list(seed))
     lowest = max(2, strata // 8)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy
 import torch
@@ -37,8 +38,9 @@ def masked_bound(
     for number, row in enumerate(rows):
         if len(row) > longest:
             raise UserError(f"text {number}: expected {longest} tokens or fewer, BOS and EOS included, got {len(row)}")
-        losses, words = _losses(model, row, dtype)
-        draw = numpy.random.default_rng([seed, number])
+        ids = torch.tensor([row], device=model.device)
+        words, draw = word_positions(torch.ones_like(ids, dtype=torch.bool))[0], numpy.random.default_rng([seed, number])
+        losses = partial(_losses, model, ids, dtype)
         if orders:
             terms = any_order_terms(losses, words, draw, orders=orders, batch_size=batch_size)
         else:  # the masking process has no prior and no reconstruction term
@@ -47,16 +49,10 @@ def masked_bound(
         yield completed(terms, model, row, texts[number] if texts else "")
 
 
-def _losses(model: MaskedLM, row: Sequence[int], dtype: torch.dtype) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-    """Return the function from hidden words (K, L) of a text to -log p of each (K, L), and its word positions (L,)."""
-    ids = torch.tensor([row], device=model.device)
-    mask = torch.ones_like(ids, dtype=torch.bool)
-
-    def losses(hidden: Tensor) -> Tensor:
-        with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
-            return masked_token_losses(model, ids.expand_as(hidden), mask.expand_as(hidden), hidden)
-
-    return losses, word_positions(mask)[0]
+def _losses(model: MaskedLM, ids: Tensor, dtype: torch.dtype, hidden: Tensor) -> Tensor:
+    """Return -log p of each ``hidden`` word (K, L) of a text ``ids`` (1, L), given the others (K, L)."""
+    with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
+        return masked_token_losses(model, ids.expand_as(hidden), torch.ones_like(hidden), hidden)
 
 
 def _text_nats(

@@ -63,11 +63,7 @@ def config_of(folders: Sequence[str | Path]) -> Path | None:
 
 
 def corpus_of(folders: Sequence[str | Path]) -> Corpus:
-    """Return the corpus of the first run among ``folders``.
-
-    Raises:
-        UserError: none of them is a run's folder.
-    """
+    """Return the corpus of the first run among ``folders``. Raises UserError where none of them is a run's folder."""
     if path := config_of(folders):
         return read_config([path]).data.corpus
     named = " and ".join(str(folder) for folder in folders)

@@ -41,6 +41,16 @@ class EvaluationRow(Row):
     settings: dict[str, Any]
 
     @property
+    def frontier(self) -> str:
+        """The label of the frontier: its system, and its steps where it has any."""
+        return self.system if self.steps is None else f"{self.system}, {self.steps} steps"
+
+    @property
+    def mark(self) -> str:
+        """The temperature, empty without one."""
+        return "" if self.temperature is None else f"{self.temperature:g}"
+
+    @property
     def shared_settings(self) -> dict[str, Any]:
         """The settings that all points of a frontier share: all but steps and temperature."""
         sampling = {name: value for name, value in self.settings.get("sampling", {}).items() if name not in OF_A_POINT}
@@ -109,19 +119,19 @@ class Report(ResumableReport):
     def at_reference_entropy(self) -> dict[str, float | None]:
         """Return each frontier's judge perplexity at the entropy of the reference texts."""
         return {
-            frontier_name(key): at_entropy(points(rows), real.diversity.entropy)
+            frontier: at_entropy(points(rows), real.diversity.entropy)
             for real in self.reference[:1]
-            for key, rows in self.frontiers().items()
+            for frontier, rows in self.frontiers().items()
         }
 
-    def frontiers(self) -> dict[tuple[str, int | None], list[EvaluationRow]]:
-        """Return the rows of each (system, steps), by temperature; the reference texts have none."""
-        found: dict[tuple[str, int | None], list[EvaluationRow]] = {}
-        for row in sorted(self.rows, key=lambda row: (row.steps or 0, row.temperature or 0)):
-            if row.kind != "real":
-                found.setdefault((row.system, row.steps), []).append(row)
+    def frontiers(self) -> dict[str, list[EvaluationRow]]:
+        """Return the rows of each frontier, by temperature; the reference texts have none."""
+        found: dict[str, list[EvaluationRow]] = {}
         order = list(dict.fromkeys(row.system for row in self.rows))
-        return dict(sorted(found.items(), key=lambda item: order.index(item[0][0])))
+        for row in sorted(self.rows, key=lambda row: (order.index(row.system), row.steps or 0, row.temperature or 0)):
+            if row.kind != "real":
+                found.setdefault(row.frontier, []).append(row)
+        return found
 
     def comparisons(self) -> list[tuple[str, str, Comparison]]:
         """Compare each frontier with every earlier one of another system, at equal entropy and, where both have it, steps."""
@@ -129,9 +139,10 @@ class Report(ResumableReport):
         frontiers = [item for item in self.frontiers().items() if len(item[1]) > 1]
         for number, (one, rows) in enumerate(frontiers):
             for other, earlier in frontiers[:number]:
-                if one[0] != other[0] and (None in (one[1], other[1]) or one[1] == other[1]):
+                steps = {rows[0].steps, earlier[0].steps}
+                if rows[0].system != earlier[0].system and (None in steps or len(steps) == 1):
                     if comparison := compare(points(rows), points(earlier), places=9):
-                        found.append((frontier_name(one), frontier_name(other), comparison))
+                        found.append((one, other, comparison))
         return found
 
 
@@ -140,20 +151,13 @@ def points(rows: Sequence[EvaluationRow]) -> list[Point]:
     return [(row.diversity.entropy, row.judge_perplexity) for row in rows]
 
 
-def frontier_name(key: tuple[str, int | None]) -> str:
-    """Return a frontier's label: its system, and its steps where it has any."""
-    return key[0] if key[1] is None else f"{key[0]}, {key[1]} steps"
-
-
 def table(report: Report) -> str:
     """Return the report as a table with explanations."""
     about, rows = report.about, [*report.reference, *(row for rows in report.frontiers().values() for row in rows)]
-    title = (
-        f"judge LM {about['judge']}; {about['count']} texts per row, seed {about['seed']}; reference texts: {about['split']}"
-    )
+    settings = f"{about['count']} texts per row, seed {about['seed']}; reference texts: {about['split']}"
     explained = EXPLAINED + OWN_METRICS * any(row.metrics for row in rows)
     details = [*_comparison_lines(report), *_likelihood_lines(report)]
-    return report.table(title, [format_row(row) for row in rows], explained, details)
+    return report.table(f"judge LM {about['judge']}; {settings}", [format_row(row) for row in rows], explained, details)
 
 
 EXPLAINED = [
@@ -188,8 +192,7 @@ def format_row(row: EvaluationRow) -> dict[str, str]:
 
 def _comparison_lines(report: Report) -> list[str]:
     lines = []
-    known = {name: value for name, value in report.at_reference_entropy().items() if value is not None}
-    if known:
+    if known := {name: value for name, value in report.at_reference_entropy().items() if value is not None}:
         lines += ["", "Judge perplexity at the entropy of the reference texts (log-linear between temperatures)"]
         lines += [f"  {name}: {value:.2f}" for name, value in known.items()]
     if compared := report.comparisons():
@@ -224,14 +227,13 @@ def draw(report: Report, training_lengths: dict[int, int], folder: Path) -> None
     """Write ``frontier.png`` and ``lengths.png``."""
     real = report.reference[0]
     lines, histograms, longest = [], {"training texts": training_lengths, REFERENCE: real.lengths}, {}
-    for key, rows in {(REFERENCE, None): [real], **report.frontiers()}.items():
-        marked = zip(points(rows), rows, strict=True)
-        shown = [(*point, row.judge_error, "" if row.temperature is None else f"{row.temperature:g}") for point, row in marked]
-        lines.append(plots.Line(frontier_name(key), shown, peer=rows[0].kind in ("real", "judge")))
-        longest[key[0]] = min(rows, key=lambda row: abs((row.temperature or 1) - 1))  # of each system, at its most steps
+    for frontier, rows in {REFERENCE: [real], **report.frontiers()}.items():
+        shown = [(*point, row.judge_error, row.mark) for point, row in zip(points(rows), rows, strict=True)]
+        lines.append(plots.Line(frontier, shown, peer=rows[0].kind in ("real", "judge")))
+        nearest = min(rows, key=lambda row: abs((row.temperature or 1) - 1))
+        longest[nearest.system] = nearest  # of each system, at its most steps
     for row in longest.values():
-        mark = "" if row.temperature is None else f", temperature {row.temperature:g}"
-        histograms[frontier_name((row.system, row.steps)) + mark] = row.lengths
+        histograms[row.frontier + f", temperature {row.mark}" * bool(row.mark)] = row.lengths
     title = f"{report.about['count']} texts per point, labelled with the temperature"
     plots.save(plots.frontier(lines, title), folder / "frontier.png")
     plots.save(plots.lengths(histograms), folder / "lengths.png")

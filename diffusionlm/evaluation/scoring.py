@@ -56,12 +56,9 @@ Scorer = Callable[[BasePipeline[Any], Rows, Sequence[str], ScoringConfig], Itera
 
 
 def score(
-    model: str | Path | BasePipeline[Any],
-    texts: Sequence[str],
-    options: ScoringConfig | None = None,
-    *,
-    places: Sequence[str] | None = None,
-) -> Iterator[tuple[str, Bound]]:
+    model: str | Path | BasePipeline[Any], texts: Sequence[str], options: ScoringConfig | None = None,
+    *, places: Sequence[str] | None = None,
+) -> Iterator[tuple[str, Bound]]:  # fmt: skip
     """Yield each of ``texts`` with its likelihood under ``model``; empty texts are skipped.
 
     Args:
@@ -96,12 +93,10 @@ def by_bound(function: Callable[..., Iterator[Bound]]) -> Scorer:
 
 
 def exactly(pipeline: BasePipeline[Any], rows: Rows, texts: Sequence[str], options: ScoringConfig) -> Iterator[Bound]:
-    """Yield the exact likelihood under an autoregressive model, as the reconstruction term: there is no noise."""
+    """Yield the exact likelihood under an autoregressive model."""
     judge = Judge(pipeline.model, pipeline.tokenizer, pipeline.dtype)
     for first in range(0, len(texts), options.batch_size):
-        for one in judge.score(texts[first : first + options.batch_size]):
-            counts = {"tokens": one.tokens, "characters": one.characters, "unknown": one.unknown}
-            yield Bound(reconstruction=one.nats, exact=True, **counts)
+        yield from judge.score(texts[first : first + options.batch_size])
 
 
 SCORERS: dict[str, Scorer] = {  # by the model_type in the model's config, like the pipelines in pipelines/auto.py
@@ -145,15 +140,12 @@ class Summary:
 def summary(bounds: Sequence[Bound]) -> Summary:
     """Return the summary of the bounds of a set of texts."""
     tokens, characters = sum(b.tokens for b in bounds), sum(b.characters for b in bounds)
-
-    def mean(name: str) -> float:
-        return math.fsum(getattr(b, name) for b in bounds) / tokens
-
+    means = {name: sum(getattr(b, name) for b in bounds) / tokens for name in ("nats", *TERMS)}
     return Summary(
-        nats_per_token=mean("nats"),
-        standard_error=math.sqrt(math.fsum(b.deviation**2 for b in bounds)) / tokens,
-        **{name: mean(name) for name in TERMS},
-        bits_per_character=math.fsum(b.nats for b in bounds) / math.log(2) / characters if characters else math.nan,
+        nats_per_token=means.pop("nats"),
+        standard_error=math.hypot(*(b.deviation for b in bounds)) / tokens,
+        **means,
+        bits_per_character=sum(b.nats for b in bounds) / (characters * math.log(2)) if characters else math.nan,
         texts=len(bounds),
         tokens=tokens,
         characters=characters,

@@ -33,11 +33,8 @@ def unigram_entropy(texts: Sequence[str]) -> float:
 
 def distinct(texts: Sequence[str], n: int) -> float:
     """Return the share of the n-grams of words that are distinct (distinct-n, Li et al. 2016, section 5)."""
-    grams: Counter[tuple[str, ...]] = Counter()
-    for text in texts:
-        words = tokenize(text)
-        grams.update(zip(*(words[i:] for i in range(n)), strict=False))
-    return len(grams) / max(grams.total(), 1)
+    grams = [gram for words in map(tokenize, texts) for gram in zip(*(words[i:] for i in range(n)), strict=False)]
+    return len(set(grams)) / max(len(grams), 1)
 
 
 def self_bleu(texts: Sequence[str], seed: int = 0, sample: int = SELF_BLEU_TEXTS) -> float:

@@ -24,7 +24,7 @@ from diffusionlm.controls import Binding
 from diffusionlm.data.annotators import Reader
 from diffusionlm.data.corpora import Corpus
 from diffusionlm.evaluation.control.metrics import Estimate, metric_order, over_targets, perplexity_over_targets, target_metrics
-from diffusionlm.evaluation.control.report import LEFT_ONLY, STEERED, UNGUIDED, ControlRow, Work
+from diffusionlm.evaluation.control.report import LEFT_ONLY, STEERED, UNGUIDED, ControlRow, Work, strength_mark
 from diffusionlm.evaluation.control.tasks import FileTargets, Gap, Target, TaskConfig
 from diffusionlm.evaluation.jobs import REFERENCE, Job, Progress, file_name
 from diffusionlm.evaluation.judge import Judge
@@ -54,7 +54,7 @@ class TargetSamples:
 
 
 @contextmanager
-def counted_calls(pipeline: Pipeline) -> Iterator[dict[str, int]]:
+def counted_calls(pipeline: Pipeline) -> Iterator[dict[str, Any]]:
     """Count the rows that a pipeline's denoiser and its classifiers process; yield the counts by field of ``Work``."""
     counts = {"evaluations": 0, "backwards": 0, "classifications": 0}
 
@@ -131,8 +131,7 @@ class ModelTask:
 def compile_target(pipeline: Pipeline, target: Target, sampling: SamplingConfig) -> tuple[str | None, bool]:
     """Return why a target cannot be satisfied, None where it can, and whether gradients guide to it.
 
-    Raises:
-        UserError: a target from a file cannot be satisfied, with its line.
+    Raises UserError for a target from a file that cannot be satisfied, with its line.
     """
     try:
         return None, bool(pipeline.steering(target.controls, sampling).compiled.energies)
@@ -343,11 +342,6 @@ def mean_work(records: Sequence[TargetSamples]) -> Work:
 def json_line(record: TargetSamples) -> str:
     """Return a record as one line of JSON."""
     return json.dumps(asdict(record), ensure_ascii=False)
-
-
-def strength_mark(strength: float | None, label: str) -> str:
-    """Return ``label`` with the strength, nothing without one."""
-    return "" if strength is None else f"{label}{strength:g}"
 
 
 loaded = cache(LoadedCorpus)  # of each task's corpus

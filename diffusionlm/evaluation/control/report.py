@@ -105,7 +105,7 @@ def format_row(row: ControlRow, corpus_metrics: list[str]) -> dict[str, str]:
     """Return a row's figures by column of the table; a dash where it has none."""
     return {
         "task": row.task,
-        "strength": "-" if row.strength is None else f"{row.strength:g}",
+        "strength": strength_mark(row.strength) or "-",
         "targets": f"{row.targets} x {row.samples}" + (f" ({len(row.refused)} refused)" if row.refused else ""),
         "score": percent(row.metrics.get(SCORE, {}).get(STEERED)),
         "all passed": percent(row.metrics.get(ALL, {}).get(STEERED)),
@@ -123,6 +123,11 @@ def format_row(row: ControlRow, corpus_metrics: list[str]) -> dict[str, str]:
     }
 
 
+def strength_mark(strength: float | None, label: str = "") -> str:
+    """Return ``label`` with the strength, nothing without one."""
+    return "" if strength is None else f"{label}{strength:g}"
+
+
 def percent(value: Estimate | None) -> str:
     """Return a share as a percentage with its standard error."""
     return number(value and Estimate(100 * value.mean, value.error and 100 * value.error), 1)
@@ -138,7 +143,7 @@ def number(value: Estimate | None, places: int = 2) -> str:
 def _detail_lines(row: ControlRow, named: bool) -> list[str]:
     """Return every metric of a row, by source of the texts."""
     sources = [source for source in SOURCES if source in row.perplexity]
-    at = "" if row.strength is None else f", strength {row.strength:g}"
+    at = strength_mark(row.strength, ", strength ")
     shown = [(name, by, percent) for name, by in row.metrics.items()]
     shown += [(name, by, partial(number, places=3)) for name, by in row.corpus_metrics.items()]
     shown.append(("judge perplexity", row.perplexity, number))
@@ -170,7 +175,7 @@ def draw_control(report: ControlReport, folder: Path) -> None:
 def _task_line(rows: list[ControlRow], label: str) -> plots.Line:
     """Return a task's points over strengths, from the unguided texts on."""
     rows = sorted(rows, key=lambda row: row.strength or 0)
-    points = [_point(row, STEERED, "" if row.strength is None else f"{row.strength:g}") for row in rows]
+    points = [_point(row, STEERED, strength_mark(row.strength)) for row in rows]
     if UNGUIDED in rows[0].metrics[ALL] and 0 not in [row.strength for row in rows]:
         points.insert(0, _point(rows[0], UNGUIDED, "0"))
     return plots.Line(label, points, ordered=True)

@@ -56,8 +56,7 @@ class Task(Component, family="task"):
     def targets(self, rows: datasets.Dataset | None, reader: Reader, seed: int, count: int) -> list[Target]:
         """Return the first ``count`` targets, from texts in random order; ``seed`` decides the order and all choices.
 
-        Raises:
-            UserError: there are fewer.
+        Raises UserError where there are fewer.
         """
         assert rows is not None
         order = list(range(len(rows)))
@@ -211,11 +210,7 @@ class FileTargets(Task, name="file"):
 
 
 def read_rows(path: str) -> list[tuple[str, Target]]:
-    """Read a file of targets, each with its ``task``, by default the file's name.
-
-    Raises:
-        UserError: it cannot be read, or a row is not a target, with its line.
-    """
+    """Read a file of targets, each with its ``task``, by default the file's name. Raises UserError with a wrong row's line."""
     found = []
     for place, row, controls in target_rows(path):
         for key in ("reference", "task"):
