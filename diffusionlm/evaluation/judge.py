@@ -23,7 +23,7 @@ from diffusionlm.data.tokenizers import decode_texts, load_tokenizer
 from diffusionlm.evaluation.likelihood import Bound
 from diffusionlm.models.causal import load_causal, reach
 from diffusionlm.models.io import model_folder
-from diffusionlm.pipelines.base import SamplingConfig, placed
+from diffusionlm.pipelines.base import SamplingConfig, batches, placed
 from diffusionlm.pipelines.causal import write_ids
 
 
@@ -84,10 +84,9 @@ class Judge:
         Raises:
             UserError: the tokenizer has no BOS; an impossible number.
         """
-        SamplingConfig(temperature=temperature, batch_size=batch_size, seed=seed)  # for its checks
         texts: list[str] = []
-        for first in range(0, count, batch_size):
-            seeds = [(seed, index, 0) for index in range(first, min(first + batch_size, count))]
+        for indices in batches(count, SamplingConfig(temperature=temperature, batch_size=batch_size, seed=seed)):
+            seeds = [(seed, index, 0) for index in indices]
             ids = write_ids(self.model, self.tokenizer, seeds, temperature, max_tokens, self.dtype)
             texts += decode_texts(self.tokenizer, ids)
         return texts

@@ -25,7 +25,7 @@ from diffusionlm.data.annotators import Reader
 from diffusionlm.data.corpora import Corpus
 from diffusionlm.evaluation.control.metrics import Estimate, metric_order, over_targets, perplexity_over_targets, target_metrics
 from diffusionlm.evaluation.control.report import LEFT_ONLY, STEERED, UNGUIDED, ControlRow, Work, strength_mark
-from diffusionlm.evaluation.control.tasks import FileTargets, Gap, Target, TaskConfig
+from diffusionlm.evaluation.control.tasks import FileTargets, Target, TaskConfig
 from diffusionlm.evaluation.jobs import REFERENCE, Job, Progress, file_name
 from diffusionlm.evaluation.judge import Judge
 from diffusionlm.evaluation.provenance import LoadedCorpus, fingerprint
@@ -268,8 +268,8 @@ def measured(judge: Judge, steered: Samples, unguided: Samples, progress: Progre
 def paired(task: ModelTask, steered: Sequence[TargetSamples], unguided: Sequence[TargetSamples]) -> tuple[Texts, Texts]:
     """Return steered and unguided texts of the same targets: of a refused target neither has texts."""
     texts = [list(record.texts) for record in steered]
-    targets = zip(task.targets, unguided, texts, strict=True)
-    return texts, [gap_filled(target.gap, record.texts) if each else [] for target, record, each in targets]
+    free = [list(record.texts) if each else [] for record, each in zip(unguided, texts, strict=True)]
+    return texts, [target.gap.put(each) if target.gap else each for target, each in zip(task.targets, free, strict=True)]
 
 
 def digest_of(texts: tuple[Texts, Texts], settings: Mapping[str, Any]) -> str:
@@ -318,19 +318,10 @@ def peers(task: ModelTask, judge: Judge) -> dict[str, Texts]:
     gaps = [target.gap for target in task.targets if target.gap]
     if len(gaps) == len(task.targets):
         found[LEFT_ONLY] = [
-            gap_filled(gap, judge.complete(gap.left, task.config.samples, task.seed(number), 4 * len(gap.hidden.split())))
+            gap.put(judge.complete(gap.left, task.config.samples, task.seed(number), 4 * len(gap.hidden.split())))
             for number, gap in enumerate(gaps)
         ]
     return found
-
-
-def gap_filled(gap: Gap | None, texts: Sequence[str]) -> list[str]:
-    """Return ``texts``; with a gap, their words at its place between the given words."""
-    if gap is None:
-        return list(texts)
-    first = len(gap.left.split())
-    words = slice(first, first + len(gap.hidden.split()))
-    return [gap.filled(" ".join(text.split()[words])) for text in texts]
 
 
 def mean_work(records: Sequence[TargetSamples]) -> Work:

@@ -33,6 +33,12 @@ class Gap:
         """Return the text with ``words`` in the gap."""
         return " ".join(filter(None, [self.left, words, self.right]))
 
+    def put(self, texts: Sequence[str]) -> list[str]:
+        """Return the texts with their own words at the place of the gap, between the given words."""
+        first = len(self.left.split())
+        last = first + len(self.hidden.split())
+        return [self.filled(" ".join(text.split()[first:last])) for text in texts]
+
 
 @dataclass(frozen=True)
 class Target:
