@@ -81,6 +81,8 @@ class CausalConfig(ModelSpec, name="causal"):
 class NextToken(ObjectiveConfig, name="causal"):
     """Mean cross-entropy of the next token, EOS included: the exact negative log-likelihood, in nats per token.
 
+    Given tokens are context alone.
+
     Args:
         dropped_share: share of the context tokens replaced by PAD, whose vector is 0, in training: word dropout against
             overfitting (Gal and Ghahramani 2016, section 4).
@@ -110,11 +112,11 @@ class NextTokenObjective(Objective):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return ``cross_entropy``, in nats per token."""
-        ids, mask = batch.ids, batch.mask
-        context, wanted, counted = ids[:, :-1], ids[:, 1:], mask[:, 1:]
+        ids, mask, free = batch.ids, batch.mask, batch.free
+        context, wanted, counted = ids[:, :-1], ids[:, 1:], free[:, 1:]
         if self.training and self.spec.dropped_share:
             hidden = torch.rand(context.shape, device=ids.device) < self.spec.dropped_share
-            context = context.masked_fill(hidden, self.pad_id)
+            context = context.masked_fill(hidden & free[:, :-1], self.pad_id)
         logits = self.model(input_ids=context, attention_mask=mask[:, :-1].long(), use_cache=False).logits.float()
         losses = F.cross_entropy(logits.transpose(1, 2), wanted, reduction="none")
         return {"cross_entropy": (losses * counted).sum() / counted.sum()}

@@ -132,7 +132,7 @@ def lowest(scores: Tensor, counts: Tensor) -> Tensor:
 
 def hide(words: Tensor, counts: Tensor, uniform: Tensor) -> Tensor:
     """Choose ``counts`` (B,) of the positions ``words`` (B, L) uniformly, by the ``uniform`` draws (B, L)."""
-    return lowest(uniform.masked_fill(~words, math.inf), counts)
+    return lowest(uniform.masked_fill(~words, math.inf), counts) & words
 
 
 def masked_token_losses(model: MaskedLM, ids: Tensor, mask: Tensor, hidden: Tensor) -> Tensor:
@@ -173,13 +173,15 @@ class MaskedObjective(Objective):
         self.spec = spec
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Return ``bound`` (nats per word) or ``cross_entropy`` (nats per masked word, not a likelihood)."""
-        ids, mask = batch.ids, batch.mask
-        words = word_positions(mask)
+        """Return ``bound`` (nats per word) or ``cross_entropy`` (nats per masked word, not a likelihood).
+
+        Given words stay visible, and N counts the others: the bound is that of their probability under the given ones.
+        """
+        ids, words = batch.ids, word_positions(batch.mask) & batch.free
         total = words.sum(1)
         counts = (stratified(len(ids), ids.device) * total).ceil().clamp(min=1)
-        losses = masked_token_losses(self.model, ids, mask, hide(words, counts, torch.rand(ids.shape, device=ids.device)))
-        losses = losses.sum(1)
+        hidden = hide(words, counts, torch.rand(ids.shape, device=ids.device))
+        losses = masked_token_losses(self.model, ids, batch.mask, hidden).sum(1)
         if self.spec.weighting == "bound":
             return {"bound": (total / counts * losses).sum() / total.sum()}
-        return {"cross_entropy": losses.sum() / counts.sum()}
+        return {"cross_entropy": losses.sum() / hidden.sum()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from transformers import AutoModel
 
 from diffusionlm.config import UserError, build, merge, to_plain
 from diffusionlm.core.objective import Batch
+from diffusionlm.data.batches import Example
 from diffusionlm.evaluation.masked_likelihood import masked_bound
 from diffusionlm.models.diffusion import DiffusionLM, ModelConfig
 from diffusionlm.models.masked import (
@@ -127,6 +128,37 @@ def test_the_bound_of_even_odds_is_their_entropy_whatever_the_length() -> None:
     for weighting in ("bound", "equal"):
         (loss,) = MaskedWords(weighting).build(model)(Batch(ids=ids, mask=ids != PAD)).values()
         assert float(loss) == pytest.approx(math.log(6), rel=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("weighting", ["bound", "equal"])
+def test_given_words_are_never_hidden_and_never_in_the_loss(weighting: Literal["bound", "equal"]) -> None:
+    """With two of three words given, the third is always hidden: its loss is -log p(w_i | the other two), exactly."""
+    model, texts, chances = _toy()
+    joint = chances.view(3, 3, 3)
+    objective = MaskedWords(weighting).build(model)
+    for place in range(3):
+        conditional = (joint / joint.sum(place, keepdim=True)).flatten()
+        known = torch.ones_like(texts, dtype=torch.bool)
+        known[:, 1 + place] = False
+        known[0] = True  # a text that is given completely adds nothing
+        batch = Batch(ids=texts, mask=torch.ones_like(known), known=known)
+        (loss,) = objective(batch).values()
+        assert float(loss) == pytest.approx(-float(conditional[1:].log().mean()), rel=1e-4)
+
+
+@torch.no_grad()
+def test_the_loss_given_a_word_is_the_bound_of_the_others() -> None:
+    """The first word is given: the bound of exact conditionals is -log p(w_2, w_3 | w_1)."""
+    model, texts, chances = _toy()
+    joint = chances.view(3, 3, 3)
+    drawn = torch.multinomial(chances, 3000, replacement=True)
+    rows = [Example(row) for row in texts[drawn].tolist()]
+    for row in rows:
+        row.known = [False, True, False, False, False]
+    objective = MaskedWords("bound").build(model)
+    truth = -(joint / joint.sum((1, 2), keepdim=True)).flatten()[drawn].log().mean() / 2
+    assert float(objective(objective.collate(rows))["bound"]) == pytest.approx(float(truth), abs=0.05)
 
 
 def test_the_bound_of_each_text_is_its_cost_and_that_of_its_length() -> None:
