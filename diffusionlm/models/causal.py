@@ -49,6 +49,14 @@ class CausalConfig(ModelSpec, name="causal"):
         if self.expansion * self.width < 1:
             raise UserError(f"expansion: expected at least {1 / self.width}, got {self.expansion}")
 
+    @property
+    def explicit_length(self) -> bool:
+        return False
+
+    @property
+    def excludes_self(self) -> bool:
+        return True
+
     def make(self, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[int]], max_length: int) -> LlamaForCausalLM:
         """Return a model with random weights."""
         return LlamaForCausalLM(

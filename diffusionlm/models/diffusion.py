@@ -33,8 +33,26 @@ from diffusionlm.recipe.gumbel import Gumbel
 from diffusionlm.recipe.word_init import word_vectors_from
 
 
+class WordVectorSpec(ModelSpec):
+    """Base of the hyperparameters of models on word vectors."""
+
+    dimension: int
+    backbone: Backbone
+    cooccurrence: float
+
+    def __post_init__(self) -> None:
+        if self.dimension < 1:
+            raise UserError(f"dimension: expected at least 1, got {self.dimension}")
+        if not 0 <= self.cooccurrence < 1:
+            raise UserError(f"cooccurrence: expected a share of at least 0 and below 1, got {self.cooccurrence}")
+
+    @property
+    def excludes_self(self) -> bool:
+        return self.backbone.excludes_self
+
+
 @dataclass(frozen=True)
-class ModelConfig(ModelSpec, name="diffusion"):
+class ModelConfig(WordVectorSpec, name="diffusion"):
     """Hyperparameters of a diffusion model.
 
     Args:
@@ -71,7 +89,7 @@ class ModelConfig(ModelSpec, name="diffusion"):
     condition: Condition | None = None
 
     def __post_init__(self) -> None:
-        check_vectors(self.dimension, self.cooccurrence)
+        super().__post_init__()
         Process.find(self.process)
         if self.learned_variance and self.has_logits:
             raise UserError("learned_variance: expected false with prediction 'logits', whose output is no vector")
@@ -83,13 +101,11 @@ class ModelConfig(ModelSpec, name="diffusion"):
 
     @property
     def has_logits(self) -> bool:
-        """Whether the network predicts token logits, not vectors."""
         return self.prediction == "logits"
 
     @property
-    def excludes_self(self) -> bool:
-        """Whether no position's logits depend on the position's own noisy vector, but for the token likelihood term."""
-        return self.backbone.excludes_self
+    def self_conditions(self) -> bool:
+        return self.self_conditioning
 
     def check_data(self, splits: Mapping[str, datasets.Dataset]) -> None:
         """Check that the corpus has the columns that the condition needs. Raises UserError."""
@@ -180,18 +196,17 @@ class DiffusionLMConfig(PreTrainedConfig):
         self.format_version = format_version
 
 
-def check_vectors(dimension: int, cooccurrence: float) -> None:
-    """Raise UserError for impossible settings of word vectors."""
-    if dimension < 1:
-        raise UserError(f"dimension: expected at least 1, got {dimension}")
-    if not 0 <= cooccurrence < 1:
-        raise UserError(f"cooccurrence: expected a share of at least 0 and below 1, got {cooccurrence}")
+def _of_settings(name: str) -> Any:
+    """Return the property of models that is the property ``name`` of their settings."""
+    return property(lambda model: getattr(model.settings, name), doc=getattr(ModelSpec, name).__doc__)
 
 
 class WordVectorModel(PreTrainedModel, WordVectors):
-    """Base of the models on word vectors; its ``settings`` have ``dimension``, ``embedding`` and ``cooccurrence``."""
+    """Base of the models on word vectors."""
 
-    settings: Any  # the family's ModelSpec
+    settings: Any  # a WordVectorSpec with ``embedding``
+    has_logits, explicit_length = _of_settings("has_logits"), _of_settings("explicit_length")
+    self_conditions, excludes_self = _of_settings("self_conditions"), _of_settings("excludes_self")
 
     def make_embedding(self) -> None:
         """Make the table of word vectors (V, D)."""
@@ -257,7 +272,7 @@ class DiffusionLM(DenoisingModel, WordVectorModel):
         self.settings, self.prediction = settings, settings.prediction
         self.process: Process = Process.find(settings.process)(settings.schedule)  # type: ignore[call-arg]
         self.evidence, self.reads_evidence = settings.evidence, settings.evidence_input and settings.has_logits
-        self.self_conditions, self.learned_variance = settings.self_conditioning, settings.learned_variance
+        self.learned_variance = settings.learned_variance
         self.make_embedding()
         self.rounding_bias = None if settings.has_logits else nn.Parameter(torch.zeros(config.vocabulary))
         self.condition_size = 0 if settings.condition is None else settings.condition.size
@@ -269,19 +284,9 @@ class DiffusionLM(DenoisingModel, WordVectorModel):
         self.post_init()  # type: ignore[no-untyped-call]
 
     @property
-    def explicit_length(self) -> bool:
-        """Whether lengths are drawn first and only non-padding tokens are modelled."""
-        return self.settings.explicit_length
-
-    @property
     def padded_width(self) -> int | None:
         """The number of positions of every row where PAD is a word like others, else None."""
         return None if self.explicit_length else self.config.max_tokens
-
-    @property
-    def excludes_self(self) -> bool:
-        """Whether no position's logits depend on the position's own noisy vector, but for the token likelihood term."""
-        return self.settings.excludes_self
 
     def free_positions(self, batch: Batch) -> Tensor:
         """Return the positions (B, L) that are noised: all but given tokens and, with explicit lengths, BOS and EOS."""

@@ -29,12 +29,12 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedToken
 from diffusionlm.config import build_untrusted, to_plain
 from diffusionlm.core.objective import Batch, Objective, ObjectiveConfig, expect_family
 from diffusionlm.models.backbones import Backbone, Transformer
-from diffusionlm.models.diffusion import DiffusionLMConfig, WordVectorModel, check_vectors
+from diffusionlm.models.diffusion import DiffusionLMConfig, WordVectorModel, WordVectorSpec
 from diffusionlm.models.spec import ModelSpec
 
 
 @dataclass(frozen=True)
-class MaskedConfig(ModelSpec, name="masked"):
+class MaskedConfig(WordVectorSpec, name="masked"):
     """Hyperparameters of a masked diffusion model.
 
     Args:
@@ -48,9 +48,6 @@ class MaskedConfig(ModelSpec, name="masked"):
     backbone: Backbone = field(default_factory=Transformer)
     embedding: Literal["normalised", "free", "frozen"] = "normalised"
     cooccurrence: float = 0.85
-
-    def __post_init__(self) -> None:
-        check_vectors(self.dimension, self.cooccurrence)
 
     def make(self, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[int]], max_length: int) -> MaskedLM:
         """Return a new model; co-occurrences in ``rows`` initialise its word vectors."""

@@ -20,10 +20,32 @@ from diffusionlm.data.batches import DataConfig, Encoded
 class ModelSpec(Component, family="model"):
     """Base of the model families; a mapping without a name is a ``diffusion`` model.
 
-    ``generates`` tells whether such models generate texts.
+    ``generates`` tells whether such models generate texts. The properties are what code of several families may depend on;
+    the library's models on word vectors have them too.
     """
 
     generates: ClassVar[bool] = True
+    token_aligned: ClassVar[bool] = True  # whether there is one latent per token
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether the network predicts token logits, not vectors."""
+        return True
+
+    @property
+    def explicit_length(self) -> bool:
+        """Whether lengths are drawn first and only non-padding tokens are modelled."""
+        return True
+
+    @property
+    def self_conditions(self) -> bool:
+        """Whether the network also receives its last estimate of x_0."""
+        return False
+
+    @property
+    def excludes_self(self) -> bool:
+        """Whether no token's logits depend on the token's own vector, but for a token likelihood term."""
+        return False
 
     def check_data(self, splits: Mapping[str, datasets.Dataset]) -> None:
         """Raise UserError where the corpus has no data for this model; called before anything is written."""

@@ -16,7 +16,8 @@ from diffusionlm.config import UserError, build, merge, to_plain
 from diffusionlm.core.objective import Batch
 from diffusionlm.data.batches import Example
 from diffusionlm.evaluation.masked_likelihood import masked_bound
-from diffusionlm.models.diffusion import DiffusionLM, ModelConfig
+from diffusionlm.models.causal import CausalConfig
+from diffusionlm.models.diffusion import DiffusionLM, DiffusionLMConfig, ModelConfig
 from diffusionlm.models.masked import (
     MaskedConfig,
     MaskedLM,
@@ -278,6 +279,25 @@ def test_a_saved_model_is_the_same(tmp_path: Path) -> None:
     assert isinstance(AutoModel.from_pretrained(tmp_path / "masked"), MaskedLM)
     with pytest.raises(UserError, match="expected model_type 'diffusionlm', got 'diffusionlm-masked'"):
         DiffusionLM.load(tmp_path / "masked")
+
+
+def test_capabilities_are_those_of_the_family_and_its_backbone() -> None:
+    names = ("has_logits", "explicit_length", "self_conditions", "excludes_self", "token_aligned")
+    plain = {"dimension": 6, "backbone": {"name": "transformer", "layers": 1, "width": 16, "heads": 2}}
+    leaving = {"dimension": 6, "backbone": {"name": "leave-one-out", "layers": 1, "query_layers": 1, "width": 16, "heads": 2}}
+    vectors = {**plain, "prediction": "x0", "explicit_length": False, "self_conditioning": False}
+    for spec, expected in (
+        (build(MaskedConfig, plain), (True, True, False, False, True)),
+        (build(MaskedConfig, leaving), (True, True, False, True, True)),
+        (build(ModelConfig, leaving), (True, True, True, True, True)),
+        (build(ModelConfig, vectors), (False, False, False, False, True)),
+        (CausalConfig(), (True, False, False, True, True)),
+    ):
+        assert tuple(getattr(spec, name) for name in names) == expected
+        if not isinstance(spec, CausalConfig):
+            config: Any = (MaskedLMConfig if isinstance(spec, MaskedConfig) else DiffusionLMConfig)(settings=to_plain(spec))
+            model = (MaskedLM if isinstance(spec, MaskedConfig) else DiffusionLM)(config)
+            assert tuple(getattr(model, name) for name in names) == expected
 
 
 def test_impossible_settings() -> None:
