@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import json
+import random
 import re
 import shutil
 import subprocess
@@ -122,7 +124,29 @@ def test_a_convolutional_network_sees_as_far_as_it_says() -> None:
     assert "an output depends on 13 positions" in run("convolutional", "5", "2")
 
 
-def test_samples_follow_a_label() -> None:
+def test_samples_follow_a_label(tmp_path: Path) -> None:
+    """Two labels whose texts share no word; every third text has no label, so that samples without a condition have both."""
+    words, draw = {"low": ["ant", "bee", "cat"], "high": ["oak", "elm", "fir"]}, random.Random(0)
+    rows = [
+        {
+            "text": " ".join(draw.choices(words[label], k=draw.randint(3, 5))),
+            "attributes": {"price": label if i % 3 else "none"},
+        }
+        for i, label in enumerate(["low", "high"] * 300)
+    ]
+    (tmp_path / "texts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pipe = importlib.import_module("tiny").model(
+        data={"corpus": str(tmp_path / "texts.jsonl"), "max_length": 8},
+        model={"condition": "label_condition:Label"},
+        training={"steps": 150},
+        sampling={"step_temperature": 1.0, "temperature": 1.0},
+    )
+    for condition, least, most in (("low", 0.95, 1), ("high", 0, 0.05), (None, 0.1, 0.9)):
+        found = [word in words["low"] for row in pipe(30, condition=condition) for word in row.text.split()]
+        assert least <= sum(found) / len(found) <= most
+
+
+def test_a_label_is_read_and_encoded() -> None:
     shown = run("label_condition", "5", "4")
     assert [line.split(":")[0] for line in shown.splitlines() if line.startswith("condition=")] == [
         "condition=None",
