@@ -44,15 +44,12 @@ class Full(Adapter, name="full"):
     complete: ClassVar[bool] = True
 
     def wrap(self, model: P) -> P:
-        """Return ``model``."""
         return model
 
     def save(self, model: PreTrainedModel, folder: Path) -> None:
-        """Write ``model.safetensors``."""
         model.save_pretrained(folder)
 
     def load(self, model: P, folder: Path) -> P:
-        """Return ``model``, whose weights are those of ``folder``."""
         return model
 
 

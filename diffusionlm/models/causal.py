@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import (
@@ -28,6 +27,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from diffusionlm.config import UserError
 from diffusionlm.core.objective import Batch, Objective, ObjectiveConfig, expect_family
+from diffusionlm.models.io import damage_errors, read_weights
 from diffusionlm.models.spec import ModelSpec
 
 
@@ -41,9 +41,7 @@ class CausalConfig(ModelSpec, name="causal"):
     expansion: float = 2.67
 
     def __post_init__(self) -> None:
-        for name in ("layers", "width", "heads"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        self.expect("at least 1", "layers", "width", "heads")
         if self.width % (2 * self.heads):
             raise UserError(f"heads: expected the width {self.width} to be a multiple of twice the heads, got {self.heads}")
         if self.expansion * self.width < 1:
@@ -58,30 +56,25 @@ class CausalConfig(ModelSpec, name="causal"):
         return True
 
     def make(self, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[int]], max_length: int) -> LlamaForCausalLM:
-        """Return a model with random weights."""
-        return LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=len(tokenizer),
-                max_position_embeddings=max_length,
-                pad_token_id=tokenizer.pad_token_id,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                tie_word_embeddings=False,  # separate input and output matrices are cheap at a thousand words
-                **self._sizes(),
-            )
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            max_position_embeddings=max_length,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            tie_word_embeddings=False,  # separate input and output matrices are cheap at a thousand words
+            **self._sizes(),
         )
+        return LlamaForCausalLM(config)
 
     def _sizes(self) -> dict[str, Any]:
-        inside = round(self.expansion * self.width)
-        heads = {"num_attention_heads": self.heads, "num_hidden_layers": self.layers}
-        return {"hidden_size": self.width, "intermediate_size": inside, **heads}
+        sizes = {"hidden_size": self.width, "intermediate_size": round(self.expansion * self.width)}
+        return {**sizes, "num_attention_heads": self.heads, "num_hidden_layers": self.layers}
 
     def load(self, folder: str | Path) -> PreTrainedModel:
-        """Load an autoregressive model."""
         return load_causal(folder)
 
     def describes(self, model: PreTrainedModel) -> bool:
-        """Compare the sizes."""
         return isinstance(model, LlamaForCausalLM) and self._sizes().items() <= model.config.to_dict().items()
 
 
@@ -103,11 +96,9 @@ class NextToken(ObjectiveConfig, name="causal"):
             raise UserError(f"dropped_share: expected a share of at least 0 and below 1, got {self.dropped_share}")
 
     def check(self, model: ModelSpec) -> None:
-        """Check that the model is autoregressive."""
         expect_family(self, model, "causal")
 
     def build(self, model: PreTrainedModel) -> NextTokenObjective:
-        """Return the module."""
         return NextTokenObjective(self, model)
 
 
@@ -143,21 +134,11 @@ def load_causal(folder: str | Path) -> PreTrainedModel:
     """
     if not (Path(folder) / "config.json").is_file():
         raise UserError(f"{folder}: expected a model folder, but it has no config.json")
-    safe = {"local_files_only": True, "trust_remote_code": False}
-    try:
-        kind = AutoConfig.from_pretrained(str(folder), **safe).model_type
-        if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-            raise UserError(f"{folder}: expected a causal language model, got model_type {kind!r}")
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(folder), use_safetensors=True, output_loading_info=True, dtype=torch.float32, **safe
-        )
-    except UserError:
-        raise
-    except (OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
-        raise UserError(f"{folder}: the model is damaged or incomplete: {' '.join(str(error).split())[:300]}") from None
-    model, report = loaded
-    if wrong := sorted(report["missing_keys"]) + sorted(report["unexpected_keys"]):
-        raise UserError(f"{folder}: the weights do not fit the config: {wrong[0]} and {len(wrong) - 1} more differ")
+    with damage_errors(folder):
+        kind = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False).model_type
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise UserError(f"{folder}: expected a causal language model, got model_type {kind!r}")
+    model: PreTrainedModel = read_weights(AutoModelForCausalLM, folder, folder)
     model.train(False)
     with torch.no_grad():
         first, other = model(input_ids=torch.tensor([[0, 0], [0, 1]]), use_cache=False).logits[:, 0]

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Literal, Self
 
 import datasets  # type: ignore[import-untyped]
 import torch
@@ -28,7 +28,7 @@ from diffusionlm.models.backbones import Backbone
 from diffusionlm.models.conditions import Condition
 from diffusionlm.models.io import load_pretrained
 from diffusionlm.models.leave_one_out import LeaveOneOut
-from diffusionlm.models.spec import ModelSpec
+from diffusionlm.models.spec import ModelSpec, Rows, Splits
 from diffusionlm.recipe.gumbel import Gumbel
 from diffusionlm.recipe.word_init import word_vectors_from
 
@@ -41,8 +41,7 @@ class WordVectorSpec(ModelSpec):
     cooccurrence: float
 
     def __post_init__(self) -> None:
-        if self.dimension < 1:
-            raise UserError(f"dimension: expected at least 1, got {self.dimension}")
+        self.expect("at least 1", "dimension")
         if not 0 <= self.cooccurrence < 1:
             raise UserError(f"cooccurrence: expected a share of at least 0 and below 1, got {self.cooccurrence}")
 
@@ -107,40 +106,35 @@ class ModelConfig(WordVectorSpec, name="diffusion"):
     def self_conditions(self) -> bool:
         return self.self_conditioning
 
-    def check_data(self, splits: Mapping[str, datasets.Dataset]) -> None:
-        """Check that the corpus has the columns that the condition needs. Raises UserError."""
+    def check_data(self, splits: Splits) -> None:
         if self.condition is not None:
             _condition_values(self.condition, splits["train"].select(range(1)))
 
-    def rows(
-        self, encoded: Mapping[str, Encoded], splits: Mapping[str, datasets.Dataset], tokenizer: PreTrainedTokenizerFast
-    ) -> Mapping[str, Sequence[list[int]]]:
+    def rows(self, encoded: Mapping[str, Encoded], splits: Splits, tokenizer: PreTrainedTokenizerFast) -> Mapping[str, Rows]:
         """Return the texts, as ``Example`` with the value of the model's condition if it has one."""
         if self.condition is None:
             return super().rows(encoded, splits, tokenizer)
-        found: dict[str, list[list[int]]] = {}
+        found: dict[str, list[Example]] = {}
         for split, texts in encoded.items():
             values = _condition_values(self.condition, splits[split])
             found[split] = [Example(ids) for ids in texts.ids]
             for row, text in zip(found[split], texts.texts, strict=True):
-                cast(Example, row).condition = values[text]
+                row.condition = values[text]
         return found
 
     def make(self, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[int]], max_length: int) -> DiffusionLM:
         """Return a new model; ``rows`` initialise its word vectors and a default ``gumbel`` schedule."""
-        settings = self
-        schedule = self.schedule
+        settings, schedule = self, self.schedule
         if isinstance(schedule, Gumbel) and schedule.fit == Gumbel().fit:
             counts = Counter(i for row in rows for i in row[1:-1])
             total = sum(counts.values())
-            own_share = 1 - (self.cooccurrence if self.embedding != "free" else 0)
             entropy = -sum(n / total * math.log(n / total) for n in counts.values())
+            own_share = 1 - (self.cooccurrence if self.embedding != "free" else 0)
             start = Gumbel.for_words(self.dimension, len(tokenizer), entropy, own_share)
             settings = replace(self, schedule=replace(schedule, **start.fit))
         return DiffusionLM.new(settings, tokenizer, rows, max_length)
 
     def load(self, folder: str | Path) -> DiffusionLM:
-        """Load a diffusion model."""
         return DiffusionLM.load(folder)
 
     def describes(self, model: PreTrainedModel) -> bool:
@@ -153,15 +147,22 @@ def _condition_values(condition: Condition, rows: datasets.Dataset) -> list[Any]
     try:
         values = [condition.values(row) for row in rows]
     except KeyError as error:
-        raise UserError(
-            f"model.condition: the corpus has no column {error}{nearest(error.args[0], rows.column_names)}"
-        ) from None
+        column = f"{error}{nearest(error.args[0], rows.column_names)}"
+        raise UserError(f"model.condition: the corpus has no column {column}") from None
     condition.collate(values)
     return values
 
 
 class DiffusionLMConfig(PreTrainedConfig):
-    """The saved form of a model's config: ``settings`` is a plain ``ModelConfig``."""
+    """The saved form of a model's config, plain numbers and strings; a newer ``format_version`` is refused.
+
+    Args:
+        settings: a ``ModelConfig`` in plain form.
+        vocabulary: V, the number of words.
+        max_tokens: the most tokens of a text, BOS and EOS included.
+        length_counts: number of training texts with 0, 1, 2, ... tokens.
+        special_ids: the ids of ``pad``, ``unk``, ``start`` and ``end``, without those that the tokenizer lacks.
+    """
 
     model_type = "diffusionlm"
     attribute_map: ClassVar[dict[str, str]] = {"vocab_size": "vocabulary", "max_position_embeddings": "max_tokens"}
@@ -176,24 +177,11 @@ class DiffusionLMConfig(PreTrainedConfig):
         format_version: int = FORMAT_VERSION,
         **kwargs: Any,
     ) -> None:
-        """Store plain numbers and strings.
-
-        Args:
-            settings: a ``ModelConfig`` in plain form.
-            vocabulary: V, the number of words.
-            max_tokens: the most tokens of a text, BOS and EOS included.
-            length_counts: number of training texts with 0, 1, 2, ... tokens.
-            special_ids: the ids of ``pad``, ``unk``, ``start`` and ``end``.
-            format_version: of the folder; a newer one is refused.
-            **kwargs: transformers' own.
-        """
         super().__init__(**kwargs)
         self.settings = settings or to_plain(ModelConfig())
-        self.vocabulary = vocabulary
-        self.max_tokens = max_tokens
+        self.vocabulary, self.max_tokens, self.format_version = vocabulary, max_tokens, format_version
         self.length_counts = length_counts or []
         self.special_ids = special_ids or {"pad": 0, "unk": 1, "start": 2, "end": 3}
-        self.format_version = format_version
 
 
 def _of_settings(name: str) -> Any:
@@ -208,45 +196,37 @@ class WordVectorModel(PreTrainedModel, WordVectors):
     has_logits, explicit_length = _of_settings("has_logits"), _of_settings("explicit_length")
     self_conditions, excludes_self = _of_settings("self_conditions"), _of_settings("excludes_self")
 
-    def make_embedding(self) -> None:
-        """Make the table of word vectors (V, D)."""
-        self.set_vectors(self.config.vocabulary, self.settings.dimension, self.settings.embedding)
-
     def _init_weights(self, module: nn.Module) -> None:
         """Draw weights as BERT does, except word vectors."""
         super()._init_weights(module)  # type: ignore[no-untyped-call]
         if module is self.embedding:
-            nn.init.normal_(module.weight, std=self._vector_deviation)
-
-    @property
-    def _vector_deviation(self) -> float:
-        return 1.0
+            deviation = 1.0 if self.normalised else getattr(self.settings, "initial_deviation", 1.0)
+            nn.init.normal_(module.weight, std=deviation)
 
     @classmethod
     def new(
-        cls, settings: ModelSpec, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[int]], max_length: int
+        cls, settings: WordVectorSpec, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[int]], max_length: int
     ) -> Self:
-        """Return a model with random weights for ``tokenizer``; ``rows`` of token ids initialise its word vectors."""
+        """Return a model with random weights; normalised word vectors start from co-occurrences in ``rows`` of token ids."""
         config_class: Any = cls.config_class
-        plain, special = to_plain(settings), special_ids(tokenizer)
-        model = cls(config_class(settings=plain, vocabulary=len(tokenizer), max_tokens=max_length, special_ids=special))
-        model.start_words(rows)
+        ids = {"pad": tokenizer.pad_token_id, "unk": tokenizer.unk_token_id}
+        ids |= {"start": tokenizer.bos_token_id, "end": tokenizer.eos_token_id}
+        model = cls(
+            config_class(
+                settings=to_plain(settings),
+                vocabulary=len(tokenizer),
+                max_tokens=max_length,
+                special_ids={name: i for name, i in ids.items() if i is not None},
+            )
+        )
+        if settings.cooccurrence and model.normalised:
+            vectors = word_vectors_from(rows, len(tokenizer), settings.dimension, settings.cooccurrence)
+            model.embedding.weight.data.copy_(vectors)
         return model
-
-    def start_words(self, rows: Sequence[Sequence[int]]) -> None:
-        """Initialise normalised vectors from co-occurrences in ``rows`` of token ids, if ``cooccurrence`` is positive."""
-        if self.settings.cooccurrence and self.settings.embedding != "free":
-            share = self.settings.cooccurrence
-            vectors = word_vectors_from(rows, self.config.vocabulary, self.settings.dimension, share)
-            self.embedding.weight.data.copy_(vectors)
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """Load a model folder, from safetensors and JSON only.
-
-        Raises:
-            UserError: the folder is missing or damaged, or holds another family or a newer format.
-        """
+        """Load a model folder; see ``load_pretrained``."""
         model = load_pretrained(cls, folder)
         model.embedding.weight.requires_grad_(model.settings.embedding != "frozen")  # transformers makes all trainable
         return model
@@ -273,10 +253,10 @@ class DiffusionLM(DenoisingModel, WordVectorModel):
         self.process: Process = Process.find(settings.process)(settings.schedule)  # type: ignore[call-arg]
         self.evidence, self.reads_evidence = settings.evidence, settings.evidence_input and settings.has_logits
         self.learned_variance = settings.learned_variance
-        self.make_embedding()
-        self.rounding_bias = None if settings.has_logits else nn.Parameter(torch.zeros(config.vocabulary))
-        self.condition_size = 0 if settings.condition is None else settings.condition.size
         D, V = settings.dimension, config.vocabulary
+        self.set_vectors(V, D, settings.embedding)
+        self.rounding_bias = None if settings.has_logits else nn.Parameter(torch.zeros(V))
+        self.condition_size = 0 if settings.condition is None else settings.condition.size
         inputs = D * (2 if self.self_conditions else 1) + (V if self.reads_evidence else 0) + self.condition_size
         outputs = V if settings.has_logits else D * (2 if settings.learned_variance else 1)
         self.network = settings.backbone.build(inputs, outputs, config.max_tokens)
@@ -300,22 +280,11 @@ class DiffusionLM(DenoisingModel, WordVectorModel):
         denoised: Denoised = self(xt, t, mask, estimate, condition=condition)
         return denoised
 
-    @property
-    def _vector_deviation(self) -> float:
-        return self.settings.initial_deviation if self.settings.embedding == "free" else 1.0
-
     def set_schedule(self, schedule: NoiseSchedule) -> None:
         """Replace the noise schedule, such as by a learned one, in the process and in the config."""
         self.settings = replace(self.settings, schedule=schedule)
         self.process = type(self.process)(**{**vars(self.process), "schedule": schedule})
         self.config.settings = to_plain(self.settings)
-
-
-def special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
-    """Return the ids of ``pad``, ``unk``, ``start`` and ``end``, without those that the tokenizer lacks."""
-    names = {"pad": tokenizer.pad_token_id, "unk": tokenizer.unk_token_id}
-    names |= {"start": tokenizer.bos_token_id, "end": tokenizer.eos_token_id}
-    return {name: i for name, i in names.items() if i is not None}
 
 
 AutoConfig.register(DiffusionLMConfig.model_type, DiffusionLMConfig)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,24 +43,30 @@ def load_pretrained(kind: type[P], folder: str | Path) -> P:
     if not isinstance(plain.get("format_version"), int) or plain["format_version"] > FORMAT_VERSION:
         found = plain.get("format_version")
         raise UserError(f"{path}: format {found} is newer than this library reads ({FORMAT_VERSION}); update the library")
-    try:
+    with damage_errors(folder):
         adapter, base = saved_adapter(Path(folder))
         config_class: Any = kind.config_class
-        given: dict[str, Any] = {} if adapter.complete else {"config": config_class.from_pretrained(folder)}
-        loaded: Any = kind.from_pretrained(
-            model_folder(base),
-            use_safetensors=True,
-            output_loading_info=True,
-            dtype=torch.float32,
-            trust_remote_code=False,
-            **given,
-        )
+        given = {} if adapter.complete else {"config": config_class.from_pretrained(folder)}
+    model: P = read_weights(kind, folder, model_folder(base), **given)
+    return adapter.load(model, Path(folder))
+
+
+@contextmanager
+def damage_errors(folder: str | Path) -> Iterator[None]:
+    """Turn a failure to read the model in ``folder`` into a UserError."""
+    try:
+        yield
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
-        raise UserError(f"{folder}: the model is damaged or incomplete: {' '.join(str(error).split())}") from None
-    report: dict[str, list[str]] = loaded[1]
+        raise UserError(f"{Path(folder) / 'config.json'}: {error}") from None
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        raise UserError(f"{folder}: the model is damaged or incomplete: {' '.join(str(error).split())[:300]}") from None
+
+
+def read_weights(kind: Any, folder: str | Path, weights: str | Path, **given: Any) -> Any:
+    """Return the model in ``folder``, with the weights in the folder ``weights``, from safetensors and JSON only."""
+    safe = {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
+    with damage_errors(folder):
+        model, report = kind.from_pretrained(str(weights), output_loading_info=True, dtype=torch.float32, **safe, **given)
     if wrong := sorted(report["missing_keys"]) + sorted(report["unexpected_keys"]):
         raise UserError(f"{folder}: the weights do not fit the config: {wrong[0]} and {len(wrong) - 1} more differ")
-    model: P = loaded[0]
-    return adapter.load(model, Path(folder))
+    return model

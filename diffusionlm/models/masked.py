@@ -39,7 +39,6 @@ class MaskedConfig(WordVectorSpec, name="masked"):
 
     Args:
         dimension: D, the number of coordinates of a word vector.
-        backbone: the network.
         embedding: ``normalised`` rows of norm sqrt(D), ``free`` rows, or ``frozen`` (normalised, not learned).
         cooccurrence: share of a normalised row's squared norm that starts from co-occurrences in the training texts.
     """
@@ -50,15 +49,12 @@ class MaskedConfig(WordVectorSpec, name="masked"):
     cooccurrence: float = 0.85
 
     def make(self, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[int]], max_length: int) -> MaskedLM:
-        """Return a new model; co-occurrences in ``rows`` initialise its word vectors."""
         return MaskedLM.new(self, tokenizer, rows, max_length)
 
     def load(self, folder: str | Path) -> MaskedLM:
-        """Load a masked model."""
         return MaskedLM.load(folder)
 
     def describes(self, model: PreTrainedModel) -> bool:
-        """Compare the settings."""
         return isinstance(model, MaskedLM) and model.settings == self
 
 
@@ -68,7 +64,6 @@ class MaskedLMConfig(DiffusionLMConfig):
     model_type = "diffusionlm-masked"
 
     def __init__(self, settings: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Store plain numbers and strings; the other arguments are those of ``DiffusionLMConfig``."""
         super().__init__(settings=settings or to_plain(MaskedConfig()), **kwargs)
 
 
@@ -82,15 +77,11 @@ class MaskedLM(WordVectorModel):
     output_modalities = ("text",)
 
     def __init__(self, config: MaskedLMConfig) -> None:
-        """Make a model with random weights.
-
-        Raises:
-            UserError: settings that the library does not have, or that need code that is not imported.
-        """
+        """Make a model with random weights; see ``DiffusionLM``."""
         super().__init__(config)
         self.settings = build_untrusted(MaskedConfig, config.settings, "settings")
         D, V = self.settings.dimension, config.vocabulary
-        self.make_embedding()
+        self.set_vectors(V, D, self.settings.embedding)
         self.mask_vector = nn.Parameter(torch.zeros(D))
         self.network = self.settings.backbone.build(D, V, config.max_tokens)
         self.post_init()  # type: ignore[no-untyped-call]
@@ -151,11 +142,9 @@ class MaskedWords(ObjectiveConfig, name="masked"):
     weighting: Literal["equal", "bound"] = "equal"
 
     def check(self, model: ModelSpec) -> None:
-        """Raise UserError unless the model is a masked model."""
         expect_family(self, model, "masked")
 
     def build(self, model: MaskedLM) -> MaskedObjective:
-        """Return the module."""
         self.check(model.settings)
         return MaskedObjective(self, model)
 

@@ -16,6 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from diffusionlm.config import Component
 from diffusionlm.data.batches import DataConfig, Encoded
 
+Splits = Mapping[str, datasets.Dataset]
+Rows = Sequence[list[int]]  # token ids with BOS and EOS, in subclasses of list where a row holds more
+
 
 class ModelSpec(Component, family="model"):
     """Base of the model families; a mapping without a name is a ``diffusion`` model.
@@ -47,7 +50,7 @@ class ModelSpec(Component, family="model"):
         """Whether no token's logits depend on the token's own vector, but for a token likelihood term."""
         return False
 
-    def check_data(self, splits: Mapping[str, datasets.Dataset]) -> None:
+    def check_data(self, splits: Splits) -> None:
         """Raise UserError where the corpus has no data for this model; called before anything is written."""
 
     def tokenizer(self, data: DataConfig, texts: Sequence[str]) -> PreTrainedTokenizerFast:
@@ -58,10 +61,8 @@ class ModelSpec(Component, family="model"):
         """
         return data.tokenizer.make(texts, data.max_length)
 
-    def rows(
-        self, encoded: Mapping[str, Encoded], splits: Mapping[str, datasets.Dataset], tokenizer: PreTrainedTokenizerFast
-    ) -> Mapping[str, Sequence[list[int]]]:
-        """Return the training data by split: token ids, in subclasses of list where a row holds more.
+    def rows(self, encoded: Mapping[str, Encoded], splits: Splits, tokenizer: PreTrainedTokenizerFast) -> Mapping[str, Rows]:
+        """Return the training data by split.
 
         Raises:
             UserError: the corpus does not fit the tokenizer or the model.
@@ -69,10 +70,7 @@ class ModelSpec(Component, family="model"):
         return {split: texts.ids for split, texts in encoded.items()}
 
     def make(self, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[int]], max_length: int) -> PreTrainedModel:
-        """Return a new model for ``tokenizer``; statistics of the training ``rows`` may initialise it.
-
-        ``rows`` are token ids with BOS and EOS, at most ``max_length`` each.
-        """
+        """Return a new model for texts of at most ``max_length`` tokens; the training ``rows`` may initialise it."""
         raise NotImplementedError
 
     def load(self, folder: str | Path) -> PreTrainedModel:
