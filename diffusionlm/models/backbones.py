@@ -42,20 +42,21 @@ def sinusoids(x: Tensor, size: int, max_period: float = 10_000.0) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], -1)
 
 
-def _check_heads(width: int, heads: int) -> None:
-    if width % heads:
-        raise UserError(f"heads: expected a divisor of the width {width}, got {heads}")
+class AttentionBackbone(Backbone):
+    """Base of the hyperparameters of the library's own networks."""
 
+    width: int
+    heads: int
 
-def check_sizes(spec: Transformer | LeaveOneOut) -> None:
-    """Raise UserError for impossible sizes."""
-    _check_heads(spec.width, spec.heads)
-    if spec.neighbours < 0:
-        raise UserError(f"neighbours: expected 0 or more, got {spec.neighbours}")
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise UserError(f"heads: expected a divisor of the width {self.width}, got {self.heads}")
+        if (neighbours := getattr(self, "neighbours", 0)) < 0:
+            raise UserError(f"neighbours: expected 0 or more, got {neighbours}")
 
 
 @dataclass(frozen=True)
-class Bert(Backbone, name="bert"):
+class Bert(AttentionBackbone, name="bert"):
     """Diffusion-LM's network: a BERT encoder with random weights between two small perceptrons; t as sinusoids on 0 ... 1000.
 
     Li et al. 2022, appendix B, and their released ``TransformerNetModel``: 87.1 M parameters with 821 words, D = 16.
@@ -68,19 +69,14 @@ class Bert(Backbone, name="bert"):
     dropout: float = 0.1
     T: int = 2000
 
-    def __post_init__(self) -> None:
-        _check_heads(self.width, self.heads)
-
     def build(self, inputs: int, outputs: int, max_length: int) -> nn.Module:
-        """Return the network."""
         return BertNetwork(self, inputs, outputs, max_length)
 
 
 class BertNetwork(nn.Module):
-    """The network of ``Bert``."""
+    """The network of ``Bert``, for 512 positions, or ``max_length`` if that is more."""
 
     def __init__(self, spec: Bert, inputs: int, outputs: int, max_length: int) -> None:
-        """Make the layers, for 512 positions, or ``max_length`` if that is more."""
         super().__init__()
         config = BertConfig(
             hidden_size=spec.width,
@@ -102,17 +98,15 @@ class BertNetwork(nn.Module):
         self.down = nn.Sequential(nn.Linear(spec.width, spec.width), nn.Tanh(), nn.Linear(spec.width, outputs))
 
     def forward(self, latents: Tensor, t: Tensor, gamma: Tensor, mask: Tensor | None) -> Tensor:
-        """Map latents (B, L, D) to outputs (B, L, O)."""
         time = self.time(sinusoids((t * self.T - 1).clamp(min=0) * (1000 / self.T), 128))
         hidden = self.up(latents) + self.position.weight[: latents.shape[1]] + (time if t.dim() == 2 else time[:, None])
         attend = None if mask is None else mask[:, None, None, :]
         encoded = self.encoder(self.dropout(self.norm(hidden)), attention_mask=attend).last_hidden_state
-        outputs: Tensor = self.down(encoded)
-        return outputs
+        return self.down(encoded)
 
 
 @dataclass(frozen=True)
-class Transformer(Backbone, name="transformer"):
+class Transformer(AttentionBackbone, name="transformer"):
     """A small pre-norm Transformer whose noise levels may differ by position: features of gamma are added to the inputs.
 
     Learned positions count from both ends of the text, so that the network receives its length. A depthwise convolution
@@ -122,13 +116,11 @@ class Transformer(Backbone, name="transformer"):
     Args:
         layers: layers of attention and perceptron.
         width: coordinates of the residual stream.
-        heads: attention heads.
         expansion: hidden width of the perceptron relative to the stream.
         gated: whether the perceptron is a GEGLU (Shazeer 2020), with about as many weights: interactions, such as that of "not"
             with the next word, are products.
         normed_input: whether the stream starts normalised, at the scale of the layers' updates.
         neighbours: positions on each side in the convolution; 0 leaves it out.
-        dropout: dropout rate.
     """
 
     layers: int = 4
@@ -140,19 +132,17 @@ class Transformer(Backbone, name="transformer"):
     neighbours: int = 2
     dropout: float = 0.0
 
-    def __post_init__(self) -> None:
-        check_sizes(self)
-
     def build(self, inputs: int, outputs: int, max_length: int) -> nn.Module:
-        """Return the network."""
         return TransformerNetwork(self, inputs, outputs, max_length)
 
 
 class InputEmbedding(nn.Module):
-    """The input of the small networks: projected latents plus features of positions and noise levels, (B, L, W)."""
+    """The input of the small networks, for texts of up to ``max_length`` tokens.
+
+    Projected latents plus features of positions and noise levels, (B, L, W).
+    """
 
     def __init__(self, inputs: int, width: int, max_length: int) -> None:
-        """Make the layers for texts of up to ``max_length`` tokens."""
         super().__init__()
         self.up = nn.Linear(inputs, width)
         self.level = nn.Sequential(nn.Linear(64, width), nn.SiLU(), nn.Linear(width, width))
@@ -168,15 +158,13 @@ class InputEmbedding(nn.Module):
     def read(self, latents: Tensor, gamma: Tensor, positions: Tensor) -> Tensor:
         """Return the initial stream (B, L, W)."""
         level = self.level(sinusoids(gamma * 30, 64))  # gamma spans about 15; 30 spreads it over the frequencies
-        read: Tensor = self.up(latents) + positions + (level if gamma.dim() == 2 else level[:, None])
-        return read
+        return self.up(latents) + positions + (level if gamma.dim() == 2 else level[:, None])
 
 
 class TransformerNetwork(InputEmbedding):
     """The network of ``Transformer``."""
 
     def __init__(self, spec: Transformer, inputs: int, outputs: int, max_length: int) -> None:
-        """Make the layers for texts of up to ``max_length`` tokens."""
         super().__init__(inputs, spec.width, max_length)
         self.norm_input = nn.RMSNorm(spec.width) if spec.normed_input else nn.Identity()
         self.dropout = nn.Dropout(spec.dropout)
@@ -185,14 +173,12 @@ class TransformerNetwork(InputEmbedding):
         self.down = nn.Linear(spec.width, outputs)
 
     def forward(self, latents: Tensor, t: Tensor, gamma: Tensor, mask: Tensor | None) -> Tensor:
-        """Map latents (B, L, D) to outputs (B, L, O)."""
         read = self.read(latents, gamma, self.positions(latents.shape[1], mask))
         hidden = self.dropout(self.norm_input(read))
         bias = None if mask is None else attention_bias(mask[:, None, None, :]).to(hidden)
         for block in self.blocks:
             hidden = block(hidden, bias, mask)
-        outputs: Tensor = self.down(self.norm(hidden))
-        return outputs
+        return self.down(self.norm(hidden))
 
 
 def attention_bias(seen: Tensor) -> Tensor:
@@ -233,10 +219,9 @@ class Sublayers(nn.Module):
 
 
 class Block(Sublayers):
-    """A layer of a stream: depthwise convolution, attention and a perceptron."""
+    """A layer of a stream: depthwise convolution over one ``side`` or both, attention and a perceptron."""
 
     def __init__(self, spec: Transformer | LeaveOneOut, side: Literal["both", "left", "right"] = "both") -> None:
-        """Make a layer whose convolution covers this ``side``."""
         super().__init__(spec)
         self.neighbours = DepthwiseConv(spec.neighbours, spec.width, side) if spec.neighbours else None
         self.query, self.key, self.value, self.merge = (nn.Linear(spec.width, spec.width, bias=False) for _ in range(4))
@@ -255,9 +240,9 @@ class DepthwiseConv(nn.Module):
     """A depthwise convolution over each position and ``reach`` positions on each side, or on one; starts at 0."""
 
     def __init__(self, reach: int, width: int, side: Literal["both", "left", "right"] = "both") -> None:
-        """Make the weights, four-dimensional so that optimizers of matrices (Muon) skip them."""
         super().__init__()
         self.left, self.right = (0 if side == other else reach for other in ("right", "left"))
+        # Four-dimensional, so that optimizers of matrices (Muon) skip it.
         self.weight = nn.Parameter(torch.zeros(self.left + 1 + self.right, 1, 1, width))
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:

@@ -12,11 +12,11 @@ from typing import ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from diffusionlm.models.backbones import Backbone, Block, InputEmbedding, Sublayers, attention_bias, check_sizes
+from diffusionlm.models.backbones import AttentionBackbone, Block, InputEmbedding, Sublayers, attention_bias
 
 
 @dataclass(frozen=True)
-class LeaveOneOut(Backbone, name="leave-one-out"):
+class LeaveOneOut(AttentionBackbone, name="leave-one-out"):
     """A Transformer that predicts each word from all other words: no output depends on its own position's noisy vector.
 
         p(w_i | x_t)  ~  p(x_t^i | w_i)  p(w_i | x_t elsewhere)
@@ -33,10 +33,8 @@ class LeaveOneOut(Backbone, name="leave-one-out"):
         layers: layers of each stream, of attention and perceptron.
         query_layers: layers of the queries, of attention to both streams and perceptron.
         width: coordinates of a stream.
-        heads: attention heads.
         expansion: hidden width of the perceptron relative to the stream, before the reduction by a third for gating.
         neighbours: preceding positions in the convolution before attention; 0 leaves it out.
-        dropout: dropout rate.
     """
 
     excludes_self: ClassVar[bool] = True
@@ -50,11 +48,7 @@ class LeaveOneOut(Backbone, name="leave-one-out"):
     neighbours: int = 2
     dropout: float = 0.0
 
-    def __post_init__(self) -> None:
-        check_sizes(self)
-
     def build(self, inputs: int, outputs: int, max_length: int) -> nn.Module:
-        """Return the network."""
         return LeaveOneOutNetwork(self, inputs, outputs, max_length)
 
 
@@ -62,7 +56,6 @@ class LeaveOneOutNetwork(InputEmbedding):
     """The network of ``LeaveOneOut``."""
 
     def __init__(self, spec: LeaveOneOut, inputs: int, outputs: int, max_length: int) -> None:
-        """Make the layers for texts of up to ``max_length`` tokens."""
         super().__init__(inputs, spec.width, max_length)
         self.norm_input, self.norm_query = nn.RMSNorm(spec.width), nn.RMSNorm(spec.width)
         self.dropout = nn.Dropout(spec.dropout)
@@ -75,7 +68,6 @@ class LeaveOneOutNetwork(InputEmbedding):
         self.down = nn.Linear(spec.width, outputs)
 
     def forward(self, latents: Tensor, t: Tensor, gamma: Tensor, mask: Tensor | None) -> Tensor:
-        """Map latents (B, L, D) to outputs (B, L, O)."""
         length = latents.shape[1]
         positions = self.positions(length, mask)
         hidden = self.dropout(self.norm_input(self.read(latents, gamma, positions)))
@@ -96,8 +88,7 @@ class LeaveOneOutNetwork(InputEmbedding):
         bias = torch.cat([attention_bias((behind < 0) & real), attention_bias((behind > 0) & real)], -1).to(hidden)
         for block in self.queries:
             query = block(query, streams, bias)
-        outputs: Tensor = self.down(self.norm(query))
-        return outputs
+        return self.down(self.norm(query))
 
 
 class CrossAttentionBlock(Sublayers):
