@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from diffusionlm.config import UserError
 from diffusionlm.core.sampler import SMALLEST
 from diffusionlm.data.labels import Labelled, SpanLabels, TextLabels, TokenLabels
-from diffusionlm.models.classifier.accuracy import span_measures, value_measures
+from diffusionlm.models.classifier.accuracy import span_measures
 from diffusionlm.models.classifier.model import IGNORED, LatentClassifier
 from diffusionlm.models.classifier.templates import find_templates, list_templates, span_places
 
@@ -30,7 +30,6 @@ class LatentSequenceClassifier(LatentClassifier):
     reads_labels, many_fields, can_point = TextLabels(), True, True
 
     def make_head(self) -> None:
-        """Make the attention over positions and the pointer."""
         W = self.settings.features
         self.attend = nn.Linear(W, len(self.labels), bias=False)
         if self.settings.points:
@@ -39,17 +38,12 @@ class LatentSequenceClassifier(LatentClassifier):
             self.stated = nn.Embedding(self.config.vocabulary, sum(self.widths))
 
     def experts(self, latents: Tensor, t: Tensor, mask: Tensor | None, words: Tensor | None) -> list[dict[str, Tensor]]:
-        """Return the log-probabilities of the network and, if there is one, of the pointer.
-
-        Raises:
-            UserError: there is a pointer, but no ``words``.
-        """
+        """Raise UserError where there is a pointer, but no ``words``."""
         features = self.features(latents, t, mask)
         network = self.network_log_probabilities(features, mask)
         return [network, self._pointer(features, mask, words)] if self.settings.points else [network]
 
     def logits(self, features: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
-        """Return the logits (B, values) of each field from the pooled features."""
         scores, largest = self.attend(features).float(), features
         if mask is not None:
             scores, largest = _padded_out(scores, mask), _padded_out(features, mask)
@@ -73,16 +67,10 @@ class LatentSequenceClassifier(LatentClassifier):
         return found
 
     def targets(self, rows: Sequence[Labelled], length: int) -> Tensor:
-        """Return the indices (B, F) of the texts' labels."""
         return torch.tensor([[self.index(name, row.labels[name]) for name in self.labels] for row in rows])
 
     def by_field(self, targets: Tensor) -> Sequence[Tensor]:
-        """Return the targets (B,) of each field."""
         return targets.unbind(1)
-
-    def measures(self, confusion: Tensor) -> dict[str, float]:
-        """Return ``value_measures``."""
-        return value_measures(confusion)
 
 
 class LatentTokenClassifier(LatentClassifier):
@@ -92,16 +80,12 @@ class LatentTokenClassifier(LatentClassifier):
     lexicon_counts: Tensor
 
     def make_head(self) -> None:
-        """Make the table of counts."""
-        counts = torch.zeros(self.config.vocabulary, self.sizes[0], dtype=torch.int32)
-        self.register_buffer("lexicon_counts", counts)
+        self.register_buffer("lexicon_counts", torch.zeros(self.config.vocabulary, self.sizes[0], dtype=torch.int32))
 
     def logits(self, features: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
-        """Return the logits (B, L, tags)."""
         return {name: self.values(features) for name in self.labels}
 
     def count(self, rows: Sequence[Labelled]) -> None:
-        """Count the tags of each token."""
         (name,) = self.labels
         counts: Counter[tuple[int, int]] = Counter()
         for row in rows:
@@ -114,17 +98,12 @@ class LatentTokenClassifier(LatentClassifier):
         return self.lexicon_counts / self.lexicon_counts.sum(1, keepdim=True).clamp(min=1)
 
     def targets(self, rows: Sequence[Labelled], length: int) -> Tensor:
-        """Return the indices (B, L) of the tags."""
         (name,) = self.labels
         targets = torch.full((len(rows), length), IGNORED)
         for i, row in enumerate(rows):
             known = [IGNORED if tag is None else self.index(name, tag) for tag in row.labels[name]]
             targets[i, : len(known)] = torch.tensor(known)
         return targets
-
-    def measures(self, confusion: Tensor) -> dict[str, float]:
-        """Return ``value_measures``."""
-        return value_measures(confusion)
 
 
 class LatentSpanClassifier(LatentClassifier):
@@ -137,7 +116,6 @@ class LatentSpanClassifier(LatentClassifier):
     span_places: Tensor
 
     def make_head(self) -> None:
-        """Make the perceptron on both ends and the table of positions."""
         W = self.settings.features
         self.first, self.last = nn.Linear(W, W), nn.Linear(W, W, bias=False)
         self._set_places(torch.zeros(self.config.span_places, 6, dtype=torch.int32))
@@ -146,12 +124,10 @@ class LatentSpanClassifier(LatentClassifier):
         self.register_buffer("span_places", places, persistent=bool(len(places)))
 
     def logits(self, features: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
-        """Return the logits (B, L, L, labels) of the spans from i to j, BOS being position 0."""
         pairs = self.first(features)[:, :, None] + self.last(features)[:, None]
         return {name: self.values(F.gelu(pairs)) for name in self.labels}
 
     def count(self, rows: Sequence[Labelled]) -> None:
-        """Find the part-of-speech templates, and count the constituents' positions."""
         ((name, values),) = self.labels.items()
         self.config.templates = find_templates(rows, name) if self.settings.templates else {}
         self._set_places(span_places(rows, name, values, self.config.templates))
@@ -186,7 +162,6 @@ class LatentSpanClassifier(LatentClassifier):
         return places[(places[:, 0] == first) & (places[:, 1] == last) & torch.isin(places[:, 2], chains.int())]
 
     def targets(self, rows: Sequence[Labelled], length: int) -> Tensor:
-        """Return the indices (B, L, L) of the labels of spans of words, 0 for no constituent."""
         (name,) = self.labels
         targets = torch.full((len(rows), length, length), IGNORED)
         for i, row in enumerate(rows):
@@ -197,13 +172,11 @@ class LatentSpanClassifier(LatentClassifier):
         return targets
 
     def class_weights(self, size: int, none_weight: float) -> Tensor:
-        """Return 1 for constituents and ``none_weight`` for other spans, which are most spans."""
         weights = torch.ones(size)
         weights[0] = none_weight
         return weights
 
     def measures(self, confusion: Tensor) -> dict[str, float]:
-        """Return ``span_measures``."""
         return span_measures(confusion)
 
 

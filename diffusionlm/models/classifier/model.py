@@ -30,9 +30,10 @@ from diffusionlm.data.batches import DataConfig, Encoded
 from diffusionlm.data.labels import OTHER, Labelled, Labels, check_vocabulary, fields_of
 from diffusionlm.data.tokenizers import load_tokenizer
 from diffusionlm.models.backbones import Backbone, Transformer
+from diffusionlm.models.classifier.accuracy import value_measures
 from diffusionlm.models.diffusion import DiffusionLM
 from diffusionlm.models.io import load_pretrained, model_folder
-from diffusionlm.models.spec import ModelSpec
+from diffusionlm.models.spec import ModelSpec, Rows, Splits
 
 IGNORED = -100  # the target of what is not counted in the loss
 
@@ -52,7 +53,6 @@ class ClassifierConfig(ModelSpec, name="classifier"):
             .001, whose effect on a mean vector is too small to see. Not with ``noisy`` latents: there is no prediction.
         min_count: values with fewer labels than this in the training texts count as one value, "other".
         features: W, the coordinates of the features of a position.
-        backbone: the network.
         annotator: labels the texts of a corpus without such columns.
         templates: whether the head ``span`` finds part-of-speech templates in trees with tags, see ``templates``.
     """
@@ -85,9 +85,7 @@ class ClassifierConfig(ModelSpec, name="classifier"):
             raise UserError("labels: expected a column of the corpus, such as [attributes.food]")
         if len(self.labels) > 1 and not self.kind.many_fields:
             raise UserError(f"labels: head {self.head!r} takes one column, got {', '.join(self.labels)}")
-        for name in ("min_count", "features"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        self.check_at_least_one("min_count", "features")
 
     def tokenizer(self, data: DataConfig, texts: Sequence[str]) -> PreTrainedTokenizerFast:
         """Load the denoiser's tokenizer. Raises UserError where ``data`` names another, or longer texts."""
@@ -100,18 +98,15 @@ class ClassifierConfig(ModelSpec, name="classifier"):
             raise UserError(f"data.tokenizer: a classifier has the vocabulary of {self.denoiser}; leave the tokenizer out")
         return tokenizer
 
-    def check_data(self, splits: Mapping[str, datasets.Dataset]) -> None:
-        """Check that the corpus has the columns, or that the annotator gives them for its first text."""
+    def check_data(self, splits: Splits) -> None:
         rows = splits["train"] if self.annotator is None else splits["train"].select(range(1))
         fields_of(self._annotated(rows), self.labels, self.kind.reads_labels)
 
     def _annotated(self, rows: datasets.Dataset) -> datasets.Dataset:
         return rows if self.annotator is None else annotated(rows, self.annotator, self.labels)
 
-    def rows(
-        self, encoded: Mapping[str, Encoded], splits: Mapping[str, datasets.Dataset], tokenizer: PreTrainedTokenizerFast
-    ) -> Mapping[str, Sequence[list[int]]]:
-        """Return the texts with their labels."""
+    def rows(self, encoded: Mapping[str, Encoded], splits: Splits, tokenizer: PreTrainedTokenizerFast) -> Mapping[str, Rows]:
+        """Return the texts as ``Labelled``."""
         check_vocabulary(encoded["train"].ids, tokenizer, self.denoiser)
         splits = {split: self._annotated(rows) for split, rows in splits.items() if split in encoded}
         labels = self.kind.reads_labels
@@ -126,22 +121,20 @@ class ClassifierConfig(ModelSpec, name="classifier"):
         varied = {name: known for name, known in values.items() if len(known) > 1}
         if constant := [name for name in values if name not in varied and (name in self.labels or not varied)]:
             raise UserError(f"labels: {constant[0]!r} has one value only in the training texts: {values[constant[0]]}")
-        model = LatentClassifier(
-            ClassifierModelConfig(
-                settings=to_plain(self),
-                schedule=to_plain(denoiser.settings.schedule),
-                dimension=denoiser.settings.dimension,
-                vocabulary=denoiser.config.vocabulary,
-                max_tokens=denoiser.config.max_tokens,
-                labels=varied,
-                words=words_digest(denoiser),
-            )
+        config = ClassifierModelConfig(
+            settings=to_plain(self),
+            schedule=to_plain(denoiser.settings.schedule),
+            dimension=denoiser.settings.dimension,
+            vocabulary=denoiser.config.vocabulary,
+            max_tokens=denoiser.config.max_tokens,
+            labels=varied,
+            words=words_digest(denoiser),
         )
+        model = LatentClassifier(config)
         model.count(labelled)
         return model
 
     def load(self, folder: str | Path) -> LatentClassifier:
-        """Load a classifier."""
         return LatentClassifier.load(folder)
 
     def describes(self, model: PreTrainedModel) -> bool:
@@ -150,14 +143,25 @@ class ClassifierConfig(ModelSpec, name="classifier"):
 
 
 class ClassifierModelConfig(PreTrainedConfig):
-    """The saved form of a classifier's config: plain numbers and strings, enough to use it without its denoiser."""
+    """The saved form of a classifier's config: plain numbers and strings, enough to use it without its denoiser.
+
+    Args:
+        settings: a ``ClassifierConfig`` in plain form.
+        schedule: the denoiser's noise schedule in plain form.
+        dimension: D, the coordinates of a latent.
+        vocabulary: V, the number of words.
+        max_tokens: the most tokens of a text, BOS and EOS included.
+        labels: the values of each field in index order.
+        words: the digest of the denoiser's word vectors.
+        templates: part-of-speech templates by constituent label (head ``span``).
+        span_places: rows of the table of the constituents' positions (head ``span``).
+    """
 
     model_type = "diffusionlm-classifier"
     attribute_map: ClassVar[dict[str, str]] = {"vocab_size": "vocabulary", "max_position_embeddings": "max_tokens"}
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Read a saved config, of format 1 too."""
         if config_dict.get("format_version") == 1:
             config_dict = {**upgraded(config_dict, "classifier"), "format_version": FORMAT_VERSION}
         return super().from_dict(config_dict, **kwargs)
@@ -176,30 +180,13 @@ class ClassifierModelConfig(PreTrainedConfig):
         format_version: int = FORMAT_VERSION,
         **kwargs: Any,
     ) -> None:
-        """Hold plain numbers and strings.
-
-        Args:
-            settings: a ``ClassifierConfig`` in plain form.
-            schedule: the denoiser's noise schedule in plain form.
-            dimension: D, the coordinates of a latent.
-            vocabulary: V, the number of words.
-            max_tokens: the most tokens of a text, BOS and EOS included.
-            labels: the values of each field in index order.
-            words: the digest of the denoiser's word vectors.
-            templates: part-of-speech templates by constituent label (head ``span``).
-            span_places: rows of the table of the constituents' positions (head ``span``).
-            format_version: of the folder; a newer one is refused.
-            **kwargs: transformers' own.
-        """
         super().__init__(**kwargs)
         self.settings = settings or to_plain(ClassifierConfig("", ("label",)))
         self.schedule = schedule or {"name": "gumbel"}
         self.dimension, self.vocabulary, self.max_tokens = dimension, vocabulary, max_tokens
         self.labels = labels or {"label": ["no", "yes"]}
-        self.words = words
         self.templates = templates or {}
-        self.span_places = span_places
-        self.format_version = format_version
+        self.words, self.span_places, self.format_version = words, span_places, format_version
 
 
 class LatentClassifier(PreTrainedModel):
@@ -231,11 +218,7 @@ class LatentClassifier(PreTrainedModel):
         return super().__new__(kind if issubclass(kind, cls) else cls)
 
     def __init__(self, config: ClassifierModelConfig) -> None:
-        """Make a model with random weights.
-
-        Raises:
-            UserError: settings that the library does not have, or that need code that is not imported.
-        """
+        """Make a model with random weights; see ``DiffusionLM``."""
         super().__init__(config)
         self.settings = build_untrusted(ClassifierConfig, config.settings, "settings")
         self.schedule = build_untrusted(NoiseSchedule, config.schedule, "schedule")
@@ -278,9 +261,7 @@ class LatentClassifier(PreTrainedModel):
     def features(self, latents: Tensor, t: Tensor, mask: Tensor | None) -> Tensor:
         """Return the features (B, L, W) of the latents."""
         gamma = self.schedule.gamma(torch.zeros_like(t) if self.settings.reads == "clean" else t)
-        clamped = gamma.clamp(-MAX_GAMMA, MAX_GAMMA).float()
-        features: Tensor = self.network(latents, t.float(), clamped, mask)
-        return features
+        return self.network(latents, t.float(), gamma.clamp(-MAX_GAMMA, MAX_GAMMA).float(), mask)
 
     def network_log_probabilities(self, features: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         """Return the log-probabilities of each field from features (B, L, W)."""
@@ -308,12 +289,12 @@ class LatentClassifier(PreTrainedModel):
         return [targets]
 
     def class_weights(self, size: int, none_weight: float) -> Tensor:
-        """Return the weights in the loss of a field's ``size`` values; ``none_weight`` is that of no constituent."""
+        """Return the weights in the loss of a field's ``size`` values; ``none_weight`` is that of a span that is none."""
         return torch.ones(size)
 
     def measures(self, confusion: Tensor) -> dict[str, float]:
         """Return accuracy measures of a field, the main one first, from its confusion matrix (true, predicted)."""
-        raise NotImplementedError
+        return value_measures(confusion)
 
     def check_fits(self, model: DiffusionLM) -> None:
         """Check that the classifier was trained on the word vectors of ``model``. Raises UserError."""
@@ -323,11 +304,7 @@ class LatentClassifier(PreTrainedModel):
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """Load a classifier's model folder, or its run's; safetensors and JSON only.
-
-        Raises:
-            UserError: there is no such folder, another model family in it, a newer format, or it is damaged.
-        """
+        """Load a classifier's model folder, or its run's; see ``load_pretrained``."""
         return load_pretrained(cls, model_folder(folder)).train(False)
 
 

@@ -62,15 +62,13 @@ class Classification(ObjectiveConfig, name="classification"):
                 raise UserError(f"{name}: expected a share between 0 and 1, got {getattr(self, name)}")
         if self.none_weight <= 0:
             raise UserError(f"none_weight: expected a positive number, got {self.none_weight}")
-        if self.report_texts < 1:
-            raise UserError(f"report_texts: expected at least 1, got {self.report_texts}")
+        self.check_at_least_one("report_texts")
 
     def check(self, model: ModelSpec) -> None:
-        """Check that the model is a classifier."""
         expect_family(self, model, "classifier")
 
     def build(self, model: LatentClassifier) -> ClassificationObjective:
-        """Return the module. Raises UserError where the denoiser cannot be loaded, or has other word vectors."""
+        """Raise UserError where the denoiser cannot be loaded, or has other word vectors."""
         self.check(model.settings)
         denoiser = DiffusionLM.load(model_folder(model.settings.denoiser))
         model.check_fits(denoiser)
