@@ -32,7 +32,6 @@ class Progress(TrainerCallback):
         self.file: TextIO | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Open the bar and the log."""
         if state.is_world_process_zero:
             self.bar = tqdm(total=self.steps, initial=state.global_step, desc="training", unit="step", disable=self.quiet)
             self.file = self.path.open("a")
@@ -42,7 +41,6 @@ class Progress(TrainerCallback):
             self.tokens: int | None = None
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Advance the bar."""
         if self.bar is not None:
             self.bar.update()
 
@@ -85,36 +83,30 @@ class Patience(EarlyStoppingCallback):
 
 
 class Samples(TrainerCallback):
-    """Update the teachers and the EMA after each step, and save sample texts at intervals."""
+    """Update the teachers and the EMA after each step, save sample texts at intervals, stop with a checkpoint on Ctrl-C."""
 
     def __init__(self, trainer: DiffusionTrainer) -> None:
         self.trainer = trainer
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Average the weights, sample at intervals, and stop with a checkpoint after Ctrl-C."""
-        trainer = self.trainer
+        trainer, step = self.trainer, state.global_step
         assert trainer.model is not None
         trainer.objective.after_step()
         trainer.ema.update_parameters(trainer.model)
-        last = state.global_step >= state.max_steps
-        if (
-            trainer.sample_texts
-            and state.is_world_process_zero
-            and (last or state.global_step % trainer.config.sample_every == 0)
-        ):
-            self.save(state.global_step)
-        interrupted = trainer.was_interrupted
+        last, interrupted = step >= state.max_steps, trainer.was_interrupted
+        if trainer.sample_texts and state.is_world_process_zero and (last or step % trainer.config.sample_every == 0):
+            self._save(step)
         control.should_training_stop |= interrupted
         control.should_save |= last or interrupted
 
-    def save(self, step: int) -> None:
+    def _save(self, step: int) -> None:
         """Write ``samples/step-N.txt`` and show the texts above the bar."""
         trainer = self.trainer
         assert trainer.sample_texts is not None
-        was_training = trainer.ema.module.training
+        was_training = trainer.averaged.training
         with torch.random.fork_rng():
             texts = trainer.sample_texts(trainer.averaged_model())
-        trainer.ema.module.train(was_training)
+        trainer.averaged.train(was_training)
         write_text(trainer.folder / "samples" / f"step-{step}.txt", "".join(f"{text}\n" for text in texts))
         if trainer.progress.show_texts:
             tqdm.write(f"\nafter {step} steps:\n" + "".join(f"  {text}\n" for text in texts[:3]), file=sys.stderr)

@@ -39,7 +39,6 @@ class AdamW(OptimizerConfig, name="adamw"):
     weight_decay: float = 0.0
 
     def build(self, module: nn.Module) -> torch.optim.Optimizer:
-        """Return ``torch.optim.AdamW``."""
         weights = [p for p in module.parameters() if p.requires_grad]
         return torch.optim.AdamW(weights, self.learning_rate, self.betas, weight_decay=self.weight_decay)
 
@@ -63,13 +62,11 @@ class MuonAdamW(OptimizerConfig, name="muon"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.newton_schulz_steps < 1:
-            raise UserError(f"newton_schulz_steps: expected at least 1, got {self.newton_schulz_steps}")
+        self.check_at_least_one("newton_schulz_steps")
 
     def build(self, module: nn.Module) -> torch.optim.Optimizer:
-        """Return both, as one optimizer."""
-        in_layers = {id(p) for p in layer_matrices(module)}
         weights = [p for p in module.parameters() if p.requires_grad]
+        in_layers = {id(p) for p in layer_matrices(module)}
         matrices = [p for p in weights if id(p) in in_layers]
         words = [p for p in word_vectors(module) if p.requires_grad]
         apart = in_layers | {id(p) for p in words}
@@ -90,7 +87,7 @@ def layer_matrices(module: nn.Module) -> Iterator[nn.Parameter]:
             yield from (p for p in child.parameters() if p.ndim == 2)
 
 
-def word_vectors(module: nn.Module) -> Iterator[torch.Tensor]:
+def word_vectors(module: nn.Module) -> Iterator[Tensor]:
     """Yield the weights of the ``nn.Embedding`` modules named ``embedding``."""
     for name, child in module.named_modules():
         if isinstance(child, nn.Embedding) and name.rpartition(".")[2] == "embedding":
@@ -105,7 +102,6 @@ class Muon(torch.optim.Muon):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Step every matrix that has a gradient."""
         loss = None if closure is None else closure()
         for group in self.param_groups:
             same_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
@@ -162,18 +158,15 @@ class ChainedOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Step every part."""
         loss = None if closure is None else closure()
         for part in self.parts:
             part.step()
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the parts' states."""
         return {"parts": [part.state_dict() for part in self.parts]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the parts' states."""
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
         self._share_groups()

@@ -38,7 +38,7 @@ from diffusionlm.files import disk_errors, write_text
 from diffusionlm.models.adapters import Adapter, Full, save_adapted
 from diffusionlm.models.diffusion import ModelConfig
 from diffusionlm.models.io import model_folder
-from diffusionlm.models.spec import ModelSpec
+from diffusionlm.models.spec import ModelSpec, Rows
 from diffusionlm.pipelines.auto import pipeline_of
 from diffusionlm.pipelines.base import SamplingConfig
 from diffusionlm.recipe.cross_entropy import CrossEntropy
@@ -62,7 +62,7 @@ class RunConfig(Settings):
     adapter: Adapter = field(default_factory=Full)
 
     def check(self) -> None:
-        """Check that the settings go together. Raises UserError."""
+        """Raise UserError where the settings do not go together."""
         self.objective.check(self.model)
         if not self.adapter.complete and self.init_from is None:
             name = plain_name(type(self.adapter))
@@ -137,9 +137,6 @@ def train(
         export(trainer.averaged_model())  # again: a run that was interrupted after its last checkpoint has an older model
         (folder / "model" / "finished").write_text(f"{trainer.state.global_step} steps\n")
     return finished
-
-
-Rows = Sequence[list[int]]
 
 
 def _prepare(config: RunConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, Rows, Rows]:
@@ -219,7 +216,7 @@ def _encode(texts: list[str], split: str, tokenizer: PreTrainedTokenizerFast, da
 
 
 def _refuse_another(config: RunConfig, folder: Path) -> None:
-    """Check that the folder is new, empty, or holds a run of the same config."""
+    """Raise UserError unless the folder is new, empty, or holds a run of the same config."""
     path = folder / "config.yaml"
     if path.exists():
         if not _same_config(config, folder):
@@ -256,10 +253,8 @@ def _same_config(config: RunConfig, folder: Path) -> bool:
 def _difference(config: RunConfig, path: Path) -> str:
     """Name the first setting in which a run's config differs."""
     old, new = _flat(to_plain(read_config([path]))), _flat(to_plain(config))
-    for key in [*new, *old]:
-        if old.get(key) != new.get(key):
-            return f"its {key} is {old.get(key)}, not {new.get(key)}"
-    return "its config differs"
+    changes = (f"its {key} is {old.get(key)}, not {new.get(key)}" for key in [*new, *old] if old.get(key) != new.get(key))
+    return next(changes, "its config differs")
 
 
 def _flat(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,10 +13,10 @@ import math
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from accelerate.utils import send_to_device
@@ -32,9 +32,10 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from diffusionlm import plots
 from diffusionlm.config import Settings, UserError
-from diffusionlm.core.objective import Batch, Objective
+from diffusionlm.core.objective import Objective
 from diffusionlm.data.batches import TokenBudgetBatches
 from diffusionlm.files import disk_errors
+from diffusionlm.models.spec import Rows
 from diffusionlm.training.callbacks import Patience, Progress, Samples, interruptible
 from diffusionlm.training.checkpoints import MARKER, complete_checkpoints, copied_teachers, newest_checkpoint, trim_log
 from diffusionlm.training.optimizers import MuonAdamW, OptimizerConfig, has_bf16
@@ -50,7 +51,6 @@ class TrainingConfig(Settings):
         steps: updates of the weights, fixed before the run starts.
         batch_tokens: tokens per batch (padding included), on each process and for each accumulated gradient.
         accumulation: batches per update, whose gradients are averaged.
-        optimizer: the optimizer.
         warmup: steps of linear learning-rate warm-up.
         decay: shape of the learning-rate decay after the warm-up.
         clip: maximum norm of the gradient; 0 disables clipping.
@@ -91,23 +91,20 @@ class TrainingConfig(Settings):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        least_one = "steps batch_tokens accumulation log_every evaluate_every evaluation_texts sample_every save_every keep"
-        for name in least_one.split():
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        every = ("log_every", "evaluate_every", "evaluation_texts", "sample_every", "save_every", "keep")
+        self.check_at_least_one("steps", "batch_tokens", "accumulation", *every)
         for name in ("warmup", "clip", "patience", "seed"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
         if not 0 <= self.ema < 1:
             raise UserError(f"ema: expected a decay of at least 0 and below 1, got {self.ema}")
-        if self.threads is not None and self.threads < 1:
-            raise UserError(f"threads: expected at least 1, got {self.threads}")
+        if self.threads is not None:
+            self.check_at_least_one("threads")
 
-    def check(self, train: Sequence[list[int]], validation: Sequence[list[int]], width: int | None) -> None:
-        """Check that batches of these rows, padded to ``width`` tokens if it is given, can be made.
+    def check(self, train: Rows, validation: Rows, width: int | None) -> None:
+        """Raise UserError where a text, padded to ``width`` tokens if it is given, does not fit into a batch.
 
-        Raises:
-            UserError: a text is longer than a batch; ``patience`` without a validation set.
+        So does ``patience`` without a validation set.
         """
         if self.patience and not validation:
             raise UserError(f"training.patience: expected 0, since there is no validation set, got {self.patience}")
@@ -121,20 +118,12 @@ class DiffusionTrainer(Trainer):
     """
 
     def __init__(
-        self,
-        objective: Objective,
-        config: TrainingConfig,
-        folder: Path,
-        train: Sequence[list[int]],
-        validation: Sequence[list[int]],
-        *,
+        self, objective: Objective, config: TrainingConfig, folder: Path, train: Rows, validation: Rows, *,
         sample_texts: Callable[[PreTrainedModel], list[str]] | None = None,
-        export: Callable[[PreTrainedModel], None] | None = None,
-        show_texts: bool = False,
-        quiet: bool = False,
-    ) -> None:
+        export: Callable[[PreTrainedModel], None] | None = None, show_texts: bool = False, quiet: bool = False,
+    ) -> None:  # fmt: skip
         self.config, self.folder, self.sample_texts, self.export = config, folder, sample_texts, export
-        self.objective: Objective = objective
+        self.objective = objective
         self.rows: Any = list(train)
         self.validation = list(validation[: config.evaluation_texts])
         self.writer: SummaryWriter | None = None
@@ -142,8 +131,7 @@ class DiffusionTrainer(Trainer):
         self.tokens_seen, self.micro_steps = 0, 0
         self.progress = Progress(folder, config.steps, show_texts, quiet)
         callbacks: list[TrainerCallback] = [self.progress, Samples(self)]
-        if config.patience:
-            callbacks.append(Patience(config.patience))
+        callbacks += [Patience(config.patience)] if config.patience else []
         super().__init__(
             model=objective,
             args=_arguments(config, folder, bool(self.validation)),
@@ -190,14 +178,10 @@ class DiffusionTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[list[int]]:
         """Return the batches of the run as one pass, so that batch i depends only on the seed and i."""
-        batches = TokenBudgetBatches(
-            [self.objective.width or len(row) for row in self.rows],
-            self.config.batch_tokens,
-            self.config.steps * self.config.accumulation,
-            self.config.seed,
-            self.args.process_index,
-            self.args.world_size,
-        )
+        config, rank, world = self.config, self.args.process_index, self.args.world_size
+        lengths = [self.objective.width or len(row) for row in self.rows]
+        count = config.steps * config.accumulation
+        batches = TokenBudgetBatches(lengths, config.batch_tokens, count, config.seed, rank, world)
         # A separate generator: making an iterator must not draw from the one that draws the noise.
         return DataLoader(
             self.rows, batch_sampler=batches, collate_fn=self.objective.collate, generator=torch.Generator(),
@@ -205,14 +189,12 @@ class DiffusionTrainer(Trainer):
         )  # fmt: skip
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Return the optimizer of the config."""
         if self.optimizer is None:
             assert self.model is not None
             self.optimizer = self.config.optimizer.build(self.model)
         return self.optimizer
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """Return the sum of the objective's terms."""
         terms: dict[str, Tensor] = model(inputs)
         for name, term in terms.items():
             self.term_sums[name] = self.term_sums[name].to(term.device) + term.detach()
@@ -231,9 +213,9 @@ class DiffusionTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Return the EMA's mean terms on the validation set, with the same noise at every evaluation."""
-        metrics = {f"eval_{name}": value for name, value in evaluate_terms(
-            self.ema.module, self.validation, self.objective.collate, self.config.batch_tokens, self.args.device, self.args.bf16
-        ).items()}  # fmt: skip
+        device, bf16 = self.args.device, self.args.bf16
+        terms = evaluate_terms(self.averaged, self.validation, self.config.batch_tokens, device, bf16)
+        metrics = {f"eval_{name}": value for name, value in terms.items()}
         metrics["eval_loss"] = sum(metrics.values())
         self.log(metrics)
         self._draw()
@@ -246,10 +228,7 @@ class DiffusionTrainer(Trainer):
         if self.writer is None or not plots.available():
             return
         for name, figure in self.averaged.figures(self.validation).items():
-            path = self.folder / "figures" / f"{name}.png"
-            with disk_errors(path):
-                path.parent.mkdir(exist_ok=True)
-                plots.save(figure, path)
+            plots.save(figure, self.folder / "figures" / f"{name}.png")
             self.writer.add_figure(name, figure, self.state.global_step, close=False)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -299,10 +278,8 @@ class DiffusionTrainer(Trainer):
 
     @property
     def averaged(self) -> Objective:
-        """Return the EMA's objective."""
-        objective = self.ema.module
-        assert isinstance(objective, Objective)
-        return objective
+        """The EMA's objective."""
+        return cast(Objective, self.ema.module)
 
     def averaged_model(self) -> PreTrainedModel:
         """Return the EMA's model; its config holds what the objective learned in addition, such as the schedule."""
@@ -351,14 +328,7 @@ def _average_with(decay: float, warmup: bool) -> Callable[[Any, Any, Any], None]
 
 
 @torch.no_grad()
-def evaluate_terms(
-    objective: nn.Module,
-    rows: Sequence[list[int]],
-    collated: Callable[[Sequence[list[int]]], Batch],
-    batch_tokens: int,
-    device: torch.device,
-    bf16: bool,
-) -> dict[str, float]:
+def evaluate_terms(objective: Objective, rows: Rows, batch_tokens: int, device: torch.device, bf16: bool) -> dict[str, float]:
     """Return an objective's mean terms over ``rows``, weighted by tokens; the random state is restored."""
     was_training = objective.training
     objective.eval()
@@ -369,7 +339,7 @@ def evaluate_terms(
         torch.manual_seed(0)
         while ordered:
             count = max(1, batch_tokens // len(ordered[-1]))
-            batch = send_to_device(collated(ordered[-count:]), device)
+            batch = send_to_device(objective.collate(ordered[-count:]), device)
             del ordered[-count:]
             size = int(batch["mask"].sum())
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):

@@ -14,7 +14,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_runs import ROOT, tiny_config, tiny_plain
 
 from diffusionlm.config import UserError
-from diffusionlm.core.objective import collate
 from diffusionlm.evaluation.provenance import training_of
 from diffusionlm.models.diffusion import DiffusionLM
 from diffusionlm.recipe.cross_entropy import CrossEntropy
@@ -192,7 +191,7 @@ def test_evaluation_is_repeatable_and_leaves_the_random_state(unbroken: Path) ->
     texts = [[2, *range(5, 5 + n), 3] for n in (4, 9, 7)]
 
     def evaluate() -> dict[str, float]:
-        return evaluate_terms(objective, texts, lambda r: collate(r, 0), 32, torch.device("cpu"), bf16=False)
+        return evaluate_terms(objective, texts, 32, torch.device("cpu"), bf16=False)
 
     torch.manual_seed(1)
     before = torch.get_rng_state()

@@ -204,6 +204,5 @@ class ClassificationObjective(Objective):
         found = self.accuracy(held_out[: self.spec.report_texts])
         (folder / "model" / "accuracy.json").write_text(json.dumps(found.plain(), indent=2) + "\n")
         if plots.available():
-            (folder / "figures").mkdir(exist_ok=True)
             plots.save(found.figure(), folder / "figures" / "accuracy.png")
         return found.table()
