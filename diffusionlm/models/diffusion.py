@@ -242,11 +242,7 @@ class DiffusionLM(DenoisingModel, WordVectorModel):
     output_modalities = ("text",)
 
     def __init__(self, config: DiffusionLMConfig) -> None:
-        """Make a model with random weights.
-
-        Raises:
-            UserError: settings that the library does not have, or that need code that is not imported.
-        """
+        """Make a model with random weights. Raises UserError for settings that need code that is not imported."""
         super().__init__(config)
         settings = build_untrusted(ModelConfig, config.settings, "settings")
         self.settings, self.prediction = settings, settings.prediction

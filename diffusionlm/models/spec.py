@@ -56,17 +56,12 @@ class ModelSpec(Component, family="model"):
     def tokenizer(self, data: DataConfig, texts: Sequence[str]) -> PreTrainedTokenizerFast:
         """Return the tokenizer of a new model, made by the recipe in ``data`` from the training ``texts``.
 
-        Raises:
-            UserError: there are no texts to make it from, or the model has its own tokenizer.
+        Raises UserError where there are no texts to make it from, or the model has its own tokenizer.
         """
         return data.tokenizer.make(texts, data.max_length)
 
     def rows(self, encoded: Mapping[str, Encoded], splits: Splits, tokenizer: PreTrainedTokenizerFast) -> Mapping[str, Rows]:
-        """Return the training data by split.
-
-        Raises:
-            UserError: the corpus does not fit the tokenizer or the model.
-        """
+        """Return the training data by split. Raises UserError where the corpus does not fit the tokenizer or the model."""
         return {split: texts.ids for split, texts in encoded.items()}
 
     def make(self, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[int]], max_length: int) -> PreTrainedModel:
@@ -74,11 +69,7 @@ class ModelSpec(Component, family="model"):
         raise NotImplementedError
 
     def load(self, folder: str | Path) -> PreTrainedModel:
-        """Load a model of this family, with any hyperparameters, from a model folder.
-
-        Raises:
-            UserError: the folder holds another family or a newer format, or is damaged.
-        """
+        """Load a model of this family, with any hyperparameters, from a model folder; see ``load_pretrained``."""
         raise NotImplementedError
 
     def describes(self, model: PreTrainedModel) -> bool:

@@ -62,7 +62,7 @@ class MuonAdamW(OptimizerConfig, name="muon"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_at_least_one("newton_schulz_steps")
+        self.expect("at least 1", "newton_schulz_steps")
 
     def build(self, module: nn.Module) -> torch.optim.Optimizer:
         weights = [p for p in module.parameters() if p.requires_grad]

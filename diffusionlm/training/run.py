@@ -72,8 +72,7 @@ class RunConfig(Settings):
 def read_config(paths: Sequence[str | Path] = (), assignments: Sequence[tuple[str, str]] = ()) -> RunConfig:
     """Return the defaults, changed by YAML files and then by dotted overrides.
 
-    Raises:
-        UserError: a missing file, an unknown key or component, a wrong type.
+    Raises UserError for a missing file, an unknown key or component, a wrong type.
     """
     given: dict[str, Any] = {}
     for path in paths:
@@ -140,7 +139,7 @@ def train(
 
 
 def _prepare(config: RunConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, Rows, Rows]:
-    """Return the model to train, its tokenizer, and the training and validation rows of token ids."""
+    """Return the model to train, its tokenizer, and the training and validation rows."""
     splits = config.data.corpus.load()
     config.model.check_data(splits)
     tokenizer, model = _start_from(config, splits["train"]["text"][:])

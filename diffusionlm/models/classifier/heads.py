@@ -37,12 +37,6 @@ class LatentSequenceClassifier(LatentClassifier):
             self.point = nn.Linear(W, SENSES * len(self.labels), bias=False)
             self.stated = nn.Embedding(self.config.vocabulary, sum(self.widths))
 
-    def experts(self, latents: Tensor, t: Tensor, mask: Tensor | None, words: Tensor | None) -> list[dict[str, Tensor]]:
-        """Raise UserError where there is a pointer, but no ``words``."""
-        features = self.features(latents, t, mask)
-        network = self.network_log_probabilities(features, mask)
-        return [network, self._pointer(features, mask, words)] if self.settings.points else [network]
-
     def logits(self, features: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         scores, largest = self.attend(features).float(), features
         if mask is not None:
@@ -53,7 +47,7 @@ class LatentSequenceClassifier(LatentClassifier):
         parts = zip(pooled.unbind(1), self.values.weight.split(self.sizes), self.values.bias.split(self.sizes), strict=True)
         return {name: F.linear(*part) for name, part in zip(self.labels, parts, strict=True)}
 
-    def _pointer(self, features: Tensor, mask: Tensor | None, words: Tensor | None) -> dict[str, Tensor]:
+    def pointed(self, features: Tensor, mask: Tensor | None, words: Tensor | None) -> dict[str, Tensor]:
         """Return log E[p(value | word)] over attended positions, senses and the token posteriors there."""
         if words is None:
             raise UserError("classifier: this one has a pointer and needs the probabilities of the words")

@@ -85,7 +85,7 @@ class ClassifierConfig(ModelSpec, name="classifier"):
             raise UserError("labels: expected a column of the corpus, such as [attributes.food]")
         if len(self.labels) > 1 and not self.kind.many_fields:
             raise UserError(f"labels: head {self.head!r} takes one column, got {', '.join(self.labels)}")
-        self.check_at_least_one("min_count", "features")
+        self.expect("at least 1", "min_count", "features")
 
     def tokenizer(self, data: DataConfig, texts: Sequence[str]) -> PreTrainedTokenizerFast:
         """Load the denoiser's tokenizer. Raises UserError where ``data`` names another, or longer texts."""
@@ -256,19 +256,17 @@ class LatentClassifier(PreTrainedModel):
 
     def experts(self, latents: Tensor, t: Tensor, mask: Tensor | None, words: Tensor | None) -> list[dict[str, Tensor]]:
         """Return the log-probabilities of the network and, if there is one, of the pointer."""
-        return [self.network_log_probabilities(self.features(latents, t, mask), mask)]
-
-    def features(self, latents: Tensor, t: Tensor, mask: Tensor | None) -> Tensor:
-        """Return the features (B, L, W) of the latents."""
         gamma = self.schedule.gamma(torch.zeros_like(t) if self.settings.reads == "clean" else t)
-        return self.network(latents, t.float(), gamma.clamp(-MAX_GAMMA, MAX_GAMMA).float(), mask)
-
-    def network_log_probabilities(self, features: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
-        """Return the log-probabilities of each field from features (B, L, W)."""
-        return {name: logits.float().log_softmax(-1) for name, logits in self.logits(features, mask).items()}
+        features = self.network(latents, t.float(), gamma.clamp(-MAX_GAMMA, MAX_GAMMA).float(), mask)
+        network = {name: logits.float().log_softmax(-1) for name, logits in self.logits(features, mask).items()}
+        return [network, self.pointed(features, mask, words)] if self.settings.points else [network]
 
     def logits(self, features: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         """Return the logits of each field from features (B, L, W)."""
+        raise NotImplementedError
+
+    def pointed(self, features: Tensor, mask: Tensor | None, words: Tensor | None) -> dict[str, Tensor]:
+        """Return the log-probabilities of the pointer. Raises UserError without ``words``."""
         raise NotImplementedError
 
     def word_probabilities(self, ids: Tensor) -> Tensor | None:
@@ -319,11 +317,7 @@ def words_digest(model: DiffusionLM) -> str:
 
 
 def find_classifier(model: str | Path, name: str) -> Path:
-    """Return the folder ``classifiers/NAME`` of a diffusion model's folder, or its run's.
-
-    Raises:
-        UserError: there is no classifier of that name.
-    """
+    """Return the folder ``classifiers/NAME`` of a diffusion model's folder, or its run's. Raises UserError without one."""
     home = model_folder(model) / "classifiers"
     there = sorted(path.parent.name for path in home.glob("*/config.*")) if home.is_dir() else []
     if (home / name).is_dir() and name in there:

@@ -62,13 +62,13 @@ class Classification(ObjectiveConfig, name="classification"):
                 raise UserError(f"{name}: expected a share between 0 and 1, got {getattr(self, name)}")
         if self.none_weight <= 0:
             raise UserError(f"none_weight: expected a positive number, got {self.none_weight}")
-        self.check_at_least_one("report_texts")
+        self.expect("at least 1", "report_texts")
 
     def check(self, model: ModelSpec) -> None:
         expect_family(self, model, "classifier")
 
     def build(self, model: LatentClassifier) -> ClassificationObjective:
-        """Raise UserError where the denoiser cannot be loaded, or has other word vectors."""
+        """Return the module. Raises UserError where the denoiser cannot be loaded, or has other word vectors."""
         self.check(model.settings)
         denoiser = DiffusionLM.load(model_folder(model.settings.denoiser))
         model.check_fits(denoiser)
@@ -86,7 +86,7 @@ class ClassificationObjective(Objective):
 
     @property
     def denoiser(self) -> DiffusionLM:
-        """Return the frozen diffusion model, on the classifier's device."""
+        """The frozen diffusion model, on the classifier's device."""
         return self.frozen.on(self.model.device)
 
     def collate(self, rows: Sequence[list[int]]) -> Batch:
@@ -162,13 +162,15 @@ class ClassificationObjective(Objective):
         """
         was_training, device = self.training, self.model.device
         self.train(False)
+        gamma = torch.tensor(-log_snr, dtype=torch.float64)
+        time = torch.zeros_like(gamma) if log_snr == CLEAN else self.model.schedule.time(gamma).clamp(0, 1)
         counts = [torch.zeros(n * n, dtype=torch.long) for n in self.model.sizes]
         ordered = sorted(rows, key=len)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(0)
             for start in range(0, len(ordered), 32):
                 batch = send_to_device(self.collate(ordered[start : start + 32]), device)
-                t = self._time(log_snr).to(device).expand(len(batch.ids))
+                t = time.to(device).expand(len(batch.ids))
                 latents, words = self.latents_at(batch, t)
                 found = self.model(latents, t, batch.attend, words)
                 targets = self.model.by_field(batch["targets"])
@@ -177,12 +179,6 @@ class ClassificationObjective(Objective):
                     count += (wanted[known] * n + log_probs.argmax(-1)[known]).bincount(minlength=n * n).cpu()
         self.train(was_training)
         return {name: count.view(n, n) for name, count, n in zip(self.model.labels, counts, self.model.sizes, strict=True)}
-
-    def _time(self, log_snr: float) -> Tensor:
-        """Return the time of a log-SNR."""
-        if log_snr == CLEAN:
-            return torch.zeros((), dtype=torch.float64)
-        return self.model.schedule.time(torch.tensor(-log_snr, dtype=torch.float64)).clamp(0, 1)
 
     def accuracy(self, rows: Sequence[list[int]]) -> Accuracy:
         """Measure the classifier on ``rows`` at each noise level."""
@@ -194,7 +190,6 @@ class ClassificationObjective(Objective):
         return Accuracy(self.model.settings.head, self.model.settings.reads, len(rows), scores)
 
     def figures(self, held_out: Sequence[list[int]] = ()) -> dict[str, Figure]:
-        """Draw the accuracy on ``held_out`` rows against the noise level."""
         return {"accuracy": self.accuracy(held_out).figure()} if held_out else {}
 
     def report(self, held_out: Sequence[list[int]], folder: Path) -> str:

@@ -8,7 +8,8 @@ requires one of them. Which templates occur depends on the position and on the l
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -37,15 +38,15 @@ def find_templates(rows: Iterable[Labelled], name: str) -> dict[str, list[str]]:
     ``rows`` have ``tags`` and, as the labels ``name``, spans; rows with untagged tokens are skipped. If no template of a
     label and a length is precise enough, the most precise ones are kept.
     """
-    tagged = [row for row in rows if row.tags and None not in row.tags[1:-1]]
+    tagged = [(row, _tags(row)) for row in rows if row.tags and None not in row.tags[1:-1]]
     found: Counter[tuple[str, str]] = Counter()
-    for row in tagged:
-        tags = _tags(row)
+    for row, tags in tagged:
         spans = [(i - 1, j - 1, chain) for (i, j), chain in row.labels[name].items() if i < j]
         found.update((label, template(tags, i, j)) for i, j, chain in spans for label in chain.split("::"))
     found = Counter({key: count for key, count in found.items() if count >= MIN_COUNT})
     wanted = {text for _, text in found}
-    occurrences = Counter(text for row in tagged for text in _all_templates(_tags(row)) if text in wanted)
+    runs = (template(tags, *ends) for _, tags in tagged for ends in combinations(range(len(tags)), 2))
+    occurrences = Counter(text for text in runs if text in wanted)
     best: dict[tuple[str, int], float] = {}
     for (label, text), count in found.items():
         size = label, len(text.split())
@@ -87,10 +88,3 @@ def span_places(rows: Iterable[Labelled], name: str, values: Sequence[str], temp
 
 def _tags(row: Labelled) -> list[str]:
     return [str(tag) for tag in (row.tags or ())[1:-1]]
-
-
-def _all_templates(tags: Sequence[str]) -> Iterator[str]:
-    """Yield the templates of all runs of two words or more."""
-    for first in range(len(tags)):
-        for last in range(first + 1, len(tags)):
-            yield template(tags, first, last)
