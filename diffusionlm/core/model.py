@@ -28,7 +28,7 @@ Conditions = Mapping[str, Tensor] | None
 
 
 class WordVectors(nn.Module):
-    """The table E (V, D). ``normalised`` rows have norm sqrt(D), ``frozen`` ones are also not trained."""
+    """The table E (V, D), a ``Codec``. ``normalised`` rows have norm sqrt(D), ``frozen`` ones are also not trained."""
 
     token_aligned = True
     embedding: nn.Embedding

@@ -123,7 +123,7 @@ class DiffusionTrainer(Trainer):
         export: Callable[[PreTrainedModel], None] | None = None, show_texts: bool = False, quiet: bool = False,
     ) -> None:  # fmt: skip
         self.config, self.folder, self.sample_texts, self.export = config, folder, sample_texts, export
-        self.objective = objective
+        self.objective: Objective = objective
         self.rows: Any = list(train)
         self.validation = list(validation[: config.evaluation_texts])
         self.writer: SummaryWriter | None = None
