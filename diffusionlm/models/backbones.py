@@ -142,39 +142,38 @@ class InputEmbedding(nn.Module):
     Projected latents plus features of positions and noise levels, (B, L, W).
     """
 
-    def __init__(self, inputs: int, width: int, max_length: int) -> None:
+    def __init__(self, spec: Transformer | LeaveOneOut, inputs: int, max_length: int) -> None:
         super().__init__()
+        width = spec.width
         self.up = nn.Linear(inputs, width)
         self.level = nn.Sequential(nn.Linear(64, width), nn.SiLU(), nn.Linear(width, width))
         self.from_start = nn.Embedding(max_length, width)
         self.from_end = nn.Embedding(max_length, width)
+        self.norm_input = nn.RMSNorm(width) if spec.normed_input else nn.Identity()
+        self.dropout = nn.Dropout(spec.dropout)
 
-    def positions(self, length: int, mask: Tensor | None) -> Tensor:
-        """Return the position features, (L, W) or (B, L, W)."""
-        start = torch.arange(length, device=self.from_start.weight.device)
+    def read(self, latents: Tensor, gamma: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the initial stream (B, L, W), and the position features in it, (L, W) or (B, L, W)."""
+        length = latents.shape[1]
+        start = torch.arange(length, device=latents.device)
         end = length - 1 - start if mask is None else (mask.sum(1, keepdim=True) - 1 - start).clamp(min=0)
-        return nn.functional.embedding(start, self.from_start.weight) + nn.functional.embedding(end, self.from_end.weight)
-
-    def read(self, latents: Tensor, gamma: Tensor, positions: Tensor) -> Tensor:
-        """Return the initial stream (B, L, W)."""
+        positions = nn.functional.embedding(start, self.from_start.weight) + nn.functional.embedding(end, self.from_end.weight)
         level = self.level(sinusoids(gamma * 30, 64))  # gamma spans about 15; 30 spreads it over the frequencies
-        return self.up(latents) + positions + (level if gamma.dim() == 2 else level[:, None])
+        stream = self.up(latents) + positions + (level if gamma.dim() == 2 else level[:, None])
+        return self.dropout(self.norm_input(stream)), positions
 
 
 class TransformerNetwork(InputEmbedding):
     """The network of ``Transformer``."""
 
     def __init__(self, spec: Transformer, inputs: int, outputs: int, max_length: int) -> None:
-        super().__init__(inputs, spec.width, max_length)
-        self.norm_input = nn.RMSNorm(spec.width) if spec.normed_input else nn.Identity()
-        self.dropout = nn.Dropout(spec.dropout)
+        super().__init__(spec, inputs, max_length)
         self.blocks = nn.ModuleList([Block(spec) for _ in range(spec.layers)])
         self.norm = nn.RMSNorm(spec.width)
         self.down = nn.Linear(spec.width, outputs)
 
     def forward(self, latents: Tensor, t: Tensor, gamma: Tensor, mask: Tensor | None) -> Tensor:
-        read = self.read(latents, gamma, self.positions(latents.shape[1], mask))
-        hidden = self.dropout(self.norm_input(read))
+        hidden, _ = self.read(latents, gamma, mask)
         bias = None if mask is None else attention_bias(mask[:, None, None, :]).to(hidden)
         for block in self.blocks:
             hidden = block(hidden, bias, mask)

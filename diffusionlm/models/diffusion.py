@@ -56,9 +56,8 @@ class ModelConfig(WordVectorSpec, name="diffusion"):
 
     Args:
         dimension: D, the number of coordinates of a word vector.
-        backbone: the network.
         schedule: the noise schedule; a ``gumbel`` with default parameters is initialised for the vocabulary.
-        prediction: the output of the network.
+        prediction: the output of the network, see ``core.model``.
         embedding: ``normalised`` rows of norm sqrt(D), ``free`` rows, or ``frozen`` (normalised, as they start).
         cooccurrence: share of a normalised row's squared norm that starts from co-occurrences in the training texts, so that
             interchangeable words start close together; the rest is random.

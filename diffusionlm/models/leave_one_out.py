@@ -39,6 +39,7 @@ class LeaveOneOut(AttentionBackbone, name="leave-one-out"):
 
     excludes_self: ClassVar[bool] = True
     gated: ClassVar[bool] = True
+    normed_input: ClassVar[bool] = True
 
     layers: int = 2
     query_layers: int = 2
@@ -56,9 +57,8 @@ class LeaveOneOutNetwork(InputEmbedding):
     """The network of ``LeaveOneOut``."""
 
     def __init__(self, spec: LeaveOneOut, inputs: int, outputs: int, max_length: int) -> None:
-        super().__init__(inputs, spec.width, max_length)
-        self.norm_input, self.norm_query = nn.RMSNorm(spec.width), nn.RMSNorm(spec.width)
-        self.dropout = nn.Dropout(spec.dropout)
+        super().__init__(spec, inputs, max_length)
+        self.norm_query = nn.RMSNorm(spec.width)
         sides: tuple[Literal["left", "right"], ...] = ("left", "right")
         self.streams = nn.ModuleList([nn.ModuleList([Block(spec, side) for _ in range(spec.layers)]) for side in sides])
         self.norms = nn.ModuleList([nn.RMSNorm(spec.width) for _ in sides])
@@ -68,10 +68,8 @@ class LeaveOneOutNetwork(InputEmbedding):
         self.down = nn.Linear(spec.width, outputs)
 
     def forward(self, latents: Tensor, t: Tensor, gamma: Tensor, mask: Tensor | None) -> Tensor:
-        length = latents.shape[1]
-        positions = self.positions(length, mask)
-        hidden = self.dropout(self.norm_input(self.read(latents, gamma, positions)))
-        place = torch.arange(length, device=latents.device)
+        hidden, positions = self.read(latents, gamma, mask)
+        place = torch.arange(latents.shape[1], device=latents.device)
         behind = place[None, :] - place[:, None]  # negative to the left of a position
         real = torch.ones_like(behind[None, None], dtype=torch.bool) if mask is None else mask[:, None, None, :]
         streams = []

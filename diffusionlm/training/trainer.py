@@ -59,11 +59,8 @@ class TrainingConfig(Settings):
         precision: ``auto`` is bf16 where the hardware supports it.
         compile: whether to run ``torch.compile`` on the network (pays off on a GPU).
         threads: CPU threads; runs are bit-exact for the same number. Empty is PyTorch's default.
-        log_every: steps between rows of the log.
-        evaluate_every: steps between evaluations on the validation set.
+        log_every: steps between rows of the log; likewise ``evaluate_every``, ``sample_every`` and ``save_every``.
         evaluation_texts: maximum number of validation texts.
-        sample_every: steps between sample texts.
-        save_every: steps between checkpoints.
         keep: number of checkpoints to keep.
         patience: evaluations without a lower loss after which training stops early; 0 disables it.
         seed: random seed of weights, batches and noise.
@@ -132,13 +129,8 @@ class DiffusionTrainer(Trainer):
         self.progress = Progress(folder, config.steps, show_texts, quiet)
         callbacks: list[TrainerCallback] = [self.progress, Samples(self)]
         callbacks += [Patience(config.patience)] if config.patience else []
-        super().__init__(
-            model=objective,
-            args=_arguments(config, folder, bool(self.validation)),
-            train_dataset=self.rows,
-            eval_dataset=self.validation,
-            callbacks=callbacks,
-        )
+        arguments = _arguments(config, folder, bool(self.validation))
+        super().__init__(objective, arguments, train_dataset=self.rows, eval_dataset=self.validation, callbacks=callbacks)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         self.model_accepts_loss_kwargs = False
