@@ -167,15 +167,10 @@ class DiffusionLMConfig(PreTrainedConfig):
     attribute_map: ClassVar[dict[str, str]] = {"vocab_size": "vocabulary", "max_position_embeddings": "max_tokens"}
 
     def __init__(
-        self,
-        settings: dict[str, Any] | None = None,
-        vocabulary: int = 4,
-        max_tokens: int = 64,
-        length_counts: list[int] | None = None,
-        special_ids: dict[str, int] | None = None,
-        format_version: int = FORMAT_VERSION,
-        **kwargs: Any,
-    ) -> None:
+        self, settings: dict[str, Any] | None = None, vocabulary: int = 4, max_tokens: int = 64,
+        length_counts: list[int] | None = None, special_ids: dict[str, int] | None = None,
+        format_version: int = FORMAT_VERSION, **kwargs: Any,
+    ) -> None:  # fmt: skip
         super().__init__(**kwargs)
         self.settings = settings or to_plain(ModelConfig())
         self.vocabulary, self.max_tokens, self.format_version = vocabulary, max_tokens, format_version

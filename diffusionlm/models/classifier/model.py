@@ -167,19 +167,12 @@ class ClassifierModelConfig(PreTrainedConfig):
         return super().from_dict(config_dict, **kwargs)
 
     def __init__(
-        self,
-        settings: dict[str, Any] | None = None,
-        schedule: dict[str, Any] | None = None,
-        dimension: int = 64,
-        vocabulary: int = 4,
-        max_tokens: int = 64,
-        labels: dict[str, list[str]] | None = None,
-        words: str = "",
-        templates: dict[str, list[str]] | None = None,
-        span_places: int = 0,
-        format_version: int = FORMAT_VERSION,
-        **kwargs: Any,
-    ) -> None:
+        self, settings: dict[str, Any] | None = None, schedule: dict[str, Any] | None = None,
+        dimension: int = 64, vocabulary: int = 4, max_tokens: int = 64,
+        labels: dict[str, list[str]] | None = None, words: str = "",
+        templates: dict[str, list[str]] | None = None, span_places: int = 0,
+        format_version: int = FORMAT_VERSION, **kwargs: Any,
+    ) -> None:  # fmt: skip
         super().__init__(**kwargs)
         self.settings = settings or to_plain(ClassifierConfig("", ("label",)))
         self.schedule = schedule or {"name": "gumbel"}
@@ -206,15 +199,14 @@ class LatentClassifier(PreTrainedModel):
 
     @staticmethod
     def of_head(name: str) -> type[LatentClassifier]:
-        """Return the class of the head ``name``."""
+        """Return the class of the head ``name``, the base class where there is none."""
         from diffusionlm.models.classifier.heads import HEADS  # which build on this module
 
-        return HEADS[name]
+        return HEADS.get(name, LatentClassifier)
 
     def __new__(cls, config: ClassifierModelConfig | None = None, *args: Any, **kwargs: Any) -> Self:
         """Return a classifier with the head that ``config`` names."""
-        head = None if config is None else config.settings.get("head", "sequence")
-        kind = cls.of_head(head) if head in ("sequence", "token", "span") else cls
+        kind = cls.of_head("" if config is None else config.settings.get("head", "sequence"))
         return super().__new__(kind if issubclass(kind, cls) else cls)
 
     def __init__(self, config: ClassifierModelConfig) -> None:
