@@ -282,22 +282,22 @@ def test_a_saved_model_is_the_same(tmp_path: Path) -> None:
 
 
 def test_capabilities_are_those_of_the_family_and_its_backbone() -> None:
-    names = ("has_logits", "explicit_length", "self_conditions", "excludes_self", "token_aligned")
-    plain = {"dimension": 6, "backbone": {"name": "transformer", "layers": 1, "width": 16, "heads": 2}}
-    leaving = {"dimension": 6, "backbone": {"name": "leave-one-out", "layers": 1, "query_layers": 1, "width": 16, "heads": 2}}
-    vectors = {**plain, "prediction": "x0", "explicit_length": False, "self_conditioning": False}
-    for spec, expected in (
-        (build(MaskedConfig, plain), (True, True, False, False, True)),
-        (build(MaskedConfig, leaving), (True, True, False, True, True)),
-        (build(ModelConfig, leaving), (True, True, True, True, True)),
-        (build(ModelConfig, vectors), (False, False, False, False, True)),
-        (CausalConfig(), (True, False, False, True, True)),
+    def capabilities(of: Any) -> tuple[bool, ...]:
+        return of.has_logits, of.explicit_length, of.self_conditions, of.excludes_self, of.token_aligned
+
+    def diffusion(**settings: Any) -> DiffusionLM:
+        return DiffusionLM(DiffusionLMConfig(settings=to_plain(build(ModelConfig, {**SMALL, **settings}))))
+
+    leave_one_out = {"name": "leave-one-out", "layers": 1, "query_layers": 1, "width": 16, "heads": 2}
+    vectors = {"prediction": "x0", "explicit_length": False, "self_conditioning": False}
+    for model, expected in (
+        (_model(), (True, True, False, False, True)),
+        (_model(backbone=leave_one_out), (True, True, False, True, True)),
+        (diffusion(backbone=leave_one_out), (True, True, True, True, True)),
+        (diffusion(**vectors), (False, False, False, False, True)),
     ):
-        assert tuple(getattr(spec, name) for name in names) == expected
-        if not isinstance(spec, CausalConfig):
-            config: Any = (MaskedLMConfig if isinstance(spec, MaskedConfig) else DiffusionLMConfig)(settings=to_plain(spec))
-            model = (MaskedLM if isinstance(spec, MaskedConfig) else DiffusionLM)(config)
-            assert tuple(getattr(model, name) for name in names) == expected
+        assert capabilities(model) == capabilities(model.settings) == expected
+    assert capabilities(CausalConfig()) == (True, False, False, True, True)
 
 
 def test_impossible_settings() -> None:
