@@ -96,9 +96,13 @@ class Settings:
     __pydantic_config__: ClassVar[pydantic.ConfigDict] = pydantic.ConfigDict(extra="forbid")
 
     def expect(self, expected: str, *names: str) -> None:
-        """Raise UserError where a setting of ``names`` is not ``expected``, a key of ``RANGES``; None is allowed."""
+        """Raise UserError where a setting of ``names`` is not ``expected``, a key of ``RANGES`` or "1 to 9"; None passes."""
+        holds = RANGES.get(expected)
+        if holds is None:
+            low, high = map(float, expected.split(" to "))
+            holds = lambda value: low <= value <= high  # noqa: E731
         for name in names:
-            if (value := getattr(self, name)) is not None and not RANGES[expected](value):
+            if (value := getattr(self, name)) is not None and not holds(value):
                 raise UserError(f"{name}: expected {expected}, got {value}")
 
 
@@ -135,7 +139,9 @@ class Component(Settings):
             return typing.cast("type[Self]", member)
         try:
             if not _may_import.get() and module not in sys.modules:
-                raise UserError(f"{name!r} is code from outside the library: import {module} first (--import {module}) if you trust it")
+                raise UserError(
+                    f"{name!r} is code from outside the library: import {module} first (--import {module}) if you trust it"
+                )
             found = getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError) as error:
             raise UserError(f"cannot import the {cls.family} {name!r}: {error}") from error

@@ -183,7 +183,7 @@ def test_a_component_is_its_name_or_a_mapping(plain: object) -> None:
             "model.schedule.T: expected a valid integer, unable to parse string as an integer, got 'many'",
         ),
         (ModelConfig, {"schedule": {"name": "sqrt", "T": 1}}, "m", "m.schedule.T: expected at least 2 steps, got 1"),
-        (ModelConfig, {"dimension": 0}, "model", "model.dimension: expected at least 1, got 0"),
+        (ModelConfig, {"dimension": 0}, "model", "model.dimension: expected 1 to 100000, got 0"),
         (ModelConfig, {"prediction": "x1"}, "", "prediction: expected 'logits', 'x0', 'eps' or 'v', got 'x1'"),
         (
             ModelConfig,

@@ -177,6 +177,7 @@ def repeat(part: DFA, low: int, high: int | None = None) -> DFA:
     """Return the concatenation of ``low`` to ``high`` sequences of ``part``; without ``high`` of ``low`` or more."""
     if low < 0 or (high is not None and high < low):
         raise UserError(f"repeat: expected 0 or more and no less at the end, got {low} to {high}")
+    _check_size(len(part.step) * max(low, high or 0))
     nothing = empty(len(part.classes))
     rest = [any_number(part)] if high is None else [union(part, nothing)] * (high - low)
     return sequence(nothing, *[part] * low, *rest)
@@ -269,7 +270,9 @@ def _minimal(classes: Array, step: Array, accepting: Array) -> DFA:
     step, accepting = _number_states(step, accepting)
     block = numpy.unique(accepting, return_inverse=True)[1].reshape(-1)
     while True:
-        finer = numpy.unique(numpy.column_stack([block, block[step]]), axis=0, return_inverse=True)[1].reshape(-1)
+        finer = block
+        for column in step.T:  # pairs as single integers: sorting rows of an array is many times slower
+            finer = numpy.unique(finer * len(step) + block[column], return_inverse=True)[1].reshape(-1)
         if finer.max() == block.max():
             break
         block = finer

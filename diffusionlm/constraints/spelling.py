@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from diffusionlm.config import UserError, nearest
 from diffusionlm.constraints.dfa import DFA, any_number, empty, erase, everything, from_table, one_of, sequence, union
+from diffusionlm.data.tokenizers import split_words
 
 MARK, BLANK = "\0", " "
 SPECIAL = BLANK + "\ufffd"  # the text of a special token: a word that no control names
@@ -33,6 +34,8 @@ class Spelling:
         # Word-level tokenizers: each token starts a word.
         self.whole_words = isinstance(backend.model, models.WordLevel) and isinstance(backend.decoder, decoders.Metaspace)
         self.tokens = spelled_tokens(tokenizer)
+        # No text has more words; repetitions beyond it are all alike, and slow to build.
+        self.most_words = tokenizer.model_max_length * max(1, *(len(split_words(token)) for token in self.tokens)) + 1
         found = {character for token in self.tokens for character in token}
         self.characters = [MARK, BLANK, *sorted(found - {MARK, BLANK})]
         self._rest, self._mark, self._letter = everything(len(self.characters)), self._of(MARK.__eq__), self._of(_is_letter)
@@ -47,18 +50,27 @@ class Spelling:
         """The texts of the tokens without blanks; for a word-level tokenizer its vocabulary."""
         return {token.strip() for token in self.tokens} - {"", SPECIAL.strip()}
 
-    def word(self, word: str, cased: bool, where: str) -> DFA:
-        """Accept one word, with or without a blank before it. Raises UserError where the tokens cannot spell it."""
+    def word(self, *words: str, cased: bool, where: str) -> DFA:
+        """Accept one of ``words``, with or without a blank before it. Raises UserError where the tokens cannot spell one."""
         fold: Callable[[str], str] = str if cased else str.lower
-        known, parts = (self.words, [word]) if self.whole_words else (set(self.characters), list(word))
-        if not {fold(each) for each in known}.issuperset(map(fold, parts)):
-            hint = nearest(word, self.words)  # all words, where none is near
-            raise UserError(f"{where}: the model's vocabulary has no word {word!r}{hint if hint.startswith('; did') else ''}")
-
-        def same(own: str) -> DFA:
-            return self._of(lambda c: fold(c) == fold(own))
-
-        return sequence(self._start, *map(same, word))
+        known = {fold(each) for each in (self.words if self.whole_words else self.characters)}
+        trie: list[dict[str, int]] = [{BLANK: 1, MARK: 2}, {MARK: 2}, {}]  # the next state by character
+        ends = set()
+        for word in words:
+            if not known.issuperset(map(fold, [word] if self.whole_words else word)):
+                hint = nearest(word, self.words)  # all words, where none is near
+                raise UserError(
+                    f"{where}: the model's vocabulary has no word {word!r}{hint if hint.startswith('; did') else ''}"
+                )
+            state = 2
+            for character in map(fold, word):
+                if character not in trie[state]:
+                    trie[state][character] = len(trie)
+                    trie.append({})
+                state = trie[state][character]
+            ends.add(state)
+        table = [[after.get(fold(own), len(trie)) for own in self.characters] for after in [*trie, {}]]
+        return from_table(torch.tensor(table), torch.tensor([state in ends for state in range(len(table))]))
 
     @cached_property
     def any_word(self) -> DFA:

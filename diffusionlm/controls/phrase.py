@@ -39,7 +39,7 @@ class Word(Phrase):
     cased: bool = False
 
     def automaton(self, spelling: Spelling, where: str) -> DFA:
-        return spelling.word(self.text, self.cased, where) if self.text else spelling.any_word
+        return spelling.word(self.text, cased=self.cased, where=where) if self.text else spelling.any_word
 
     def ends(self, words: Sequence[str], starts: set[int]) -> set[int]:
         return {start + 1 for start in starts if start < len(words) and self._is(words[start])}
@@ -68,10 +68,20 @@ class Either(Phrase):
     parts: tuple[Phrase, ...]
 
     def automaton(self, spelling: Spelling, where: str) -> DFA:
-        return union(*(part.automaton(spelling, where) for part in self.parts))
+        parts = [_unwrapped(part) for part in self.parts]
+        words = [part for part in parts if isinstance(part, Word) and part.text]
+        found = [part.automaton(spelling, where) for part in parts if part not in words]
+        for cased in {word.cased for word in words}:  # one trie of all words: hundreds of automata take seconds
+            found.append(spelling.word(*(word.text for word in words if word.cased == cased), cased=cased, where=where))
+        return union(*found)
 
     def ends(self, words: Sequence[str], starts: set[int]) -> set[int]:
         return set().union(*(part.ends(words, starts) for part in self.parts))
+
+
+def _unwrapped(phrase: Phrase) -> Phrase:
+    """Return the part of a chain of one."""
+    return _unwrapped(phrase.parts[0]) if isinstance(phrase, Chain) and len(phrase.parts) == 1 else phrase
 
 
 @dataclass(frozen=True)
@@ -85,7 +95,8 @@ class Repeat(Phrase):
     def automaton(self, spelling: Spelling, where: str) -> DFA:
         if max(self.low, self.high or 0) > MOST:
             raise UserError(f"{where}: expected at most {MOST} times, got {max(self.low, self.high or 0)}")
-        return repeat(self.part.automaton(spelling, where), self.low, self.high)
+        high = None if self.high is None else min(self.high, spelling.most_words)
+        return repeat(self.part.automaton(spelling, where), min(self.low, spelling.most_words), high)
 
     def ends(self, words: Sequence[str], starts: set[int]) -> set[int]:
         places, found, count = starts, set(starts) if self.low == 0 else set(), 0

@@ -59,9 +59,9 @@ class EvaluationConfig(Settings):
 
     def __post_init__(self) -> None:
         check_draws(self.strata, self.orders)
-        for name, least in (("count", 2), ("seed", 0), ("bound_texts", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        self.expect("0 or more", "seed", "bound_texts")
+        if self.count < 2:
+            raise UserError(f"count: expected at least 2, got {self.count}")
         if self.bound_texts == 1:
             raise UserError("bound_texts: expected at least 2 (a standard error needs them), or 0, got 1")
         if not self.temperatures:

@@ -49,10 +49,11 @@ class AttentionBackbone(Backbone):
     heads: int
 
     def __post_init__(self) -> None:
+        self.expect("1 to 1000", "heads", *({"layers", "query_layers"} & {*vars(self)}))
+        self.expect("1 to 100000", "width", *({"feedforward"} & {*vars(self)}))
+        self.expect("0 to 1000", *({"neighbours"} & {*vars(self)}))
         if self.width % self.heads:
             raise UserError(f"heads: expected a divisor of the width {self.width}, got {self.heads}")
-        if (neighbours := getattr(self, "neighbours", 0)) < 0:
-            raise UserError(f"neighbours: expected 0 or more, got {neighbours}")
 
 
 @dataclass(frozen=True)

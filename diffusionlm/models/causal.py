@@ -41,7 +41,8 @@ class CausalConfig(ModelSpec, name="causal"):
     expansion: float = 2.67
 
     def __post_init__(self) -> None:
-        self.expect("at least 1", "layers", "width", "heads")
+        self.expect("1 to 1000", "layers", "heads")
+        self.expect("1 to 100000", "width")
         if self.width % (2 * self.heads):
             raise UserError(f"heads: expected the width {self.width} to be a multiple of twice the heads, got {self.heads}")
         if self.expansion * self.width < 1:
@@ -92,8 +93,7 @@ class NextToken(ObjectiveConfig, name="causal"):
     dropped_share: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.dropped_share < 1:
-            raise UserError(f"dropped_share: expected a share of at least 0 and below 1, got {self.dropped_share}")
+        self.expect("a share from 0 to below 1", "dropped_share")
 
     def check(self, model: ModelSpec) -> None:
         expect_family(self, model, "causal")

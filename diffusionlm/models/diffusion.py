@@ -41,9 +41,8 @@ class WordVectorSpec(ModelSpec):
     cooccurrence: float
 
     def __post_init__(self) -> None:
-        self.expect("at least 1", "dimension")
-        if not 0 <= self.cooccurrence < 1:
-            raise UserError(f"cooccurrence: expected a share of at least 0 and below 1, got {self.cooccurrence}")
+        self.expect("1 to 100000", "dimension")
+        self.expect("a share from 0 to below 1", "cooccurrence")
 
     @property
     def excludes_self(self) -> bool:

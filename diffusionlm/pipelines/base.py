@@ -72,9 +72,11 @@ class SamplingConfig(Settings):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        self.expect("at least 1", "steps", "passes", "candidates", "batch_size", "sweep_odds")
+        self.expect("at least 1", "steps", "batch_size", "sweep_odds")
+        self.expect("1 to 10000", "passes", "candidates")
         self.expect("a positive number", "temperature", "step_temperature")
-        self.expect("0 or more", "sweeps", "seed")
+        self.expect("0 to 10000", "sweeps")
+        self.expect("0 or more", "seed")
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class BasePipeline(Generic[M]):
         """Whether the model has an any-order likelihood bound: it predicts each token from any subset of the others."""
         return self.has_logits and not self.exact_likelihood
 
-    load_model: ClassVar[Callable[[Path], Any]]  # raises UserError for a folder that is damaged or of another family
+    load_model: ClassVar[staticmethod[[str | Path], Any]]  # raises UserError for a damaged folder or another family
 
     def check(self, sampling: SamplingConfig) -> None:
         """Raise UserError where a setting does not fit the model."""

@@ -27,7 +27,8 @@ class Particles(Settings):
     every: int = 4
 
     def __post_init__(self) -> None:
-        self.expect("at least 1", "count", "every")
+        self.expect("1 to 10000", "count")
+        self.expect("at least 1", "every")
         check_strength(self.strength)
 
 

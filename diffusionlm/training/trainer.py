@@ -9,7 +9,6 @@ the report; two callables sample texts and export the model.
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 from collections import defaultdict
@@ -89,14 +88,12 @@ class TrainingConfig(Settings):
 
     def __post_init__(self) -> None:
         every = ("log_every", "evaluate_every", "evaluation_texts", "sample_every", "save_every", "keep")
-        self.expect("at least 1", "steps", "batch_tokens", "accumulation", *every)
-        for name in ("warmup", "clip", "patience", "seed"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        self.expect("at least 1", "steps", "accumulation", *every)
+        self.expect("1 to 10000000", "batch_tokens")
+        self.expect("1 to 1024", "threads")
+        self.expect("0 or more", "warmup", "clip", "patience", "seed")
         if not 0 <= self.ema < 1:
             raise UserError(f"ema: expected a decay of at least 0 and below 1, got {self.ema}")
-        if self.threads is not None:
-            self.expect("at least 1", "threads")
 
     def check(self, train: Rows, validation: Rows, width: int | None) -> None:
         """Raise UserError where a text, padded to ``width`` tokens if it is given, does not fit into a batch.

@@ -316,7 +316,7 @@ def test_a_model_without_a_name_is_diffusion() -> None:
     ("changes", "sentence"),
     [
         ({"heads": 3}, "heads: expected the width"),
-        ({"layers": 0}, "layers: expected at least 1"),
+        ({"layers": 0}, "layers: expected 1 to 1000"),
         ({"expansion": 0}, "expansion:"),
     ],
 )

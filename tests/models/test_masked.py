@@ -301,7 +301,7 @@ def test_capabilities_are_those_of_the_family_and_its_backbone() -> None:
 
 
 def test_impossible_settings() -> None:
-    with pytest.raises(UserError, match=r"^dimension: expected at least 1, got 0"):
+    with pytest.raises(UserError, match=r"^dimension: expected 1 to 100000, got 0"):
         MaskedConfig(dimension=0)
     with pytest.raises(UserError, match=r"^cooccurrence: expected a share"):
         MaskedConfig(cooccurrence=1.0)

@@ -298,7 +298,7 @@ def test_two_processes_train_as_one_on_the_joint_batch(tmp_path: Path) -> None:
     [
         ({"steps": 0}, "steps: expected at least 1, got 0"),
         ({"ema": 1.0}, "ema: expected a decay"),
-        ({"threads": 0}, "threads: expected at least 1"),
+        ({"threads": 0}, "threads: expected 1 to 1024"),
     ],
 )
 def test_impossible_numbers_are_refused(changes: dict[str, float], sentence: str) -> None:

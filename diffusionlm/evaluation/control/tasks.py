@@ -164,8 +164,7 @@ class InfillTargets(Task, name="infill"):
     def __post_init__(self) -> None:
         if not 1 <= self.hidden[0] <= self.hidden[1]:
             raise UserError(f"hidden: expected 1 or more, the fewest words before the most, got {list(self.hidden)}")
-        if self.context < 0:
-            raise UserError(f"context: expected 0 or more, got {self.context}")
+        self.expect("0 or more", "context")
 
     def target(self, row: CorpusRow, draw: random.Random, reader: Reader) -> Target | None:
         words = row["text"].split()
@@ -252,9 +251,8 @@ class TaskConfig(Settings):
     sampling: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, least in (("targets", 1), ("samples", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        self.expect("at least 1", "targets", "samples")
+        self.expect("0 or more", "seed")
 
 
 def read_tasks(path: str | Path, changes: Sequence[tuple[str, str]] = ()) -> list[TaskConfig]:

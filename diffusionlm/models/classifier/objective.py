@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffusionlm import plots
-from diffusionlm.config import UserError
 from diffusionlm.core.objective import Batch, Objective, ObjectiveConfig, expect_family
 from diffusionlm.data.labels import Labelled
 from diffusionlm.models.classifier.accuracy import CLEAN, LOG_SNRS, Accuracy
@@ -57,11 +56,8 @@ class Classification(ObjectiveConfig, name="classification"):
     report_texts: int = 1000
 
     def __post_init__(self) -> None:
-        for name in ("clean_share", "blank_share", "replaced_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name}: expected a share between 0 and 1, got {getattr(self, name)}")
-        if self.none_weight <= 0:
-            raise UserError(f"none_weight: expected a positive number, got {self.none_weight}")
+        self.expect("a share between 0 and 1", "clean_share", "blank_share", "replaced_share")
+        self.expect("a positive number", "none_weight")
         self.expect("at least 1", "report_texts")
 
     def check(self, model: ModelSpec) -> None:
