@@ -43,7 +43,7 @@ FAMILIES = {  # the families that ``show`` lists, with the import paths of their
 CONFIG = several("--config", "YAML file with settings")
 MODEL = option("model", "model folder or run folder", "MODEL")
 DEVICE = (
-    option("--device", "cpu, cuda, cuda:1, mps, ... (default cpu)", "NAME", default="cpu"),
+    option("--device", "cpu, cuda or cuda:1 (default cpu)", "NAME", default="cpu"),
     option("--dtype", "fp32 or bf16 (default fp32)", "NAME", default="fp32"),
 )
 

@@ -206,6 +206,7 @@ def test_given_words_leave_no_choice() -> None:
         (lambda: Words("cheap", " "), 'got "cheap", " "'),
         (lambda: Prefix(""), "words that texts begin with"),
         (lambda: Infill("a { pub"), r"got '\{ pub' at 2"),
+        (lambda: Infill("a {{3} pub"), r"got '\} pub' at 5"),
         (lambda: Infill("a {3-2} pub"), r"lower number first, got '\{3-2\}'"),
         (lambda: Infill("a {0} pub"), "one word or more"),
         (lambda: Length(0), "got 0 to 0"),
@@ -266,3 +267,9 @@ def test_phrases_by_words() -> None:
     assert phrase("It's").matches(["it", "'S"])
     assert not phrase("It's", cased=True).matches(["it", "'s"])
     assert Chain((ANYTHING, Word("b"), ANYTHING)).ends(["a", "b", "b", "c"], {0}) == {2, 3, 4}
+
+
+def test_a_doubled_brace_is_the_brace_itself() -> None:
+    (phrase,) = Infill("a {{b}} {2} {{ c").phrases()
+    assert phrase.matches(["a", "{", "b", "}", "x", "y", "{", "c"])
+    assert not phrase.matches(["a", "{", "b", "}", "x", "{", "c"])
