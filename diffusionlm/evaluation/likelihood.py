@@ -8,11 +8,11 @@ equations 11 and 15; gamma is minus the log signal-to-noise ratio, so e^-gamma i
                + 1/2 int_low^high e^-gamma E||x_0 - x0(x_gamma, gamma)||^2 dgamma      diffusion
                - log p(length)                                                         length
 
-It holds for any function x0(x_gamma, gamma), so also for one that denoises the same x_gamma twice (self-conditioning), and
-for any low < high; the schedule changes only the variance of the estimate. x_0 = E_w exactly, so the lower end has no further
-term. With explicit length, BOS and EOS are given and have no loss, and the length term accounts for EOS; where PAD is a word
-like others its positions count and account for the length. The paper's recipe has a bound of T steps, with noise on x_0
-(Li et al. 2022, equation 2): ``regression.bound_term``.
+It holds for any function x0(x_gamma, gamma), so also for one that denoises the same x_gamma twice (self-conditioning), and for
+any low < high; a learned schedule's are its ``end`` and ``high``, and else it changes only the variance of the estimate. x_0 =
+E_w exactly, so the lower end has no further term. With explicit length, BOS and EOS are given and have no loss, and the length
+term accounts for EOS; where PAD is a word like others its positions count and account for the length. The paper's recipe has a
+bound of T steps, with noise on x_0 (Li et al. 2022, equation 2): ``regression.bound_term``.
 
 The any-order bound denoises one word at a time, in a random order: each goes from noise to clean in one step, given the clean
 words before it in that order and noise in place of those after it. With K random orders
@@ -51,6 +51,7 @@ from diffusionlm.recipe.gumbel import Gumbel
 from diffusionlm.recipe.regression import bound_term, prior_kl
 
 LEAST_GAMMA = -4.0  # lower end for schedules without one of their own: the noise is a seventh of the signal
+DenoiseLevel = Callable[[Tensor, Tensor], Denoised]  # as ``Denoise``, of gamma in place of the time
 UNIFORM_SHARE = 0.2  # of the proposal, so that no noise level's weight is large
 
 
@@ -105,7 +106,7 @@ class Proposal:
 
 @torch.no_grad()
 def continuous_terms(
-    denoise: Denoise, x0: Tensor, ids: Tensor, free: Tensor, proposal: Proposal,
+    denoise: DenoiseLevel, x0: Tensor, ids: Tensor, free: Tensor, proposal: Proposal,
     *, strata: int = 128, seed: Sequence[int] = (0,), batch_size: int = 64,
 ) -> Bound:  # fmt: skip
     """Estimate the terms of one text in continuous time, all but that of the length.
@@ -206,7 +207,7 @@ def bound(
         ids = collate([row], pad, None if explicit and len(row) <= longest else longest)["ids"].to(model.device)
         draws: dict[str, Any] = {"strata": strata, "seed": (seed, number), "batch_size": batch_size}
         if not model.has_logits:
-            terms = discrete_terms(model, ids, dtype=dtype, **draws)
+            terms = discrete_time_terms(model, ids, dtype=dtype, **draws)
         else:
             denoise, known = denoiser(model, ids, temperature, dtype)
             x0 = model.encode(ids)[0]
@@ -262,7 +263,9 @@ def denoiser(
     return twice, known[0]
 
 
-def hidden_token_losses(denoise: Denoise, x0: Tensor, ids: Tensor, draw: numpy.random.Generator) -> Callable[[Tensor], Tensor]:
+def hidden_token_losses(
+    denoise: DenoiseLevel, x0: Tensor, ids: Tensor, draw: numpy.random.Generator
+) -> Callable[[Tensor], Tensor]:
     """Return the function from hidden words (K, L) of a text ``ids`` (L,), ``x0`` (L, D), to -log p of each word (K, L).
 
     The other words are clean; the hidden ones are replaced by fresh noise.
@@ -276,14 +279,14 @@ def hidden_token_losses(denoise: Denoise, x0: Tensor, ids: Tensor, draw: numpy.r
     return losses
 
 
-def at_levels(model: DiffusionLM, denoise: Denoise, known: Tensor, x0: Tensor) -> Denoise:
+def at_levels(model: DiffusionLM, denoise: Denoise, known: Tensor, x0: Tensor) -> DenoiseLevel:
     """Return ``denoise`` as a function of x_gamma and gamma, with the ``known`` positions (L,) clamped to ``x0`` (L, D)."""
     held = given(denoise, known, x0) if bool(known.any()) else denoise
     return lambda xt, gamma: held(xt, model.settings.schedule.time(gamma))
 
 
 @torch.no_grad()
-def discrete_terms(
+def discrete_time_terms(
     model: DiffusionLM, ids: Tensor,
     *, strata: int = 128, seed: Sequence[int] = (0,), batch_size: int = 64, dtype: torch.dtype = torch.float32,
 ) -> Bound:  # fmt: skip

@@ -25,7 +25,7 @@ from diffusionlm.evaluation.likelihood import (
     any_order_terms,
     bound,
     continuous_terms,
-    discrete_terms,
+    discrete_time_terms,
     hidden_token_losses,
     length_nats,
     proposal_for,
@@ -368,7 +368,7 @@ def test_the_discrete_bound_of_two_words() -> None:
     """0.733484 nats at T = 2000, as integrated in test_objective.py."""
     model = cast(DiffusionLM, TwoWords())
     ids = torch.ones(1, 1, dtype=torch.long)
-    found, error = _nats([discrete_terms(model, ids, strata=2**19, batch_size=2**17)])
+    found, error = _nats([discrete_time_terms(model, ids, strata=2**19, batch_size=2**17)])
     assert error < 0.008
     assert found == pytest.approx(0.733484, abs=4 * error)
 
@@ -393,7 +393,7 @@ def test_the_sampled_steps_are_all_the_steps(changes: dict[str, Any]) -> None:
             )  # fmt: skip
         nats = 8 * term.sum(1)
         total, variance = total + float(nats.mean()), variance + float(nats.var()) / draws
-    found, error = _nats([discrete_terms(model, ids, strata=256, seed=(i,)) for i in range(20)])
+    found, error = _nats([discrete_time_terms(model, ids, strata=256, seed=(i,)) for i in range(20)])
     assert found == pytest.approx(total, abs=4 * math.hypot(error, math.sqrt(variance)))
     assert error < 0.05 * total
 
