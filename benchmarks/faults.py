@@ -1,0 +1,514 @@
+"""Faults: hostile input and interruptions, each tried in a child process, and counted in one table.
+
+    python benchmarks/faults.py [folders corpora configs requests kills disk] [--examples 1000] [--kills 50]
+
+``folders``, ``corpora``, ``configs`` and ``requests`` mutate a model folder, a training file, a YAML config and a control
+request (bit flips, truncations, JSON values replaced, parts repeated or removed; drawn by ``hypothesis`` from a fixed seed) and
+run the command that reads it. A trial is a failure unless its exit status is 0 or 2 (the user's mistake), its message is one
+sentence without a traceback, it ends within 10 seconds, and no code of the input is run, no connection opened, no program
+started and no file outside the output folder written. ``kills`` stops training and an evaluation by SIGKILL at random moments,
+``disk`` lets each write in turn fail (no space) or end early (a quota); the same command must then finish with the result of a
+run that nothing stopped. Children are forked from one process that has imported everything. The table goes to stdout; failures
+are kept in ``--out`` with their input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import torch
+import yaml
+from hypothesis import strategies as st
+from measure import ROOT, exit_status
+from safetensors.torch import load_file
+from tqdm import tqdm
+
+from diffusionlm.cli import main as command
+from diffusionlm.config import UserError
+
+MODEL = ROOT / "tests" / "golden" / "format-1"
+LIMIT = 10.0  # seconds that a trial may take
+STARTED = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "socket.connect", "socket.getaddrinfo")
+CHANGED = ("os.remove", "os.rename", "os.rmdir", "os.truncate", "os.chmod", "os.link", "os.symlink", "shutil.rmtree")
+VALUES: list[Any] = [
+    None, True, [], {}, "", "null", "evil.Evil", "evil:Evil", "../../x", "/etc/passwd", "\x00", "\ud83d", "é" * 3000, 0, -1, 1,
+    2, 3.5, 10**9, 10**30, 1e400, float("nan"), [1, 2], {"a": 1}, {"name": "evil:Evil"}, {"name": "ddim", "eta": 5}, [[[]]],
+]  # fmt: skip
+BYTES = [b"\x00", b"\xef\xbb\xbf", b"\xff", b"\n", b"\r", b'"', b"{", b",", b"\xe2\x80\xa8"]
+ENCODINGS = ["utf-8", "utf-8", "utf-16", "utf-16-le", "latin-1", "utf-8-sig"]
+EVIL = "import pathlib\nclass Evil:\n    def __init__(self, *a, **k): pass\npathlib.Path('{}').touch()\n"
+TINY: dict[str, Any] = {
+    "data": {"max_length": 32},
+    "model": {"dimension": 8, "backbone": {"name": "transformer", "layers": 1, "width": 16, "heads": 2}},
+    "training": {
+        "steps": 1, "batch_tokens": 256, "threads": 1, "precision": "fp32", "log_every": 1, "evaluate_every": 1,
+        "evaluation_texts": 2, "sample_every": 1, "save_every": 1,
+    },
+    "sampling": {"steps": 2, "passes": 1, "sweeps": 0},
+}  # fmt: skip
+TEXTS = ["The food is good .", "A cheap pub near the bridge .", "The staff are friendly , and the soup is warm ."] * 20
+
+
+@dataclass
+class Ended:
+    """How a child ended: its exit status (None: it hung; negative: a signal), its output and what it should not have done."""
+
+    status: int | None
+    stdout: str
+    stderr: str
+    events: list[str] = field(default_factory=list)
+
+    def fault(self) -> str:
+        """Return why this is a failure; "" if it is none."""
+        if self.status is None:
+            return f"hang: more than {LIMIT:g} seconds"
+        if "Traceback" in self.stderr:
+            return "traceback: " + self.stderr.strip().splitlines()[-1]
+        if self.status not in (0, 2):
+            return f"status {self.status}"
+        if self.events:
+            return "; ".join(self.events[:3])
+        sentences = [line for line in self.stderr.splitlines() if line.startswith("diffusionlm: ")]
+        return f"{len(sentences)} sentences" if self.status == 2 and len(sentences) != 1 else ""
+
+
+def forked(action: Callable[[], int], folder: Path, limit: float | None = LIMIT, kill_after: float | None = None) -> Ended:
+    """Run ``action`` in a forked child whose files may only lie in ``folder``; kill it after ``limit`` or ``kill_after``."""
+    pipes = [os.pipe() for _ in range(3)]  # output, messages, events: a full disk does not limit them
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.setsid()
+            for number in (1, 2):
+                os.dup2(pipes[number - 1][1], number)
+            sys.stdout, sys.stderr = (os.fdopen(n, "w", encoding="utf-8", errors="backslashreplace") for n in (1, 2))
+            with watched(folder, pipes[2][1]):
+                status = action()
+        except BaseException:
+            traceback.print_exc()
+            status = 1
+        finally:
+            with contextlib.suppress(Exception):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(status)
+    for _, writing in pipes:
+        os.close(writing)
+    with ThreadPoolExecutor(3) as readers:
+        texts = list(map(readers.submit, [_read] * 3, [reading for reading, _ in pipes]))
+        ended = _wait(child, kill_after if kill_after is not None else limit)
+    stdout, stderr, events = (text.result() for text in texts)
+    return Ended(ended, stdout, stderr, sorted(set(events.splitlines())))
+
+
+def _read(number: int) -> str:
+    with os.fdopen(number, encoding="utf-8", errors="replace") as file:
+        return file.read()
+
+
+def _wait(child: int, limit: float | None) -> int | None:
+    """Return the child's exit status; None if it was killed at the ``limit`` (seconds)."""
+    end = None if limit is None else time.monotonic() + limit
+    while True:
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        if end is not None and time.monotonic() > end:
+            os.killpg(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return None
+        time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def watched(folder: Path, record: int) -> Iterator[None]:
+    """Write into the file number ``record`` what this process runs, starts, connects to, or changes outside ``folder``."""
+    own = str(folder)
+
+    def outside(path: object, place: object = -1) -> bool:
+        if not isinstance(path, str | bytes | os.PathLike):
+            return False
+        base = os.readlink(f"/proc/self/fd/{place}") if isinstance(place, int) and place >= 0 else os.getcwd()
+        real = os.path.realpath(os.path.join(base, os.fsdecode(path)))
+        return not real.startswith((own, "/dev/", "/proc/", tempfile.gettempdir() + "/tmp"))
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        found = ""
+        if event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            found = f"wrote {arguments[0]}" if outside(arguments[0]) else ""
+        elif event in CHANGED:
+            found = f"{event} {arguments[0]}" if outside(arguments[0], arguments[-1]) else ""
+        elif event in STARTED and arguments[0] != "uname":  # which describes the machine in reports
+            found = f"{event} {arguments[0]!r}"
+        elif event == "exec" and str(getattr(arguments[0], "co_filename", "")).startswith(own):
+            found = f"ran {arguments[0].co_filename}"
+        if found:
+            os.write(record, found.encode("utf-8", "replace").replace(b"\n", b" ") + b"\n")
+
+    sys.addaudithook(hook)
+    yield
+
+
+def mutated_bytes(draw: Any, content: bytes) -> bytes:
+    """Return ``content`` with bits flipped, cut, repeated, or with bytes put in."""
+    kind = draw(st.sampled_from(["flip", "cut", "insert", "repeat", "replace", "empty"]))
+    place = draw(st.integers(0, max(len(content) - 1, 0)))
+    match kind:
+        case "flip":
+            found = bytearray(content)
+            for _ in range(draw(st.integers(1, 8)) if content else 0):
+                found[draw(st.integers(0, len(content) - 1))] ^= 1 << draw(st.integers(0, 7))
+            return bytes(found)
+        case "cut":
+            return content[:place]
+        case "insert":
+            return (
+                content[:place]
+                + draw(st.sampled_from([b"\x00", b"\xef\xbb\xbf", b"\xff", b"\n", b'"', b"{", b",", b"\xe2\x80\xa8"]))
+                + content[place:]
+            )
+        case "repeat":
+            return content + content[place:]
+        case "replace":
+            return draw(st.binary(max_size=64))
+    return b""
+
+
+def mutated_plain(draw: Any, plain: Any) -> Any:
+    """Return plain data with a value replaced, removed or added at a random place."""
+    if isinstance(plain, dict) and plain and draw(st.booleans() if len(plain) < 3 else st.integers(0, 4)):
+        key = draw(st.sampled_from(sorted(plain)))
+        if draw(st.integers(0, 5)) == 0:
+            return {k: v for k, v in plain.items() if k != key}
+        return {**plain, key: mutated_plain(draw, plain[key])}
+    if isinstance(plain, list) and plain and draw(st.booleans()):
+        place = draw(st.integers(0, min(len(plain), 50) - 1))
+        return [*plain[:place], mutated_plain(draw, plain[place]), *plain[place + 1 :]]
+    if isinstance(plain, dict) and draw(st.booleans()):
+        names = ["auto_map", "tokenizer_class", "_attn_implementation", "quantization_config", "torch_dtype", "added", "name"]
+        return {**plain, draw(st.sampled_from(names)): draw(st.sampled_from(VALUES))}
+    return draw(st.sampled_from(VALUES))
+
+
+def mutate_file(draw: Any, path: Path) -> None:
+    """Mutate a file in place: its bytes, or if it is JSON, its values."""
+    if path.suffix == ".json" and draw(st.integers(0, 3)):
+        path.write_text(json.dumps(mutated_plain(draw, json.loads(path.read_text(encoding="utf-8")))), encoding="utf-8")
+    else:
+        path.write_bytes(mutated_bytes(draw, path.read_bytes()))
+
+
+def folders(draw: Any, folder: Path) -> list[str]:
+    """Return the arguments of a trial: a sample from a mutated model folder."""
+    model = folder / "model"
+    shutil.copytree(MODEL, model)
+    for name in ("evil.py", "modeling_evil.py"):
+        (model / name).write_text(EVIL.format(folder / "evil-was-run"), encoding="utf-8")
+    files = sorted(path for path in model.rglob("*") if path.is_file() and path.suffix != ".py")
+    for path in draw(st.lists(st.sampled_from(files), min_size=1, max_size=2, unique=True)):
+        if draw(st.integers(0, 15)) == 0:
+            path.unlink()
+        else:
+            mutate_file(draw, path)
+    asked = draw(st.sampled_from([[], ["--control", "food=Thai"], ["--control", "Length(8)"], ["--candidates", "2"]]))
+    return ["generate", str(model), "--count", "1", "--steps", "2", *asked]
+
+
+def corpora(draw: Any, folder: Path) -> list[str]:
+    """Return the arguments of a trial: a training step on a mutated file of texts."""
+    kind = draw(st.sampled_from(["txt", "jsonl", "csv", "CSV", "tsv", "json", "txt.gz", "parquet"]))
+    rows = [{"text": text, "label": str(i % 2)} for i, text in enumerate(TEXTS)]
+    content = {
+        "jsonl": "".join(json.dumps(row) + "\n" for row in rows),
+        "json": "".join(json.dumps(row) + "\n" for row in rows),
+        "csv": "text,label\n" + "".join(f'"{row["text"]}",{row["label"]}\n' for row in rows),
+        "tsv": "text\tlabel\n" + "".join(f"{row['text']}\t{row['label']}\n" for row in rows),
+    }.get(kind.lower(), "\n".join(TEXTS))
+    encoded = content.encode(
+        draw(st.sampled_from(["utf-8", "utf-8", "utf-16", "utf-16-le", "latin-1", "utf-8-sig"])), "replace"
+    )
+    for _ in range(draw(st.integers(0, 3))):
+        encoded = mutated_bytes(draw, encoded)
+    (folder / f"texts.{kind}").write_bytes(encoded)
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY), encoding="utf-8")
+    return ["train", "--config", str(folder / "tiny.yaml"), "--out", str(folder / "run"),
+            "--data.corpus", str(folder / f"texts.{kind}")]  # fmt: skip
+
+
+def configs(draw: Any, folder: Path) -> list[str]:
+    """Return the arguments of a trial: a training step with a mutated config."""
+    (folder / "texts.txt").write_text("\n".join(TEXTS), encoding="utf-8")
+    plain: Any = {**TINY, "data": {**TINY["data"], "corpus": str(folder / "texts.txt")}}
+    for _ in range(draw(st.integers(1, 2))):
+        plain = mutated_plain(draw, plain)
+    text = yaml.safe_dump(plain, allow_unicode=True, sort_keys=False).encode("utf-8", "surrogatepass")
+    if draw(st.integers(0, 3)) == 0:
+        text = mutated_bytes(draw, text)
+    (folder / "config.yaml").write_bytes(text)
+    return ["train", "--config", str(folder / "config.yaml"), "--out", str(folder / "run"), "--training.steps", "1"]
+
+
+REQUESTS = [
+    "food=Thai", "length=8", "Length(8, 12)", 'Words("cheap") & ~Words("pub")', 'Infill("The {} is {2} .")', "2 * Length(3)",
+    'Pattern("The . (a|an)? .{2,5} pub .*")', 'PartsOfSpeech("DET NOUN ... PUNCT")', 'Attribute("food", "Thai") | Length(9)',
+    'Span(0, 2, "NP")', 'Tree("(S (NP (DET The) (NOUN pub)) (VP (AUX is) (ADJ cheap)) (PUNCT .))")', 'Reward("os:system")',
+    'Classifier("positive", "no-such-folder")', 'Prefix("The pub")',
+]  # fmt: skip
+PIECES = [
+    "(", ")", "{", "}", "|", "&", "~", "*", '"', "\\", ",", "=", "1000000000", "-1", "lambda: 0", "__import__('os')", "é",
+    "\x00", "...",
+]  # fmt: skip
+
+
+def requests(draw: Any, folder: Path) -> list[str]:
+    """Return the arguments of a trial: a sample with a mutated control, and another setting."""
+    text = draw(st.sampled_from(REQUESTS))
+    for _ in range(draw(st.integers(0, 3))):
+        place, end = sorted(draw(st.tuples(st.integers(0, len(text)), st.integers(0, len(text)))))
+        kind = draw(st.sampled_from(["insert", "remove", "repeat", "join"]))
+        text = {
+            "insert": text[:place] + draw(st.sampled_from(PIECES)) + text[place:],
+            "remove": text[:place] + text[end:],
+            "repeat": text[:end] + text[place:],
+            "join": text + draw(st.sampled_from([" & ", " | ", " & ~"])) + draw(st.sampled_from(REQUESTS)),
+        }[kind]
+    more = draw(st.sampled_from([[], ["--length", "9"], ["--particles", "2"], ["--ensure", "2"], ["--temperature", "nan"],
+                                 ["--sampler.eta", "1e400"], ["--guidance.draft", "null"]]))  # fmt: skip
+    return ["generate", str(MODEL), "--count", "1", "--steps", "2", "--control", text, *more]
+
+
+MUTATIONS = {"folders": folders, "corpora": corpora, "configs": configs, "requests": requests}
+
+
+def mutations(kind: str, count: int, out: Path | None, seed: int = 0) -> list[str]:
+    """Try ``count`` mutations of a kind; return the faults. Failed inputs are kept in ``out``."""
+    faults: list[str] = []
+    trials = tqdm(total=count, desc=kind, unit="trial", disable=None)
+
+    @hypothesis.seed(seed)
+    @hypothesis.settings(
+        max_examples=count, database=None, deadline=None, phases=[hypothesis.Phase.generate],
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )  # fmt: skip
+    @hypothesis.given(st.data())
+    def trial(data: Any) -> None:
+        folder = Path(tempfile.mkdtemp(prefix="fault-"))
+        arguments = MUTATIONS[kind](data.draw, folder)
+        ended = forked(lambda: command([*arguments]), folder)
+        if (folder / "evil-was-run").exists():
+            ended.events.append("ran code of the model folder")
+        if fault := ended.fault():
+            faults.append(f"{fault}  [{' '.join(arguments)}]")
+            if out is not None:
+                shutil.copytree(folder, out / f"{kind}-{len(faults)}", dirs_exist_ok=True)
+        shutil.rmtree(folder)
+        trials.update()
+
+    trial()
+    trials.close()
+    return faults
+
+
+class Job:
+    """Something that can be stopped and continued: the arguments of a command in a folder, and the digest of its result."""
+
+    def __init__(self, name: str, folder: Path, arguments: Sequence[str]) -> None:
+        self.name, self.folder, self.arguments = name, folder, list(arguments)
+
+    def run(self, kill_after: float | None = None, before: Callable[[], None] = lambda: None) -> Ended:
+        """Run the command in a child, which is killed after some seconds; ``before`` is called in the child first."""
+
+        def action() -> int:
+            before()
+            return command([*self.arguments])
+
+        return forked(action, self.folder, None, kill_after)
+
+    def result(self) -> Any:
+        """Return what must be the same whatever stopped the command: weights and the log, or the report's rows."""
+        run = self.folder / "run"
+        if self.name == "training":
+            log = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+            rows = [{key: value for key, value in row.items() if "second" not in key} for row in log]
+            weights = load_file(run / "model" / "model.safetensors")
+            return rows, {name: tensor.numpy().tobytes() for name, tensor in weights.items()}
+        rows = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))["rows"]
+        texts = {path.name: path.read_text(encoding="utf-8") for path in sorted((run / "texts").iterdir())}
+        return [{key: value for key, value in row.items() if key != "seconds"} for row in rows], texts
+
+
+def jobs(base: Path) -> Iterator[Callable[[Path], Job]]:
+    """Yield makers of the jobs: a tiny training, and an evaluation of the stored model by a tiny judge."""
+    plain = {**TINY, "training": {**TINY["training"], "steps": 12, "save_every": 3, "evaluate_every": 4, "sample_every": 4}}
+    (base / "texts.txt").write_text("\n".join(TEXTS), encoding="utf-8")
+    plain["data"] = {**TINY["data"], "corpus": str(base / "texts.txt")}
+    (base / "train.yaml").write_text(yaml.safe_dump(plain), encoding="utf-8")
+    judge = {**plain, "objective": "causal", "model": {"name": "causal", "layers": 1, "width": 16, "heads": 2}}
+    del judge["sampling"]
+    judge["data"] = {"max_length": 64}
+    (base / "judge.yaml").write_text(yaml.safe_dump(judge), encoding="utf-8")
+    made = forked(lambda: command(["train", "--config", str(base / "judge.yaml"), "--out", str(base / "judge")]), base, None)
+    if made.status != 0:
+        raise UserError(f"the judge could not be trained: {made.stderr}")
+    yield lambda folder: Job("training", folder, ["train", "--config", str(base / "train.yaml"), "--out", str(folder / "run")])
+    yield lambda folder: Job(
+        "evaluation", folder,
+        ["evaluate", str(MODEL), "--judge", str(base / "judge"), "--count", "6", "--steps", "2", "--temperatures", "0.8", "1",
+         "--bound-texts", "2", "--strata", "2", "--orders", "0", "--out", str(folder / "run")],
+    )  # fmt: skip
+
+
+def reference(make: Callable[[Path], Job], base: Path) -> tuple[Any, float, str]:
+    """Return the result of an undisturbed job, its seconds and its name."""
+    job = make(Path(tempfile.mkdtemp(prefix="reference-", dir=base)))
+    begun = time.monotonic()
+    ended = job.run()
+    if ended.status != 0:
+        raise UserError(f"{job.name} failed without any disturbance: {ended.stderr}")
+    return job.result(), time.monotonic() - begun, job.name
+
+
+def finish(job: Job, expected: Any, what: str) -> str:
+    """Run a disturbed job until it ends; return what is wrong with the result, "" if nothing."""
+    ended = job.run()
+    if fault := ended.fault():
+        return f"{what}: then {fault}"
+    if ended.status != 0:
+        return f"{what}: then refused: {ended.stderr.strip().splitlines()[-1]}"
+    return "" if job.result() == expected else f"{what}: the result differs"
+
+
+def kills(base: Path, count: int) -> list[str]:
+    """Kill each job at random moments, and let the same command finish; return the faults."""
+    draw = random.Random(0)
+    faults: list[str] = []
+    for make in jobs(base):
+        expected, seconds, name = reference(make, base)
+        for _ in tqdm(range(count), desc=f"kills, {name}", unit="trial", disable=None):
+            job = make(Path(tempfile.mkdtemp(prefix="kill-", dir=base)))
+            moments = [draw.uniform(0, seconds) for _ in range(draw.randint(1, 2))]
+            for moment in moments:
+                job.run(kill_after=moment)
+            what = f"{name} killed after {', '.join(f'{moment:.2f}' for moment in moments)} s"
+            faults += filter(None, [finish(job, expected, what)])
+            shutil.rmtree(job.folder)
+    return faults
+
+
+def disk(base: Path, quotas: Sequence[int] = (0, 100, 2000, 20000)) -> list[str]:
+    """Let every write of a job fail in turn, and files end at a quota of bytes; return the faults."""
+    faults: list[str] = []
+    for make in jobs(base):
+        expected, _, name = reference(make, base)
+        trials: list[tuple[str, Callable[[Path], Callable[[], None]]]] = [
+            (f"{name} with a quota of {size} bytes a file", lambda _, size=size: lambda: limit_files(size))  # type: ignore[misc]
+            for size in quotas
+        ]
+        trials += [
+            (f"{name} without space at write {number}", lambda folder, number=number: lambda: no_space(folder / "run", number))  # type: ignore[misc]
+            for number in range(1, 60)
+        ]
+        for what, disturb in tqdm(trials, desc=f"disk, {name}", unit="trial", disable=None):
+            job = make(Path(tempfile.mkdtemp(prefix="disk-", dir=base)))
+            ended = job.run(before=disturb(job.folder))
+            fault = ended.fault() if ended.status else ""
+            faults += [f"{what}: {fault}"] if fault else filter(None, [finish(job, expected, what)])
+            shutil.rmtree(job.folder)
+            if ended.status == 0 and "space" in what:
+                break  # every write has had its turn
+    return faults
+
+
+def limit_files(size: int) -> None:
+    """End every write of this process at ``size`` bytes of a file."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
+
+
+def no_space(folder: Path, number: int) -> None:
+    """Let the opening of a file for writing in ``folder`` fail from number ``number`` on, as on a full disk."""
+    opened = 0
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal opened
+        if event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR):
+            if isinstance(arguments[0], str) and arguments[0].startswith(str(folder)):
+                opened += 1
+                if opened >= number:
+                    raise OSError(28, os.strerror(28), arguments[0])
+
+    sys.addaudithook(hook)
+
+
+def warm() -> None:
+    """Import what the commands use, so that each child finds it: sample from the stored model, and train a step."""
+    with tempfile.TemporaryDirectory(prefix="warm-") as folder, contextlib.redirect_stdout(io.StringIO()):
+        texts = Path(folder) / "texts.txt"
+        texts.write_text("\n".join(TEXTS), encoding="utf-8")
+        (Path(folder) / "tiny.yaml").write_text(yaml.safe_dump({**TINY, "data": {"corpus": str(texts)}}), encoding="utf-8")
+        command(["generate", str(MODEL), "--count", "1", "--steps", "2"])
+        command(["train", "--config", str(Path(folder) / "tiny.yaml"), "--out", str(Path(folder) / "run")])
+
+
+def table(counts: dict[str, tuple[int, list[str]]]) -> str:
+    """Return the trials and failures of each kind as a table in Markdown."""
+    rows = [f"| {kind} | {trials} | {len(faults)} |" for kind, (trials, faults) in counts.items()]
+    return "\n".join(["| kind | trials | failures |", "|---|---:|---:|", *rows])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the trials and print the table; the exit status is 1 if one failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    kinds = [*MUTATIONS, "kills", "disk"]
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"all of them, or some of {', '.join(kinds)}")
+    parser.add_argument("--examples", type=int, default=1000, help="mutations of each kind (%(default)s)")
+    parser.add_argument("--kills", type=int, default=50, help="of each job (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the mutations (%(default)s)")
+    parser.add_argument("--out", help="folder for the inputs that failed")
+    options = parser.parse_args(arguments)
+    if unknown := set(options.kinds) - {*kinds}:
+        parser.error(f"no kind is called {min(unknown)!r}: choose from {', '.join(kinds)}")
+    torch.set_num_threads(1)
+    warm()
+
+    def run() -> list[str]:
+        counts: dict[str, tuple[int, list[str]]] = {}
+        for kind in options.kinds or kinds:
+            with tempfile.TemporaryDirectory(prefix="faults-") as base:
+                if kind in MUTATIONS:
+                    faults = mutations(kind, options.examples, Path(options.out) if options.out else None, options.seed)
+                    counts[kind] = (options.examples, faults)
+                else:
+                    faults = kills(Path(base), options.kills) if kind == "kills" else disk(Path(base))
+                    counts[kind] = (2 * options.kills if kind == "kills" else 0, faults)
+            for fault in faults:
+                print(f"{kind}: {re.sub(r'/tmp/[^ /]*/', '', fault)}", file=sys.stderr)
+        print(table(counts))
+        return [fault for _, faults in counts.values() for fault in faults]
+
+    return exit_status(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
