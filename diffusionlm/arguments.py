@@ -1,10 +1,11 @@
-"""Commands for the command line, as functions with their options: argparse whose mistakes are one sentence each."""
+"""Commands for the command line, as functions with their options, by argparse; mistakes are one sentence each."""
 
 from __future__ import annotations
 
 import argparse
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from typing import Any, NoReturn
 
@@ -85,3 +86,24 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")
+
+
+class Messages:
+    """Standard error whose reader may go away: what is written then is lost, and the work goes on."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Write ``text`` if it can be written."""
+        with suppress(OSError):
+            return int(self.stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush if that is possible."""
+        with suppress(OSError):
+            self.stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)

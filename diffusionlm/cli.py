@@ -14,11 +14,10 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from diffusionlm.arguments import command, flag, option, parser, several, split
+from diffusionlm.arguments import Messages, command, flag, option, parser, several, split
 from diffusionlm.config import UserError, build, nearest, override, read_value, to_plain
 
 if TYPE_CHECKING:
@@ -90,27 +89,6 @@ def entry() -> NoReturn:
             stream.reconfigure(encoding="utf-8", errors=errors)
     sys.stderr = Messages(sys.stderr)
     sys.exit(main())
-
-
-class Messages:
-    """Standard error whose reader may go away: what is written then is lost, and the work goes on."""
-
-    def __init__(self, stream: Any) -> None:
-        self.stream = stream
-
-    def write(self, text: str) -> int:
-        """Write ``text`` if it can be written."""
-        with suppress(OSError):
-            return int(self.stream.write(text))
-        return len(text)
-
-    def flush(self) -> None:
-        """Flush if that is possible."""
-        with suppress(OSError):
-            self.stream.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
 
 
 def _import(name: str) -> None:

@@ -12,7 +12,8 @@ import pytest
 import yaml
 from tiny_runs import ROOT, tiny_plain
 
-from diffusionlm.cli import Messages, main
+from diffusionlm.arguments import Messages
+from diffusionlm.cli import main
 
 STORED = str(ROOT / "tests" / "golden" / "format-1")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
