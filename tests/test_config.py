@@ -291,12 +291,12 @@ def test_overrides_hold_in_whatever_order_they_are_given(order: tuple[int, ...])
     assert override({}, [("seed", "1"), ("seed", "2")]) == {"seed": 2}
 
 
-def test_an_override_that_is_no_yaml_is_told_in_a_sentence() -> None:
+def test_an_override_that_is_no_yaml_is_refused_in_a_sentence() -> None:
     with pytest.raises(UserError, match=r"^training\.steps: [^\n]*$"):
         override({}, [("training.steps", "[1")])
 
 
-STRANGER = '''
+FOREIGN = '''
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -316,40 +316,40 @@ class Straight(NoiseSchedule):
 
 
 @pytest.fixture
-def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def foreign_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Put a module that defines a noise schedule where Python finds it, and return its name."""
-    (tmp_path / "stranger_schedules.py").write_text(STRANGER)
+    (tmp_path / "foreign_schedules.py").write_text(FOREIGN)
     monkeypatch.syspath_prepend(tmp_path)
-    yield "stranger_schedules"
-    sys.modules.pop("stranger_schedules", None)
+    yield "foreign_schedules"
+    sys.modules.pop("foreign_schedules", None)
 
 
-def test_a_component_from_elsewhere(stranger: str) -> None:
-    settings = build(ModelConfig, {"schedule": {"name": f"{stranger}:Straight", "steepness": "3"}})
-    assert to_plain(settings.schedule) == {"name": f"{stranger}:Straight", "steepness": 3.0}
+def test_a_component_from_elsewhere(foreign_module: str) -> None:
+    settings = build(ModelConfig, {"schedule": {"name": f"{foreign_module}:Straight", "steepness": "3"}})
+    assert to_plain(settings.schedule) == {"name": f"{foreign_module}:Straight", "steepness": 3.0}
     assert build(ModelConfig, to_plain(settings)) == settings
-    assert build(NoiseSchedule, f"{stranger}:Straight") == type(settings.schedule)()
+    assert build(NoiseSchedule, f"{foreign_module}:Straight") == type(settings.schedule)()
     assert type(settings.schedule).__name__ not in NoiseSchedule.members
 
 
-def test_a_mistake_in_a_component_from_elsewhere(stranger: str) -> None:
+def test_a_mistake_in_a_component_from_elsewhere(foreign_module: str) -> None:
     with pytest.raises(UserError) as caught:
-        build(ModelConfig, {"schedule": {"name": f"{stranger}:Straight", "steepnes": 3}}, "model")
+        build(ModelConfig, {"schedule": {"name": f"{foreign_module}:Straight", "steepnes": 3}}, "model")
     assert str(caught.value) == "model.schedule.steepnes: there is no such setting; did you mean 'steepness'?"
 
 
-def test_untrusted_data_import_nothing(stranger: str) -> None:
-    with pytest.raises(UserError, match=rf"code from outside the library: import {stranger} first"):
-        build_untrusted(NoiseSchedule, f"{stranger}:Straight")
-    assert stranger not in sys.modules
-    importlib.import_module(stranger)
-    assert type(build_untrusted(NoiseSchedule, f"{stranger}:Straight")).__module__ == stranger
+def test_untrusted_data_import_nothing(foreign_module: str) -> None:
+    with pytest.raises(UserError, match=rf"code from outside the library: import {foreign_module} first"):
+        build_untrusted(NoiseSchedule, f"{foreign_module}:Straight")
+    assert foreign_module not in sys.modules
+    importlib.import_module(foreign_module)
+    assert type(build_untrusted(NoiseSchedule, f"{foreign_module}:Straight")).__module__ == foreign_module
 
 
-def test_trust_returns_after_untrusted_data(stranger: str) -> None:
+def test_trust_returns_after_untrusted_data(foreign_module: str) -> None:
     with pytest.raises(UserError):
-        build_untrusted(NoiseSchedule, f"{stranger}:Straight")
-    assert type(build(NoiseSchedule, f"{stranger}:Straight")).__module__ == stranger
+        build_untrusted(NoiseSchedule, f"{foreign_module}:Straight")
+    assert type(build(NoiseSchedule, f"{foreign_module}:Straight")).__module__ == foreign_module
 
 
 @pytest.mark.parametrize(

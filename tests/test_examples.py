@@ -120,7 +120,7 @@ def test_a_distilled_student_is_nearer_to_its_teacher_and_resumes(tmp_path: Path
     assert not any("teacher" in name for name in before)
 
 
-def test_a_convolutional_network_sees_as_far_as_it_says() -> None:
+def test_a_convolutional_network_has_its_stated_reach() -> None:
     assert "an output depends on 13 positions" in run("convolutional", "5", "2")
 
 

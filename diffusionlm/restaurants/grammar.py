@@ -123,7 +123,7 @@ def parses(text: str) -> Iterator[Description]:
 
 
 class _Chart:
-    """Derivations of every symbol from every position asked for, each found once."""
+    """Derivations of every symbol from each position, each found once."""
 
     def __init__(self, readings: list[tuple[str, ...]]) -> None:
         self._readings = readings

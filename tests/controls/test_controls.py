@@ -134,12 +134,12 @@ def test_mistakes_are_one_sentence(expression: str, message: str) -> None:
 
 
 @pytest.mark.parametrize("given", [5, None, [5], [{"food": "Thai"}]])
-def test_what_is_no_expression_is_told(given: Any) -> None:
+def test_what_is_no_expression_is_refused(given: Any) -> None:
     with pytest.raises(UserError, match=r"^control: expected an expression such as food=Japanese or Length\(20\), got"):
         read_controls(given)
 
 
-def test_a_strangers_control_is_one_file_elsewhere(tmp_path: Path) -> None:
+def test_a_third_party_control_is_one_file(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "from dataclasses import dataclass\n"
         "from diffusionlm.controls import CompiledControl, Control\n"
@@ -194,7 +194,7 @@ def test_energies_combine_as_independent_events(binding: Binding) -> None:
     assert chance(~(one & other)) == pytest.approx(0.88, rel=1e-5)
 
 
-def test_a_language_beside_an_energy_counts_with_its_chance(binding: Binding) -> None:
+def test_an_automaton_beside_an_energy_counts_with_its_probability(binding: Binding) -> None:
     """Of one free word (between start and end) token 1 has chance 1/6; with p = .3 at least one of both is .4167."""
     compiled = (Fixed("language", 1) | Fixed("energy", 0.3)).compile(binding)
     assert not compiled.automata
@@ -239,7 +239,7 @@ class Judged(Control, name="judged"):
         return cast(list[float], self.scores)
 
 
-def test_scores_of_any_number_type_are_taken_and_others_told(binding: Binding) -> None:
+def test_scores_of_any_number_type_are_taken_and_others_refused(binding: Binding) -> None:
     ((first,), (second,)) = outcomes([Judged(torch.tensor([1.0, 0.5]))], ["a", "b"], binding)
     assert (first.passed, second.passed) == (True, False)
     assert json.loads(json.dumps([first.score, second.score])) == [1.0, 0.5]
@@ -278,7 +278,7 @@ def test_targets_are_read_from_json_lines_and_yaml(tmp_path: Path) -> None:
         ("none.yaml", None, "none.yaml: cannot read these targets"),
     ],
 )
-def test_bad_targets_are_told_with_their_place(tmp_path: Path, name: str, text: str | None, message: str) -> None:
+def test_bad_targets_are_reported_with_their_place(tmp_path: Path, name: str, text: str | None, message: str) -> None:
     if text is not None:
         (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=message):

@@ -84,7 +84,7 @@ def test_words_of_ours_are_found_in_its_vocabulary(pipeline: Pipeline, aligned: 
     assert pieces is not None and pieces.aligned is None
 
 
-def test_a_belief_that_is_certain_has_the_energy_of_its_text(pipeline: Pipeline, aligned: Path) -> None:
+def test_a_certain_posterior_has_the_energy_of_its_text(pipeline: Pipeline, aligned: Path) -> None:
     foreign = Binding(pipeline.model, pipeline.tokenizer).sequence_classifier(str(aligned))
     assert foreign is not None
     batch = pipeline.tokenizer(SENTENCES, return_tensors="pt", padding=True)
@@ -128,7 +128,7 @@ def test_one_number_is_no_label(pipeline: Pipeline, tmp_path: Path) -> None:
         Binding(pipeline.model, pipeline.tokenizer).sequence_classifier(folder)
 
 
-def test_labels_that_can_hold_together_have_chances_of_their_own_and_long_texts_are_cut(
+def test_labels_that_are_not_exclusive_have_separate_probabilities_and_long_texts_are_cut(
     pipeline: Pipeline, tmp_path: Path
 ) -> None:
     tokenizer = BytePairs(60).make(SENTENCES)

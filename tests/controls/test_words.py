@@ -130,8 +130,8 @@ def test_the_check_by_words_is_the_automaton(recipe: TokenizerRecipe) -> None:
 
 @pytest.mark.parametrize("control", CONTROLS)
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_whatever_is_likeliest_passes(control: Control, recipe: TokenizerRecipe) -> None:
-    """Noise for a posterior, and yet every text is what was asked."""
+def test_the_viterbi_path_passes(control: Control, recipe: TokenizerRecipe) -> None:
+    """With random logits, every decoded text still satisfies the control."""
     binding = bound(recipe)
     asked = language(control, binding)
     if recipe == RECIPES[0]:  # A text that is not cut as the tokenizer would is only kept out where nothing is denied.

@@ -49,7 +49,7 @@ def test_the_opposite_of_certainty_is_finite(p: float) -> None:
     assert bool(value.isfinite().all()) and bool(nats.grad.isfinite().all())
 
 
-def test_a_belief_asks_the_denoiser_once_and_only_if_it_must() -> None:
+def test_a_guidance_state_evaluates_the_denoiser_once_and_only_if_needed() -> None:
     calls: list[int] = []
 
     def denoise() -> Denoised:
@@ -97,7 +97,7 @@ def _pull(guidance: Gradient, energy: Energy, belief: GuidanceState, xt: Tensor)
     return slope
 
 
-def test_an_open_text_is_steered_as_many_times_as_strongly_as_early_says() -> None:
+def test_the_early_multiplier_applies_while_the_posterior_is_open() -> None:
     xt, t, mask = torch.zeros(2, 3, 2), torch.zeros(2), torch.tensor([[True, True, True], [True, True, False]])
     logits = torch.zeros(2, 3, 4)
     logits[1, :2, 0] = 20.0  # sure of both of its words; what is beyond its end does not count
@@ -118,8 +118,8 @@ def test_an_open_text_is_steered_as_many_times_as_strongly_as_early_says() -> No
     assert bool(once[0].abs().sum() > 0)
 
 
-def test_a_tilt_goes_on_from_the_belief_that_a_shift_was_taken_of() -> None:
-    """The energy is asked once, and the tilt does not follow the way that x_t takes through the denoiser."""
+def test_guided_logits_start_from_the_state_of_the_shift() -> None:
+    """The energy is evaluated once, and the guided logits have no gradient through the denoiser."""
     W, s, asked = torch.randn(2, 4), torch.randn(3, 4), []
     xt = torch.randn(1, 3, 2).requires_grad_()
     with torch.enable_grad():
@@ -264,6 +264,6 @@ def test_the_survivors_are_the_target_on_average() -> None:
         (Particles, {"count": 0}, "count: expected 1 to 10000"),
     ],
 )
-def test_wrong_settings_are_told(kind: type, plain: object, message: str) -> None:
+def test_wrong_settings_are_refused(kind: type, plain: object, message: str) -> None:
     with pytest.raises(UserError, match=message):
         build(kind, plain)

@@ -172,7 +172,7 @@ def test_a_word_that_is_left_out_must_count_as_evidence(settings: dict[str, Any]
 
 
 @pytest.mark.parametrize("settings", KINDS)
-def test_beliefs_have_their_shapes_and_agree(settings: dict[str, Any]) -> None:
+def test_predictions_have_their_shapes_and_agree(settings: dict[str, Any]) -> None:
     model = _model(**settings)
     x, t = torch.randn(2, 5, 6), torch.tensor([0.3, 1.0])
     denoised = model(x, t)
@@ -189,7 +189,7 @@ def test_beliefs_have_their_shapes_and_agree(settings: dict[str, Any]) -> None:
 
 
 class _Says(nn.Module):
-    """A network that puts out one thing, and keeps what it was told."""
+    """A network with a constant output that stores its inputs."""
 
     def __init__(self, output: Tensor) -> None:
         super().__init__()
@@ -211,7 +211,7 @@ def test_a_right_prediction_gives_back_the_clean_vectors(prediction: str) -> Non
     torch.testing.assert_close(model(model.process.noise(x0, t, eps), t).x0, x0, rtol=1e-4, atol=1e-5)
 
 
-def test_what_the_network_is_told() -> None:
+def test_the_inputs_of_the_network() -> None:
     model = _model(schedule={"name": "sqrt"}, evidence_input=False)
     network = model.network = _Says(torch.zeros(2, 5, VOCABULARY))
     x, previous, t = torch.randn(2, 5, 6), torch.randn(2, 5, 6), torch.tensor([0.0, 1.0])
@@ -222,7 +222,7 @@ def test_what_the_network_is_told() -> None:
     assert network.told[0][2].tolist() == [-MAX_GAMMA, MAX_GAMMA]
 
 
-def test_the_network_is_told_the_words_own_probabilities() -> None:
+def test_the_network_receives_the_token_posterior_of_each_vector() -> None:
     model = _model(schedule={"name": "sqrt"}, self_conditioning=False)
     network = model.network = _Says(torch.zeros(2, 5, VOCABULARY))
     x, t = torch.randn(2, 5, 6), torch.tensor([0.9, 1.0])

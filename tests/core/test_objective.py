@@ -97,7 +97,7 @@ def test_the_error_of_a_zero_predictor_on_vectors_of_unit_variance(at: int, trut
 
 
 @pytest.mark.parametrize(("at", "truth"), [(1, 0.0), (2, 0.0146413105), (1000, 0.0146413105), (2000, 0.0146413105)])
-def test_the_error_of_a_denoiser_that_knows_the_word(at: int, truth: float) -> None:
+def test_the_error_of_an_exact_denoiser(at: int, truth: float) -> None:
     model = _model(**VECTORS)
     model.set_schedule(SqrtAt(at=at))
     ids = torch.randint(VOCABULARY, (4000, 10))

@@ -122,7 +122,7 @@ def test_the_second_step_of_dpm_solver_is_the_papers() -> None:
 
 @pytest.mark.parametrize("sampler", [DDIM(), DPMSolver()])
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_with_a_fixed_belief_two_half_steps_are_one(sampler: Sampler, schedule: NoiseSchedule) -> None:
+def test_with_a_fixed_prediction_two_half_steps_are_one(sampler: Sampler, schedule: NoiseSchedule) -> None:
     q, x, belief = GaussianDiffusion(schedule), _draw(2, 3, 4), _no_words(_draw(2, 3, 4))
     t, middle, s = (_times(time, time) for time in (0.9, 0.5, 0.2))
     whole = sampler.transition(q, [(t, belief)], x, t, s).mean
@@ -143,7 +143,7 @@ def test_renoise_draws_from_the_forward_process(schedule: NoiseSchedule) -> None
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("schedule", [Sqrt(), Cosine(), Linear()])
-def test_a_run_ends_at_the_belief(sampler: Sampler, schedule: NoiseSchedule) -> None:
+def test_a_run_ends_at_the_prediction(sampler: Sampler, schedule: NoiseSchedule) -> None:
     belief = torch.randn(1, 3, 4)
     *_, last = sample(_always(belief), GaussianDiffusion(schedule), torch.randn(2, 3, 4), sampler=sampler, steps=7)
     torch.testing.assert_close(last.x, belief.expand(2, 3, 4))
@@ -406,7 +406,7 @@ def test_row_noise_is_standard_normal() -> None:
     assert float((between - between.diag().diag()).abs().max()) < 6 / 500**0.5
 
 
-def test_corrections_ask_for_what_the_others_make_unlikely() -> None:
+def test_sweeps_replace_what_the_other_tokens_make_improbable() -> None:
     words = torch.tensor([[5, 1, 1, 2, 1], [5, 3, 4, 4, 4]])
     free = torch.tensor([[False, True, True, True, True], [False, True, True, True, False]])
     asked = torch.zeros_like(words)

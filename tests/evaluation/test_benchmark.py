@@ -68,7 +68,7 @@ def without_time(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 SMALL = ["--count", "5", "--bound-texts", "2", "--temperatures", "0.8", "1.0", "--steps", "2", "3"]
 
 
-def test_every_row_is_what_its_texts_say(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_row_follows_from_its_texts(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert main(["evaluate", str(folder / "run"), "--judge", str(folder / "judge"), "--out", str(out), *SMALL]) == 0
     said = capsys.readouterr()
@@ -174,7 +174,7 @@ def test_a_frontier_is_of_one_manner_of_writing(folder: Path, tmp_path: Path) ->
     assert rows() == [("run", 0.8), ("run (dtype bf16)", 0.8)]
 
 
-def test_a_folder_is_itself_with_a_slash_and_each_row_is_asked_once(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_is_itself_with_a_slash_and_each_row_is_made_once(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     asked = ["--count", "5", "--no-bound", "--temperatures", "0.8", "0.8", "--steps", "2", "2", "--out", str(out)]
     run([str(folder / "run"), "--judge", str(folder / "judge"), *asked])
@@ -236,7 +236,7 @@ def test_other_systems_texts_are_judged_alike(folder: Path, tmp_path: Path, caps
     assert [row["system"] for row in json.loads(capsys.readouterr().out)["rows"][-2:]] == ["mine.jsonl", str(same_name)]
 
 
-def test_the_grammar_speaks_of_the_embedded_corpus(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_grammar_accepts_the_restaurants_corpus(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "texts.txt").write_text("\n".join([*restaurant_texts(2, "train"), *restaurant_texts(1, "test"), "The is a."]))
     command = ["--texts", str(tmp_path / "texts.txt"), "--judge", str(folder / "judge"), "--count", "4"]
     assert main(["evaluate", *command, "--data.corpus", "restaurants", "--json"]) == 0

@@ -1,4 +1,4 @@
-"""The judge and its model: exact likelihood, what is counted, sampling, strangers' models, training by the same run."""
+"""The judge and its model: exact likelihood, what is counted, sampling, third-party models, training by the same run."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_a_uniform_model_has_the_perplexity_of_its_vocabulary() -> None:
     assert nats / math.log(2) / characters == pytest.approx(math.log2(V) * tokens / characters, rel=1e-6)
 
 
-def test_unknown_words_are_counted_and_told() -> None:
+def test_unknown_words_are_counted_and_reported() -> None:
     (scored,) = made().score(["the zebra walks"])
     assert (scored.tokens, scored.unknown) == (4, 1)
 
@@ -188,7 +188,7 @@ def test_texts_are_drawn_from_the_likelihood() -> None:
         assert texts.count(word) / 4000 == pytest.approx(chance, abs=4 * math.sqrt(chance * (1 - chance) / 4000) + 1e-9)
 
 
-def test_temperature_near_zero_takes_the_likeliest_word_and_the_length_has_a_limit() -> None:
+def test_temperature_near_zero_takes_the_most_probable_word_and_the_length_has_a_limit() -> None:
     judge = made()
     assert len(set(judge.sample(5, temperature=1e-4))) == 1
     assert all(len(text.split()) <= 3 for text in judge.sample(20, max_tokens=3))
@@ -197,10 +197,10 @@ def test_temperature_near_zero_takes_the_likeliest_word_and_the_length_has_a_lim
         judge.sample(1, temperature=0)
 
 
-# A stranger's model
+# A third-party model
 
 
-def test_a_strangers_gpt2_judges_and_writes(tmp_path: Path) -> None:
+def test_a_third_party_gpt2_judges_and_samples(tmp_path: Path) -> None:
     tokenizer = byte_level()
     model = GPT2LMHeadModel(GPT2Config(vocab_size=320, n_positions=32, n_embd=16, n_layer=1, n_head=2))
     model.save_pretrained(tmp_path)

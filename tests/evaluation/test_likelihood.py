@@ -107,7 +107,7 @@ def test_the_exact_denoiser_reaches_each_sentences_probability(sentence: int) ->
     truth = -math.log(ODDS[sentence])
     for name, proposal in PROPOSALS.items():
         found, error = _nats([toy(bayes, proposal, sentence)])
-        # What is left at the noisiest level is below a thousandth of a nat here.
+        # The rest at the noisiest level is below a thousandth of a nat here.
         assert found == pytest.approx(truth, abs=4 * error + 1e-3), name
         assert error < 0.07, name
 
@@ -155,7 +155,7 @@ def test_more_orders_bound_the_mixture_of_all_of_them_tighter() -> None:
         assert sum(terms.deviation for terms in many) / 200 == pytest.approx(spread, rel=0.2)
 
 
-def test_words_in_turn_cost_what_a_network_that_knows_nothing_says() -> None:
+def test_the_any_order_bound_of_a_uniform_prediction() -> None:
     """All words but the three that cannot be are equally likely; a text of N words costs N ln 9, its ends nothing."""
     model = _model(evidence=0.0, evidence_input=False, self_conditioning=False)
     cast(Any, model.network).down.weight.data.zero_()

@@ -24,13 +24,13 @@ def test_distinct_n_counts_ngrams_within_texts() -> None:
     assert distinct(["a"], 2) == 0
 
 
-def test_self_bleu_of_copies_is_100_and_of_strangers_near_0() -> None:
+def test_self_bleu_of_copies_is_100_and_of_unrelated_texts_near_0() -> None:
     assert self_bleu(["the food is good ."] * 5) == pytest.approx(100)
-    strangers = [" ".join(f"w{i}x{j}" for j in range(8)) for i in range(5)]
-    assert self_bleu(strangers) < 5
-    assert self_bleu(strangers[:1]) == 0
+    unrelated = [" ".join(f"w{i}x{j}" for j in range(8)) for i in range(5)]
+    assert self_bleu(unrelated) < 5
+    assert self_bleu(unrelated[:1]) == 0
     # Two of four texts are alike: they score 100 each; the two others share no word with any.
-    assert self_bleu([strangers[0], strangers[0], *strangers[1:3]]) == pytest.approx(50, abs=3)
+    assert self_bleu([unrelated[0], unrelated[0], *unrelated[1:3]]) == pytest.approx(50, abs=3)
 
 
 def test_self_bleu_takes_the_same_sample_for_a_seed_and_no_more() -> None:
@@ -61,7 +61,7 @@ def test_a_copy_is_one_whatever_its_spaces() -> None:
     assert training.lengths == {5: 1, 3: 1} == word_counts(["Good food, here.", "Bad food."])
 
 
-def test_diversity_counts_what_it_says() -> None:
+def test_diversity_counts_copies_and_distinct_texts() -> None:
     training = TrainingTexts(["a b", "a b c d"])
     found = diversity(["a b", "a b", "c d e f", "c d e f g h"], training)
     assert (found.texts, found.unique, found.copied, found.words) == (4, 0.75, 0.5, 3.5)

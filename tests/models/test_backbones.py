@@ -160,7 +160,7 @@ def test_what_tells_the_noise_level(spec: Backbone, reads_time: bool) -> None:
     assert torch.equal(network(latents, t, gamma / 2, None), before) == reads_time
 
 
-def test_the_transformer_knows_how_long_the_text_is() -> None:
+def test_the_transformer_receives_the_length_of_the_text() -> None:
     network = _network(SPECS[0])
     latents, t, gamma = torch.zeros(1, LONGEST, INPUTS), torch.ones(1), torch.ones(1)
     short, long = (network(latents[:, :length], t, gamma, None)[0, 0] for length in (4, 5))

@@ -235,7 +235,7 @@ def test_padding_is_not_seen(trained: Path) -> None:
         torch.testing.assert_close(log_probs, other, rtol=1e-4, atol=1e-4)
 
 
-def test_the_level_of_noise_is_told_unless_words_are_clean(home: Path) -> None:
+def test_the_classifier_receives_the_noise_level_unless_it_reads_clean_words(home: Path) -> None:
     latents, t = torch.randn(1, 5, 8), torch.tensor([0.1])
     for reads in ("prediction", "clean"):
         objective, _ = labelled(classifier_config(home, model={"reads": reads}))
@@ -272,7 +272,7 @@ def test_the_lexicon_is_what_the_corpus_counts(home: Path) -> None:
     torch.testing.assert_close(lexicon.sum(1), expected)
 
 
-def test_a_constituent_asked_for_stands_in_a_frame_that_it_had_in_texts_of_that_length(home: Path) -> None:
+def test_a_span_is_placed_in_a_template_of_texts_of_that_length(home: Path) -> None:
     spans, tags = (str(run_of(home, head)) for head in ("span", "token"))
     binding = Binding(DiffusionLM.load(home / "denoiser" / "model"), load_tokenizer(home / "denoiser" / "model"))
     trained, (field,) = binding.classifier(spans, LatentSpanClassifier), binding.classifier(tags, LatentTokenClassifier).labels
@@ -308,7 +308,7 @@ def test_a_constituent_asked_for_stands_in_a_frame_that_it_had_in_texts_of_that_
     assert free is not None and free.lengths(9) == [7, 8, 9]
 
 
-def test_a_constituent_is_asked_for_in_texts_as_long_as_those_that_had_it(home: Path) -> None:
+def test_a_span_has_the_lengths_of_texts_that_contain_it(home: Path) -> None:
     folder = run_of(home, "span")
     model, (_, rows) = LatentSpanClassifier.load(folder), labelled(classifier_config(home, "span"))
     places = model.span_places.tolist()
@@ -368,7 +368,7 @@ def test_targets_stand_where_the_labels_are(home: Path) -> None:
             assert values[int(target[i + 1, j + 1])] == (label if label in values else "other")
 
 
-def test_what_is_read_is_the_belief_of_a_second_pass(home: Path) -> None:
+def test_classifiers_read_the_prediction_of_the_second_pass(home: Path) -> None:
     objective, rows = labelled(classifier_config(home))
     batch = objective.collate(rows[:4])
     ids, mask, denoiser = batch["ids"], batch["mask"], objective.denoiser
@@ -390,7 +390,7 @@ def test_what_is_read_is_the_belief_of_a_second_pass(home: Path) -> None:
     torch.testing.assert_close(read[1:][mask[1:]], expected[1:][mask[1:]], rtol=1e-4, atol=1e-4)
 
 
-def test_a_pointer_tells_the_smallest_chances_and_what_they_are_worth(home: Path) -> None:
+def test_a_pointer_reads_the_smallest_probabilities_with_their_weights(home: Path) -> None:
     objective, rows = labelled(classifier_config(home))
     model, name = objective.model.train(False), "begins"
     assert isinstance(model, LatentSequenceClassifier)
@@ -549,7 +549,7 @@ def test_finding_a_models_classifiers(home: Path, tmp_path: Path) -> None:
         find_classifier(run, "fod")
 
 
-def test_a_classifier_of_another_head_is_told(home: Path) -> None:
+def test_a_classifier_of_another_head_is_refused(home: Path) -> None:
     folders = {head: str(run_of(home, head)) for head in HEADS}
     binding = Binding(DiffusionLM.load(home / "denoiser" / "model"), load_tokenizer(home / "denoiser" / "model"))
     wrong = {

@@ -250,7 +250,7 @@ def test_hidden_words_and_padding_are_not_seen() -> None:
     assert not torch.allclose(model(shown, hidden, mask)[hidden], logits[hidden])
 
 
-def test_start_end_and_padding_have_no_chance() -> None:
+def test_bos_eos_and_padding_have_probability_zero() -> None:
     ids = torch.tensor([[START, 4, 5, END]])
     chances = _model()(ids, ids > END).softmax(-1)
     assert torch.equal(chances[..., [PAD, START, END]], torch.zeros(1, 4, 3))

@@ -110,7 +110,7 @@ def test_a_seed_decides_the_texts(pipeline: Pipeline, sampler: Any) -> None:
     assert [(one.index, one.seed) for one in first] == [(i, 3) for i in range(6)]
 
 
-def test_the_first_texts_do_not_depend_on_how_many_are_asked_for(pipeline: Pipeline) -> None:
+def test_the_first_samples_do_not_depend_on_the_count(pipeline: Pipeline) -> None:
     assert pipeline(3) == pipeline(7)[:3]
     assert pipeline(0) == []
 
@@ -158,7 +158,7 @@ def test_lengths_are_drawn_from_the_training_texts(pipeline: Pipeline) -> None:
     assert all(one.length == len(_tokens(pipeline.tokenizer, one.text)) for one in pipeline(12))
 
 
-def test_a_model_that_knows_no_lengths_says_so() -> None:
+def test_a_model_without_training_lengths_needs_a_length() -> None:
     pipeline = _pipeline()
     pipeline.model.config.length_counts = []
     assert len(pipeline(2, length=3)) == 2
@@ -223,7 +223,7 @@ def test_a_low_temperature_changes_the_texts(pipeline: Pipeline) -> None:
     assert _texts(pipeline(8, length=8, temperature=0.1)) != _texts(pipeline(8, length=8))
 
 
-def test_the_last_pass_is_told_what_the_others_believed(pipeline: Pipeline) -> None:
+def test_the_last_pass_receives_the_estimate_of_the_others(pipeline: Pipeline) -> None:
     mask = torch.ones(2, 6, dtype=torch.bool)
     xt, t = torch.randn(2, 6, pipeline.model.settings.dimension), torch.full((2,), 0.7)
     with torch.no_grad():
@@ -242,7 +242,7 @@ def test_the_step_has_a_temperature_of_its_own(pipeline: Pipeline) -> None:
         sharp = _denoise(pipeline, mask, replace(PLAIN, temperature=0.8, step_temperature=1e-6))
         viterbi = plain(xt, t).logits.argmax(-1)[:, 1:-1]
         nearest = sharp(xt, t).x0[:, 1:-1]
-        # What is told onward is the same: the second estimates differ in their sharpness alone.
+        # The self-conditioning input is the same: the second estimates differ in their sharpness alone.
         torch.testing.assert_close(plain(xt, t).logits[:, 1:-1] * 0.8, sharp(xt, t).logits[:, 1:-1] * 1e-6)
     torch.testing.assert_close(nearest, pipeline.model.encode(viterbi))
 
@@ -323,7 +323,7 @@ class _Knows(nn.Module):
 
 @pytest.mark.parametrize("clamp", [True, False])
 @pytest.mark.parametrize("sampler", [DDPM(), DDIM(), DPMSolver()])
-def test_a_model_that_knows_its_text_writes_it(clamp: bool, sampler: Any) -> None:
+def test_a_model_with_a_certain_prediction_samples_it(clamp: bool, sampler: Any) -> None:
     pipeline = _pipeline(**PAPER | {"embedding": "normalised"})
     model, text = pipeline.model, "the small house stands by the river"
     ids = [*pipeline.tokenizer(text)["input_ids"], *[model.config.special_ids["pad"]] * LONGEST][:LONGEST]
@@ -391,7 +391,7 @@ def test_only_the_network_is_in_coarser_arithmetic(pipeline: Pipeline) -> None:
     assert all(seen) and seen and not any(outside) and outside
 
 
-def test_changes_are_told_by_name_too_and_mistakes_in_them(pipeline: Pipeline) -> None:
+def test_changes_by_name_and_mistakes_in_them(pipeline: Pipeline) -> None:
     assert pipeline(2, sampler="ddim") == pipeline(2, sampler=DDIM())
     with pytest.raises(UserError, match=r"^stepz: there is no such setting; did you mean 'steps'\?$"):
         pipeline(2, stepz=3)

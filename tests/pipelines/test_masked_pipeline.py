@@ -80,7 +80,7 @@ def test_every_word_is_shown_once_and_stays(decoder: Unmasking) -> None:
     assert torch.equal(shown, words.long())
 
 
-def test_as_many_words_are_hidden_as_the_papers_say() -> None:
+def test_as_many_words_are_hidden_as_in_the_papers() -> None:
     counts = torch.tensor([10, 7, 1])
     mask_predict = [state.hidden.sum(1) for state in _run(_even, MaskPredict(), 5)]
     linear = [state.hidden.sum(1) for state in _run(_even, MaskGIT(schedule="linear"), 5)]
@@ -110,7 +110,7 @@ def test_only_mask_predict_hides_words_of_earlier_steps_again() -> None:
     assert MaskGIT(noise=0, schedule="linear").hide(state, 0.4, uniform).tolist() == [[False, False, True, False]]
 
 
-def test_words_are_drawn_with_their_chances() -> None:
+def test_tokens_are_drawn_with_their_probabilities() -> None:
     logits = torch.tensor([0.1, 0.0, 0.6, 0.3, 0.0]).log()
     drawn, confidence = draw_words(logits.expand(1, 20_000, 5), torch.rand(1, 20_000), 1.0)
     found = torch.bincount(drawn.flatten(), minlength=5) / 20_000
@@ -125,7 +125,7 @@ def test_words_are_drawn_with_their_chances() -> None:
 
 
 @pytest.mark.parametrize("uniform", [0.0, 1e-300, 1 - 1e-16, 1.0])
-def test_words_without_a_chance_are_never_drawn(uniform: float) -> None:
+def test_tokens_of_probability_zero_are_never_drawn(uniform: float) -> None:
     logits = torch.tensor([-math.inf, 0.0, -math.inf, 2.0, -math.inf])
     drawn, confidence = draw_words(logits.expand(1, 1, 5), torch.full((1, 1), uniform, dtype=torch.float64), 1.0)
     assert int(drawn) in (1, 3)
@@ -245,7 +245,7 @@ def test_train_and_generate_from_the_command_line(tmp_path: Path, capsys: pytest
     assert "sampling.particles.cuont: there is no such setting; did you mean 'count'?" in capsys.readouterr().err
 
 
-def test_a_wrong_sampler_is_told_before_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_sampler_is_refused_before_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plain = merge(tiny_plain(tmp_path), {"objective": "masked"})
     plain["model"] = {"name": "masked", **TINY["model"]}  # type: ignore[dict-item]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(plain))

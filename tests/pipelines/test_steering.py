@@ -1,4 +1,4 @@
-"""Controls at work in sampling runs of a small model with random weights: what is asked comes out, whatever the sampler."""
+"""Controls in sampling runs of a small model with random weights: samples satisfy them with every sampler."""
 
 from __future__ import annotations
 
@@ -100,14 +100,14 @@ def test_what_holds_by_construction_always_holds(pipeline: Pipeline, sampler: An
 
 
 @pytest.mark.parametrize("backbone", [{}, LEFT_OUT])
-def test_corrections_stay_within_what_is_asked(backbone: dict[str, Any]) -> None:
+def test_sweeps_stay_within_the_constraints(backbone: dict[str, Any]) -> None:
     pipeline, only = _pipeline(**backbone), Only(("tea", "rain"), least=3)
     corrected = pipeline(12, only, sweeps=3, sweep_odds=1.0)
     assert all(isinstance(row, Controlled) and row.controls[0].passed for row in corrected)
     assert _texts(corrected) != _texts(pipeline(12, only))
 
 
-def test_corrections_bring_in_what_is_asked_for() -> None:
+def test_sweeps_introduce_what_the_energy_favours() -> None:
     pipeline = _pipeline(**LEFT_OUT)
     asked = Often("rain")
     settings: dict[str, Any] = {"length": 8, "guidance": Gradient(logit_scale=20.0, denoiser_scale=0.0, draft=0.0)}
@@ -217,7 +217,7 @@ def test_lengths_follow_energies_by_bayes_rule(pipeline: Pipeline) -> None:
     assert {row.length for row in pipeline(8, Long(1e9), steps=2, guidance=Gradient(strength=0.0))} == {1, 2, 8}
 
 
-def test_energies_are_asked_at_few_lengths(pipeline: Pipeline) -> None:
+def test_energies_are_evaluated_at_few_lengths(pipeline: Pipeline) -> None:
     asked = []
 
     def energy(belief: GuidanceState) -> Tensor:
@@ -293,7 +293,7 @@ def test_what_holds_for_one_word_moves_the_words_that_depend_on_it_by_bayes_rule
         (slope,) = torch.autograd.grad(-followed(GuidanceState(xt, t, mask, lambda: free)).sum(), xt)
     expected = means(joint * told[:, None] + 1e-300, xt).x0
     torch.testing.assert_close(free.x0 + (sigma(gamma) ** 2 / alpha(gamma)) * slope[0, 1:3], expected)
-    assert float((expected - free.x0)[1].detach().abs().sum()) > 0.1  # the second word, of which nothing is asked
+    assert float((expected - free.x0)[1].detach().abs().sum()) > 0.1  # the second word, which no control concerns
 
 
 def test_what_holds_by_construction_is_followed_through_the_denoiser_where_words_are_left_to_choose(pipeline: Pipeline) -> None:
@@ -398,7 +398,7 @@ def test_particles_draw_from_generators_of_their_own(pipeline: Pipeline) -> None
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_steered_texts_do_not_depend_on_how_many_are_asked_for(pipeline: Pipeline) -> None:
+def test_controlled_samples_do_not_depend_on_the_count(pipeline: Pipeline) -> None:
     for asked in ([Often("rain"), Only(("tea", "rain"))], [Reward(_rain)]):
         settings: dict[str, Any] = {"particles": Particles(count=2)}
         first = pipeline(3, asked, **settings)

@@ -42,7 +42,7 @@ def test_steps_that_fit_are_timed_and_written_down(tmp_path: Path) -> None:
     assert "steps: 20\n" in (tmp_path / "run" / "config.yaml").read_text()
 
 
-def test_the_report_counts_what_it_says() -> None:
+def test_the_report_counts_accepted_new_and_distinct_texts() -> None:
     training, real = restaurant_texts(30, "train"), restaurant_texts(10)
     texts = [training[0], real[0], real[1], real[1], "The is a."]
     report = grammar_report(texts, training, real)

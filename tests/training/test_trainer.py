@@ -130,7 +130,7 @@ def test_a_run_stopped_before_its_last_export_ends_with_its_last_model(unbroken:
         assert_same(weights(tmp_path / "run"), weights(unbroken))
 
 
-def test_a_damaged_checkpoint_is_told(unbroken: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_reported(unbroken: Path, tmp_path: Path) -> None:
     shutil.copytree(unbroken, tmp_path / "run")
     (tmp_path / "run" / "model" / "finished").unlink()
     newest = tmp_path / "run" / "checkpoints" / "checkpoint-8"

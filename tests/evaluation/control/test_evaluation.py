@@ -134,8 +134,8 @@ def test_a_sweep_of_strengths_counts_what_it_takes(folder: Path, tmp_path: Path)
     assert none["work"] == {"evaluations": 6, "backwards": 0, "classifications": 0, "seconds": none["work"]["seconds"]}
     for by in (*none["metrics"].values(), none["perplexity"]):
         assert by[STEERED] == by[UNGUIDED]
-    # Two passes a step, the second through the denoiser and tilted: a classifier is asked once for both. Three texts share the
-    # six lengths that are asked about; which words of the draft are kept takes one look at a blank text, and seven at words.
+    # Two passes a step, the second through the denoiser and on the logits: a classifier is evaluated once for both. Three texts share the
+    # six lengths at which the energy is evaluated; salient tokens take one evaluation of an empty text, and seven of tokens.
     assert two["work"] == {"evaluations": 9, "backwards": 3, "classifications": 12, "seconds": two["work"]["seconds"]}
     assert two["unguided_work"] == none["unguided_work"]
     assert {name for name in two["metrics"] if name.startswith("attribute, ")} >= {"attribute, value in the text (paper)"}
@@ -213,7 +213,7 @@ class Unheard(Task, name="unheard"):
         return Target((Words(draw.choice(["food", "zyzzyva"])),), row["text"])
 
 
-def test_a_target_that_cannot_be_asked_counts_as_missed(folder: Path, tmp_path: Path) -> None:
+def test_a_target_that_cannot_be_satisfied_counts_as_missed(folder: Path, tmp_path: Path) -> None:
     task = {"task": "unheard", "corpus": "restaurants", "targets": 12, "samples": 1}
     (tmp_path / "unheard.yaml").write_text(yaml.safe_dump({**task, "sampling": {"steps": 2}}))
     report = evaluate_control(folder / "judge", [folder / "run"], read_tasks(tmp_path / "unheard.yaml"), quiet=True)

@@ -44,7 +44,7 @@ class Spelled(Annotator):
 
 
 def binding(annotator: Annotator | None = None) -> Binding:
-    nothing: Any = None  # no classifier is asked
+    nothing: Any = None  # no classifier is evaluated
     return Binding(nothing, WordTokenizer().make([TEXT, *restaurant_texts(50)]), None, annotator or Grammar())
 
 
@@ -141,7 +141,7 @@ def test_bleu_and_rouge_by_hand() -> None:
 
 
 def test_the_standard_error_is_over_targets() -> None:
-    scores = [[1.0, 0.0], [1.0, 1.0, 1.0], []]  # means 1/2, 1 and, of a target that could not be asked, 0
+    scores = [[1.0, 0.0], [1.0, 1.0, 1.0], []]  # means 1/2, 1 and, of a target that the model cannot satisfy, 0
     found = over_targets(scores)
     assert (found.mean, found.error) == pytest.approx((0.5, 0.5 / math.sqrt(3)))
     # Ten copies of each text tell no more than one.

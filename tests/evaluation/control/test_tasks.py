@@ -149,7 +149,7 @@ def test_a_file_of_targets(tmp_path: Path) -> None:
         ("", "there is no target in it"),
     ],
 )
-def test_a_bad_file_of_targets_is_told_with_its_line(text: str, sentence: str, tmp_path: Path) -> None:
+def test_a_bad_file_of_targets_is_reported_with_its_line(text: str, sentence: str, tmp_path: Path) -> None:
     path = tmp_path / "targets.jsonl"
     path.write_text(text)
     with pytest.raises(UserError) as error:
@@ -169,7 +169,7 @@ def test_a_bad_file_of_targets_is_told_with_its_line(text: str, sentence: str, t
         ("- controls: [Length(2)]\n- 3", "target 2: expected an object with 'controls'"),
     ],
 )
-def test_a_bad_task_is_told(text: str, sentence: str, tmp_path: Path) -> None:
+def test_a_bad_task_is_refused(text: str, sentence: str, tmp_path: Path) -> None:
     path = tmp_path / "task.yaml"
     path.write_text(text)
     with pytest.raises(UserError) as error:
