@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from diffusionlm.config import Component, UserError, plain_name
 from diffusionlm.core.model import Conditions
-from diffusionlm.core.process import Process, VariancePreserving, over_coordinates
+from diffusionlm.core.process import Process, VariancePreserving, over_coordinates, sigma
 from diffusionlm.core.sampler import Denoised
 
 if TYPE_CHECKING:
@@ -141,7 +141,8 @@ class EndToEnd(Objective):
         x0 = words + lowest_deviation(process, self.T) * torch.randn_like(words)
         t, weight = (draws.to(words.device) for draws in self.draw_times(len(words)))
         xt = process.noise(x0, t)
-        xt = xt if batch.known is None else torch.where(batch.known[..., None], words, xt)
+        if batch.known is not None:
+            xt = torch.where(batch.known[..., None], process.rescale(words, 0.0), xt)
         denoised = self.model(xt, t, batch.attend, condition=batch.condition)
         return self.terms(denoised, words, x0, xt, t, weight, batch)
 
@@ -155,7 +156,8 @@ class EndToEnd(Objective):
         """Return the terms of the prediction ``denoised`` of ``x0``."""
         by_text = (self.regression(denoised, words, x0, xt, t) * batch.free).sum(1) / batch.free.sum(1)
         share = batch.free / batch.free.sum()
-        prior = (self.model.process.noise(x0, torch.ones_like(t), torch.zeros_like(x0)) ** 2).mean(-1)
+        process = VariancePreserving(self.model.process.schedule)
+        prior = (process.noise(x0, torch.ones_like(t), torch.zeros_like(x0)) ** 2).mean(-1)
         rounding = F.cross_entropy(self.model.decode(x0).transpose(1, 2), batch.ids, reduction="none")
         terms = {"rounding": (rounding * share).sum(), "prior": (prior * share).sum()}
         return {"regression": (by_text * weight).mean(), **terms}
@@ -163,6 +165,7 @@ class EndToEnd(Objective):
     def regression(self, denoised: Denoised, words: Tensor, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
         """Return the loss at each position (B, L)."""
         process = VariancePreserving(self.model.process.schedule)
+        xt = self.model.process.standardize(xt, process.schedule.gamma(t))
         match self.model.prediction:
             case "eps":
                 output, target = process.eps_from_x0(denoised.x0, xt, t), process.eps_from_x0(x0, xt, t)
@@ -176,4 +179,4 @@ class EndToEnd(Objective):
 
 def lowest_deviation(process: Process, T: int) -> float:
     """Return sigma_0, the standard deviation of q(x_0 | w): the noise of the lowest level, t = 1/T."""
-    return float(process.alpha_sigma(process.schedule.gamma(torch.tensor(1 / T, dtype=torch.float64)))[1])
+    return float(sigma(process.schedule.gamma(torch.tensor(1 / T, dtype=torch.float64))))

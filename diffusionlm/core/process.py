@@ -60,9 +60,9 @@ class Process(Component, family="process"):
         """Return x_t of the variance-preserving process, which the networks receive, for ``xt`` of this process."""
         return xt / over_coordinates(torch.hypot(*self.alpha_sigma(gamma)), xt)
 
-    def rescale(self, x: Tensor, t: float) -> Tensor:
+    def rescale(self, x: Tensor, t: Tensor | float) -> Tensor:
         """Return x_t of this process for ``x`` of the variance-preserving one, such as x_1 for standard normal noise."""
-        gamma = self.schedule.gamma(torch.tensor([t], dtype=torch.float64, device=x.device))
+        gamma = self.schedule.gamma(torch.as_tensor(t, dtype=torch.float64, device=x.device))
         return x * over_coordinates(torch.hypot(*self.alpha_sigma(gamma)), x)
 
     def noise(self, x0: Tensor, t: Tensor, eps: Tensor | None = None) -> Tensor:
@@ -112,7 +112,7 @@ class VariancePreserving(Process, name="variance-preserving"):
     def standardize(self, xt: Tensor, gamma: Tensor) -> Tensor:
         return xt
 
-    def rescale(self, x: Tensor, t: float) -> Tensor:
+    def rescale(self, x: Tensor, t: Tensor | float) -> Tensor:
         return x
 
     def v_from_x0(self, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:

@@ -254,6 +254,7 @@ def denoiser(
         barred[[special[name] for name in ("pad", "start", "end")]] = -math.inf
 
     def twice(xt: Tensor, t: Tensor) -> Denoised:
+        xt = model.process.rescale(xt, t)
         with torch.autocast(xt.device.type, dtype, enabled=dtype != torch.float32):
             estimate = model(xt, t).x0 if model.self_conditions else None
             logits = model.token_logits(xt, t, None, estimate)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from diffusionlm.config import UserError
 from diffusionlm.core.objective import Batch, EndToEnd, ObjectiveConfig, expect_family, lowest_deviation
-from diffusionlm.core.process import Gaussian, Process
+from diffusionlm.core.process import Gaussian, Process, VariancePreserving
 from diffusionlm.core.sampler import Denoised, reverse_step
 from diffusionlm.core.schedule import StepSchedule
 
@@ -111,6 +111,7 @@ def bound_term(
     log q(x_0 | w) - log p(x_0 | x_t) - log p(w | x_0), where p(x_0 | x_t) has the second level's posterior variance
     (Li et al. 2022, equation 2). T times its mean over t = 1/T, ..., 1, and the prior's KL, bound the likelihood.
     """
+    xt, q = q.standardize(xt, q.schedule.gamma(t)), VariancePreserving(q.schedule)  # divergences do not depend on the scale
     s = ((t * T).round() - 1) / T
     lowest = (s <= 0)[:, None].to(t.device)
     t_safe, s_safe = torch.where(s <= 0, 2 / T, t), torch.where(s <= 0, 1 / T, s)
