@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -60,7 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         words, overrides = split(sys.argv[1:] if arguments is None else arguments)
         options, unknown = parser().parse_known_args(words)
         if unknown:
-            raise UserError(f"{unknown[0]}: there is no such argument{nearest(unknown[0], options.known)}")
+            hint = nearest(unknown[0], options.known)
+            if options.example is not None and hint.startswith("; choose"):
+                hint = f"; a setting has a dotted name, a component such as {unknown[0]}.name; see: diffusionlm show"
+            raise UserError(f"{unknown[0]}: there is no such argument{hint}")
         if overrides and options.example is None:
             raise UserError(f"--{overrides[0][0]}: this command takes no settings; see --help")
         options.overrides = overrides
@@ -70,6 +74,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(options.run(options))
     except UserError as error:
         print(f"diffusionlm: {error}", file=sys.stderr)
+        return 2
+    except NotImplementedError as error:
+        frame = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
+        kind = type(frame.f_locals.get("self", frame.f_locals.get("cls")))
+        print(f"diffusionlm: {kind.__module__}:{kind.__name__} does not define {frame.f_code.co_name}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -204,14 +213,14 @@ def _generate(options: argparse.Namespace) -> int:
 
 
 def _sampling(options: argparse.Namespace) -> SamplingConfig:
-    """Return the model's saved sampling settings, changed by the flags and then by the dotted overrides."""
+    """Return the model's saved sampling settings, changed by the flags and the dotted overrides, components first."""
     from diffusionlm.pipelines.base import SamplingConfig, saved_sampling
 
     given = _given(options, SamplingConfig)
     given |= {"guidance.strength": options.strength, "particles.count": given.pop("particles", None)}
     changes = [(name, str(value)) for name, value in given.items() if value is not None]
-    plain = to_plain(saved_sampling(options.model))
-    return build(SamplingConfig, override(override(plain, changes), options.overrides), "sampling")
+    changes += [(name.removeprefix("sampling."), value) for name, value in options.overrides]
+    return build(SamplingConfig, override(to_plain(saved_sampling(options.model)), changes), "sampling")
 
 
 def _watcher() -> Callable[[State, list[str]], None]:
@@ -338,6 +347,11 @@ def _evaluated(options: argparse.Namespace) -> dict[str, Any]:
 
     sampling = [(key.removeprefix("sampling."), value) for key, value in options.overrides if key.startswith("sampling.")]
     rest = [(key, value) for key, value in options.overrides if not key.startswith("sampling.")]
+    for name, better in {"steps": "--steps", "temperature": "--temperatures", "seed": "--seed"}.items():
+        if name in dict(sampling) and not (options.controls and name != "seed"):
+            raise UserError(f"--sampling.{name}: an evaluation sets it itself; use {better}")
+    if options.strengths and "guidance.strength" in dict(sampling):
+        raise UserError("--sampling.guidance.strength: an evaluation sets it itself; use --strengths")
     for key, _ in rest:
         if not key.startswith("data.corpus"):
             raise UserError(f"--{key}: expected sampling.NAME or data.corpus.NAME: an evaluation has no other settings")

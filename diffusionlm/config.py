@@ -31,6 +31,10 @@ class UserError(ValueError):
 def nearest(word: str, options: Iterable[str]) -> str:
     """End an error sentence: the valid word nearest to ``word``, or all valid words where none is near."""
     known = sorted(options)
+    renamed = {old: new for names in RENAMED.values() for old, new in names.items()}
+    if (new := renamed.get(word.strip("-").replace("-", "_").rpartition(".")[2])) is not None:
+        if found := [option for option in known if option.strip("-").replace("-", "_").rpartition(".")[2] == new]:
+            return f"; it is now called {found[0]!r}"
     if close := difflib.get_close_matches(word.lower(), [option.lower() for option in known], n=1):
         return f"; did you mean {next(option for option in known if option.lower() == close[0])!r}?"
     return f"; choose from {', '.join(known)}" if known else ""

@@ -10,8 +10,8 @@ An objective is two classes: a frozen dataclass with the hyperparameters, and a 
 the library's ``train`` gives batches, optimizer, averaged weights, logs and resume: run the same command again after a stop.
 
     python examples/distillation.py [TEACHER [STEPS [OUT]]]
-    PYTHONPATH=examples python -m diffusionlm train --config TEACHER/config.yaml --init_from TEACHER \\
-        --objective distillation:Distill --objective.teacher TEACHER --sampling.passes 1 --out STUDENT
+    PYTHONPATH=examples python -m diffusionlm train --config TEACHER/config.yaml --init-from TEACHER \\
+        --objective.name distillation:Distill --objective.teacher TEACHER --sampling.passes 1 --out STUDENT
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ A condition is a frozen dataclass with four methods, for the way of a value from
     values(row)  ->  a value for each text  ->  collate  ->  tensors of a batch  ->  build()  ->  features c, (B, C)
 
 The model concatenates c to the network's input at each position, and so learns p(x_0 | x_t, c). A text without a label has
-c = 0, and so have samples without ``condition``: one network for both (classifier-free, Ho and Salimans 2021, section 3.2).
+c = 0, and so have samples without ``condition``: where the corpus has texts of both kinds, one network learns both (Ho and
+Salimans 2021, section 3.2).
 
     python examples/label_condition.py [STEPS]
     PYTHONPATH=examples python -m diffusionlm train --model.condition label_condition:Label --out RUN

@@ -309,3 +309,45 @@ def test_a_users_own_component_is_found_where_the_command_is_given(
     monkeypatch.setattr(sys, "path", list(sys.path))
     assert main(["show", "config", "--sampling.sampler", "{name: 'sampler_of_mine:Mine', pace: 0.25}"]) == 0
     assert "sampler_of_mine:Mine\n    pace: 0.25" in capsys.readouterr().out
+
+
+def test_flags_and_dotted_settings_act_in_any_order(capsys: pytest.CaptureFixture[str]) -> None:
+    stored = str(ROOT / "tests" / "golden" / "format-1")
+    common = ["generate", stored, "--count", "2", "--steps", "4", "--sweeps", "0"]
+    assert main(common) == 0
+    plain = [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()]
+    assert main([*common, "--control", "food=Thai", "--strength", "0", "--guidance.name", "adagrad"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["text"] for row in rows] == plain
+    assert main([*common, "--sampling.steps", "4"]) == 0
+    assert [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()] == plain
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["generate", "M", "--corrections", "2"], "--corrections: there is no such argument; it is now called '--sweeps'"),
+        (["generate", "M", "--objective", "x"], "a setting has a dotted name, a component such as --objective.name"),
+        (["evaluate", "M", "--judge", "J", "--sampling.seed", "3"], "--sampling.seed: an evaluation sets it itself; use --seed"),
+        (["evaluate", "M", "--judge", "J", "--sampling.temperature", "3"], "an evaluation sets it itself; use --temperatures"),
+    ],
+)
+def test_a_name_of_another_kind_is_explained(arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_component_without_a_method_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty_control.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from diffusionlm.controls import Control\n"
+        "@dataclass(frozen=True)\n"
+        "class Nothing(Control):\n"
+        "    pass\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    stored = str(ROOT / "tests" / "golden" / "format-1")
+    assert main(["generate", stored, "--control", "empty_control:Nothing()"]) == 2
+    assert capsys.readouterr().err.endswith("diffusionlm: empty_control:Nothing does not define compile\n")

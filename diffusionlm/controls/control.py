@@ -71,7 +71,10 @@ class Control(Component, family="control"):
         return self.needs <= binding.annotator.reads
 
     def metrics(self, texts: Sequence[str], scores: Scores, binding: Binding) -> dict[str, Scores]:
-        """Return the metrics of an evaluation, by name; ``scores`` are the control's own scores of ``texts``."""
+        """Return the metrics of an evaluation, by name: shares from 0 to 1, which tables show in percent.
+
+        ``scores`` are the control's own scores of ``texts``.
+        """
         kind, passed = type(self).name or type(self).__name__, passes(scores)
         check: dict[str, Scores] = {self.check or f"{kind}, passed": passed}
         return check if passed == list(scores) else {f"{kind}, score": scores, **check}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusionlm.config import Component, UserError
+from diffusionlm.config import Component, UserError, plain_name
 
 
 class NoiseSchedule(Component, family="noise schedule"):
@@ -50,7 +50,7 @@ class NoiseSchedule(Component, family="noise schedule"):
             UserError: fewer than one step, or more than ``max_steps``.
         """
         if not 1 <= steps <= self.max_steps:
-            raise UserError(f"steps: expected 1 to {self.max_steps} for the {self.name} schedule, got {steps}")
+            raise UserError(f"steps: expected 1 to {self.max_steps} for the {plain_name(type(self))} schedule, got {steps}")
         return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
 
 

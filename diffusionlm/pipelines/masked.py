@@ -157,8 +157,9 @@ class MaskedPipeline(UnguidedPipeline[MaskedLM]):
 
     def check(self, sampling: SamplingConfig) -> None:
         if not isinstance(sampling.sampler, Unmasking):
-            known = [name for name, kind in Sampler.kinds().items() if issubclass(kind, Unmasking)]
-            raise UserError(f"sampler: {sampling.sampler.name!r} moves word vectors; a masked model needs {' or '.join(known)}")
+            known = " or ".join(name for name, kind in Sampler.kinds().items() if issubclass(kind, Unmasking))
+            given = plain_name(type(sampling.sampler))
+            raise UserError(f"sampler: {given!r} moves word vectors; a masked model needs {known}")
         check_no_latents(sampling, "a masked model")
         if sampling.length is not None:
             check_length(sampling.length, self.model.config.max_tokens - 2)
