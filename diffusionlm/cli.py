@@ -220,7 +220,7 @@ def _sampling(options: argparse.Namespace) -> SamplingConfig:
     given |= {"guidance.strength": options.strength, "particles.count": given.pop("particles", None)}
     changes = [(name, str(value)) for name, value in given.items() if value is not None]
     changes += [(name.removeprefix("sampling."), value) for name, value in options.overrides]
-    return build(SamplingConfig, override(to_plain(saved_sampling(options.model)), changes), "sampling")
+    return build(SamplingConfig, override(to_plain(saved_sampling(options.model)), changes, SamplingConfig), "sampling")
 
 
 def _watcher() -> Callable[[State, list[str]], None]:

@@ -3,6 +3,9 @@
 A *component* (schedule, sampler, corpus, ...) is a frozen dataclass whose fields are its hyperparameters. In plain data it is
 its name (``sqrt``), or a mapping with its name and the settings that differ from the defaults (``{name: sqrt, T: 1000}``).
 A user-defined component is named by its import path, ``my.module:Thing``; nothing has to be registered.
+
+The type of a field decides how a value is read: text of the command line stays as it stands where the field is text, and YAML's
+``010``, ``1:30``, ``no`` and dates are text, of which a field of numbers takes decimal numbers and a switch takes ``no``.
 """
 
 from __future__ import annotations
@@ -13,13 +16,17 @@ import importlib
 import math
 import sys
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
-from typing import Any, ClassVar, Self, TypeVar
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import pydantic
 import yaml
 from pydantic_core import core_schema
+
+from diffusionlm.yaml_loader import Loader
 
 T = TypeVar("T")
 
@@ -95,9 +102,23 @@ RANGES: dict[str, Callable[[float], bool]] = {  # what ``Settings.expect`` may e
 
 
 class Settings:
-    """Base of the groups of settings; unknown keys are refused."""
+    """Base of the groups of settings; unknown keys are refused, and so are ``true``, ``nan`` and ``inf`` as numbers."""
 
-    __pydantic_config__: ClassVar[pydantic.ConfigDict] = pydantic.ConfigDict(extra="forbid")
+    __pydantic_config__: ClassVar[pydantic.ConfigDict] = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> core_schema.CoreSchema:
+        return core_schema.no_info_before_validator_function(cls._checked, handler(source))
+
+    @classmethod
+    def _checked(cls, value: object) -> object:
+        """Return ``value``, settings in plain form. Raises UserError for a truth value as a number: pydantic takes it for 1."""
+        for name, kind in _types(cls).items() if isinstance(value, Mapping) else ():
+            given, options = value.get(name), {*_leaves(kind)}
+            for each in given if isinstance(given, list | tuple) else [given]:
+                if isinstance(each, bool) and options & {int, float} and not options & {bool, Any}:
+                    raise UserError(f"{name}: expected a number, got {str(each).lower()}")
+        return value
 
     def expect(self, expected: str, *names: str) -> None:
         """Raise UserError where a setting of ``names`` is not ``expected``, a key of ``RANGES`` or "1 to 9"; None passes."""
@@ -167,18 +188,21 @@ class Component(Settings):
     @classmethod
     def _without_name(cls, value: object) -> object:
         if isinstance(value, Mapping) and value.get("name") == plain_name(cls):
-            return {k: v for k, v in value.items() if k != "name"}
-        return value
+            value = {k: v for k, v in value.items() if k != "name"}
+        return cls._checked(value)
 
     @classmethod
     def _from_plain(cls, value: object) -> Self:
-        if isinstance(value, cls):
-            return value
-        if isinstance(value, str):
-            value = {"name": value}
-        if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
-            raise UserError(f"expected the name of a {cls.family}, or a mapping with its name, got {value!r}")
-        return build(cls.find(value["name"]), {k: v for k, v in value.items() if k != "name"})
+        return value if isinstance(value, cls) else build(*cls.described(value))
+
+    @classmethod
+    def described(cls, plain: object) -> tuple[type[Self], dict[str, Any]]:
+        """Return the class and the settings of a component in plain form: its name, or a mapping. Raises UserError."""
+        if isinstance(plain, str):
+            plain = {"name": plain}
+        if not isinstance(plain, Mapping) or not isinstance(plain.get("name"), str):
+            raise UserError(f"expected the name of a {cls.family}, or a mapping with its name, got {plain!r}")
+        return cls.find(plain["name"]), {k: v for k, v in plain.items() if k != "name"}
 
 
 def build(kind: type[T], plain: object, where: str = "") -> T:
@@ -245,19 +269,33 @@ def upgraded(plain: Any, place: str = "") -> Any:
 
 
 def read_value(where: str, text: str) -> Any:
-    """Parse a YAML value. Raises UserError where it is not valid YAML."""
+    """Parse a YAML value. Raises UserError where it is not valid YAML, or a key is given twice."""
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        return yaml.load(text, Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def read_setting(where: str, text: str, kind: Any) -> Any:
+    """Return the value of a setting of type ``kind`` from the command line: text as it stands for text, YAML for others.
+
+    Text in quotes is read without them; ``null`` is None where the type allows that.
+    """
+    options = {*_leaves(kind)}
+    component = any(isinstance(option, type) and issubclass(option, Component) for option in options)
+    if NoneType in options and text.strip() in ("null", "~", ""):
+        return None
+    quoted = len(text) > 1 and text[0] in "'\"" and text[-1] == text[0]
+    is_text = str in _union(kind) or component or any(typing.get_origin(option) is Literal for option in options)
+    return text if is_text and not quoted and not (component and text.lstrip().startswith("{")) else read_value(where, text)
 
 
 def read_yaml(text: str, where: str) -> dict[str, Any]:
     """Parse a YAML mapping. Raises UserError where it is not valid YAML, or not a mapping."""
-    plain = read_value(where, text) or {}
-    if not isinstance(plain, dict):
+    plain = read_value(where, text)
+    if not isinstance(plain, dict | None):
         raise UserError(f"{where}: expected 'key: value' lines, got {type(plain).__name__}")
-    return plain
+    return plain or {}
 
 
 def merge(base: dict[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
@@ -273,17 +311,58 @@ def merge(base: dict[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def override(plain: dict[str, Any], assignments: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """Apply dotted overrides such as ``("training.steps", "100")``; values are read as YAML.
+def override(plain: dict[str, Any], assignments: Iterable[tuple[str, str]], kind: Any = Any) -> dict[str, Any]:
+    """Apply dotted overrides such as ``("training.steps", "100")``, read as the types of the settings ``kind`` say.
 
     A group is applied before its settings, and a component's name before its hyperparameters, in any order of arguments.
     """
     for dotted, value in sorted(assignments, key=lambda each: (each[0].count("."), not each[0].endswith(".name"))):
-        change: Any = read_value(dotted, value)
-        for key in reversed(dotted.split(".")):
+        keys = dotted.split(".")
+        change: Any = read_setting(dotted, value, _type_of(kind, plain, keys))
+        for key in reversed(keys):
             change = {key: change}
         plain = merge(plain, change)
     return plain
+
+
+def _type_of(kind: Any, plain: object, keys: Iterable[str]) -> Any:
+    """Return the type of the setting at the place ``keys`` in settings ``kind`` of values ``plain``; Any if it is unknown."""
+    for key in keys:
+        classes = [option for option in _union(kind) if isinstance(option, type)]
+        for family in classes:
+            if issubclass(family, Component) and not dataclasses.is_dataclass(family):
+                try:
+                    classes = [family.described(plain)[0]]
+                except UserError:  # it is reported when the settings are built
+                    return Any
+        kind = next((types[key] for option in classes if key in (types := _types(option))), str if key == "name" else Any)
+        plain = plain.get(key) if isinstance(plain, Mapping) else None
+    return kind
+
+
+@cache
+def _types(kind: type) -> dict[str, Any]:
+    """Return the types of a dataclass's fields; nothing for another class, or where they cannot be resolved."""
+    if not dataclasses.is_dataclass(kind):
+        return {}
+    try:
+        hints = typing.get_type_hints(kind)
+    except (NameError, TypeError):  # names of a function, or imported for type checkers alone
+        return {}
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def _union(kind: Any) -> tuple[Any, ...]:
+    return typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, UnionType) else (kind,)
+
+
+def _leaves(kind: Any) -> Iterator[Any]:
+    """Yield the types in a union, and those of the members of tuples and lists."""
+    for option in _union(kind):
+        members = typing.get_args(option) if typing.get_origin(option) in (tuple, list) else ()
+        yield option
+        for member in members:
+            yield from _leaves(member)
 
 
 def _sentence(kind: type, error: pydantic.ValidationError, where: str) -> str:
@@ -302,7 +381,9 @@ def _sentence(kind: type, error: pydantic.ValidationError, where: str) -> str:
         nested = colon and " " not in inner and isinstance(first["ctx"]["error"], UserError)
         return f"{spot}.{inner}: {rest}" if nested and spot else f"{spot}: {cause}" if spot else cause
     message = first["msg"].replace("Input should be", "expected")
-    return f"{spot or 'configuration'}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
+    quote = first["type"] == "string_type" and isinstance(first["input"], int | float)
+    advice = "; put it in quotes" if quote else ""
+    return f"{spot or 'configuration'}: {message[0].lower()}{message[1:]}, got {first['input']!r}{advice}"
 
 
 def _type_at(kind: Any, place: list[str]) -> Any:

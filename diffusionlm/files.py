@@ -27,7 +27,7 @@ def write(path: Path, save: Callable[[Path], object]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Create or replace a text file; see ``write``."""
-    write(path, lambda staged: staged.write_text(text))
+    write(path, lambda staged: staged.write_text(text, encoding="utf-8"))
 
 
 @contextmanager

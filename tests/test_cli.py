@@ -81,7 +81,7 @@ def test_a_config_that_is_no_mapping_is_refused(text: str, tmp_path: Path, capsy
 
 
 def test_a_missing_config_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "no.yaml: cannot read this config" in refused(["show", "--config", "no.yaml"], capsys)
+    assert "no.yaml: there is no such file" in refused(["show", "--config", "no.yaml"], capsys)
 
 
 def test_a_missing_column_and_an_empty_corpus_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -211,7 +211,7 @@ def test_targets_are_all_checked_before_any_is_written(
     assert [(row["target"], row["index"], row["length"]) for row in rows] == [(0, 0, 5), (0, 1, 5), (1, 0, 6), (1, 1, 6)]
     path.write_text('{"controls": ["Length(5)"]}\n{"controls": ["Length(5000)"]}\n')
     assert f"{path}, line 2: Length(5000): expected at most" in refused(asked, capsys)
-    assert "cannot read these targets" in refused([*asked[:-1], ""], capsys)
+    assert "expected a file, got a folder" in refused([*asked[:-1], ""], capsys)
 
 
 def test_another_annotator_can_check_texts(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ import diffusionlm
 
 LIBRARY = Path(__file__).parent.parent / "diffusionlm"
 LAYERS = [
-    ("config", "files", "plots"),
+    ("yaml_loader", "config", "files", "plots"),
     ("core",),
     ("recipe",),
     ("data",),

@@ -7,21 +7,21 @@ user-defined control is named by its import path, and is imported.
 from __future__ import annotations
 
 import ast
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import Field, fields, is_dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import UnionType
 from typing import Any
 
-import yaml
-
-from diffusionlm.config import UserError, nearest
+from diffusionlm.config import UserError, nearest, read_value
 from diffusionlm.controls.control import Combination, Control
+from diffusionlm.data.reading import check_characters, json_rows, nfc, read_text
 
-_SHORT = re.compile(r"\s*([A-Za-z_][\w ]*?)\s*=\s*([^\"'()&|~=]+?)\s*")
+TARGET_LINES = (".jsonl", ".jsonl.gz")  # files with a target on each line; others are YAML
+_SHORT = re.compile(r"\s*([^\W\d][\w ]*?)\s*=\s*([^\"'()&|~=]+?)\s*")
 _STRING_OR_PATH = re.compile(r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|([A-Za-z_][\w.]*):([A-Za-z_]\w*)(?=\s*\()""")
 _COLON = "._colon_."  # what stands for the colon of an import path, so that Python can parse it
 PLAIN: dict[str, tuple[type | UnionType, str]] = {  # types of fields that are checked before the control is used
@@ -45,6 +45,8 @@ def read_control(expression: str | Control) -> Control:
         return expression
     if not isinstance(expression, str):
         raise UserError(f"control: expected an expression such as food=Japanese or Length(20), got {expression!r}")
+    check_characters(expression, lambda _: "control")
+    expression = nfc(expression)
     if short := _SHORT.fullmatch(expression):
         return _short(*short.groups())
     try:
@@ -80,19 +82,12 @@ def target_rows(path: str | Path) -> list[tuple[str, dict[str, Any], tuple[Contr
 
 
 def _file_rows(path: str | Path) -> Iterator[tuple[str, Any]]:
-    place = str(path)
-    try:
-        text = Path(path).read_text()
-        if not place.endswith(".jsonl"):
-            rows = yaml.safe_load(text)
-            yield from ((f"{path}, target {n}", row) for n, row in enumerate(rows if isinstance(rows, list) else [rows], 1))
-            return
-        for number, line in enumerate(text.splitlines(), 1):
-            place = f"{path}, line {number}"
-            if line.strip():
-                yield place, json.loads(line)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{place}: cannot read these targets: {' '.join(str(error).split())}") from None
+    text, name = read_text(path), str(path)
+    if name.lower().endswith(TARGET_LINES):
+        yield from ((f"{name}, line {number}", row) for number, row in json_rows(text, name))
+        return
+    rows = read_value(name, text)
+    yield from ((f"{name}, target {n}", row) for n, row in enumerate(rows if isinstance(rows, list) else [rows], 1))
 
 
 def _short(name: str, value: str) -> Control:
@@ -103,10 +98,15 @@ def _short(name: str, value: str) -> Control:
         kind, arguments = "attribute", [name, value]
     elif numbers := re.fullmatch(r"(\d+)\s*-\s*(\d+)", value):
         arguments = [int(number) for number in numbers.groups()]
-    else:
+    elif not _takes_text(Control.find(kind)):
         with suppress(ValueError, SyntaxError):
             arguments = [ast.literal_eval(value)]
     return _make(Control.find(kind), arguments, {}, f"{name}={value}")
+
+
+def _takes_text(kind: type[Control]) -> bool:
+    """Return whether the first field of a control is text, which ``prefix=2024`` then means."""
+    return is_dataclass(kind) and "str" in str(next(iter(fields(kind))).type)
 
 
 class _Parser:
@@ -116,6 +116,10 @@ class _Parser:
         self.text = text
 
     def parse(self) -> Control:
+        strings = [found for found in _STRING_OR_PATH.finditer(self.text) if found[1]]
+        for one, other in pairwise(strings):  # Python joins them to one string
+            if not self.text[one.end() : other.start()].strip():
+                raise UserError(f"control: {self.text!r}: expected a comma between {one[1]} and {other[1]}")
         text = _STRING_OR_PATH.sub(lambda found: found[1] or f"{found[2]}{_COLON}{found[3]}", self.text.strip())
         return self._control(ast.parse(text, mode="eval").body)
 
@@ -135,7 +139,9 @@ class _Parser:
                 return ~self._control(control)
             case ast.Call(path, arguments, keywords) if isinstance(path, ast.Name) or _COLON in ast.unparse(path):
                 positional = [self._value(argument) for argument in arguments]
-                named = {keyword.arg: self._value(keyword.value) for keyword in keywords if keyword.arg}
+                if starred := [keyword for keyword in keywords if keyword.arg is None]:
+                    raise UserError(f"control: {self.text!r}: **{ast.unparse(starred[0].value)} is no argument")
+                named = {str(keyword.arg): self._value(keyword.value) for keyword in keywords}
                 return _make(_class(ast.unparse(path).replace(_COLON, ":")), positional, named, self.text)
             case ast.Name(name):
                 raise UserError(f"control: {self.text!r}: expected arguments in brackets after {name}")

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from diffusionlm.config import Component, UserError
+from diffusionlm.data.reading import nfc
 from diffusionlm.data.tokenizers import split_words
 
 
@@ -63,8 +64,8 @@ class Reader:
     annotator: Annotator
 
     def part(self, row: CorpusRow, part: str) -> Any:
-        """Return a row's "tags", "tree" or "attributes", None where they are not known."""
-        return row.get(part) or getattr(self.annotator.annotate(row["text"]), part, None)
+        """Return a row's "tags", "tree" or "attributes" in Unicode's form C, None where they are not known."""
+        return nfc(row.get(part) or getattr(self.annotator.annotate(row["text"]), part, None))
 
     def attributes(self, row: CorpusRow) -> dict[str, str]:
         """Return the attributes that have a value."""

@@ -1,31 +1,26 @@
 """Corpora: the user's files, the E2E challenge, datasets of the Hugging Face hub.
 
 A corpus loads as ``datasets.Dataset`` splits with a string column ``text`` and, where known, a column ``attributes`` of
-mappings string -> string whose keys may differ from row to row (feature type ``Json``). The user's files are read here and not
+mappings string -> string whose keys may differ from row to row (feature type ``Json``). Files are read by ``reading`` and not
 by ``datasets.load_dataset``, which caches a converted copy, reads the text "NA" as missing, and reports no line numbers.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
-import json
 import re
-import sys
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import datasets  # type: ignore[import-untyped]
 import numpy as np
-import pyarrow.parquet  # type: ignore[import-untyped]
 
 from diffusionlm.config import Component, UserError, nearest
 from diffusionlm.data.annotators import Annotator, Plain
+from diffusionlm.data.reading import SUFFIXES, Table, is_nan, nfc, read_table
 
-SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".txt.gz", ".jsonl.gz", ".json.gz", ".csv.gz", ".parquet")
 # A number for each text, None where the metric does not apply; the reported figure is the mean over the others.
 TextMetric = Callable[[Sequence[str]], list[float | None]]
 
@@ -46,17 +41,17 @@ class Corpus(Component, family="corpus"):
         return {}
 
     @classmethod
-    def _from_plain(cls, value: object) -> Self:
-        plain = {"name": value} if isinstance(value, str) else value
+    def described(cls, plain: object) -> tuple[type[Self], dict[str, Any]]:
+        plain = {"name": plain} if isinstance(plain, str) else plain
         if isinstance(plain, Mapping) and isinstance(path := plain.get("name"), str) and path not in cls.members:
-            if path.endswith(SUFFIXES) or Path(path).is_file():
+            if path.lower().endswith(SUFFIXES) or Path(path).is_file():
                 plain = {**plain, "name": "files", "train": path}
-        return super()._from_plain(plain)
+        return super().described(plain)
 
 
 @dataclass(frozen=True)
 class Files(Corpus, name="files"):
-    """The user's files: .txt (one text per line), .csv, .jsonl or .json (one object per line), each also .gz, and .parquet.
+    """The user's files: .txt (a text per line), .csv, .tsv, .jsonl or .json (an object per line), each also .gz, and .parquet.
 
     ``text`` is the column to read; the columns ``attributes`` become one column of that name, other columns are kept. Without a
     ``validation`` file, ``validation_share`` of the training texts are held out by a hash of the text: a text and its copies
@@ -75,7 +70,7 @@ class Files(Corpus, name="files"):
 
     def load(self) -> dict[str, datasets.Dataset]:
         paths = {"train": self.train, "validation": self.validation, "test": self.test}
-        splits = {split: read_file(Path(path), self.text, self.attributes) for split, path in paths.items() if path}
+        splits = {split: read_file(path, self.text, self.attributes) for split, path in paths.items() if path is not None}
         return _hold_out(splits, self.validation_share, self.train)
 
 
@@ -91,12 +86,10 @@ class E2E(Corpus, name="e2e"):
         return {split: self._read(Path(self.folder) / name) for split, name in names.items()}
 
     def _read(self, path: Path) -> datasets.Dataset:
-        rows = []
-        for line, row in _rows(path):
-            if missing := {"mr", "ref"} - row.keys():
-                raise UserError(f"{path}: no column {min(missing)!r}: expected mr and ref, got {', '.join(row)}")
-            rows.append({"text": row["ref"], "attributes": _meaning(row["mr"], f"{path}, line {line}")})
-        return _tidy(to_dataset(rows, str(path)), str(path))
+        table = read_table(path, "ref")
+        pairs = zip(table.column("ref"), table.column("mr"), strict=True)
+        rows = [{"text": text, "attributes": _meaning(mr, table.place(i))} for i, (text, mr) in enumerate(pairs)]
+        return _tidy(Table(table.name, {"text": table.column("ref")}, table.numbers), to_dataset(rows, str(path)))
 
 
 @dataclass(frozen=True)
@@ -136,8 +129,13 @@ class Hub(Corpus, name="hub"):
             raise UserError(f"{self.path}: cannot load a dataset from here: {reason}") from None
         if self.train not in found:
             raise UserError(f"{self.path}: no split is called {self.train!r}{nearest(self.train, found)}")
-        tidy = {k: _tidy(v, f"{self.path}, split {names[k]}", self.text, self.attributes) for k, v in splits.items()}
+        tidy = {split: self._tidied(rows, f"{self.path}, split {names[split]}") for split, rows in splits.items()}
         return _hold_out(tidy, self.validation_share, self.path)
+
+    def _tidied(self, rows: datasets.Dataset, place: str) -> datasets.Dataset:
+        wanted = {nfc(name) for name in (self.text, *self.attributes)}
+        columns = {nfc(name): rows[name][:] if nfc(name) in wanted else [] for name in rows.column_names}
+        return _tidy(Table(place, columns, range(1, len(rows) + 1), "row"), rows, self.text, self.attributes)
 
     def _first(self, split: Any) -> datasets.Dataset:
         if self.take is None:
@@ -152,83 +150,26 @@ def read_texts(path: str, column: str = "text") -> list[tuple[str, str]]:
 
     Each text comes with its place, such as "reviews.csv, line 7"; rows without text are dropped. Raises as ``read_file``.
     """
-    name = "standard input" if path == "-" else path
-    rows = list(_text_rows(sys.stdin, Path(name)) if path == "-" else _rows(Path(path).expanduser()))
-    _tidy(to_dataset([row for _, row in rows], name), name, column)
-    found = [(f"{name}, line {line}", row.get(column)) for line, row in rows]
-    return [(place, text) for place, text in found if text and not text.isspace()]
+    table = read_table(path, column)
+    return [(table.place(row), table.column(column)[row]) for row in table.texts(column)]
 
 
-def read_file(path: Path, text: str = "text", attributes: Sequence[str] = ()) -> datasets.Dataset:
+def read_file(path: str | Path, text: str = "text", attributes: Sequence[str] = ()) -> datasets.Dataset:
     """Return a file in one of the formats of ``files``, its column ``text`` as "text", ``attributes`` gathered in one column.
 
     Raises UserError for a missing or broken file or column, or where there is no text.
     """
-    path = path.expanduser()
-    return _tidy(to_dataset([row for _, row in _rows(path)], str(path)), str(path), text, attributes)
-
-
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the rows of a file, each with the number of its last line."""
-    if not path.name.endswith(SUFFIXES):
-        raise UserError(f"{path}: expected a file ending in one of {', '.join(SUFFIXES)}")
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file{_nearest_file(path)}")
-    kind = path.name.removesuffix(".gz").rpartition(".")[2]
-    try:
-        if kind == "parquet":
-            yield from enumerate(pyarrow.parquet.read_table(path).to_pylist(), 1)
-            return
-        read = {"txt": _text_rows, "csv": _csv_rows}.get(kind, _json_rows)
-        opened = gzip.open(path, "rt", encoding="utf-8-sig", newline="") if path.suffix == ".gz" else None
-        with opened or path.open(encoding="utf-8-sig", newline="") as file:
-            yield from read(file, path)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: expected UTF-8 text, got the byte {error.object[error.start]:#x}") from None
-    except (EOFError, gzip.BadGzipFile, zlib.error, pyarrow.ArrowInvalid) as error:
-        raise UserError(f"{path}: the file is damaged: {error}") from None
-
-
-def _text_rows(file: Iterable[str], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for line, text in enumerate(file, 1):
-        yield line, {"text": text.strip()}
-
-
-def _json_rows(file: Iterable[str], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for line, text in enumerate(file, 1):
-        try:
-            row = json.loads(text) if text.strip() else {}
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {line}: expected a JSON object on each line: {error.msg}") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{path}, line {line}: expected a JSON object on each line, got {text.strip()[:60]}")
-        if row:
-            yield line, row
-
-
-def _csv_rows(file: Iterable[str], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.reader(file, strict=True)
-    try:
-        header = next(reader, [])
-        for row in filter(None, reader):
-            if len(row) != len(header):
-                got = f"expected {len(header)} columns ({', '.join(header)}), got {len(row)}"
-                raise UserError(f"{path}, line {reader.line_num}: {got}")
-            yield reader.line_num, dict(zip(header, row, strict=True))
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: not valid CSV: {error}") from None
-
-
-def _nearest_file(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f", nor its folder {path.parent}"
-    hint = nearest(path.name, [other.name for other in path.parent.iterdir() if other.name.endswith(SUFFIXES)])
-    return hint if hint.startswith("; did you mean") or len(hint) < 200 else ""  # a full folder is not listed
+    return _tidy(read_table(Path(path), text), None, text, attributes)
 
 
 def to_dataset(rows: Sequence[Mapping[str, Any]], place: str = "texts") -> datasets.Dataset:
     """Return the columns of ``rows``; a value that a row lacks is None. Raises UserError for what is not Unicode."""
-    columns = {name: [row.get(name) for row in rows] for name in dict.fromkeys(key for row in rows for key in row)}
+    return _dataset(
+        {name: [row.get(name) for row in rows] for name in dict.fromkeys(key for row in rows for key in row)}, place
+    )
+
+
+def _dataset(columns: Mapping[str, Sequence[Any]], place: str) -> datasets.Dataset:
     features = datasets.Features({name: _feature(values) for name, values in columns.items()})
     try:
         return datasets.Dataset.from_dict(columns, features=features)
@@ -244,27 +185,35 @@ def _feature(values: Sequence[Any]) -> Any:
     return datasets.Json()  # any value
 
 
-def _tidy(rows: datasets.Dataset, place: str, text: str = "text", attributes: Sequence[str] = ()) -> datasets.Dataset:
-    """Rename the text column to "text", gather the columns ``attributes`` in one, drop rows without text."""
-    for column in (text, *attributes):
-        if len(rows) and column not in rows.column_names:
-            shown = ", ".join(repr(name[:40]) for name in rows.column_names)
-            hint = nearest(column, rows.column_names)
-            raise UserError(f"{place}: no column {column!r} among {shown}{hint if 'did you mean' in hint else ''}")
-    texts = rows[text][:] if len(rows) else []
-    if wrong := [value for value in texts if not isinstance(value, str | None)]:
-        raise UserError(f"{place}: column {text!r} should hold text, got {wrong[0]!r}")
-    kept = [i for i, value in enumerate(texts) if value and not value.isspace()]
-    if not kept:
-        raise UserError(f"{place}: there is no text in it")
+def _tidy(
+    table: Table, rows: datasets.Dataset | None = None, text: str = "text", attributes: Sequence[str] = ()
+) -> datasets.Dataset:
+    """Return ``table`` (or ``rows``, of which it has the texts and places) in the form of a corpus.
+
+    The text column becomes "text", the columns ``attributes`` are gathered in one, rows without text are dropped.
+    """
+    kept = table.texts(text)
+    for column in attributes:
+        table.column(column)
+    rows = _dataset(table.columns, table.name) if rows is None else rows
+    names = {nfc(name): name for name in rows.column_names}
+    text = names[nfc(text)]
     if attributes:
-        columns = zip(*(rows[name][:] for name in attributes), strict=True)
-        named = [{k: str(v) for k, v in zip(attributes, row, strict=True) if v not in (None, "")} for row in columns]
-        rows = rows.remove_columns(({*attributes, "attributes"} - {text}) & {*rows.column_names})
-        rows = datasets.concatenate_datasets([rows, to_dataset([{"attributes": row} for row in named])], axis=1)
+        gathered = [{"attributes": _attributes(table, row, attributes)} for row in range(len(rows))]
+        rows = rows.remove_columns(({*(names[nfc(each)] for each in attributes), "attributes"} - {text}) & {*rows.column_names})
+        rows = datasets.concatenate_datasets([rows, to_dataset(gathered)], axis=1)
     if text != "text":
         rows = rows.remove_columns({"text"} & {*rows.column_names}).rename_column(text, "text")
     return rows if len(kept) == len(rows) else rows.select(kept)
+
+
+def _attributes(table: Table, row: int, names: Sequence[str]) -> dict[str, str]:
+    """Return the values that a row has in the columns ``names``. Raises UserError for one that is no word and no number."""
+    found = {nfc(name): table.column(name)[row] for name in names}
+    for name, value in found.items():
+        if isinstance(value, bytes | list | tuple | Mapping):
+            raise UserError(f"{table.place(row)}: column {name!r} should hold a word or a number, got {str(value)[:60]}")
+    return {name: nfc(str(value)) for name, value in found.items() if value not in (None, "") and not is_nan(value)}
 
 
 def _hold_out(splits: dict[str, datasets.Dataset], share: float, place: str) -> dict[str, datasets.Dataset]:

@@ -5,6 +5,7 @@ Positions are those of the token ids: BOS is position 0, so with one token per w
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from diffusionlm.config import UserError, nearest
 from diffusionlm.data.batches import Encoded, encodings
+from diffusionlm.data.reading import is_nan, nfc
 from diffusionlm.data.trees import read_tree, tags_of
 
 NONE, OTHER = "", "other"  # no value or no constituent; any value below min_count
@@ -46,9 +48,13 @@ class Field:
         return f"{self.column}.{self.key}" if self.key else self.column
 
     def values(self, rows: datasets.Dataset) -> list[Any]:
-        """Return the field's value in each row, None where it has none."""
+        """Return the field's value in each row, in Unicode's form C; None where it has none, as NaN says in tables."""
         column = rows[self.column][:] if self.column in rows.column_names else [None] * len(rows)
-        return [(value or {}).get(self.key) for value in column] if self.key else column
+        if self.key:
+            if wrong := [value for value in column if not isinstance(value, Mapping | None)]:
+                raise UserError(f"labels: expected a mapping in each row of {self.column!r}, got {str(wrong[0])[:60]}")
+            column = [nfc(value or {}).get(self.key) for value in column]
+        return [None if is_nan(value) else nfc(value) for value in column]
 
 
 class Labels:
@@ -99,11 +105,30 @@ class Labels:
 
     def values(self, rows: Iterable[Labelled], name: str, min_count: int) -> list[str]:
         """Return a field's values, most frequent first; values with fewer than ``min_count`` labels count as "other"."""
-        counts = Counter(value for row in rows for value in self.each(row.labels[name]) if value is not None)
+        counts = self._counts(rows, name)
         kept: Counter[str] = Counter()
         for value, count in counts.items():
             kept[value if count >= min_count else OTHER] += count
+        if rare := [value for value, count in counts.most_common() if count < min_count]:
+            what = f"fewer than min_count = {min_count} labels and count as {OTHER!r}: {_shown(counts, rare)}"
+            print(f"labels: {len(rare)} of {len(counts)} values of {name!r} have {what}", file=sys.stderr)
         return sorted(kept, key=lambda value: (-kept[value], value))
+
+    def too_few(self, rows: Iterable[Labelled], name: str, min_count: int) -> str:
+        """Say that a field has fewer than two values, with the counts of its labels and ``min_count``."""
+        counts = self._counts(rows, name)
+        shown = _shown(counts, [value for value, _ in counts.most_common()]) or "no label"
+        hint = f"; min_count is {min_count}, and rarer labels count as {OTHER!r}" if len(counts) > 1 else ""
+        return f"labels: expected two values of {name!r} or more in the training texts, got {shown}{hint}"
+
+    def _counts(self, rows: Iterable[Labelled], name: str) -> Counter[str]:
+        return Counter(value for row in rows for value in self.each(row.labels[name]) if value is not None)
+
+
+def _shown(counts: Counter[str], values: Sequence[str]) -> str:
+    """Return the first ``values`` with their counts."""
+    more = f" and {len(values) - 5} more" if len(values) > 5 else ""
+    return ", ".join(f"{value!r} ({counts[value]})" for value in values[:5]) + more
 
 
 class TextLabels(Labels):
@@ -158,12 +183,13 @@ def fields_of(rows: datasets.Dataset, names: Sequence[str], labels: Labels) -> l
     """Return the fields ``names``, sorted; a column of mappings names all its keys. Raises UserError where one does not fit."""
     fields: list[Field] = []
     for name in names:
+        name = nfc(name)
         column, _, key = (name, "", "") if name in rows.column_names else name.partition(".")
         if column not in rows.column_names:
             raise UserError(f"labels: the corpus has no column {column!r}{nearest(column, rows.column_names)}")
-        values = [value for value in rows[column][:] if value is not None]
+        values = [value for value in rows[column][:] if value is not None and not is_nan(value)]
         if labels.keyed and any(isinstance(value, Mapping) for value in values):
-            keys = sorted({str(name) for value in values for name in value})
+            keys = sorted({nfc(str(name)) for value in values if isinstance(value, Mapping) for name in value})
             if key and key not in keys:
                 raise UserError(f"labels: no text of the corpus has {key!r} in its {column}{nearest(key, keys)}")
             fields += [Field(column, name) for name in ([key] if key else keys)]

@@ -168,7 +168,7 @@ class BenchmarkRunner:
 
     def model_jobs(self, system: str, pipeline: BasePipeline[Any], changes: Sequence[tuple[str, str]], dtype: str) -> list[Job]:
         """Return a model's jobs over steps and temperatures, as far as it has them, with their settings checked."""
-        base = build(SamplingConfig, override(to_plain(pipeline.sampling), changes), "sampling")
+        base = build(SamplingConfig, override(to_plain(pipeline.sampling), changes, SamplingConfig), "sampling")
         steps = [None] if pipeline.exact_likelihood else self.config.steps or [base.steps]  # one token at a time: no steps
         temperatures = self.config.temperatures if pipeline.has_logits else (1.0,)
         if temperatures != self.config.temperatures:

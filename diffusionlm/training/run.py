@@ -33,6 +33,7 @@ from diffusionlm.config import (
 )  # fmt: skip
 from diffusionlm.core.objective import ObjectiveConfig
 from diffusionlm.data.batches import DataConfig, Encoded, encode
+from diffusionlm.data.reading import read_text
 from diffusionlm.data.tokenizers import load_tokenizer
 from diffusionlm.files import disk_errors, write_text
 from diffusionlm.models.adapters import Adapter, Full, save_adapted
@@ -76,20 +77,15 @@ def read_config(paths: Sequence[str | Path] = (), assignments: Sequence[tuple[st
     """
     given: dict[str, Any] = {}
     for path in paths:
-        try:
-            given = merge(given, _read_plain(Path(path)))
-        except OSError as error:
-            raise UserError(f"{path}: cannot read this config: {error.strerror}") from None
-        except UnicodeDecodeError:
-            raise UserError(f"{path}: expected a YAML file, got bytes that are not UTF-8") from None
+        given = merge(given, _read_plain(Path(path)))
     # Built once without the overrides, so that one may change a single field of a default component.
     plain = to_plain(build(RunConfig, given))
-    return build(RunConfig, override(plain, assignments))
+    return build(RunConfig, override(plain, assignments, RunConfig))
 
 
 def _read_plain(path: Path) -> dict[str, Any]:
     """Read a YAML file; in a run's ``config.yaml`` of format 1, settings are renamed."""
-    plain = read_yaml(path.read_text(), str(path))
+    plain = read_yaml(read_text(path), str(path))
     of_a_run = path.name == "config.yaml" and (path.with_name("data.json").exists() or path.with_name("log.jsonl").exists())
     version = plain.pop("format_version", 1 if of_a_run else FORMAT_VERSION)
     return upgraded(plain) if version == 1 else plain

@@ -273,9 +273,9 @@ def test_targets_are_read_from_json_lines_and_yaml(tmp_path: Path) -> None:
     [
         ("t.jsonl", '{"controls": ["food=Thai"]}\n{"control": 1}', "t.jsonl, line 2: expected an object with 'controls'"),
         ("t.jsonl", '{"controls": ["Foo(1)"]}', "t.jsonl, line 1: control: no control is called 'Foo'"),
-        ("t.jsonl", "{", "t.jsonl, line 1: cannot read these targets"),
-        ("t.yaml", "- [", "t.yaml: cannot read these targets"),
-        ("none.yaml", None, "none.yaml: cannot read these targets"),
+        ("t.jsonl", "{", "t.jsonl, line 1: expected a JSON object on each line"),
+        ("t.yaml", "- [", "t.yaml: not valid YAML"),
+        ("none.yaml", None, "none.yaml: there is no such file"),
     ],
 )
 def test_bad_targets_are_reported_with_their_place(tmp_path: Path, name: str, text: str | None, message: str) -> None:

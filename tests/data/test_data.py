@@ -165,7 +165,7 @@ def _mistakes() -> list[tuple[str, Callable[[Path], Corpus], str]]:
         (
             "surrogate",
             lambda at: Files(_write(at / "a.json", '{"text": "x \\ud800"}')),
-            "a.json: half a surrogate pair",
+            "a.json, line 1: U.D800, half a surrogate pair",
         ),
         ("number", lambda at: Files(_write(at / "a.jsonl", '{"text": 0}\n')), "column 'text' should hold text, got 0"),
         (
@@ -181,7 +181,7 @@ def _mistakes() -> list[tuple[str, Callable[[Path], Corpus], str]]:
         (
             "no column mr",
             lambda at: E2E(_e2e_folder(at, "a[b]", "m")),
-            "trainset.csv: no column 'mr': expected mr and ref, g",
+            "trainset.csv: no column 'mr' among 'm', 'ref'",
         ),
         ("hub", lambda at: Hub(str(at / "nothing")), "nothing: cannot load a dataset from here: "),
         (
@@ -208,7 +208,7 @@ def test_mistakes(tmp_path: Path, make: Callable[[Path], Corpus], message: str, 
 
 def test_damaged_and_foreign_bytes(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("é".encode("latin-1") * 3)
-    with pytest.raises(UserError, match="a.txt: expected UTF-8 text, got the byte 0xe9"):
+    with pytest.raises(UserError, match="a.txt, line 1: expected UTF-8 text, got the byte 0xe9; if 'ééé' is right, convert it"):
         Files(str(tmp_path / "a.txt")).load()
     for content in (b"no gzip", gzip.compress(b"many words" * 100)[:-12]):
         (tmp_path / "a.txt.gz").write_bytes(content)

@@ -83,7 +83,7 @@ def test_every_format_reads_the_same_texts(
     texts = restaurant_texts(2)
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     (tmp_path / "a.csv").write_text('id,review\n1,"' + texts[0] + '"\n2,"' + texts[1] + '"\n')
-    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(texts)))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\n".join(texts).encode())))
     found = [
         scored([str(trained), name, *more], capsys)[0]
         for name, more in (
@@ -100,7 +100,7 @@ def test_places_of_texts(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text('text\nfirst\n"second\nline"\n\nthird\n')
     assert read_texts(str(path)) == [
-        (f"{path}, line 2", "first"), (f"{path}, line 4", "second\nline"), (f"{path}, line 6", "third"),
+        (f"{path}, line 2", "first"), (f"{path}, line 3", "second\nline"), (f"{path}, line 6", "third"),
     ]  # fmt: skip
 
 

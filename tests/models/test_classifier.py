@@ -499,7 +499,11 @@ def test_what_does_not_go_together_is_refused_before_anything_is_written(home: P
         out,
         r"^data\.corpus: 100% of its words are unknown",
     )
-    refused(classifier_config(home, model={"min_count": 1000}), out, r"^labels: 'begins' has one value only")
+    refused(
+        classifier_config(home, model={"min_count": 1000}),
+        out,
+        r"^labels: expected two values of 'begins' or more .*min_count is 1000",
+    )
 
 
 def test_impossible_settings() -> None:

@@ -99,7 +99,7 @@ class ModelTask:
         Raises:
             UserError: a wrong setting or split; a target from a file that the model cannot satisfy; none that it can.
         """
-        plain = override(merge(to_plain(pipeline.sampling), config.sampling), changes)
+        plain = override(merge(to_plain(pipeline.sampling), config.sampling), changes, SamplingConfig)
         sampling = replace(build(SamplingConfig, plain, f"{config.title}: sampling"), seed=config.seed)
         pipeline.check(sampling)
         annotator = config.annotator or corpus.annotator()

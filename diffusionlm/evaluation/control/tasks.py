@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import datasets  # type: ignore[import-untyped]
-import yaml
 
-from diffusionlm.config import Component, Settings, UserError, build, override
+from diffusionlm.config import Component, Settings, UserError, build, override, read_value
 from diffusionlm.controls import Attribute, Control, Infill, target_rows
+from diffusionlm.controls.expression import TARGET_LINES
 from diffusionlm.data.annotators import Annotator, CorpusRow, Reader
 from diffusionlm.data.corpora import Corpus
+from diffusionlm.data.reading import read_text
 
 
 @dataclass(frozen=True)
@@ -263,17 +264,14 @@ def read_tasks(path: str | Path, changes: Sequence[tuple[str, str]] = ()) -> lis
     Raises:
         UserError: it cannot be read, or a setting is wrong.
     """
-    if not str(path).endswith(".jsonl"):
-        try:
-            plain = yaml.safe_load(Path(path).read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError(f"{path}: cannot read this task: {' '.join(str(error).split())}") from None
+    if not str(path).lower().endswith(TARGET_LINES):
+        plain = read_value(str(path), read_text(path))
         if isinstance(plain, dict) and "controls" not in plain:
-            config = build(TaskConfig, override(plain, changes), str(path))
+            config = build(TaskConfig, override(plain, changes, TaskConfig), str(path))
             return [config if config.title else replace(config, title=Path(path).stem)]
     names = [name for name, _ in read_rows(str(path))]
     plain = [
         {"task": {"name": "file", "path": str(path), "task": name}, "title": name, "targets": names.count(name), "samples": 10}
         for name in dict.fromkeys(names)
     ]
-    return [build(TaskConfig, override(each, changes), str(path)) for each in plain]
+    return [build(TaskConfig, override(each, changes, TaskConfig), str(path)) for each in plain]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,25 +20,28 @@ LOG_SNRS = (CLEAN, 2.0, 0.0, -1.0, -2.0, -3.0, -4.0)  # -gamma, from clean words
 def value_measures(confusion: Tensor) -> dict[str, float]:
     """Return ``accuracy``, ``balanced`` (the mean recall of the values) and ``majority`` (that of the most frequent value).
 
-    ``confusion`` (values, values) counts true and predicted values, the most frequent in training first.
+    ``confusion`` (values, values) counts true and predicted values, the most frequent in training first. Where it counts
+    nothing, since no text has a label, the measures are NaN.
     """
-    total, true = confusion.sum().clamp(min=1), confusion.sum(1)
-    recall = (confusion.diag() / true.clamp(min=1))[true > 0]
+    total, true = confusion.sum(), confusion.sum(1)
     return {
         "accuracy": float(confusion.trace() / total),
-        "balanced": float(recall.mean()) if len(recall) else 0.0,
+        "balanced": float((confusion.diag() / true)[true > 0].mean()),
         "majority": float(true[0] / total),
     }
 
 
 def span_measures(confusion: Tensor) -> dict[str, float]:
-    """Return labelled ``f1``, ``precision`` and ``recall`` of constituents (as EVALB); value 0 is no constituent."""
+    """Return labelled ``f1``, ``precision`` and ``recall`` of constituents (as EVALB), NaN where there is none to find.
+
+    Value 0 is no constituent.
+    """
     right = int(confusion.diag()[1:].sum())
     true, found = int(confusion[1:].sum()), int(confusion[:, 1:].sum())
     return {
-        "f1": 2 * right / max(true + found, 1),
-        "precision": right / max(found, 1),
-        "recall": right / max(true, 1),
+        "f1": 2 * right / (true + found) if true else math.nan,
+        "precision": right / max(found, 1) if true else math.nan,
+        "recall": right / true if true else math.nan,
         "majority": 0.0,  # no constituent anywhere
     }
 
@@ -56,11 +60,16 @@ class Accuracy:
         """The main measure, which is the first."""
         return next(iter(next(iter(self.scores.values()))))
 
+    @property
+    def unmeasured(self) -> list[str]:
+        """The fields of which no held-out text has a label."""
+        return [name for name, scores in self.scores.items() if math.isnan(scores[self.measure][0])]
+
     def shown(self) -> dict[str, dict[str, list[float]]]:
-        """Return the scores of the fields, with their mean if there are several fields."""
-        if len(self.scores) < 2:
+        """Return the scores of the fields, with the mean over those that were measured if there are several."""
+        each = [scores for name, scores in self.scores.items() if name not in self.unmeasured]
+        if len(each) < 2:
             return self.scores
-        each = list(self.scores.values())
         mean = {
             measure: [sum(column) / len(each) for column in zip(*(one[measure] for one in each), strict=True)]
             for measure in each[0]
@@ -68,9 +77,13 @@ class Accuracy:
         return {**self.scores, "mean": mean}
 
     def plain(self) -> dict[str, Any]:
-        """Return plain data; the log-SNR of clean texts is null."""
+        """Return plain data; the log-SNR of clean texts is null, and so are the scores of a field without labels."""
         levels = [None if level == CLEAN else level for level in LOG_SNRS]
-        return {"head": self.head, "reads": self.reads, "texts": self.texts, "log_snr": levels, "scores": self.shown()}
+        scores = {
+            name: {measure: [None if math.isnan(figure) else figure for figure in row] for measure, row in measures.items()}
+            for name, measures in self.shown().items()
+        }
+        return {"head": self.head, "reads": self.reads, "texts": self.texts, "log_snr": levels, "scores": scores}
 
     def table(self) -> str:
         """Return a table in percent: a row per field with the majority baseline, then the measure at each log-SNR."""
@@ -79,6 +92,9 @@ class Accuracy:
         lines = [f"held-out {self.measure} (%) on {self.texts} texts, by log-SNR of the input"]
         lines.append(f"  {'log-SNR':{width}}  majority" + "".join(f"{level:>8}" for level in levels))
         for name, scores in self.shown().items():
+            if name in self.unmeasured:
+                lines.append(f"  {name:{width}}  not measured: no held-out text has a label that the training texts have")
+                continue
             figures = "".join(f"{100 * figure:8.1f}" for figure in scores[self.measure])
             lines.append(f"  {name:{width}}  {100 * scores['majority'][0]:8.1f}" + figures)
         return "\n".join(lines)
@@ -87,5 +103,8 @@ class Accuracy:
         """Draw the main measure against the log-SNR."""
         finite = [level for level in LOG_SNRS if level != CLEAN]
         levels = [max(finite) + 2 if level == CLEAN else level for level in LOG_SNRS]
-        lines = {name: (scores[self.measure], scores["majority"][0]) for name, scores in self.shown().items()}
+        lines = {
+            f"{name} (not measured)" if name in self.unmeasured else name: (scores[self.measure], scores["majority"][0])
+            for name, scores in self.shown().items()
+        }
         return plots.by_noise(levels, lines, f"held-out {self.measure} on {self.texts} texts")

@@ -120,7 +120,7 @@ class ClassifierConfig(ModelSpec, name="classifier"):
         values = {name: self.kind.reads_labels.values(labelled, name, self.min_count) for name in sorted(labelled[0].labels)}
         varied = {name: known for name, known in values.items() if len(known) > 1}
         if constant := [name for name in values if name not in varied and (name in self.labels or not varied)]:
-            raise UserError(f"labels: {constant[0]!r} has one value only in the training texts: {values[constant[0]]}")
+            raise UserError(self.kind.reads_labels.too_few(labelled, constant[0], self.min_count))
         config = ClassifierModelConfig(
             settings=to_plain(self),
             schedule=to_plain(denoiser.settings.schedule),

@@ -235,7 +235,7 @@ def test_a_target_that_cannot_be_satisfied_counts_as_missed(folder: Path, tmp_pa
         (["--sampling.steps", "100000"], "steps: expected 1 to"),
         (["--task.fields=[fod]"], "targets: expected at most 0"),
         (["--controls", "FOLDER/food.yaml"], "two tasks are called 'food'"),
-        (["--controls", "FOLDER/none.yaml"], "cannot read this task"),
+        (["--controls", "FOLDER/none.yaml"], "none.yaml: there is no such file"),
         (["--controls", "FOLDER/wrong.jsonl"], 'wrong.jsonl, line 2: Attribute("fod", "Thai"): no field of'),
     ],
 )

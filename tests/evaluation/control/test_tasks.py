@@ -142,7 +142,7 @@ def test_a_file_of_targets(tmp_path: Path) -> None:
             '{"controls": ["Length(5)"]}\n\n{"controls": ["Lenght(5)"]}',
             "line 3: control: no control is called 'Lenght'; did you",
         ),
-        ('{"controls": ["Length(5)"]}\n{"controls": [}', "line 2: cannot read these targets"),
+        ('{"controls": ["Length(5)"]}\n{"controls": [}', "line 2: expected a JSON object on each line"),
         ('{"control": ["Length(5)"]}', "line 1: expected an object with 'controls'"),
         ('{"controls": ["Length(5)"], "refrence": "A."}', "line 1: there is no such key 'refrence'"),
         ('{"controls": ["Length(5)"], "reference": 5}', "line 1: reference: expected text, got 5"),
