@@ -113,7 +113,9 @@ class Settings:
     @classmethod
     def _checked(cls, value: object) -> object:
         """Return ``value``, settings in plain form. Raises UserError for a truth value as a number: pydantic takes it for 1."""
-        for name, kind in _types(cls).items() if isinstance(value, Mapping) else ():
+        if not isinstance(value, Mapping):
+            return value
+        for name, kind in _types(cls).items():  # type: ignore[arg-type]  # a class can be hashed
             given, options = value.get(name), {*_leaves(kind)}
             for each in given if isinstance(given, list | tuple) else [given]:
                 if isinstance(each, bool) and options & {int, float} and not options & {bool, Any}:
@@ -341,7 +343,7 @@ def _type_of(kind: Any, plain: object, keys: Iterable[str]) -> Any:
 
 
 @cache
-def _types(kind: type) -> dict[str, Any]:
+def _types(kind: Any) -> dict[str, Any]:
     """Return the types of a dataclass's fields; nothing for another class, or where they cannot be resolved."""
     if not dataclasses.is_dataclass(kind):
         return {}

@@ -17,7 +17,7 @@ MERGE = "<<"
 class Loader(yaml.SafeLoader):
     """PyYAML's safe loader with the resolution of YAML 1.2, decimal numbers alone."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Return the mapping. Raises YAMLError where a key is given twice; PyYAML would drop the first."""

@@ -46,16 +46,16 @@ def read_control(expression: str | Control) -> Control:
     if not isinstance(expression, str):
         raise UserError(f"control: expected an expression such as food=Japanese or Length(20), got {expression!r}")
     check_characters(expression, lambda _: "control")
-    expression = nfc(expression)
-    if short := _SHORT.fullmatch(expression):
+    text: str = nfc(expression)
+    if short := _SHORT.fullmatch(text):
         return _short(*short.groups())
     try:
-        return _Parser(expression).parse()
+        return _Parser(text).parse()
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         if isinstance(error, UserError):
             raise
-        reason = 'a short form stands alone; here write Attribute("food", "Japanese")' if "=" in expression else error
-        shown = expression if len(expression) <= 100 else f"{expression[:100]} ..."
+        reason = 'a short form stands alone; here write Attribute("food", "Japanese")' if "=" in text else error
+        shown = text if len(text) <= 100 else f"{text[:100]} ..."
         raise UserError(
             f'control: {shown!r} is not an expression such as food=Japanese or Length(20) & ~Words("cheap"): {reason}'
         ) from None
@@ -139,9 +139,12 @@ class _Parser:
                 return ~self._control(control)
             case ast.Call(path, arguments, keywords) if isinstance(path, ast.Name) or _COLON in ast.unparse(path):
                 positional = [self._value(argument) for argument in arguments]
-                if starred := [keyword for keyword in keywords if keyword.arg is None]:
-                    raise UserError(f"control: {self.text!r}: **{ast.unparse(starred[0].value)} is no argument")
-                named = {str(keyword.arg): self._value(keyword.value) for keyword in keywords}
+                named: dict[str, object] = {}
+                for keyword in keywords:
+                    if keyword.arg is None or keyword.arg in named:
+                        problem = "is no argument" if keyword.arg is None else "is given twice"
+                        raise UserError(f"control: {self.text!r}: {ast.unparse(keyword)} {problem}")
+                    named[keyword.arg] = self._value(keyword.value)
                 return _make(_class(ast.unparse(path).replace(_COLON, ":")), positional, named, self.text)
             case ast.Name(name):
                 raise UserError(f"control: {self.text!r}: expected arguments in brackets after {name}")

@@ -104,8 +104,13 @@ class Labels:
         raise NotImplementedError
 
     def values(self, rows: Iterable[Labelled], name: str, min_count: int) -> list[str]:
-        """Return a field's values, most frequent first; values with fewer than ``min_count`` labels count as "other"."""
+        """Return a field's values, most frequent first; values with fewer than ``min_count`` labels count as "other".
+
+        "No value" never does: where it is rare it is no value.
+        """
         counts = self._counts(rows, name)
+        if counts[NONE] < min_count:
+            del counts[NONE]
         kept: Counter[str] = Counter()
         for value, count in counts.items():
             kept[value if count >= min_count else OTHER] += count

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow
+import pyarrow  # type: ignore[import-untyped]
 import pyarrow.parquet  # type: ignore[import-untyped]
 
 from diffusionlm.config import UserError, nearest
@@ -48,6 +48,10 @@ _FORMATS = (  # how files begin that are no text
     (b"<!DOCTYPE html", "an HTML page"), (b"<!doctype html", "an HTML page"), (b"<html", "an HTML page"),
     (b"BZh", "bzip2 data"), (b"\xfd7zXZ", "xz data"), (b"\x28\xb5\x2f\xfd", "zstd data"),
 )  # fmt: skip
+_CSV_REASONS = {  # messages of the module csv
+    "unexpected end of data": "a quote is never closed",
+    "field larger than field limit": "more than 131072 characters; close its quote, or give such texts as .jsonl",
+}
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _NO_LINE_END = re.compile("[\x0b\x0c\x85\u2028\u2029]")
 _CONTROL = re.compile("[\0-\x08\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
@@ -102,7 +106,9 @@ class Table:
             _report(self.place(empty[0]), f"there is no text in {name!r}, and the row is left out", len(empty))
         if suspects:
             codes = ", ".join(sorted({_code(character) for _, character in suspects}))
-            _report(self.place(suspects[0][0]), f"{codes}, a sign of a wrong encoding, kept as it is", len(suspects))
+            _report(
+                self.place(suspects[0][0]), f"{codes}, a sign of a wrong encoding; the text is kept as it is", len(suspects)
+            )
         return kept
 
 
@@ -132,7 +138,7 @@ def _code(character: str) -> str:
 
 
 def _report(place: str, what: str, count: int) -> None:
-    others = f", and so in {count - 1} others" if count > 1 else ""
+    others = f", and so are {count - 1} more" if count > 1 else ""
     print(f"{place}: {what}{others}", file=sys.stderr)
 
 
@@ -168,15 +174,15 @@ def decode(data: bytes, place: str) -> str:
     if kind := next((kind for start, kind in _FORMATS if data.startswith(start)), ""):
         raise UserError(f"{place}: expected text, got {kind}")
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "UTF-8")
+    if encoding.startswith("UTF-8") and (nul := data.find(b"\0")) >= 0:
+        line = 1 + data.count(b"\n", 0, nul)
+        raise UserError(f"{place}, line {line}: NUL, a character that no text has; the file is {_with_nul(data)}")
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
         if not encoding.startswith("UTF-8"):
             raise UserError(f"{place}: its byte order mark says {encoding}, but the text is not: {error.reason}") from None
         raise UserError(_not_utf8(data, error, place)) from None
-    if "\0" in text:
-        where = f"{place}, line {_line_of(text, text.index(chr(0)))}"
-        raise UserError(f"{where}: NUL, a character that no text has; the file is {_with_nul(data)}")
     # Files that were joined have marks inside, each at the start of a line.
     return re.sub("(^|[\r\n])\ufeff+", r"\1", text) if "\ufeff" in text else text
 
@@ -202,7 +208,7 @@ def _not_utf8(data: bytes, error: UnicodeDecodeError, place: str) -> str:
 
 def _with_nul(data: bytes) -> str:
     zeros = [data[start::4].count(0) for start in range(4)]
-    if sum(zeros) < 0.2 * len(data):
+    if sum(zeros) <= 0.25 * len(data):
         return "probably binary"
     wide, little = sum(zeros) > 0.6 * len(data), zeros[3] >= zeros[0] and zeros[1] >= zeros[2]
     name = f"UTF-{32 if wide else 16}{'LE' if little else 'BE'}"
@@ -291,13 +297,14 @@ def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 def _table_rows(text: str, name: str, column: str) -> Rows:
     """Yield the rows of comma-separated values, or of values with another of ``DELIMITERS``."""
-    delimiter, reader, header, begin = ",", csv.reader(()), [], 1
+    header: list[str] = []
+    delimiter, reader, begin = ",", csv.reader(()), 1
     try:
         delimiter = _delimiter(text, name, column)
         reader = csv.reader(_lines(text), delimiter=delimiter, strict=True)
         for row in reader:
             if reader.line_num - begin > MOST_LINES and max(map(_line_ends, row)) > MOST_LINES:
-                raise csv.Error(f"a quote is closed {max(map(_line_ends, row))} lines later; give texts of so many as .jsonl")
+                raise csv.Error(f"a quote is closed only {max(map(_line_ends, row))} lines later, which .jsonl allows")
             if row and not header:
                 header = [nfc(cell) for cell in row]
                 if repeated := [key for key in header if key and header.count(key) > 1]:
@@ -310,8 +317,9 @@ def _table_rows(text: str, name: str, column: str) -> Rows:
             begin = reader.line_num + 1
     except csv.Error as error:
         start = _cell_line(text, delimiter, begin, reader.line_num)
-        reason = "a quote is never closed" if str(error) == "unexpected end of data" else error
-        raise UserError(f"{name}, line {start}: not valid CSV: in the cell that begins here, {reason}") from None
+        reason = _CSV_REASONS.get(str(error).partition(" (")[0], str(error))
+        where = f", on line {reader.line_num}" if reason == str(error) and reader.line_num > start else ""
+        raise UserError(f"{name}, line {start}: not valid CSV: in the cell that begins here, {reason}{where}") from None
 
 
 def _delimiter(text: str, name: str, column: str) -> str:

@@ -84,7 +84,7 @@ class ResumableReport:
                 raise UserError(f"{folder}: expected an empty or new folder, or an evaluation's, but it holds other files")
             return cls(about)
         try:
-            plain = json.loads(path.read_text())
+            plain = json.loads(path.read_text(encoding="utf-8"))
             known = {field.name: plain[field.name] for field in fields(cls)}
         except (OSError, ValueError, KeyError, TypeError):
             raise UserError(f"{path}: this evaluation is damaged; choose another --out") from None

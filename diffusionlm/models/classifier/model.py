@@ -27,7 +27,7 @@ from diffusionlm.core.model import MAX_GAMMA
 from diffusionlm.core.schedule import NoiseSchedule
 from diffusionlm.data.annotators import Annotator, annotated
 from diffusionlm.data.batches import DataConfig, Encoded
-from diffusionlm.data.labels import OTHER, Labelled, Labels, check_vocabulary, fields_of
+from diffusionlm.data.labels import NONE, OTHER, Labelled, Labels, check_vocabulary, fields_of
 from diffusionlm.data.tokenizers import load_tokenizer
 from diffusionlm.models.backbones import Backbone, Transformer
 from diffusionlm.models.classifier.accuracy import value_measures
@@ -266,9 +266,9 @@ class LatentClassifier(PreTrainedModel):
         return F.one_hot(ids, self.config.vocabulary).float() if self.settings.points else None
 
     def index(self, name: str, value: str) -> int:
-        """Return the index of a field's ``value``, or that of "other"; ``IGNORED`` where the field has neither."""
+        """Return the index of a field's ``value``, or that of "other"; ``IGNORED`` where there is neither, or no label."""
         known = self.indices[name]
-        return known.get(value, known.get(OTHER, IGNORED))
+        return known.get(value, IGNORED if value == NONE else known.get(OTHER, IGNORED))
 
     def targets(self, rows: Sequence[Labelled], length: int) -> Tensor:
         """Return the indices of the labels of ``rows`` padded to ``length``, ``IGNORED`` where there is none."""
