@@ -120,7 +120,8 @@ class Settings:
             for each in given if isinstance(given, list | tuple) else [given]:
                 if isinstance(each, bool) and options & {int, float} and not options & {bool, Any}:
                     raise UserError(f"{name}: expected a number, got {str(each).lower()}")
-        return value
+        # An infinite number is refused, but for one that is the default of a user-defined component.
+        return {k: v for k, v in value.items() if v not in (math.inf, -math.inf) or getattr(cls, k, None) != v}
 
     def expect(self, expected: str, *names: str) -> None:
         """Raise UserError where a setting of ``names`` is not ``expected``, a key of ``RANGES`` or "1 to 9"; None passes."""

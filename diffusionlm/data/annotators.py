@@ -19,7 +19,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from diffusionlm.config import Component, UserError
-from diffusionlm.data.reading import nfc
+from diffusionlm.data.reading import is_nan, nfc
 from diffusionlm.data.tokenizers import split_words
 
 
@@ -68,8 +68,9 @@ class Reader:
         return nfc(row.get(part) or getattr(self.annotator.annotate(row["text"]), part, None))
 
     def attributes(self, row: CorpusRow) -> dict[str, str]:
-        """Return the attributes that have a value."""
-        return {name: value for name, value in (self.part(row, "attributes") or {}).items() if value}
+        """Return the attributes that have a value, as text."""
+        stated = (self.part(row, "attributes") or {}).items()
+        return {name: str(value) for name, value in stated if value not in (None, "") and not is_nan(value)}
 
     def length(self, row: CorpusRow) -> int:
         """Return the number of tokens, BOS and EOS not counted."""

@@ -83,13 +83,18 @@ class Labels:
         for ids, text in zip(encoded.ids, encoded.texts, strict=True):
             offset, before = offset if text == before else 0, text
             where = words[text], offset, len(ids) - 2, f"text {text} ({texts[text][:60]!r})"
-            labels = {name: self.place(column[text], *where) for name, column in values.items()}
+            labels = {name: self.place(self._checked(column[text], where[-1]), *where) for name, column in values.items()}
             tags = self.tags(next(iter(values.values()))[text])
             # Trees without tags exist; in them a constituent of one word looks like a tag.
             tagged = tags and len(tags) == max(words[text], default=-1) + 1
             labelled.append(Labelled(ids, labels, _tag_tokens(tags, *where) if tagged else None))
             offset += len(ids) - 2
         return labelled
+
+    def _checked(self, label: Any, place: str) -> Any:
+        if label is not None and not isinstance(label, self.types):
+            raise UserError(f"labels: {place}: head {self.head!r} expects {self.expected}, got {str(label)[:60]}")
+        return label
 
     def place(self, label: Any, words: Sequence[int], offset: int, count: int, place: str) -> Any:
         """Return the labels of ``count`` tokens from ``offset`` on, between BOS and EOS; ``words`` numbers tokens' words."""

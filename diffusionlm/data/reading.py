@@ -182,7 +182,7 @@ def decode(data: bytes, place: str) -> str:
     except UnicodeDecodeError as error:
         if not encoding.startswith("UTF-8"):
             raise UserError(f"{place}: its byte order mark says {encoding}, but the text is not: {error.reason}") from None
-        raise UserError(_not_utf8(data, error, place)) from None
+        raise UserError(_not_utf8(error, place)) from None
     # Files that were joined have marks inside, each at the start of a line.
     return re.sub("(^|[\r\n])\ufeff+", r"\1", text) if "\ufeff" in text else text
 
@@ -191,14 +191,15 @@ def _line_of(text: str, index: int) -> int:
     return 1 + len(_LINE_END.findall(text, 0, index))
 
 
-def _not_utf8(data: bytes, error: UnicodeDecodeError, place: str) -> str:
+def _not_utf8(error: UnicodeDecodeError, place: str) -> str:
     """Say where bytes stop to be UTF-8, and what they may be instead."""
+    data = error.object
     before, rest = data[: error.start].decode("utf-8", "ignore"), data[error.start :]
     sentence = f"{place}, line {_line_of(before, len(before))}: expected UTF-8 text, got the byte {data[error.start]:#x}"
-    if error.end == len(data) and error.reason == "unexpected end of data":
-        return f"{sentence}: the file was cut inside its last character"
     if not (before + rest.decode("utf-8", "ignore")).isascii():
-        return f"{sentence}; other lines are UTF-8, so the file mixes two encodings"
+        cut = error.end == len(data) and error.reason == "unexpected end of data"
+        other = "the file was cut inside its last character" if cut else "so the file mixes two encodings"
+        return f"{sentence}; other characters are UTF-8, {other}"
     try:
         line = re.split(r"[\r\n]", before)[-1][-30:] + re.split(rb"[\r\n]", rest)[0][:30].decode("windows-1252")
     except UnicodeDecodeError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,12 @@ import yaml
 from diffusionlm.cli import main
 from diffusionlm.config import UserError, build, override, read_setting, read_yaml, to_plain
 from diffusionlm.controls import Length, Prefix, Words, read_control
-from diffusionlm.data.corpora import Files
-from diffusionlm.data.labels import Labelled, TextLabels
+from diffusionlm.core.schedule import NoiseSchedule
+from diffusionlm.data.annotators import Plain, Reader
+from diffusionlm.data.batches import encode
+from diffusionlm.data.corpora import Files, to_dataset
+from diffusionlm.data.labels import Field, Labelled, Labels, SpanLabels, TextLabels, TokenLabels
+from diffusionlm.data.tokenizers import WordTokenizer
 from diffusionlm.models.classifier.accuracy import LOG_SNRS, Accuracy, span_measures, value_measures
 from diffusionlm.training.run import RunConfig, read_config
 
@@ -91,6 +96,15 @@ def test_a_number_is_finite_and_no_truth_value(text: str) -> None:
         "training.optimizer.learning_rate: "
     )
     assert "expected a number, got true" in refusal(lambda: configured(("training.optimizer.betas", "[true, 0.9]")))
+
+
+def test_an_infinite_default_of_a_component_is_allowed() -> None:
+    @dataclass(frozen=True)
+    class Endless(NoiseSchedule):
+        end: float = math.inf
+
+    assert build(Endless, to_plain(Endless())) == Endless()
+    assert refusal(lambda: build(Endless, {"end": -math.inf})) == "end: expected a finite number, got -inf"
 
 
 @pytest.mark.parametrize(("text", "value"), [("yes", True), ("no", False), ("true", True), ("off", False)])
@@ -210,3 +224,26 @@ def test_the_accuracy_on_texts_without_labels_is_absent_and_said_to_be() -> None
     assert "0.0" not in next(line for line in accuracy.table().splitlines() if "mood" in line)
     pytest.importorskip("matplotlib")
     assert accuracy.figure().axes[0].lines[0].get_label() == "mood (not measured)"
+
+
+@pytest.mark.parametrize(
+    ("labels", "wrong", "expected"),
+    [
+        (TextLabels(), ["a"], "a word or a number"),
+        (TextLabels(), {"a": "b"}, "a word or a number"),
+        (TokenLabels(), "DET", "a list of words"),
+        (SpanLabels(), ["S"], "a bracketed tree"),
+    ],
+)
+def test_a_label_of_another_kind_is_refused_in_any_row_of_any_split(labels: Labels, wrong: Any, expected: str) -> None:
+    tokenizer = WordTokenizer().make(["one"])
+    rows = to_dataset([{"text": "one", "x": None}, {"text": "one", "x": wrong}]).select([1])
+    encoded = encode(["one"], tokenizer)
+    sentence = f"labels: text 0 ('one'): head {labels.head!r} expects {expected}, got"
+    assert sentence in refusal(lambda: labels.read(rows, encoded, tokenizer, [Field("x")]))
+
+
+def test_attributes_that_are_numbers_are_targets_as_text_and_zero_is_one() -> None:
+    reader = Reader(WordTokenizer().make(["one"]), Plain())
+    stated = {"price": 10, "stars": 0, "food": "Thai", "near": "", "area": None, "rating": math.nan}
+    assert reader.attributes({"text": "one", "attributes": stated}) == {"price": "10", "stars": "0", "food": "Thai"}
