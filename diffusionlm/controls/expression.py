@@ -18,7 +18,7 @@ from typing import Any
 
 from diffusionlm.config import UserError, nearest, read_value
 from diffusionlm.controls.control import Combination, Control
-from diffusionlm.data.reading import check_characters, json_rows, nfc, read_text
+from diffusionlm.data.reading import json_rows, nfc, read_text, wrong_character
 
 TARGET_LINES = (".jsonl", ".jsonl.gz")  # files with a target on each line; others are YAML
 _SHORT = re.compile(r"\s*([^\W\d][\w ]*?)\s*=\s*([^\"'()&|~=]+?)\s*")
@@ -45,7 +45,8 @@ def read_control(expression: str | Control) -> Control:
         return expression
     if not isinstance(expression, str):
         raise UserError(f"control: expected an expression such as food=Japanese or Length(20), got {expression!r}")
-    check_characters(expression, lambda _: "control")
+    if wrong := wrong_character(expression):
+        raise UserError(f"control: {wrong}")
     text: str = nfc(expression)
     if short := _SHORT.fullmatch(text):
         return _short(*short.groups())
@@ -71,7 +72,9 @@ def target_rows(path: str | Path) -> list[tuple[str, dict[str, Any], tuple[Contr
     for place, row in _file_rows(path):
         expressions = row.get("controls") if isinstance(row, Mapping) else None
         if not expressions or not isinstance(expressions, str | list):
-            raise UserError(f"{place}: expected an object with 'controls', a list of expressions, got {row!r}")
+            raise UserError(f"{place}: expected an object with 'controls', a list of expressions, got {str(row)[:60]}")
+        if wrong := next(filter(None, (wrong_character(value) for value in row.values() if isinstance(value, str))), ""):
+            raise UserError(f"{place}: {wrong}")
         try:
             found.append((place, dict(row), read_controls(expressions)))
         except UserError as error:

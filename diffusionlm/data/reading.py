@@ -22,7 +22,7 @@ import re
 import sys
 import unicodedata
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,8 @@ class Table:
                 continue
             if not isinstance(value, str):
                 raise UserError(f"{self.place(row)}: column {name!r} should hold text, got {str(value)[:60]}")
-            check_characters(value, self.place, row)
+            if wrong := wrong_character(value):
+                raise UserError(f"{self.place(row)}: {wrong}")
             kept.append(row)
             suspects += [(row, found[0])] if (found := _WRONG_ENCODING.search(value)) else []
         if not kept:
@@ -112,11 +113,12 @@ class Table:
         return kept
 
 
-def check_characters(text: str, place: Callable[[int], str], row: int = 0) -> None:
-    """Raise UserError where ``text`` holds a control character that is no white space, or half a surrogate pair."""
-    if found := _CONTROL.search(text):
-        what = "half a surrogate pair, which is no character" if "\ud800" <= found[0] <= "\udfff" else "a control character"
-        raise UserError(f"{place(row)}: {_code(found[0])}, {what}, in {text[max(0, found.start() - 30) :][:60]!r}")
+def wrong_character(text: str) -> str:
+    """Describe the first control character that is no white space, or half a surrogate pair, in ``text``; "" for none."""
+    if not (found := _CONTROL.search(text)):
+        return ""
+    what = "half a surrogate pair, which is no character" if "\ud800" <= found[0] <= "\udfff" else "a control character"
+    return f"{_code(found[0])}, {what}, in {text[max(0, found.start() - 30) :][:60]!r}"
 
 
 def nfc(value: Any) -> Any:

@@ -121,6 +121,8 @@ def test_the_same_bytes_are_refused_in_settings_tasks_and_targets(write: Write) 
     assert "line 1: expected UTF-8 text, got the byte 0xe9" in refusal(lambda: read_config([write("a.yaml", settings)]))
     assert "line 1: expected UTF-8 text, got the byte 0xe9" in refusal(lambda: read_tasks(write("b.yaml", settings)))
     assert "line 1: expected UTF-8 text, got the byte 0xe9" in refusal(lambda: target_rows(write("c.jsonl", targets)))
+    escaped = write("e.jsonl", '{"controls": ["food=Thai"], "reference": "a\\ud800"}')
+    assert f"{escaped}, line 1: U+D800, half a surrogate pair" in refusal(lambda: target_rows(escaped))
     assert read_config([write("d.yaml", "training: {steps: 3}".encode("utf-16"))]).training.steps == 3
 
 

@@ -181,8 +181,9 @@ class Samples:
 
     def read(self) -> list[TargetSamples]:
         """Return the records of the file's complete lines that still belong to the task's targets; nothing is written."""
-        lines = self.path.read_text().splitlines(True)[1:] if self.path and self.path.exists() else []
-        records = [build(TargetSamples, json.loads(line), str(self.path)) for line in lines if line.endswith("\n")]
+        # Split at newlines alone, which other separators in a text are not; what follows the last one was cut short.
+        lines = self.path.read_text(encoding="utf-8").split("\n")[1:-1] if self.path and self.path.exists() else []
+        records = [build(TargetSamples, json.loads(line), str(self.path)) for line in lines]
         for number, record in enumerate(records[: len(self.task.targets)]):
             new = self.empty(number)
             if (record.seed, record.controls, record.reference) != (new.seed, new.controls, new.reference):
@@ -200,7 +201,7 @@ class Samples:
         for number in range(len(records), count):
             records.append(self.sample(number))
             if self.path:
-                with disk_errors(self.path), self.path.open("a") as file:
+                with disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
                     file.write(json_line(records[-1]) + "\n")
             progress(per_target)
         self.found.extend(records[:count])
