@@ -210,12 +210,11 @@ def _not_utf8(error: UnicodeDecodeError, place: str) -> str:
 
 
 def _with_nul(data: bytes) -> str:
-    zeros = [data[start::4].count(0) for start in range(4)]
-    if sum(zeros) <= 0.25 * len(data):
-        return "probably binary"
-    wide, little = sum(zeros) > 0.6 * len(data), zeros[3] >= zeros[0] and zeros[1] >= zeros[2]
-    name = f"UTF-{32 if wide else 16}{'LE' if little else 'BE'}"
-    return f"probably {name} without a byte order mark; convert it: iconv -f {name} -t utf-8"
+    for name in ("UTF-32LE", "UTF-32BE", "UTF-16LE", "UTF-16BE"):
+        text = data.decode(name, "replace")
+        if sum(map(text.count, " \n")) > 0.08 * len(text):  # in another order of bytes there are no blanks
+            return f"probably {name} without a byte order mark; convert it: iconv -f {name} -t utf-8"
+    return "probably binary"
 
 
 Rows = Iterator[tuple[int, dict[str, Any]]]  # each with the number of its first line

@@ -89,6 +89,7 @@ def test_a_marked_text_is_scored_as_the_same_text_without_the_mark(
     [
         (TEXT.encode("utf-16-le"), "line 1: NUL, .* probably UTF-16LE without a byte order mark; .* iconv -f UTF-16LE"),
         (TEXT.encode("utf-16-be"), "line 1: NUL, .* probably UTF-16BE without"),
+        ("日本 語 の\nテキ スト\n".encode("utf-16-be"), "line 1: NUL, .* probably UTF-16BE without"),
         (TEXT.encode("utf-32-le"), "line 1: NUL, .* probably UTF-32LE without"),
         (codecs.BOM_UTF16_LE + TEXT.encode("utf-16-le")[:-1], "its byte order mark says UTF-16, but the text is not"),
         (TEXT.encode("latin-1"), "line 2: expected UTF-8 text, got the byte 0xe9; if 'Café Noir.' is right, .*windows-1252"),
