@@ -328,7 +328,10 @@ def test_flags_and_dotted_settings_act_in_any_order(capsys: pytest.CaptureFixtur
     [
         (["generate", "M", "--corrections", "2"], "--corrections: there is no such argument; it is now called '--sweeps'"),
         (["generate", "M", "--objective", "x"], "a setting has a dotted name, a component such as --objective.name"),
-        (["evaluate", "M", "--judge", "J", "--sampling.seed", "3"], "--sampling.seed: an evaluation sets it itself; use --seed"),
+        (
+            ["evaluate", "M", "--judge", "J", "--sampling.seed", "3"],
+            "--sampling.seed: an evaluation sets it itself; use --seed",
+        ),
         (["evaluate", "M", "--judge", "J", "--sampling.temperature", "3"], "an evaluation sets it itself; use --temperatures"),
     ],
 )

@@ -8,7 +8,6 @@ import io
 import json
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import datasets  # type: ignore[import-untyped]
@@ -24,7 +23,6 @@ from diffusionlm.data.corpora import Files, read_file, read_texts
 from diffusionlm.data.labels import Field, TextLabels, fields_of
 from diffusionlm.data.reading import read_table
 from diffusionlm.evaluation.control.tasks import read_tasks
-from diffusionlm.evaluation.jobs import SampleFile
 from diffusionlm.training.run import read_config
 
 TEXT = "The pub is cheap.\nCafé Noir.\n"
@@ -147,17 +145,6 @@ def test_a_line_ends_with_a_newline_or_a_carriage_return_and_with_nothing_else(
     assert texts_of(write("a.jsonl", content)) == ["a\u2028b\x85c"]
     target = json.dumps({"controls": ['Words("a")'], "reference": "a\u2028b"}, ensure_ascii=False)
     assert [row for _, row, _ in target_rows(write("t.jsonl", target))] == [json.loads(target)]
-
-
-def test_a_sample_that_holds_another_separator_is_one_record_when_an_evaluation_resumes(tmp_path: Path) -> None:
-    @dataclass
-    class Record:
-        text: str
-
-    samples = SampleFile.open(Record, tmp_path, "a", {})
-    samples.keep(0)
-    samples.add(Record("one\u2028text\x85only"))
-    assert SampleFile.open(Record, tmp_path, "a", {}).records == samples.records
 
 
 def test_a_very_long_line_is_one_text(write: Write) -> None:
