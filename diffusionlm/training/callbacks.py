@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import signal
 import sys
 import time
@@ -33,8 +35,11 @@ class Progress(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.is_world_process_zero:
-            self.bar = tqdm(total=self.steps, initial=state.global_step, desc="training", unit="step", disable=self.quiet)
-            self.file = self.path.open("a")
+            self.bar = tqdm(
+                total=self.steps, initial=state.global_step, desc="training", unit="step", disable=self.quiet, **intervals()
+            )  # fmt: skip
+            with disk_errors(self.path):
+                self.file = self.path.open("a", encoding="utf-8")
             self.clock = time.perf_counter()
             self.begun = self.clock - self.seconds
             self.processor_begun = time.process_time() - self.processor_seconds
@@ -52,7 +57,8 @@ class Progress(TrainerCallback):
             now = time.perf_counter()
             if self.tokens is not None:
                 logs["tokens_per_second"] = round((logs["tokens"] - self.tokens) / (now - self.clock))
-                self.bar.set_postfix_str(f"loss {logs['loss']:.3f}, {logs['tokens_per_second']:,} tokens/s")
+                shown = f"loss {logs['loss']:.3f}, {logs['tokens_per_second']:,} tokens/s"
+                self.bar.set_postfix_str(shown, refresh=sys.stderr.isatty())
             self.clock, self.tokens = now, logs["tokens"]
             logs |= self.spent()
         with disk_errors(self.path):
@@ -71,6 +77,11 @@ class Progress(TrainerCallback):
             self.file.close()
 
 
+def intervals() -> dict[str, float]:
+    """Return arguments of the progress bar: a line every 10 s in a file or pipe, unless tqdm's own variable is set."""
+    return {} if sys.stderr.isatty() or "TQDM_MININTERVAL" in os.environ else {"mininterval": 10.0}
+
+
 class Patience(EarlyStoppingCallback):
     """Stop training once the validation loss has not improved for some evaluations; a resumed run continues the count."""
 
@@ -80,6 +91,38 @@ class Patience(EarlyStoppingCallback):
         callbacks: Any = state.stateful_callbacks  # by name, once the state has been made
         kept = callbacks.get(type(self).__name__)
         self.early_stopping_patience_counter = kept["attributes"]["early_stopping_patience_counter"] if kept else 0
+
+
+class Overfitting(TrainerCallback):
+    """Warn once the validation loss has risen above its lowest value, and at the end of training if it is still above it."""
+
+    RISE = 0.02  # of the lowest loss: smaller rises come and go
+
+    def __init__(self) -> None:
+        self.warned, self.loss = False, -math.inf
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any
+    ) -> None:
+        """Compare with the lowest loss of the evaluations before, which checkpoints keep."""
+        self.loss = metrics["eval_loss"]
+        if not self.warned and self._risen(state):
+            self.warned = True
+            rest = "if it rises on, the model overfits: train for fewer steps, on more texts, or with training.patience"
+            self._warn(state, f"at step {state.global_step} the validation loss has risen to {self.loss:.3f}", rest)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._risen(state):
+            self._warn(state, f"the validation loss ended at {self.loss:.3f}", "the model that was saved is the last one")
+
+    def _risen(self, state: TrainerState) -> bool:
+        lowest = state.best_metric
+        return lowest is not None and math.isfinite(lowest) and self.loss > lowest + self.RISE * abs(lowest)
+
+    def _warn(self, state: TrainerState, what: str, rest: str) -> None:
+        if state.is_world_process_zero:
+            lowest = f"it was lowest, {state.best_metric:.3f}, at step {state.best_global_step}"
+            tqdm.write(f"{what}; {lowest}; {rest}", file=sys.stderr)
 
 
 class Samples(TrainerCallback):
@@ -94,10 +137,14 @@ class Samples(TrainerCallback):
         trainer.objective.after_step()
         trainer.ema.update_parameters(trainer.model)
         last, interrupted = step >= state.max_steps, trainer.was_interrupted
-        if trainer.sample_texts and state.is_world_process_zero and (last or step % trainer.config.sample_every == 0):
+        if trainer.sample_texts and state.is_world_process_zero and (last or self._due(state, trainer.config.sample_every)):
             self._save(step)
         control.should_training_stop |= interrupted
-        control.should_save |= last or interrupted
+        control.should_save = last or interrupted or self._due(state, trainer.config.save_every)
+
+    def _due(self, state: TrainerState, every: int) -> bool:
+        """Return whether it is time again, unless the last step, which is always due, is near: a tenth of ``every``."""
+        return state.global_step % every == 0 and (state.max_steps - state.global_step) * 10 >= every
 
     def _save(self, step: int) -> None:
         """Write ``samples/step-N.txt`` and show the texts above the bar."""

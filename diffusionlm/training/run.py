@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -32,10 +30,10 @@ from diffusionlm.config import (
     upgraded,
 )  # fmt: skip
 from diffusionlm.core.objective import ObjectiveConfig
-from diffusionlm.data.batches import DataConfig, Encoded, encode
+from diffusionlm.data.batches import DataConfig
 from diffusionlm.data.reading import read_text
 from diffusionlm.data.tokenizers import load_tokenizer
-from diffusionlm.files import disk_errors, write_text
+from diffusionlm.files import read_json, write_folder, write_text
 from diffusionlm.models.adapters import Adapter, Full, save_adapted
 from diffusionlm.models.diffusion import ModelConfig
 from diffusionlm.models.io import model_folder
@@ -43,7 +41,11 @@ from diffusionlm.models.spec import ModelSpec, Rows
 from diffusionlm.pipelines.auto import pipeline_of
 from diffusionlm.pipelines.base import SamplingConfig
 from diffusionlm.recipe.cross_entropy import CrossEntropy
+from diffusionlm.training.checkpoints import LOCK, check_finite, locked, newest_checkpoint
+from diffusionlm.training.texts import encode_splits
 from diffusionlm.training.trainer import DiffusionTrainer, TrainingConfig
+
+SHELL = (".log", ".out", ".err", ".txt")  # files that the user's shell may keep in a run folder: none of a run's own
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ def train(
     ``show_texts`` prints sample texts during training; ``quiet`` hides the progress bar.
 
     Raises:
-        UserError: the folder holds another run or cannot be written; the data, the vocabulary or a setting are wrong.
+        UserError: the folder holds another run or cannot be written, or another process trains in it; the data, the
+            vocabulary or a setting are wrong; a checkpoint is damaged; the loss is not finite.
     """
     folder = Path(folder)
     if (folder / "model" / "finished").exists() and _same_config(config, folder):
@@ -113,25 +116,46 @@ def train(
     model, tokenizer, rows, validation = _prepare(config)
     objective = config.objective.build(config.adapter.wrap(model))
     config.training.check(rows, validation, objective.width)
-    claim(config, folder, rows)
-    generates = config.model.generates
+    with locked(folder):
+        _refuse_another(config, folder)  # again: it may have begun meanwhile
+        claim(config, folder, rows)
+        trainer = DiffusionTrainer(
+            objective, config.training, folder, rows, validation,
+            sample_texts=partial(_sample_texts, config, tokenizer) if write_samples and config.model.generates else None,
+            export=partial(_export, config, tokenizer, folder), show_texts=show_texts, quiet=quiet,
+        )  # fmt: skip
+        return _train(config, tokenizer, folder, validation, trainer, quiet)
 
-    def export(averaged: PreTrainedModel) -> None:
-        sampling = config.sampling if generates else None
-        save_model(averaged, tokenizer, sampling, folder / "model", config.adapter, config.init_from)
 
-    trainer = DiffusionTrainer(
-        objective, config.training, folder, rows, validation,
-        sample_texts=partial(_sample_texts, config, tokenizer) if write_samples and generates else None,
-        export=export, show_texts=show_texts, quiet=quiet,
-    )  # fmt: skip
+def _train(
+    config: RunConfig, tokenizer: PreTrainedTokenizerFast, folder: Path, held_out: Rows, trainer: DiffusionTrainer, quiet: bool
+) -> bool:
+    """Train, measure and export; return whether the run is finished."""
+    if trainer.is_world_process_zero() and newest_checkpoint(folder) is None:
+        _check_saving(config, tokenizer, folder, trainer.averaged.model)
     finished = trainer.run()
     if finished and trainer.is_world_process_zero():
-        if (summary := trainer.averaged.report(validation, folder)) and not quiet:
+        if (summary := trainer.averaged.report(held_out, folder)) and not quiet:
             print(summary, file=sys.stderr)
-        export(trainer.averaged_model())  # again: a run that was interrupted after its last checkpoint has an older model
-        (folder / "model" / "finished").write_text(f"{trainer.state.global_step} steps\n")
+        # Again: a run that was interrupted after its last checkpoint has an older model.
+        _export(config, tokenizer, folder, trainer.averaged_model())
+        write_text(folder / "model" / "finished", f"{trainer.state.global_step} steps\n")
     return finished
+
+
+def _export(
+    config: RunConfig, tokenizer: PreTrainedTokenizerFast, folder: Path, model: PreTrainedModel, trial: bool = False
+) -> None:
+    sampling = config.sampling if config.model.generates else None
+    save_model(model, tokenizer, sampling, folder / "model", config.adapter, config.init_from, trial)
+
+
+def _check_saving(config: RunConfig, tokenizer: PreTrainedTokenizerFast, folder: Path, model: PreTrainedModel) -> None:
+    """Raise UserError where the model cannot be saved: before the first step, not at the first checkpoint."""
+    try:
+        _export(config, tokenizer, folder, model, trial=True)
+    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+        raise UserError(f"model: this model cannot be saved: {' '.join(str(error).split())[:300]}") from None
 
 
 def _prepare(config: RunConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, Rows, Rows]:
@@ -139,10 +163,7 @@ def _prepare(config: RunConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerFas
     splits = config.data.corpus.load()
     config.model.check_data(splits)
     tokenizer, model = _start_from(config, splits["train"]["text"][:])
-    encoded = {
-        split: _encode(rows["text"][:], split, tokenizer, config.data) for split, rows in splits.items() if split != "test"
-    }
-    rows = config.model.rows(encoded, splits, tokenizer)
+    rows = config.model.rows(encode_splits(splits, tokenizer, config.data), splits, tokenizer)
     if model is None:
         model = config.model.make(tokenizer, rows["train"], config.data.max_length)
     if config.model.generates:
@@ -157,27 +178,25 @@ def _sample_texts(config: RunConfig, tokenizer: PreTrainedTokenizerFast, model: 
 
 def save_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, sampling: SamplingConfig | None, folder: Path,
-    adapter: Adapter | None = None, base: str | None = None,
+    adapter: Adapter | None = None, base: str | None = None, trial: bool = False,
 ) -> None:  # fmt: skip
     """Save a model folder: the model by its adapter, the tokenizer, and the default sampling settings if there are any.
 
+    ``trial`` only tries it, and leaves ``folder`` as it is.
+
     Raises:
-        UserError: it cannot be written; each file is then either the old or the new one.
+        UserError: it cannot be written; each file is then either the old or the new one. A weight is not finite.
     """
-    staged = folder.with_name(f"{folder.name}.new")
-    with disk_errors(folder):
-        try:
-            staged.mkdir(parents=True, exist_ok=True)
-            save_adapted(adapter or Full(), model, staged, base)
-            tokenizer.save_pretrained(staged)
-            if sampling is not None:
-                plain = {"format_version": FORMAT_VERSION, **to_plain(sampling)}
-                (staged / "sampling.json").write_text(json.dumps(plain, indent=2) + "\n")
-            folder.mkdir(exist_ok=True)
-            for file in sorted(staged.iterdir()):
-                os.replace(file, folder / file.name)
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
+    check_finite(model, folder)
+
+    def save(staged: Path) -> None:
+        save_adapted(adapter or Full(), model, staged, base)
+        tokenizer.save_pretrained(staged)
+        if sampling is not None:
+            plain = {"format_version": FORMAT_VERSION, **to_plain(sampling)}
+            write_text(staged / "sampling.json", json.dumps(plain, indent=2) + "\n")
+
+    write_folder(folder, save, trial)
 
 
 def _start_from(config: RunConfig, texts: list[str]) -> tuple[PreTrainedTokenizerFast, PreTrainedModel | None]:
@@ -199,25 +218,22 @@ def _start_from(config: RunConfig, texts: list[str]) -> tuple[PreTrainedTokenize
     return tokenizer, model
 
 
-def _encode(texts: list[str], split: str, tokenizer: PreTrainedTokenizerFast, data: DataConfig) -> Encoded:
-    encoded = encode(texts, tokenizer, data.max_length, data.too_long)
-    if encoded.too_long:
-        done = {"truncate": "cut", "split": "split", "drop": "dropped"}[data.too_long]
-        count = f"{encoded.too_long} of {len(texts)} texts"
-        print(f"{split}: {count} are longer than {data.max_length} tokens and were {done}", file=sys.stderr)
-    if encoded.empty:
-        print(f"{split}: {encoded.empty} empty texts were skipped", file=sys.stderr)
-    return encoded
-
-
 def _refuse_another(config: RunConfig, folder: Path) -> None:
-    """Raise UserError unless the folder is new, empty, or holds a run of the same config."""
+    """Raise UserError unless the folder is new, holds a run of the same config, or only what cannot be a part of a run."""
     path = folder / "config.yaml"
     if path.exists():
         if not _same_config(config, folder):
             raise UserError(f"{folder}: holds another run ({_difference(config, path)}); choose another --out")
-    elif folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder}: expected a new or empty folder, or a run folder, but it holds other files")
+    elif folder.is_dir():
+        if other := next((file for file in sorted(folder.iterdir()) if not _of_the_shell(file)), None):
+            there = f"it holds other files, such as {other.name}"
+            raise UserError(f"{folder}: expected a new or empty folder, or a run folder, but {there}")
+    elif folder.exists():
+        raise UserError(f"{folder}: expected a folder, or a place for a new one, got a file")
+
+
+def _of_the_shell(file: Path) -> bool:
+    return file.is_file() and (file.name == LOCK or file.suffix in SHELL)
 
 
 def claim(config: RunConfig, folder: Path, rows: Rows | None = None) -> None:
@@ -232,7 +248,7 @@ def claim(config: RunConfig, folder: Path, rows: Rows | None = None) -> None:
         digest = hashlib.sha256(b"".join(numpy.array([len(row), *row], numpy.int32).tobytes() for row in rows)).hexdigest()
         files["data.json"] = json.dumps({"training_texts": len(rows), "sha256": digest}) + "\n"
         path = folder / "data.json"
-        if path.exists() and path.read_text() != files["data.json"]:
+        if path.exists() and read_json(path) != json.loads(files["data.json"]):
             raise UserError(f"{folder}: the training texts differ from those that this run started with; choose another --out")
     for name, text in files.items():
         if not (folder / name).exists():
@@ -240,7 +256,7 @@ def claim(config: RunConfig, folder: Path, rows: Rows | None = None) -> None:
 
 
 def _same_config(config: RunConfig, folder: Path) -> bool:
-    with suppress(UserError, OSError):
+    with suppress(UserError):
         return read_config([folder / "config.yaml"]) == config
     return False
 

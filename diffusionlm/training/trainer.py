@@ -9,8 +9,8 @@ the report; two callables sample texts and export the model.
 from __future__ import annotations
 
 import json
+import math
 import os
-import shutil
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,19 +27,17 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import TensorBoardCallback
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
 from diffusionlm import plots
 from diffusionlm.config import Settings, UserError
 from diffusionlm.core.objective import Objective
 from diffusionlm.data.batches import TokenBudgetBatches
-from diffusionlm.files import disk_errors
+from diffusionlm.files import disk_errors, open_permissions, read_json, write_text
 from diffusionlm.models.spec import Rows
-from diffusionlm.training.callbacks import Patience, Progress, Samples, interruptible
-from diffusionlm.training.checkpoints import MARKER, complete_checkpoints, copied_teachers, newest_checkpoint, trim_log
+from diffusionlm.training import checkpoints
+from diffusionlm.training.callbacks import Overfitting, Patience, Progress, Samples, interruptible
 from diffusionlm.training.optimizers import MuonAdamW, OptimizerConfig, has_bf16
-
-TEACHERS = "teachers.safetensors"  # in a checkpoint: teachers that started as copies of the model
 
 
 @dataclass(frozen=True)
@@ -124,7 +122,7 @@ class DiffusionTrainer(Trainer):
         self.term_sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
         self.tokens_seen, self.micro_steps = 0, 0
         self.progress = Progress(folder, config.steps, show_texts, quiet)
-        callbacks: list[TrainerCallback] = [self.progress, Samples(self)]
+        callbacks: list[TrainerCallback] = [self.progress, Samples(self), Overfitting()]
         callbacks += [Patience(config.patience)] if config.patience else []
         arguments = _arguments(config, folder, bool(self.validation))
         super().__init__(objective, arguments, train_dataset=self.rows, eval_dataset=self.validation, callbacks=callbacks)
@@ -142,12 +140,13 @@ class DiffusionTrainer(Trainer):
         """Train from the newest complete checkpoint; return whether the run is finished (Ctrl-C stops after a step).
 
         Raises:
-            UserError: a checkpoint or the log cannot be written.
+            UserError: a checkpoint or the log cannot be read or written; the loss is not finite.
         """
-        checkpoint = newest_checkpoint(self.folder)
-        start = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+        checkpoint = checkpoints.newest_checkpoint(self.folder)
+        start = 0 if checkpoint is None else checkpoints.checkpoint_step(checkpoint) or 0
         if self.is_world_process_zero():
-            trim_log(self.folder / "log.jsonl", start)
+            checkpoints.clear_places(self.folder, range(start + 1, self.config.steps + 1))
+            checkpoints.trim_log(self.folder / "log.jsonl", start)
             # Built here and not by the Trainer: events of steps after the checkpoint must be dropped.
             self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=start + 1 if start else None)
             self.add_callback(TensorBoardCallback(self.writer))
@@ -191,6 +190,20 @@ class DiffusionTrainer(Trainer):
         self.tokens_seen += int(inputs["mask"].sum()) * self.args.world_size
         return torch.stack(list(terms.values())).sum()
 
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Return the norm of the gradient before clipping. Raises UserError where it or the loss is not finite."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        if not torch.isfinite(torch.as_tensor(norm) + sum(self.term_sums.values())):
+            infinite = [name for name, total in self.term_sums.items() if not torch.isfinite(total)]
+            what = f"the loss ({', '.join(infinite)})" if infinite else "the norm of the gradient"
+            raise self._diverged(f"at step {self.state.global_step + 1} {what} is not finite")
+        return norm
+
+    def _diverged(self, what: str) -> UserError:
+        newest = checkpoints.newest_checkpoint(self.folder)
+        last = "there is no checkpoint before it" if newest is None else f"the last good checkpoint is {newest}"
+        return UserError(f"training has diverged: {what}; {last}; {checkpoints.REMEDY}")
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log a row, with the terms' means since the last row and the tokens seen."""
         if "loss" in logs:
@@ -206,6 +219,8 @@ class DiffusionTrainer(Trainer):
         terms = evaluate_terms(self.averaged, self.validation, self.config.batch_tokens, device, bf16)
         metrics = {f"eval_{name}": value for name, value in terms.items()}
         metrics["eval_loss"] = sum(metrics.values())
+        if not math.isfinite(metrics["eval_loss"]):
+            raise self._diverged(f"after step {self.state.global_step} the validation loss is not finite")
         self.log(metrics)
         self._draw()
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -223,23 +238,26 @@ class DiffusionTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save a checkpoint, its marker last; then delete the oldest ones and export the model."""
         path = self.folder / "checkpoints" / f"checkpoint-{self.state.global_step}"
+        checkpoints.check_finite(self.objective, path)
+        checkpoints.check_finite(self.ema, path)
         with disk_errors(path):
             try:
                 super()._save_checkpoint(model, trial)
                 if self.is_world_process_zero():
-                    save_model(self.ema, str(path / "ema.safetensors"))
-                    if teachers := copied_teachers(self.objective):
-                        save_model(teachers, str(path / TEACHERS))
+                    save_model(self.ema, str(path / checkpoints.EMA))
+                    if teachers := checkpoints.copied_teachers(self.objective):
+                        save_model(teachers, str(path / checkpoints.TEACHERS))
+                    open_permissions(path)
                 self.accelerator.wait_for_everyone()
                 if self.is_world_process_zero():
                     done = {"step": self.state.global_step, "tokens": self.tokens_seen, **self.progress.spent()}
-                    (path / MARKER).write_text(json.dumps(done))
-            except (OSError, RuntimeError, SafetensorError):
-                shutil.rmtree(path, ignore_errors=True)
+                    write_text(path / checkpoints.MARKER, json.dumps(done))
+            except (OSError, RuntimeError, SafetensorError, UserError):
+                checkpoints.remove_checkpoint(path)
                 raise
         if self.is_world_process_zero():
-            for old in complete_checkpoints(self.folder)[: -self.config.keep]:
-                shutil.rmtree(old)
+            for old in checkpoints.complete_checkpoints(self.folder)[: -self.config.keep]:
+                checkpoints.remove_checkpoint(old)
             if self.export is not None:
                 self.export(self.averaged_model())
 
@@ -247,23 +265,49 @@ class DiffusionTrainer(Trainer):
         """Save the weights, without the pickled arguments that the base class adds."""
         assert output_dir is not None and self.model is not None
         Path(output_dir).mkdir(parents=True, exist_ok=True)
-        save_model(self.model, str(Path(output_dir) / "model.safetensors"))  # modules may share weights
+        save_model(self.model, str(Path(output_dir) / checkpoints.WEIGHTS))  # modules may share weights
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Load the weights, the EMA and copied teachers. Raises UserError where a file is damaged."""
+        """Load the weights, the EMA and copied teachers.
+
+        Raises:
+            UserError: a file is missing or damaged; the checkpoint is of another number of processes.
+        """
         path = Path(resume_from_checkpoint)
-        try:
-            load_model(self.objective, path / "model.safetensors")
-            load_model(self.ema, path / "ema.safetensors")
-            if teachers := copied_teachers(self.objective):
-                load_model(teachers, path / TEACHERS)
-            done = json.loads((path / MARKER).read_text())
-            self.tokens_seen = done["tokens"]
-            self.progress.seconds, self.progress.processor_seconds = done.get("seconds", 0), done.get("processor_seconds", 0)
-        except (OSError, RuntimeError, SafetensorError, ValueError) as error:
-            raise UserError(
-                f"{path}: this checkpoint is damaged ({' '.join(str(error).split())}); delete it to resume from the one before"
-            ) from None
+        checkpoints.check_processes(path, self.args.world_size)
+        parts: dict[str, nn.Module] = {checkpoints.WEIGHTS: self.objective, checkpoints.EMA: self.ema}
+        if teachers := checkpoints.copied_teachers(self.objective):
+            parts[checkpoints.TEACHERS] = teachers
+        for name, part in parts.items():
+            with checkpoints.damage(path / name):
+                load_model(part, path / name)
+        with checkpoints.damage(path / checkpoints.MARKER):
+            done = read_json(path / checkpoints.MARKER)
+            self.tokens_seen = int(done["tokens"])
+            self.progress.seconds = float(done.get("seconds", 0))
+            self.progress.processor_seconds = float(done.get("processor_seconds", 0))
+        with checkpoints.damage(path / checkpoints.STATE):
+            if TrainerState.load_from_json(str(path / checkpoints.STATE)).global_step != done["step"]:
+                raise ValueError("it is of another step")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load both, from tensors and plain values only. Raises UserError where a file is missing or damaged."""
+        if checkpoint is None:
+            return
+        for name, part in {"optimizer.pt": self.optimizer, "scheduler.pt": self.lr_scheduler}.items():
+            file = Path(checkpoint) / name
+            with checkpoints.damage(file):
+                part.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Restore the random states. Raises UserError where the file of this process is missing or damaged."""
+        if checkpoint is None:
+            return
+        file = Path(checkpoint) / checkpoints.random_state(self.args.process_index, self.args.world_size)
+        with checkpoints.damage(file):
+            if not file.is_file():  # which the base class would ignore
+                raise FileNotFoundError("it is missing")
+            super()._load_rng_state(checkpoint)
 
     @property
     def averaged(self) -> Objective:
@@ -273,7 +317,10 @@ class DiffusionTrainer(Trainer):
     def averaged_model(self) -> PreTrainedModel:
         """Return the EMA's model; its config holds what the objective learned in addition, such as the schedule."""
         objective = self.averaged
-        objective.finish()
+        try:
+            objective.finish()
+        except ArithmeticError as error:  # finite weights, far out of their range
+            raise self._diverged(f"after step {self.state.global_step} the weights are out of range ({error})") from None
         objective.model.train(False)
         return objective.model
 
@@ -294,6 +341,7 @@ def _arguments(config: TrainingConfig, folder: Path, evaluates: bool) -> Trainin
         logging_steps=config.log_every,
         eval_strategy="steps" if evaluates else "no",
         eval_steps=config.evaluate_every,
+        logging_nan_inf_filter=False,  # a loss that is not finite ends the run
         save_strategy="steps",
         save_steps=config.save_every,
         metric_for_best_model="eval_loss" if evaluates else None,

@@ -22,7 +22,7 @@ from diffusionlm.training.run import train
 from diffusionlm.training.trainer import TrainingConfig, _average_with, evaluate_terms
 
 COMMAND = [sys.executable, "-m", "diffusionlm.cli"]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TQDM_MININTERVAL": "0"}
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -167,7 +167,7 @@ def test_a_checkpoint_without_its_marker_is_not_resumed(unbroken: Path, tmp_path
     for step in (2, 4, 10):
         (tmp_path / "checkpoints" / f"checkpoint-{step}").mkdir(parents=True)
     for step in (2, 4):
-        (tmp_path / "checkpoints" / f"checkpoint-{step}" / MARKER).write_text("{}")
+        (tmp_path / "checkpoints" / f"checkpoint-{step}" / MARKER).write_text(json.dumps({"step": step}))
     assert newest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "checkpoint-4"
 
 
