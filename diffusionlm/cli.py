@@ -68,8 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if overrides and options.example is None:
             raise UserError(f"--{overrides[0][0]}: this command takes no settings; see --help")
         options.overrides = overrides
-        if os.environ.get("WORLD_SIZE", "1") != "1" and options.run is not _train:
-            raise UserError("WORLD_SIZE: only train runs in several processes; start this command once, without torchrun")
+        processes = os.environ.get("WORLD_SIZE", "1")
+        if processes != "1" and not (processes.isdecimal() and options.run is _train):
+            raise UserError(f"WORLD_SIZE={processes}: only train runs in several processes; start this command without torchrun")
         _quiet_libraries()
         for name in options.imports:
             _import(name)

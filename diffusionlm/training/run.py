@@ -155,7 +155,9 @@ def _check_saving(config: RunConfig, tokenizer: PreTrainedTokenizerFast, folder:
     try:
         _export(config, tokenizer, folder, model, trial=True)
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
-        raise UserError(f"model: this model cannot be saved: {' '.join(str(error).split())[:300]}") from None
+        reason = " ".join(str(error).split()).partition(". ")[0][:300]
+        cure = "; give each of these parameters its own tensor" if "shared tensors" in reason else ""
+        raise UserError(f"model: this model cannot be saved: {reason}{cure}") from None
 
 
 def _prepare(config: RunConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, Rows, Rows]:

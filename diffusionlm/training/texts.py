@@ -10,7 +10,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from diffusionlm.data.batches import DataConfig, Encoded, encode
-from diffusionlm.data.tokenizers import WordTokenizer
+from diffusionlm.data.tokenizers import BytePairs, WordTokenizer
 from diffusionlm.models.spec import Splits
 
 UNKNOWN = 0.05  # of the tokens of held-out texts: a larger share is reported
@@ -47,8 +47,11 @@ def unknown_words(encoded: Mapping[str, Encoded], tokenizer: PreTrainedTokenizer
             found.append(f"validation: {share:.0%} of the tokens are not in the vocabulary ({tokenizer.unk_token})")
     if (share := np.count_nonzero(counts == 1) / len(train)) > ONCE:
         found.append(f"train: {share:.0%} of the tokens occur once in all texts, so there is nothing to learn about them")
-    words = isinstance(data.tokenizer, WordTokenizer)
-    cure = "data.tokenizer: bpe splits such words into known pieces" if words else "use more texts, or another data.tokenizer"
+    cures = {
+        WordTokenizer: "data.tokenizer: bpe splits such words into known pieces",
+        BytePairs: "use a smaller data.tokenizer.vocab_size, or more texts",
+    }
+    cure = cures.get(type(data.tokenizer), "use more texts, or another data.tokenizer")
     return [f"{sentence}; {cure}" for sentence in found]
 
 
