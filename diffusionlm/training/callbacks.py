@@ -143,8 +143,8 @@ class Samples(TrainerCallback):
         control.should_save = last or interrupted or self._due(state, trainer.config.save_every)
 
     def _due(self, state: TrainerState, every: int) -> bool:
-        """Return whether it is time again, unless the last step, which is always due, is near: a tenth of ``every``."""
-        return state.global_step % every == 0 and (state.max_steps - state.global_step) * 10 >= every
+        """Return whether it is time again, unless the last step, which is always due, is as near as a tenth of ``every``."""
+        return state.global_step % every == 0 and (state.max_steps - state.global_step) * 10 > every
 
     def _save(self, step: int) -> None:
         """Write ``samples/step-N.txt`` and show the texts above the bar."""

@@ -155,6 +155,8 @@ class DiffusionTrainer(Trainer):
         try:
             with interruptible(self.control):
                 self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        except OverflowError as error:  # finite weights, far out of their range
+            raise self._diverged(f"after step {self.state.global_step} the weights are out of range ({error})") from None
         finally:
             self.progress.close()
         return self.state.global_step >= self.config.steps or not self.was_interrupted
@@ -317,10 +319,7 @@ class DiffusionTrainer(Trainer):
     def averaged_model(self) -> PreTrainedModel:
         """Return the EMA's model; its config holds what the objective learned in addition, such as the schedule."""
         objective = self.averaged
-        try:
-            objective.finish()
-        except ArithmeticError as error:  # finite weights, far out of their range
-            raise self._diverged(f"after step {self.state.global_step} the weights are out of range ({error})") from None
+        objective.finish()
         objective.model.train(False)
         return objective.model
 
