@@ -70,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.overrides = overrides
         processes = os.environ.get("WORLD_SIZE", "1")
         if processes != "1" and not (processes.isdecimal() and options.run is _train):
-            raise UserError(f"WORLD_SIZE={processes}: only train runs in several processes; start this command without torchrun")
+            only = "only train runs in several processes; start this command without torchrun"
+            raise UserError(f"WORLD_SIZE={processes}: {only}")
         _quiet_libraries()
         for name in options.imports:
             _import(name)
