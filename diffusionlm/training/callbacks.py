@@ -77,7 +77,7 @@ class Progress(TrainerCallback):
             self.file.close()
 
 
-def intervals() -> dict[str, float]:
+def intervals() -> dict[str, Any]:
     """Return arguments of the progress bar: a line every 10 s in a file or pipe, unless tqdm's own variable is set."""
     return {} if sys.stderr.isatty() or "TQDM_MININTERVAL" in os.environ else {"mininterval": 10.0}
 

@@ -194,7 +194,7 @@ class DiffusionTrainer(Trainer):
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Return the norm of the gradient before clipping. Raises UserError where it or the loss is not finite."""
-        norm = super()._get_grad_norm(model, grad_norm)
+        norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
         if not torch.isfinite(torch.as_tensor(norm) + sum(self.term_sums.values())):
             infinite = [name for name, total in self.term_sums.items() if not torch.isfinite(total)]
             what = f"the loss ({', '.join(infinite)})" if infinite else "the norm of the gradient"
@@ -296,7 +296,8 @@ class DiffusionTrainer(Trainer):
         """Load both, from tensors and plain values only. Raises UserError where a file is missing or damaged."""
         if checkpoint is None:
             return
-        for name, part in {"optimizer.pt": self.optimizer, "scheduler.pt": self.lr_scheduler}.items():
+        parts: dict[str, Any] = {"optimizer.pt": self.optimizer, "scheduler.pt": self.lr_scheduler}
+        for name, part in parts.items():
             file = Path(checkpoint) / name
             with checkpoints.damage(file):
                 part.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
