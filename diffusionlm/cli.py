@@ -69,8 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"--{overrides[0][0]}: this command takes no settings; see --help")
         options.overrides = overrides
         processes = os.environ.get("WORLD_SIZE", "1")
-        if processes != "1" and not (processes.isdecimal() and options.run is _train):
-            only = "only train runs in several processes; start this command without torchrun"
+        launched = processes.isdecimal() and "MASTER_ADDR" in os.environ and options.run is _train
+        if processes != "1" and not launched:
+            only = "only train runs in several processes, under torchrun or accelerate launch; unset WORLD_SIZE otherwise"
             raise UserError(f"WORLD_SIZE={processes}: {only}")
         _quiet_libraries()
         for name in options.imports:

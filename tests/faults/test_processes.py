@@ -33,15 +33,17 @@ def test_only_train_runs_in_several_processes(
     assert main(command) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert f"WORLD_SIZE={processes}: only train runs in several processes; start this command without torchrun" in printed.err
+    assert f"WORLD_SIZE={processes}: only train runs in several processes, under torchrun" in printed.err
 
 
-def test_a_number_of_processes_that_is_none_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("processes", ["two", "2"])
+def test_train_without_a_launcher_is_refused_where_several_processes_are_expected(
+    processes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "two")
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
     assert main(["train", "--out", str(tmp_path / "run")]) == 2
-    assert "WORLD_SIZE=two" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert f"WORLD_SIZE={processes}: only train" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 def test_the_first_of_several_processes_holds_the_lock_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
