@@ -20,10 +20,12 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from diffusionlm.config import Component, UserError
+from diffusionlm.data.folders import damage_errors, is_folder, load_folder
 
 PAD, UNKNOWN, START, END = "[PAD]", "[UNK]", "[START]", "[END]"
 SPECIAL_TOKENS = [PAD, UNKNOWN, START, END]
 BLANK = "▁"
+RARE = "☃ꙮ𒀀"  # characters that hardly a vocabulary has
 
 _LETTER = r"[\p{L}\p{M}\p{N}£$€]"
 _NEGATION = rf"(?i:n[’']t)(?!{_LETTER})"
@@ -83,33 +85,74 @@ class BytePairs(TokenizerRecipe, name="bpe"):
 class Pretrained(TokenizerRecipe, name="pretrained"):
     """The tokenizer saved in the folder or hub repository ``path``.
 
-    A missing BOS, EOS or pad token is replaced by the classifier or separator token, or added.
+    A missing BOS, EOS or pad token is replaced by the classifier or separator token, or added; so is one that is another one,
+    such as an EOS that is the BOS too: a text would end where it begins.
     """
 
     path: str
 
     def make(self, texts: Iterable[str], max_length: int = 64) -> PreTrainedTokenizerFast:
         """Load it; ``texts`` are not read. Raises UserError where that fails or it has no ``tokenizers`` form."""
-        try:
-            loaded = AutoTokenizer.from_pretrained(self.path)
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise UserError(f"{self.path}: cannot load a tokenizer from here: {reason}") from None
-        if not getattr(loaded, "is_fast", False):
-            raise UserError(f"{self.path}: expected a tokenizer with a tokenizer.json, got a {type(loaded).__name__}")
+        loaded = load_tokenizer(Path(self.path)) if is_folder(self.path) else _download(self.path)
+        check_ids(loaded, self.path)
         start, end = loaded.bos_token or loaded.cls_token or START, loaded.eos_token or loaded.sep_token or END
-        return _finish(loaded.backend_tokenizer, max_length, loaded.pad_token or PAD, loaded.unk_token, start, end)
+        pad, unknown = loaded.pad_token or PAD, loaded.unk_token
+        pad, end = PAD if pad in (start, end, unknown) else pad, END if end == start else end  # a token for each
+        if unknown in (start, loaded.eos_token, loaded.sep_token):
+            rare = {i for character in RARE for i in loaded(character, add_special_tokens=False)["input_ids"]}
+            if loaded.unk_token_id in rare:
+                raise UserError(f"{self.path}: {unknown!r} stands for unknown characters and for the end; give each a token")
+            unknown = None
+        return _finish(loaded.backend_tokenizer, max_length, pad, unknown, start, end)
+
+
+def _download(name: str) -> PreTrainedTokenizerFast:
+    """Return the tokenizer of a repository that the user named, from the hub or its cache."""
+    with damage_errors(name, "cannot load a tokenizer from here"):
+        loaded = AutoTokenizer.from_pretrained(name, local_files_only=False, trust_remote_code=False)
+    return _checked(loaded, name)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """Read a tokenizer from a local folder. Raises UserError where it is missing or damaged."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # tokenizers raises bare Exception for damaged files
-        raise UserError(f"{folder}: the tokenizer is missing or damaged: {str(error).splitlines()[0]}") from None
+    """Read a tokenizer from a local folder. Raises UserError where it is missing or damaged, or loses characters."""
+    damaged = "the tokenizer is missing or damaged"
+    loaded = load_folder(AutoTokenizer, folder, damaged)
+    kinds = {kind: name for kind, name in getattr(loaded, "vocab_files_names", {}).items() if kind != "tokenizer_file"}
+    if not (folder / "tokenizer.json").is_file():  # transformers takes an empty vocabulary for a file that is not there
+        for name in kinds.values() or ["tokenizer.json"]:
+            if not (folder / name).is_file():
+                raise UserError(f"{folder}: {damaged}: expected tokenizer.json, or {name}")
+    return _checked(loaded, folder)
+
+
+def _checked(tokenizer: Any, where: str | Path) -> PreTrainedTokenizerFast:
+    """Return ``tokenizer``. Raises UserError where it has no ``tokenizers`` form, no tokens, or loses characters."""
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise UserError(f"{folder}: expected a fast tokenizer, got {type(tokenizer).__name__}")
+        raise UserError(f"{where}: expected a fast tokenizer with a tokenizer.json, got a {type(tokenizer).__name__}")
+    if not {*tokenizer.get_vocab()} - {*tokenizer.all_special_tokens}:
+        raise UserError(f"{where}: the tokenizer has no tokens but the special ones")
+    longest = tokenizer.model_max_length
+    if not isinstance(longest, int | float) or longest < 1:
+        raise UserError(f"{where}: model_max_length: expected a number of tokens, got {longest!r}")
+    for character in RARE:
+        with damage_errors(where, f"the tokenizer fails at characters it does not know, such as {character!r}"):
+            ids = tokenizer(character, add_special_tokens=False)["input_ids"]
+        if not ids:
+            raise UserError(
+                f"{where}: the tokenizer drops characters that it does not know, such as {character!r}, and likelihoods would "
+                "not count them; it needs an unknown token, or all bytes"
+            )
     return tokenizer
+
+
+def check_ids(tokenizer: PreTrainedTokenizerFast, where: str | Path) -> None:
+    """Raise UserError where the ids of the tokens are not 0, 1, 2, ... without a hole: a model has a vector for each."""
+    ids = sorted(tokenizer.get_vocab().values())
+    if ids != list(range(len(ids))):
+        wrong = next((i for i, found in enumerate(ids) if i != found), len(ids))
+        raise UserError(
+            f"{where}: the tokenizer's ids have a hole or a double at {wrong}; number its {len(ids)} tokens from 0 on"
+        )
 
 
 def split_words(text: str) -> list[str]:

@@ -13,7 +13,8 @@ from typing import ClassVar, TypeVar
 
 from transformers import PreTrainedModel
 
-from diffusionlm.config import FORMAT_VERSION, Component, UserError, build_untrusted, read_yaml, to_plain
+from diffusionlm.config import FORMAT_VERSION, Component, UserError, build_untrusted, to_plain
+from diffusionlm.data.folders import read_object
 
 P = TypeVar("P", bound=PreTrainedModel)
 FILE = "adapter.json"
@@ -70,7 +71,7 @@ def saved_adapter(folder: Path) -> tuple[Adapter, Path]:
     """
     if not (folder / FILE).exists():
         return Full(), folder
-    plain = read_yaml((folder / FILE).read_text(), str(folder / FILE))
-    if not {"base", "adapter"} <= plain.keys():
-        raise UserError(f"{folder / FILE}: expected the keys base and adapter, got {', '.join(plain) or 'none'}")
+    plain = read_object(folder / FILE)
+    if not {"base", "adapter"} <= plain.keys() or not isinstance(plain["base"], str):
+        raise UserError(f"{folder / FILE}: expected the keys base (a folder) and adapter, got {', '.join(plain) or 'none'}")
     return build_untrusted(Adapter, plain["adapter"], f"{folder / FILE}: adapter"), Path(plain["base"])

@@ -27,7 +27,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from diffusionlm.config import UserError
 from diffusionlm.core.objective import Batch, Objective, ObjectiveConfig, expect_family
-from diffusionlm.models.io import damage_errors, read_weights
+from diffusionlm.data.folders import damage_errors, load_folder
+from diffusionlm.models.io import model_config, read_weights
 from diffusionlm.models.spec import ModelSpec
 
 
@@ -132,15 +133,13 @@ def load_causal(folder: str | Path) -> PreTrainedModel:
     Raises:
         UserError: the folder is missing or damaged, or the model is not causal: it attends to the tokens it predicts.
     """
-    if not (Path(folder) / "config.json").is_file():
-        raise UserError(f"{folder}: expected a model folder, but it has no config.json")
-    with damage_errors(folder):
-        kind = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False).model_type
+    model_config(folder)
+    kind = load_folder(AutoConfig, folder).model_type
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise UserError(f"{folder}: expected a causal language model, got model_type {kind!r}")
     model: PreTrainedModel = read_weights(AutoModelForCausalLM, folder, folder)
     model.train(False)
-    with torch.no_grad():
+    with torch.no_grad(), damage_errors(folder):
         first, other = model(input_ids=torch.tensor([[0, 0], [0, 1]]), use_cache=False).logits[:, 0]
     if not torch.allclose(first, other, atol=1e-4):
         raise UserError(f"{folder}: this {kind!r} model sees the words it is to predict, so it has no likelihood to give")

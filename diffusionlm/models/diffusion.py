@@ -26,7 +26,7 @@ from diffusionlm.core.schedule import NoiseSchedule
 from diffusionlm.data.batches import Encoded, Example
 from diffusionlm.models.backbones import Backbone
 from diffusionlm.models.conditions import Condition
-from diffusionlm.models.io import load_pretrained
+from diffusionlm.models.io import SavedConfig, Whole, load_pretrained
 from diffusionlm.models.leave_one_out import LeaveOneOut
 from diffusionlm.models.spec import ModelSpec, Rows, Splits
 from diffusionlm.recipe.gumbel import Gumbel
@@ -151,6 +151,39 @@ def _condition_values(condition: Condition, rows: datasets.Dataset) -> list[Any]
     return values
 
 
+SpecialToken = Literal["pad", "unk", "start", "end"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedDiffusionLM(SavedConfig):
+    """What ``config.json`` of a model on word vectors has to hold and may hold."""
+
+    length_counts: list[Whole]
+    special_ids: dict[SpecialToken, Whole]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_special_ids(self.special_ids, self.vocabulary)
+        if len(self.length_counts) > self.max_tokens + 1:
+            longest = f"a text of {len(self.length_counts) - 1} tokens"
+            raise UserError(f"length_counts: expected texts of up to max_tokens {self.max_tokens}, got {longest}")
+
+
+def check_special_ids(ids: Mapping[SpecialToken, int], vocabulary: int) -> None:
+    """Raise UserError where PAD, BOS or EOS has no id, an id is beyond the vocabulary, or two of them share one.
+
+    A model whose BOS is its EOS would end each text before its first word.
+    """
+    for name in ("pad", "start", "end"):
+        if name not in ids:
+            raise UserError(f"special_ids: expected ids of pad, start and end, got {', '.join(ids) or 'none'}")
+    if max(ids.values()) >= vocabulary:
+        raise UserError(f"special_ids: expected ids below the vocabulary of {vocabulary}, got {max(ids.values())}")
+    if len({*ids.values()}) < len(ids):
+        shared = next(f"{a} and {b}" for a in ids for b in ids if a != b and ids[a] == ids[b])
+        raise UserError(f"special_ids: expected another id for each, but {shared} are one token; train it again")
+
+
 class DiffusionLMConfig(PreTrainedConfig):
     """The saved form of a model's config, plain numbers and strings; a newer ``format_version`` is refused.
 
@@ -163,6 +196,8 @@ class DiffusionLMConfig(PreTrainedConfig):
     """
 
     model_type = "diffusionlm"
+    saved: ClassVar[type[SavedConfig]] = SavedDiffusionLM
+    place: ClassVar[str] = ""
     attribute_map: ClassVar[dict[str, str]] = {"vocab_size": "vocabulary", "max_position_embeddings": "max_tokens"}
 
     def __init__(

@@ -2,26 +2,51 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
+import pydantic
 import torch
-from safetensors import SafetensorError
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from diffusionlm.config import FORMAT_VERSION, UserError
-from diffusionlm.models.adapters import saved_adapter
+from diffusionlm.config import FORMAT_VERSION, Settings, UserError, build, upgraded
+from diffusionlm.data.folders import check_folder, damage_errors, is_folder, load_folder, read_object
+from diffusionlm.data.tokenizers import check_ids
+from diffusionlm.models.adapters import FILE, saved_adapter
 
 P = TypeVar("P", bound=PreTrainedModel)
+Whole = Annotated[int, pydantic.Strict(), pydantic.Field(ge=0)]
+Text = Annotated[str, pydantic.Strict()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedConfig(Settings):
+    """What ``config.json`` of the library's own models has to hold and may hold; a subclass names the keys of a family.
+
+    A family's config class names it as ``saved``, and as ``place`` where its old settings stand in ``config.RENAMED``.
+    """
+
+    model_type: Text
+    format_version: Whole
+    settings: dict[str, Any]
+    vocabulary: Whole
+    max_tokens: Whole
+    architectures: list[Text] | None = None
+    dtype: Text | None = None
+    torch_dtype: Text | None = None
+    transformers_version: Text | None = None
+
+    def __post_init__(self) -> None:
+        self.expect("at least 1", "vocabulary", "max_tokens")
 
 
 def model_folder(folder: str | Path) -> Path:
     """Return the model folder in ``folder``: itself, or ``model/`` in the folder of a run."""
     inner = Path(folder) / "model"
-    return inner if not (Path(folder) / "config.json").exists() and (inner / "config.json").exists() else Path(folder)
+    within = is_folder(inner) and not (Path(folder) / "config.json").exists() and (inner / "config.json").exists()
+    return inner if within else Path(folder)
 
 
 def load_pretrained(kind: type[P], folder: str | Path) -> P:
@@ -30,43 +55,68 @@ def load_pretrained(kind: type[P], folder: str | Path) -> P:
     Raises:
         UserError: the folder is missing or damaged, or holds another family or a newer format.
     """
-    path, wanted = Path(folder) / "config.json", getattr(kind.config_class, "model_type", "")
-    try:
-        plain = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{folder}: expected a model folder, but it has no config.json") from None
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path}: the model's config cannot be read: {error}") from None
-    if not isinstance(plain, dict) or plain.get("model_type") != wanted:
-        found = plain.get("model_type") if isinstance(plain, dict) else plain
-        raise UserError(f"{path}: expected model_type {wanted!r}, got {found!r}; this is another model family")
-    if not isinstance(plain.get("format_version"), int) or plain["format_version"] > FORMAT_VERSION:
-        found = plain.get("format_version")
-        raise UserError(f"{path}: format {found} is newer than this library reads ({FORMAT_VERSION}); update the library")
-    with damage_errors(folder):
-        adapter, base = saved_adapter(Path(folder))
-        config_class: Any = kind.config_class
-        given = {} if adapter.complete else {"config": config_class.from_pretrained(folder)}
+    check_config(kind.config_class, model_config(folder), Path(folder) / "config.json")
+    adapter, base = saved_adapter(Path(folder))
+    if not is_folder(base):
+        raise UserError(f"{Path(folder) / FILE}: base: expected the folder of the base model, but there is no {base}")
+    given = {} if adapter.complete else {"config": load_folder(kind.config_class, folder)}
     model: P = read_weights(kind, folder, model_folder(base), **given)
-    return adapter.load(model, Path(folder))
+    with damage_errors(folder):
+        adapted = adapter.load(model, Path(folder))
+    check_finite(adapted, folder)
+    return adapted
 
 
-@contextmanager
-def damage_errors(folder: str | Path) -> Iterator[None]:
-    """Turn a failure to read the model in ``folder`` into a UserError."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{Path(folder) / 'config.json'}: {error}") from None
-    except (OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
-        raise UserError(f"{folder}: the model is damaged or incomplete: {' '.join(str(error).split())[:300]}") from None
+def model_config(folder: str | Path) -> dict[str, Any]:
+    """Return ``config.json`` of a model folder. Raises UserError where it is missing or damaged."""
+    if not is_folder(folder) or not (Path(folder) / "config.json").exists():
+        raise UserError(f"{folder}: expected a model folder, but it has no config.json")
+    return read_object(Path(folder) / "config.json")
+
+
+def check_config(config: Any, plain: Mapping[str, Any], path: Path) -> None:
+    """Raise UserError where ``plain``, read from ``path``, is not of the family of ``config``, is newer, or lacks something."""
+    if plain.get("model_type") != config.model_type:
+        found = plain.get("model_type")
+        raise UserError(f"{path}: expected model_type {config.model_type!r}, got {found!r}; this is another model family")
+    version = plain.get("format_version")
+    if not isinstance(version, int) or isinstance(version, bool):
+        raise UserError(f"{path}: format_version: expected a whole number up to {FORMAT_VERSION}, got {version!r}")
+    if version > FORMAT_VERSION:
+        raise UserError(f"{path}: format {version} is newer than this library reads ({FORMAT_VERSION}); update the library")
+    build(config.saved, upgraded(plain, config.place) if version == 1 else plain, str(path))
 
 
 def read_weights(kind: Any, folder: str | Path, weights: str | Path, **given: Any) -> Any:
-    """Return the model in ``folder``, with the weights in the folder ``weights``, from safetensors and JSON only."""
-    safe = {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
-    with damage_errors(folder):
-        model, report = kind.from_pretrained(str(weights), output_loading_info=True, dtype=torch.float32, **safe, **given)
+    """Return the model in ``folder``, with the weights in the folder ``weights``, from safetensors and JSON only.
+
+    Raises:
+        UserError: they are missing or damaged, are not all that the config describes, or more, or not finite.
+    """
+    check_folder(Path(folder))
+    safe = {"use_safetensors": True, "output_loading_info": True, "dtype": torch.float32}
+    model, report = load_folder(kind, weights, **safe, **given)
     if wrong := sorted(report["missing_keys"]) + sorted(report["unexpected_keys"]):
         raise UserError(f"{folder}: the weights do not fit the config: {wrong[0]} and {len(wrong) - 1} more differ")
+    check_finite(model, weights)
     return model
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel, folder: str | Path) -> None:
+    """Raise UserError where a tokenizer's tokens are not those of ``model``, or the special tokens differ."""
+    if len(tokenizer) != model.config.vocab_size:
+        raise UserError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model {model.config.vocab_size}")
+    check_ids(tokenizer, folder)
+    ids = {"pad": tokenizer.pad_token_id, "unk": tokenizer.unk_token_id}
+    ids |= {"start": tokenizer.bos_token_id, "end": tokenizer.eos_token_id}
+    expected = getattr(model.config, "special_ids", ids)
+    for name, i in ids.items():
+        if expected.get(name) != i:
+            raise UserError(f"{folder}: special_ids: the model's {name} is {expected.get(name)}, the tokenizer's {i}")
+
+
+def check_finite(model: PreTrainedModel, folder: str | Path) -> None:
+    """Raise UserError where a weight is NaN or infinite: every figure and every text would be worthless."""
+    for name, weight in model.state_dict().items():
+        if not bool(weight.isfinite().all()):
+            raise UserError(f"{folder}: expected finite weights, but {name} holds NaN or infinity; the model is damaged")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ from transformers import PreTrainedModel
 from diffusionlm.config import UserError
 from diffusionlm.models.classifier import ClassifierModelConfig
 from diffusionlm.models.diffusion import DiffusionLMConfig
-from diffusionlm.models.io import model_folder
+from diffusionlm.models.io import model_config, model_folder
 from diffusionlm.models.masked import MaskedLMConfig
 from diffusionlm.pipelines.base import BasePipeline
 from diffusionlm.pipelines.causal import CausalPipeline
@@ -38,9 +36,7 @@ def open_pipeline(folder: str | Path, device: str = "cpu", dtype: str = "fp32") 
         UserError: not a model folder, damaged, of an unknown family or a newer format; an unknown device or dtype.
     """
     folder = model_folder(folder)
-    kind = ""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        kind = str(json.loads((folder / "config.json").read_text())["model_type"])
+    kind = str(model_config(folder).get("model_type"))
     if kind == ClassifierModelConfig.model_type:
         raise UserError(f"{folder}: expected a model that generates text, but this is a classifier")
     return PIPELINES.get(kind, Pipeline).from_pretrained(folder, device, dtype)  # which reports what is wrong

@@ -6,7 +6,6 @@ samples depend neither on their number nor, beyond rounding, on the batch size.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,13 +14,14 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from diffusionlm.config import Settings, UserError, build, build_untrusted, merge, to_plain, upgraded
+from diffusionlm.config import FORMAT_VERSION, Settings, UserError, build, build_untrusted, merge, to_plain, upgraded
 from diffusionlm.controls import Control, Outcome
 from diffusionlm.core.guidance import Guidance
 from diffusionlm.core.sampler import DDPM, Sampler
 from diffusionlm.data.annotators import Annotator
+from diffusionlm.data.folders import read_object
 from diffusionlm.data.tokenizers import decode_texts, load_tokenizer
-from diffusionlm.models.io import model_folder
+from diffusionlm.models.io import check_tokenizer, model_folder
 from diffusionlm.pipelines.gradient import Gradient
 from diffusionlm.pipelines.particles import Particles
 from diffusionlm.pipelines.ranking import best_candidates
@@ -186,8 +186,7 @@ class BasePipeline(Generic[M]):
         folder = model_folder(folder)
         model = cls.load_model(folder)
         tokenizer = load_tokenizer(folder)
-        if len(tokenizer) != model.config.vocab_size:
-            raise UserError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model {model.config.vocab_size}")
+        check_tokenizer(tokenizer, model, folder)
         return cls(model, tokenizer, saved_sampling(folder), placed(model, device, dtype), folder)
 
 
@@ -261,10 +260,8 @@ def saved_sampling(folder: str | Path) -> SamplingConfig:
     path = model_folder(folder) / "sampling.json"
     if not path.exists():
         return SamplingConfig()
-    try:
-        plain = json.loads(path.read_text())
-        if isinstance(plain, dict) and plain.pop("format_version", 1) == 1:
-            plain = upgraded(plain, "sampling")
-        return build_untrusted(SamplingConfig, plain, str(path))
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: cannot read the sampling settings: {error}") from None
+    plain: Any = read_object(path)
+    version = plain.pop("format_version", 1)
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise UserError(f"{path}: format_version: expected a whole number up to {FORMAT_VERSION}, got {version!r}")
+    return build_untrusted(SamplingConfig, upgraded(plain, "sampling") if version == 1 else plain, str(path))

@@ -145,9 +145,10 @@ def test_pretrained_with_one_special_token(tmp_path: Path) -> None:
     made = PreTrainedTokenizerFast(tokenizer_object=backend, **special)
     made.save_pretrained(tmp_path / "gpt")
     tokenizer = Pretrained(str(tmp_path / "gpt")).make([])
-    assert tokenizer.pad_token == "[PAD]" and len(tokenizer) == len(vocabulary) + 1
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token) == (end, "[END]", "[PAD]", None)
+    assert len(tokenizer) == len(vocabulary) + 2  # the tokens that it lacks
     ids = tokenizer("A café.")["input_ids"]
-    assert ids[0] == ids[-1] == tokenizer.eos_token_id
+    assert (ids[0], ids[-1]) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
     assert decode_texts(tokenizer, [[*ids, tokenizer.pad_token_id]]) == ["A café."]
     assert words_of(tokenizer, "A café.") == ["A", "café", "."]
     tokenizer.save_pretrained(tmp_path / "ours")
@@ -167,5 +168,5 @@ def test_mistakes(tmp_path: Path) -> None:
         Pretrained(str(tmp_path / "nowhere")).make([])
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "tokenizer.json").write_text(json.dumps({"version": "1.0"}))
-    with pytest.raises(UserError, match="broken: cannot load a tokenizer"):
+    with pytest.raises(UserError, match="broken: the tokenizer is missing or damaged"):
         Pretrained(str(tmp_path / "broken")).make([])

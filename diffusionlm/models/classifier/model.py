@@ -32,7 +32,7 @@ from diffusionlm.data.tokenizers import load_tokenizer
 from diffusionlm.models.backbones import Backbone, Transformer
 from diffusionlm.models.classifier.accuracy import value_measures
 from diffusionlm.models.diffusion import DiffusionLM
-from diffusionlm.models.io import load_pretrained, model_folder
+from diffusionlm.models.io import SavedConfig, Text, Whole, load_pretrained, model_folder
 from diffusionlm.models.spec import ModelSpec, Rows, Splits
 
 IGNORED = -100  # the target of what is not counted in the loss
@@ -142,6 +142,27 @@ class ClassifierConfig(ModelSpec, name="classifier"):
         return isinstance(model, LatentClassifier) and replace(model.settings, denoiser=self.denoiser) == self
 
 
+@dataclass(frozen=True, kw_only=True)
+class SavedClassifier(SavedConfig):
+    """What ``config.json`` of a classifier has to hold and may hold."""
+
+    schedule: dict[str, Any]
+    dimension: Whole
+    labels: dict[Text, list[Text]]
+    words: Text
+    templates: dict[Text, list[Text]]
+    span_places: Whole
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.expect("at least 1", "dimension")
+        for name, values in self.labels.items():
+            if len({*values}) != len(values) or len(values) < 2:
+                raise UserError(f"labels: expected several values of {name!r}, each once, got {values}")
+        if not self.labels or len(self.labels) > 1 and self.settings.get("head", "sequence") != "sequence":
+            raise UserError(f"labels: expected fields of labels, one for a head of tokens or spans, got {[*self.labels]}")
+
+
 class ClassifierModelConfig(PreTrainedConfig):
     """The saved form of a classifier's config: plain numbers and strings, enough to use it without its denoiser.
 
@@ -158,12 +179,14 @@ class ClassifierModelConfig(PreTrainedConfig):
     """
 
     model_type = "diffusionlm-classifier"
+    saved: ClassVar[type[SavedConfig]] = SavedClassifier
+    place: ClassVar[str] = "classifier"
     attribute_map: ClassVar[dict[str, str]] = {"vocab_size": "vocabulary", "max_position_embeddings": "max_tokens"}
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         if config_dict.get("format_version") == 1:
-            config_dict = {**upgraded(config_dict, "classifier"), "format_version": FORMAT_VERSION}
+            config_dict = {**upgraded(config_dict, cls.place), "format_version": FORMAT_VERSION}
         return super().from_dict(config_dict, **kwargs)
 
     def __init__(
