@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from diffusionlm.core.guidance import Energy, GuidanceState
 from diffusionlm.core.objective import collate
 from diffusionlm.data.annotators import Annotator, Plain
 from diffusionlm.data.corpora import Corpus
+from diffusionlm.data.folders import is_folder, read_object
 from diffusionlm.models.classifier import LatentClassifier, find_classifier
 from diffusionlm.models.diffusion import DiffusionLM
 from diffusionlm.models.io import model_folder
@@ -52,10 +52,10 @@ class Binding:
 
     def has_classifier(self, name: str) -> bool:
         """Return whether the model has a classifier ``name``, or there is a folder of this name."""
-        return Path(name).is_dir() or (self.folder is not None and (model_folder(self.folder) / "classifiers" / name).is_dir())
+        return is_folder(name) or (self.folder is not None and is_folder(model_folder(self.folder) / "classifiers" / name))
 
     def _path(self, name: str) -> Path:
-        if Path(name).is_dir():
+        if is_folder(name):
             return Path(name)
         if self.folder is None:
             raise UserError(f"classifier: the model came from no folder, so {name!r} must be a classifier's folder")
@@ -73,11 +73,9 @@ class Binding:
 
     def sequence_classifier(self, name: str) -> SequenceClassifier | None:
         """Return the ``transformers`` sequence classifier in the folder ``name``; None where it holds none."""
-        try:
-            plain = json.loads((model_folder(name) / "config.json").read_text())
-        except (OSError, ValueError):
-            return None
-        if not any(str(kind).endswith("ForSequenceClassification") for kind in plain.get("architectures") or []):
+        path = model_folder(name) / "config.json"
+        kinds = read_object(path).get("architectures") if is_folder(path.parent) and path.exists() else None
+        if not isinstance(kinds, list) or not any(str(kind).endswith("ForSequenceClassification") for kind in kinds):
             return None
         if name not in self._loaded:
             self._loaded[name] = SequenceClassifier(name, self.tokenizer, self.model.device)
@@ -113,7 +111,7 @@ def annotator_for(folder: Path | None) -> Annotator:
         try:
             plain = read_yaml(path.read_text(), str(path))
             return build_untrusted(Corpus, plain["data"]["corpus"]).annotator()
-        except (OSError, UserError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError):  # UserError and damaged text are ValueErrors
             continue
     return Plain()
 

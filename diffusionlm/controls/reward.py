@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,22 +27,33 @@ class Reward(Control, name="reward"):
     passes: float = 0.5
 
     def _scores(self, texts: Sequence[str]) -> Tensor:
-        scores = torch.as_tensor(self._callable()(list(texts)), dtype=torch.float64).flatten()
-        if len(scores) != len(texts) or not bool(scores.isfinite().all()):
-            raise UserError(f"{self}: expected a finite score for each of {len(texts)} texts, got {scores.tolist()[:5]}")
-        return scores
+        function = self._callable()
+        try:
+            found = function(list(texts))
+        except UserError:
+            raise
+        except Exception as error:  # of any kind: the function is the user's
+            raise UserError(f"{self}: the function fails for {len(texts)} texts: {type(error).__name__}: {error}") from error
+        try:
+            scores = torch.as_tensor(found, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError):  # None, text, rows of different lengths
+            scores = torch.empty(0)
+        if scores.squeeze().shape not in ((len(texts),), ()) or scores.numel() != len(texts) or not scores.isfinite().all():
+            shown = str(found) if len(str(found)) <= 60 else f"{str(found)[:60]} ..."
+            raise UserError(f"{self}: expected a finite score for each of {len(texts)} texts, got {shown}")
+        return scores.flatten()
 
     def _callable(self) -> Callable[[Sequence[str]], Any]:
-        if not isinstance(self.function, str):
-            return self.function
-        module, _, name = self.function.partition(":")
-        try:
-            found = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise UserError(f"{self}: cannot import {self.function!r}, expected module:function: {error}") from None
+        found: Any = self.function
+        if isinstance(found, str):
+            module, _, name = found.partition(":")
+            try:
+                found = getattr(importlib.import_module(module), name)
+            except (ImportError, AttributeError, ValueError) as error:
+                raise UserError(f"{self}: cannot import {self.function!r}, expected module:function: {error}") from None
         if not callable(found):
-            raise UserError(f"{self}: {self.function!r} cannot be called")
-        return found
+            raise UserError(f"{self}: {self.function!r} cannot be called; expected a function of texts")
+        return typing.cast("Callable[[Sequence[str]], Any]", found)
 
     def compile(self, binding: Binding) -> CompiledControl:
         self._callable()

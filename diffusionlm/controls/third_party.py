@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from diffusionlm.config import UserError, nearest
 from diffusionlm.core.guidance import Energy, GuidanceState
+from diffusionlm.data.folders import damage_errors
 from diffusionlm.data.tokenizers import BLANK, load_tokenizer
-from diffusionlm.models.io import model_folder
+from diffusionlm.models.io import model_config, model_folder, read_weights
 
 UNBOUNDED = 1e9  # tokenizers without a maximum length report a number far above this
+MOST_MEASURED = 2048  # tokens of the longest text that is tried when a classifier is loaded
 
 
 class SequenceClassifier:
@@ -30,35 +32,78 @@ class SequenceClassifier:
         """Load it from a local folder, safetensors only; ``tokenizer`` is ours. Raises UserError where that fails."""
         path = model_folder(folder)
         self.folder, self.ours = folder, tokenizer
+        check_labels(model_config(path), folder)
         self.tokenizer = load_tokenizer(path)
-        try:
-            self.model: Any = AutoModelForSequenceClassification.from_pretrained(
-                path, use_safetensors=True, local_files_only=True, trust_remote_code=False, dtype=torch.float32
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(f"{folder}: cannot load a sequence classifier from here: {str(error).splitlines()[0]}") from None
+        self.model: Any = read_weights(AutoModelForSequenceClassification, path, path)
         if self.model.config.num_labels < 2:
             raise UserError(f"{folder}: this one gives one number, not labels; a Reward can follow it")
         self.many = self.model.config.problem_type == "multi_label_classification"
+        self.labels = {str(name): int(i) for i, name in self.model.config.id2label.items()}
         self.model.to(device).train(False).requires_grad_(False)
+        known, largest = self.model.get_input_embeddings().num_embeddings, max(self.tokenizer.get_vocab().values())
+        if largest >= known:
+            raise UserError(f"{folder}: expected token ids below its vocabulary of {known}, but its tokenizer has {largest}")
+        self.longest = min(self.tokenizer.model_max_length, positions(self.model))
+        self._warned = False
+        with damage_errors(folder, "the classifier cannot be used"):
+            self._measure()
+
+    @torch.no_grad()
+    def _measure(self) -> None:
+        """Classify a text of the maximum length, and find whether the model ignores padding, after ids and after vectors."""
+        ids = self.tokenizer(" ".join(["a"] * 8), truncation=True, max_length=int(min(self.longest, 8)))["input_ids"]
+        if self.longest < MOST_MEASURED:
+            self._logits([(ids * int(self.longest))[: int(self.longest)]])
+        first, pad = ids[:-1] or ids, self.tokenizer.pad_token_id
+        alone, padded = self._logits([first]), torch.tensor([[1] * len(first) + [0] * (len(ids) - len(first))])
+
+        def like_alone(logits: Tensor) -> bool:
+            return bool(torch.allclose(logits, alone, atol=1e-4))
+
+        row = torch.tensor([first + [pad or 0] * (len(ids) - len(first))], device=self.model.device)
+        mask = padded.to(self.model.device)
+        self.pads = pad is not None and like_alone(self.model(input_ids=row, attention_mask=mask).logits)
+        vectors = self.model.get_input_embeddings()(row)
+        self.takes_vectors = like_alone(self.model(inputs_embeds=vectors, attention_mask=mask).logits)
+
+    def _logits(self, rows: list[list[int]]) -> Tensor:
+        """Return the logits of rows of ids of one length."""
+        ids = torch.tensor(rows, device=self.model.device)
+        logits: Tensor = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        return logits
 
     def index(self, label: str, where: str) -> int:
         """Return the index of a label. Raises UserError where there is none of that name."""
-        known = {str(name): int(i) for name, i in self.model.config.label2id.items()}
-        if label not in known:
-            raise UserError(f"{where}: {self.folder} has no label {label!r}{nearest(label, known)}")
-        return known[label]
+        if label not in self.labels:
+            raise UserError(f"{where}: {self.folder} has no label {label!r}{nearest(label, self.labels)}")
+        return self.labels[label]
 
     @torch.no_grad()
     def log_probabilities(self, texts: Sequence[str]) -> Tensor:
-        """Return the log-probability (B, labels) of each label of each text."""
-        longest = min(self.tokenizer.model_max_length, getattr(self.model.config, "max_position_embeddings", None) or math.inf)
-        batch = self.tokenizer(
-            list(texts), return_tensors="pt", padding=True, truncation=True,
-            max_length=int(longest) if longest < UNBOUNDED else None,
-        ).to(self.model.device)  # fmt: skip
-        batch.pop("token_type_ids", None)
-        return self._log_probabilities(self.model(**batch).logits).cpu()
+        """Return the log-probability (B, labels) of each label of each text; of a text that is too long, of its beginning.
+
+        Texts are classified one by one where the tokenizer has no pad token, or the model takes it for a part of the text.
+        """
+        longest = int(self.longest) if self.longest < UNBOUNDED else None
+        self._warn_of_long(texts)
+        cut = {"return_tensors": "pt", "truncation": longest is not None, "max_length": longest}
+        batches = [list(texts)] if self.pads else [[text] for text in texts]
+        logits = []
+        for rows in batches:
+            batch = self.tokenizer(rows, padding=self.pads, **cut).to(self.model.device)
+            batch.pop("token_type_ids", None)
+            logits.append(self.model(**batch).logits)
+        return self._log_probabilities(torch.cat(logits)).cpu()
+
+    def _warn_of_long(self, texts: Sequence[str]) -> None:
+        """Say once that texts are longer than the classifier reads."""
+        if self._warned or self.longest >= UNBOUNDED:
+            return
+        found = max(len(self.tokenizer(text, verbose=False)["input_ids"]) for text in texts)
+        if found > self.longest:
+            self._warned = True
+            cut = f"reads {int(self.longest)} tokens; of longer texts, such as one of {found}, only the beginning counts"
+            print(f"classifier: {self.folder} {cut}", file=sys.stderr)
 
     def _log_probabilities(self, logits: Tensor) -> Tensor:
         """Return log-probabilities of exclusive labels, or of each label alone where several can hold."""
@@ -66,8 +111,13 @@ class SequenceClassifier:
 
     @cached_property
     def aligned(self) -> Tensor | None:
-        """Its token id (V,) for each of our tokens; None where a token has none, so that texts have to be decoded."""
+        """Its token id (V,) for each of our tokens; None where texts have to be decoded.
+
+        That is so where a token has none, our longest texts are too long for it, or it classifies no padded vectors.
+        """
         theirs, ours = self.tokenizer, self.ours
+        if not self.takes_vectors or self.longest < min(ours.model_max_length, UNBOUNDED):
+            return None
         vocabulary, unknown = theirs.get_vocab(), theirs.unk_token_id
         special = {
             ours.pad_token_id: theirs.pad_token_id,
@@ -97,3 +147,27 @@ class SequenceClassifier:
             return -self._log_probabilities(logits)[:, index]
 
         return energy
+
+
+def positions(model: nn.Module) -> float:
+    """Return the most tokens that a model has positions for; RoBERTa's begin after the number of its pad token."""
+    found = [float(getattr(model.config, "max_position_embeddings", None) or UNBOUNDED)]
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            found.append(module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1))
+    return min(found)
+
+
+def check_labels(plain: Mapping[str, Any], folder: str) -> None:
+    """Raise UserError where a config names its labels in ways that contradict each other."""
+    by_id, by_name, count = plain.get("id2label"), plain.get("label2id"), plain.get("num_labels")
+    if by_id is None and by_name is None:
+        return
+    if not isinstance(by_id, dict) or not all(isinstance(name, str) for name in by_id.values()):
+        raise UserError(f"{folder}: id2label: expected the name of each label by its number, got {by_id}")
+    if {*by_id} != {*map(str, range(len(by_id)))} or len({*by_id.values()}) < len(by_id):
+        raise UserError(f"{folder}: id2label: expected labels numbered from 0 on, each name once, got {by_id}")
+    if by_name is not None and by_name != {name: int(i) for i, name in by_id.items()}:
+        raise UserError(f"{folder}: label2id {by_name} contradicts id2label {by_id}; which label is meant is not known")
+    if count is not None and count != len(by_id):
+        raise UserError(f"{folder}: num_labels: expected {len(by_id)}, as many as id2label names, got {count}")

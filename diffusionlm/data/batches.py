@@ -78,6 +78,8 @@ def encode(
 
 def encodings(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[Encoding]:
     """Yield the tokens of each text, without BOS and EOS, in chunks: a tokenizer's batch needs far more memory than the ids."""
+    if isinstance(texts, str):  # a sequence of texts, of one character each
+        raise UserError(f"texts: expected a list of texts, got one text; write [{texts[:40]!r}]")
     for start in range(0, len(texts), 10_000):
         chunk = list(texts[start : start + 10_000])
         yield from tokenizer(chunk, add_special_tokens=False, return_attention_mask=False, verbose=False).encodings or []

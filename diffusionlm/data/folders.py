@@ -1,7 +1,7 @@
 """Folders of models and tokenizers, which anybody may have made: they are read as safetensors and JSON, and nothing else.
 
-Every call of a ``from_pretrained`` of ``transformers`` for a folder is ``load_folder``: it runs no code of the folder, downloads
-nothing, not even what a file of the folder names, and ends in a UserError where the folder is damaged.
+Each ``from_pretrained`` of ``transformers`` for a folder is called by ``load_folder``: it runs no code of the folder, downloads
+nothing, not even what a file of the folder names, and raises a UserError where the folder is damaged.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def load_folder(kind: Any, folder: str | Path, damage: str = DAMAGED, **given: A
 
 
 def check_folder(folder: Path) -> None:
-    """Raise UserError where ``folder`` is none, its JSON is damaged, or asks transformers for more than JSON and safetensors."""
+    """Raise UserError where ``folder`` is none, its JSON is damaged, or names more than JSON and safetensors."""
     if not is_folder(folder):
         raise UserError(f"{folder}: expected a folder on this machine, but there is none")
     plain = {name: read_object(folder / name) for name in OBJECTS if (folder / name).exists()}

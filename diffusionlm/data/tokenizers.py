@@ -150,9 +150,7 @@ def check_ids(tokenizer: PreTrainedTokenizerFast, where: str | Path) -> None:
     ids = sorted(tokenizer.get_vocab().values())
     if ids != list(range(len(ids))):
         wrong = next((i for i, found in enumerate(ids) if i != found), len(ids))
-        raise UserError(
-            f"{where}: the tokenizer's ids have a hole or a double at {wrong}; number its {len(ids)} tokens from 0 on"
-        )
+        raise UserError(f"{where}: expected the ids 0 to {len(ids) - 1}, each of one token, but {wrong} is of none or several")
 
 
 def split_words(text: str) -> list[str]:

@@ -44,8 +44,9 @@ class Judge:
         """
         folder = model_folder(folder)
         model, tokenizer = load_causal(folder), load_tokenizer(folder)
-        if len(tokenizer) > model.config.vocab_size:
-            raise UserError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model {model.config.vocab_size}")
+        known, largest = model.get_input_embeddings().num_embeddings, max(tokenizer.get_vocab().values())
+        if largest >= known:
+            raise UserError(f"{folder}: the tokenizer has a token {largest}, the model {known} tokens")
         return cls(model, tokenizer, placed(model, device, dtype))
 
     @torch.no_grad()

@@ -6,9 +6,11 @@ Shape letters: B batch, L positions, D latent dimension, V words.
 from __future__ import annotations
 
 import math
+import typing
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -24,6 +26,7 @@ from diffusionlm.core.process import Process
 from diffusionlm.core.sampler import Denoised
 from diffusionlm.core.schedule import NoiseSchedule
 from diffusionlm.data.batches import Encoded, Example
+from diffusionlm.data.folders import damage_errors
 from diffusionlm.models.backbones import Backbone
 from diffusionlm.models.conditions import Condition
 from diffusionlm.models.io import SavedConfig, Whole, load_pretrained
@@ -88,6 +91,7 @@ class ModelConfig(WordVectorSpec, name="diffusion"):
     def __post_init__(self) -> None:
         super().__post_init__()
         Process.find(self.process)
+        self.expect("0 or more", "evidence", "initial_deviation")
         if self.learned_variance and self.has_logits:
             raise UserError("learned_variance: expected false with prediction 'logits', whose output is no vector")
         if self.excludes_self and not (self.has_logits and self.evidence):
@@ -163,6 +167,8 @@ class SavedDiffusionLM(SavedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.model_type == "diffusionlm" and "schedule" not in self.settings:
+            raise UserError("settings: expected the noise schedule that the model was trained with, got none")
         check_special_ids(self.special_ids, self.vocabulary)
         if len(self.length_counts) > self.max_tokens + 1:
             longest = f"a text of {len(self.length_counts) - 1} tokens"
@@ -174,13 +180,13 @@ def check_special_ids(ids: Mapping[SpecialToken, int], vocabulary: int) -> None:
 
     A model whose BOS is its EOS would end each text before its first word.
     """
-    for name in ("pad", "start", "end"):
-        if name not in ids:
-            raise UserError(f"special_ids: expected ids of pad, start and end, got {', '.join(ids) or 'none'}")
+    if not {"pad", "start", "end"} <= ids.keys():
+        raise UserError(f"special_ids: expected ids of pad, start and end, got {', '.join(ids) or 'none'}")
     if max(ids.values()) >= vocabulary:
         raise UserError(f"special_ids: expected ids below the vocabulary of {vocabulary}, got {max(ids.values())}")
     if len({*ids.values()}) < len(ids):
-        shared = next(f"{a} and {b}" for a in ids for b in ids if a != b and ids[a] == ids[b])
+        names = [name for name in typing.get_args(SpecialToken) if name in ids]
+        shared = next(f"{a} and {b}" for a, b in combinations(names, 2) if ids[a] == ids[b])
         raise UserError(f"special_ids: expected another id for each, but {shared} are one token; train it again")
 
 
@@ -286,6 +292,16 @@ class DiffusionLM(DenoisingModel, WordVectorModel):
         self.network = settings.backbone.build(inputs, outputs, config.max_tokens)
         self.condition = None if settings.condition is None else settings.condition.build()
         self.post_init()  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        model = super().load(folder)
+        schedule = model.process.schedule
+        with damage_errors(folder, "settings.schedule has no usable noise levels"):
+            finite = bool(schedule.gamma(schedule.sampling_times(8)).isfinite().all())
+        if not finite:
+            raise UserError(f"{folder}: settings.schedule: expected finite noise levels at all times, got {schedule}")
+        return model
 
     @property
     def padded_width(self) -> int | None:

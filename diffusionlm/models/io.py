@@ -84,7 +84,10 @@ def check_config(config: Any, plain: Mapping[str, Any], path: Path) -> None:
         raise UserError(f"{path}: format_version: expected a whole number up to {FORMAT_VERSION}, got {version!r}")
     if version > FORMAT_VERSION:
         raise UserError(f"{path}: format {version} is newer than this library reads ({FORMAT_VERSION}); update the library")
-    build(config.saved, upgraded(plain, config.place) if version == 1 else plain, str(path))
+    try:
+        build(config.saved, upgraded(plain, config.place) if version == 1 else plain)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def read_weights(kind: Any, folder: str | Path, weights: str | Path, **given: Any) -> Any:

@@ -43,7 +43,7 @@ class Gradient(Guidance, name="gradient"):
     def __post_init__(self) -> None:
         check_strength(self.strength)
         self.expect("a share from 0 to below 1", "draft")
-        self.expect("at least 1", "inner_steps")
+        self.expect("1 to 10000", "inner_steps")
         self.expect("a positive number", "early_multiplier")
         if not self.max_logit_step > 0:  # infinity is no limit
             raise UserError(f"max_logit_step: expected a positive number of nats, got {self.max_logit_step}")

@@ -27,6 +27,7 @@ from diffusionlm.core.model import MAX_GAMMA
 from diffusionlm.core.schedule import NoiseSchedule
 from diffusionlm.data.annotators import Annotator, annotated
 from diffusionlm.data.batches import DataConfig, Encoded
+from diffusionlm.data.folders import is_folder
 from diffusionlm.data.labels import NONE, OTHER, Labelled, Labels, check_vocabulary, fields_of
 from diffusionlm.data.tokenizers import load_tokenizer
 from diffusionlm.models.backbones import Backbone, Transformer
@@ -159,7 +160,7 @@ class SavedClassifier(SavedConfig):
         for name, values in self.labels.items():
             if len({*values}) != len(values) or len(values) < 2:
                 raise UserError(f"labels: expected several values of {name!r}, each once, got {values}")
-        if not self.labels or len(self.labels) > 1 and self.settings.get("head", "sequence") != "sequence":
+        if not self.labels or (len(self.labels) > 1 and self.settings.get("head", "sequence") != "sequence"):
             raise UserError(f"labels: expected fields of labels, one for a head of tokens or spans, got {[*self.labels]}")
 
 
@@ -335,7 +336,7 @@ def find_classifier(model: str | Path, name: str) -> Path:
     """Return the folder ``classifiers/NAME`` of a diffusion model's folder, or its run's. Raises UserError without one."""
     home = model_folder(model) / "classifiers"
     there = sorted(path.parent.name for path in home.glob("*/config.*")) if home.is_dir() else []
-    if (home / name).is_dir() and name in there:
+    if name in there and is_folder(home / name):
         return home / name
     known = f"there are {', '.join(dict.fromkeys(there))}" if there else "there is none yet"
     command = f"diffusionlm train --config configs/classifiers/{name}.yaml --model.denoiser {model} --out {home / name}"
