@@ -131,6 +131,10 @@ def _checked(tokenizer: Any, where: str | Path) -> PreTrainedTokenizerFast:
         raise UserError(f"{where}: expected a fast tokenizer with a tokenizer.json, got a {type(tokenizer).__name__}")
     if not {*tokenizer.get_vocab()} - {*tokenizer.all_special_tokens}:
         raise UserError(f"{where}: the tokenizer has no tokens but the special ones")
+    with damage_errors(where, "the special tokens are damaged"):
+        special = [tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id]
+    if not all(isinstance(i, int | None) for i in special):
+        raise UserError(f"{where}: expected an id for each special token, got {special}")
     longest = tokenizer.model_max_length
     if not isinstance(longest, int | float) or longest < 1:
         raise UserError(f"{where}: model_max_length: expected a number of tokens, got {longest!r}")

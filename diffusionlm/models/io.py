@@ -40,6 +40,8 @@ class SavedConfig(Settings):
 
     def __post_init__(self) -> None:
         self.expect("at least 1", "vocabulary", "max_tokens")
+        if not self.settings:
+            raise UserError("settings: expected the settings that the model was trained with, got none")
 
 
 def model_folder(folder: str | Path) -> Path:

@@ -157,6 +157,8 @@ class SavedClassifier(SavedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.expect("at least 1", "dimension")
+        if not self.schedule:
+            raise UserError("schedule: expected the noise schedule that the classifier was trained with, got none")
         for name, values in self.labels.items():
             if len({*values}) != len(values) or len(values) < 2:
                 raise UserError(f"labels: expected several values of {name!r}, each once, got {values}")
