@@ -72,6 +72,8 @@ def saved_adapter(folder: Path) -> tuple[Adapter, Path]:
     if not (folder / FILE).exists():
         return Full(), folder
     plain = read_object(folder / FILE)
-    if not {"base", "adapter"} <= plain.keys() or not isinstance(plain["base"], str):
-        raise UserError(f"{folder / FILE}: expected the keys base (a folder) and adapter, got {', '.join(plain) or 'none'}")
+    if not {"base", "adapter"} <= plain.keys():
+        raise UserError(f"{folder / FILE}: expected the keys base and adapter, got {', '.join(plain) or 'none'}")
+    if not isinstance(plain["base"], str):
+        raise UserError(f"{folder / FILE}: base: expected the folder of the base model, got {plain['base']!r}")
     return build_untrusted(Adapter, plain["adapter"], f"{folder / FILE}: adapter"), Path(plain["base"])

@@ -36,7 +36,7 @@ from diffusionlm.data.tokenizers import load_tokenizer
 from diffusionlm.files import read_json, write_folder, write_text
 from diffusionlm.models.adapters import Adapter, Full, save_adapted
 from diffusionlm.models.diffusion import ModelConfig
-from diffusionlm.models.io import model_folder
+from diffusionlm.models.io import check_tokenizer, model_folder
 from diffusionlm.models.spec import ModelSpec, Rows
 from diffusionlm.pipelines.auto import pipeline_of
 from diffusionlm.pipelines.base import SamplingConfig
@@ -207,6 +207,7 @@ def _start_from(config: RunConfig, texts: list[str]) -> tuple[PreTrainedTokenize
         return config.model.tokenizer(config.data, texts), None
     start = model_folder(config.init_from)
     model, tokenizer = config.model.load(start), load_tokenizer(start)
+    check_tokenizer(tokenizer, model, start)
     if config.data.tokenizer != DataConfig().tokenizer:
         wanted = config.data.tokenizer.make(texts, config.data.max_length)
         if wanted.get_vocab() != tokenizer.get_vocab():

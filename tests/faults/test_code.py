@@ -173,7 +173,7 @@ def test_the_base_of_an_adapter_is_a_folder_and_is_never_downloaded(tmp_path: Pa
     edit(folder / "adapter.json", format_version=2, base="gpt2", adapter={"name": "full"})
     assert "base: expected the folder of the base model, but there is no gpt2" in tried(lambda: DiffusionLM.load(folder))
     edit(folder / "adapter.json", base=["gpt2"])
-    assert "expected the keys base (a folder) and adapter" in tried(lambda: DiffusionLM.load(folder))
+    assert "base: expected the folder of the base model, got ['gpt2']" in tried(lambda: DiffusionLM.load(folder))
     edit(folder / "adapter.json", base=str(STORED), adapter="evil:X")
     assert "'evil:X' is code from outside the library" in tried(lambda: DiffusionLM.load(folder))
 

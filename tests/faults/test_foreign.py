@@ -50,7 +50,9 @@ def classifier(folder: Path, pipe: Pipeline, kind: str = "bert", positions: int 
         config = GPT2Config(n_positions=positions, n_embd=8, n_layer=1, n_head=2, **size)
         model = GPT2ForSequenceClassification(config)
     elif kind == "roberta":
-        model = RobertaForSequenceClassification(RobertaConfig(max_position_embeddings=positions, pad_token_id=0, **bert, **size))
+        model = RobertaForSequenceClassification(
+            RobertaConfig(max_position_embeddings=positions, pad_token_id=0, **bert, **size)
+        )
     else:
         model = BertForSequenceClassification(BertConfig(max_position_embeddings=positions, **bert, **size))
     with torch.no_grad():

@@ -64,7 +64,9 @@ def test_weights_that_are_not_finite_are_refused(reader: str, number: float, tmp
     name = next(name for name, weight in weights.items() if weight.is_floating_point() and weight.numel() > 1)
     weights[name].view(-1)[-1] = number
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match="expected finite weights, but .* holds NaN or infinity; the model is damaged") as caught:
+    with pytest.raises(
+        UserError, match="expected finite weights, but .* holds NaN or infinity; the model is damaged"
+    ) as caught:
         use(folder)
     assert str(folder) in str(caught.value)
 
@@ -89,4 +91,23 @@ def test_numbers_of_json_files_that_are_not_finite_are_refused(file: str, number
     plain["settings" if file == "config.json" else "temperature"] = {"dimension": "HERE"} if file == "config.json" else "HERE"
     (folder / file).write_text(json.dumps(plain).replace('"HERE"', number))
     with pytest.raises(UserError, match=f"{file}: cannot be read as JSON: expected finite numbers, got {number}"):
+        open_pipeline(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 0}}, "it has logits that are NaN or infinite"),
+        ({"max_position_embeddings": -1}, "it has a context of -1 tokens"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers: expected at most 10000, got 1000000000"),
+        ({"hidden_act": "os.system"}, "the model is damaged or incomplete"),
+    ],
+)
+def test_a_config_of_an_autoregressive_model_that_gives_no_numbers_is_refused(
+    changes: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    folder = CAUSAL(tmp_path / "model")
+    plain = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**plain, **changes}))
+    with pytest.raises(UserError, match=sentence):
         open_pipeline(folder)

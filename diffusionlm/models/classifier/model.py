@@ -33,7 +33,7 @@ from diffusionlm.data.tokenizers import load_tokenizer
 from diffusionlm.models.backbones import Backbone, Transformer
 from diffusionlm.models.classifier.accuracy import value_measures
 from diffusionlm.models.diffusion import DiffusionLM
-from diffusionlm.models.io import SavedConfig, Text, Whole, load_pretrained, model_folder
+from diffusionlm.models.io import SavedConfig, Text, Whole, check_tokenizer, load_pretrained, model_folder
 from diffusionlm.models.spec import ModelSpec, Rows, Splits
 
 IGNORED = -100  # the target of what is not counted in the loss
@@ -91,8 +91,9 @@ class ClassifierConfig(ModelSpec, name="classifier"):
     def tokenizer(self, data: DataConfig, texts: Sequence[str]) -> PreTrainedTokenizerFast:
         """Load the denoiser's tokenizer. Raises UserError where ``data`` names another, or longer texts."""
         folder = model_folder(self.denoiser)
-        longest = DiffusionLM.load(folder).config.max_tokens
-        tokenizer = load_tokenizer(folder)
+        denoiser, tokenizer = DiffusionLM.load(folder), load_tokenizer(folder)
+        check_tokenizer(tokenizer, denoiser, folder)
+        longest = denoiser.config.max_tokens
         if data.max_length > longest:
             raise UserError(f"data.max_length: {self.denoiser} reads up to {longest} tokens, got {data.max_length}")
         if data.tokenizer != DataConfig().tokenizer and data.tokenizer.make(texts).get_vocab() != tokenizer.get_vocab():
