@@ -76,10 +76,15 @@ def encode(
     return Encoded(ids, origins, long, empty)
 
 
+def check_list(texts: Sequence[str]) -> None:
+    """Raise UserError where ``texts`` is one text, which Python takes for a sequence of texts of one character each."""
+    if isinstance(texts, str | bytes):
+        raise UserError(f"texts: expected a list of texts, got one text; write [{texts[:40]!r}]")
+
+
 def encodings(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[Encoding]:
     """Yield the tokens of each text, without BOS and EOS, in chunks: a tokenizer's batch needs far more memory than the ids."""
-    if isinstance(texts, str):  # a sequence of texts, of one character each
-        raise UserError(f"texts: expected a list of texts, got one text; write [{texts[:40]!r}]")
+    check_list(texts)
     for start in range(0, len(texts), 10_000):
         chunk = list(texts[start : start + 10_000])
         yield from tokenizer(chunk, add_special_tokens=False, return_attention_mask=False, verbose=False).encodings or []

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
@@ -19,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from diffusionlm.config import UserError
 from diffusionlm.core.objective import collate
+from diffusionlm.data.batches import check_list
 from diffusionlm.data.tokenizers import decode_texts, load_tokenizer
 from diffusionlm.evaluation.likelihood import Bound
 from diffusionlm.models.causal import load_causal, reach
@@ -44,7 +46,8 @@ class Judge:
         """
         folder = model_folder(folder)
         model, tokenizer = load_causal(folder), load_tokenizer(folder)
-        known, largest = model.get_input_embeddings().num_embeddings, max(tokenizer.get_vocab().values())
+        vectors: Any = model.get_input_embeddings()
+        known, largest = vectors.num_embeddings, max(tokenizer.get_vocab().values())
         if largest >= known:
             raise UserError(f"{folder}: the tokenizer has a token {largest}, the model {known} tokens")
         return cls(model, tokenizer, placed(model, device, dtype))
@@ -57,6 +60,7 @@ class Judge:
         tokenizer there is none; without a BOS the first token is context only. A text longer than the model's maximum is
         scored in windows, in which every token has at least half of that maximum as context.
         """
+        check_list(texts)
         rows = [self._encode(text) for text in texts]
         nats = [0.0] * len(rows)
         pieces = [(i, *window) for i, row in enumerate(rows) for window in windows(len(row), reach(self.model) + 1)]

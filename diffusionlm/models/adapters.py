@@ -74,6 +74,9 @@ def saved_adapter(folder: Path) -> tuple[Adapter, Path]:
     plain = read_object(folder / FILE)
     if not {"base", "adapter"} <= plain.keys():
         raise UserError(f"{folder / FILE}: expected the keys base and adapter, got {', '.join(plain) or 'none'}")
+    version = plain.get("format_version", 1)
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise UserError(f"{folder / FILE}: format_version: expected a whole number up to {FORMAT_VERSION}, got {version!r}")
     if not isinstance(plain["base"], str):
         raise UserError(f"{folder / FILE}: base: expected the folder of the base model, got {plain['base']!r}")
     return build_untrusted(Adapter, plain["adapter"], f"{folder / FILE}: adapter"), Path(plain["base"])

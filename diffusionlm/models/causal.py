@@ -140,11 +140,11 @@ def load_causal(folder: str | Path) -> PreTrainedModel:
     model: PreTrainedModel = read_weights(AutoModelForCausalLM, folder, folder)
     model.train(False)
     with torch.no_grad(), damage_errors(folder):
-        logits = model(input_ids=torch.tensor([[0, 0], [0, 1]]), use_cache=False).logits
-    if not bool(logits.isfinite().all()) or reach(model) < 3:
-        wrong = f"a context of {reach(model)} tokens" if reach(model) < 3 else "logits that are NaN or infinite"
-        raise UserError(f"{folder}: the model is damaged: it has {wrong}")
-    first, other = logits[:, 0]
+        first, other = model(input_ids=torch.tensor([[0, 0], [0, 1]]), use_cache=False).logits[:, 0]
+    frequencies = [buffer for name, buffer in model.named_buffers() if name.endswith("inv_freq")]  # not among the weights
+    if reach(model) < 3 or not all(bool(each.isfinite().all()) for each in (first, *frequencies)):
+        wrong = f"a context of {reach(model)} tokens" if reach(model) < 3 else "numbers that are NaN or infinite"
+        raise UserError(f"{folder}: the config is damaged: it gives {wrong}")
     if not torch.allclose(first, other, atol=1e-4):
         raise UserError(f"{folder}: this {kind!r} model sees the words it is to predict, so it has no likelihood to give")
     return model

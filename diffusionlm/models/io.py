@@ -99,7 +99,7 @@ def read_weights(kind: Any, folder: str | Path, weights: str | Path, **given: An
         UserError: they are missing or damaged, are not all that the config describes, or more, or not finite.
     """
     check_folder(Path(folder))
-    safe = {"use_safetensors": True, "output_loading_info": True, "dtype": torch.float32}
+    safe: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True, "dtype": torch.float32}
     model, report = load_folder(kind, weights, **safe, **given)
     if wrong := sorted(report["missing_keys"]) + sorted(report["unexpected_keys"]):
         raise UserError(f"{folder}: the weights do not fit the config: {wrong[0]} and {len(wrong) - 1} more differ")

@@ -81,7 +81,7 @@ def tried(use: Callable[[], object]) -> str:
 
 def gpt2(folder: Path) -> Path:
     tokenizer = WordTokenizer().make(["a dog", "a cat"], 16)
-    sizes = {"n_positions": 16, "n_embd": 8, "n_layer": 1, "n_head": 2}
+    sizes: dict[str, Any] = {"n_positions": 16, "n_embd": 8, "n_layer": 1, "n_head": 2}
     GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -89,7 +89,7 @@ def gpt2(folder: Path) -> Path:
 
 def sequence_classifier(folder: Path) -> Path:
     tokenizer = WordTokenizer().make(["a dog", "a cat"], 16)
-    sizes = {"dim": 8, "n_layers": 1, "n_heads": 2, "hidden_dim": 8, "max_position_embeddings": 16}
+    sizes: dict[str, Any] = {"dim": 8, "n_layers": 1, "n_heads": 2, "hidden_dim": 8, "max_position_embeddings": 16}
     DistilBertForSequenceClassification(DistilBertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -17,6 +17,7 @@ from diffusionlm.cli import main
 from diffusionlm.config import UserError
 from diffusionlm.controls import Reward, read_controls
 from diffusionlm.data.tokenizers import load_tokenizer
+from diffusionlm.evaluation.judge import Judge
 from diffusionlm.evaluation.scoring import score
 from diffusionlm.pipelines.auto import open_pipeline
 from diffusionlm.pipelines.diffusion import Pipeline
@@ -190,5 +191,7 @@ def test_scores_may_be_any_numbers(result: Any, pipe: Pipeline) -> None:
 
 
 def test_one_text_in_place_of_a_list_is_refused(pipe: Pipeline) -> None:
-    with pytest.raises(UserError, match=r"texts: expected a list of texts, got one text; write \['The pub is cheap.'\]"):
-        list(score(pipe, "The pub is cheap."))
+    judge: Any = Judge.__new__(Judge)
+    for scored in (lambda text: score(pipe, text), judge.score):
+        with pytest.raises(UserError, match=r"texts: expected a list of texts, got one text; write \['The pub is cheap.'\]"):
+            scored("The pub is cheap.")

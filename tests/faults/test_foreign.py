@@ -42,8 +42,8 @@ def pipe() -> Pipeline:
 
 def classifier(folder: Path, pipe: Pipeline, kind: str = "bert", positions: int = 66, **changes: Any) -> Path:
     """Save a sequence classifier with random weights, which has the tokens of ``pipe``."""
-    size = {"vocab_size": len(pipe.tokenizer), **changes}
-    bert = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    size: dict[str, Any] = {"vocab_size": len(pipe.tokenizer), **changes}
+    bert: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     torch.manual_seed(0)
     model: Any
     if kind == "gpt2":

@@ -43,9 +43,10 @@ def test_tokens_that_are_one_get_tokens_of_their_own(roles: tuple[str, ...], tmp
     assert (ids[0], ids[-1]) == (made.bos_token_id, made.eos_token_id)
 
 
+SMALL: dict[str, Any] = TINY
 SIZES: dict[str, dict[str, Any]] = {
-    "diffusion": TINY["model"],
-    "masked": {**TINY["model"], "name": "masked"},
+    "diffusion": SMALL["model"],
+    "masked": {**SMALL["model"], "name": "masked"},
     "causal": {"name": "causal", "layers": 1, "width": 16, "heads": 2},
 }
 
