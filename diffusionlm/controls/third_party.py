@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -51,25 +52,26 @@ class SequenceClassifier:
     @torch.no_grad()
     def _measure(self) -> None:
         """Classify a text of the maximum length, and find whether the model ignores padding, after ids and after vectors."""
-        ids = self.tokenizer(" ".join(["a"] * 8), truncation=True, max_length=int(min(self.longest, 8)))["input_ids"]
+        ids = self.tokenizer("a a a a", truncation=True, max_length=int(min(self.longest - 2, 8)))["input_ids"]
         if self.longest < MOST_MEASURED:
-            self._logits([(ids * int(self.longest))[: int(self.longest)]])
-        first, pad = ids[:-1] or ids, self.tokenizer.pad_token_id
-        alone, padded = self._logits([first]), torch.tensor([[1] * len(first) + [0] * (len(ids) - len(first))])
+            self._logits((ids * int(self.longest))[: int(self.longest)])
+        alone, pad = self._logits(ids), self.tokenizer.pad_token_id
 
         def like_alone(logits: Tensor) -> bool:
             return bool(torch.allclose(logits, alone, atol=1e-4))
 
-        row = torch.tensor([first + [pad or 0] * (len(ids) - len(first))], device=self.model.device)
-        mask = padded.to(self.model.device)
+        row = torch.tensor([[*ids, *[pad or 0] * 2]], device=self.model.device)
+        mask = torch.tensor([[*[1] * len(ids), 0, 0]], device=self.model.device)
         self.pads = pad is not None and like_alone(self.model(input_ids=row, attention_mask=mask).logits)
-        vectors = self.model.get_input_embeddings()(row)
-        self.takes_vectors = like_alone(self.model(inputs_embeds=vectors, attention_mask=mask).logits)
+        self.takes_vectors = False
+        with suppress(Exception):  # whatever a model raises that takes none, such as an encoder with a decoder
+            vectors = self.model.get_input_embeddings()(row)
+            self.takes_vectors = like_alone(self.model(inputs_embeds=vectors, attention_mask=mask).logits)
 
-    def _logits(self, rows: list[list[int]]) -> Tensor:
-        """Return the logits of rows of ids of one length."""
-        ids = torch.tensor(rows, device=self.model.device)
-        logits: Tensor = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    def _logits(self, ids: list[int]) -> Tensor:
+        """Return the logits (1, labels) of a text of these ids."""
+        row = torch.tensor([ids], device=self.model.device)
+        logits: Tensor = self.model(input_ids=row, attention_mask=torch.ones_like(row)).logits
         return logits
 
     def index(self, label: str, where: str) -> int:

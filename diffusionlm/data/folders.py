@@ -107,6 +107,8 @@ def damage_errors(folder: str | Path, what: str = DAMAGED) -> Iterator[None]:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         if "trust_remote_code" in reason:
             raise UserError(f"{folder}: it needs Python code that came with it, which is never run") from None
+        if "ignore_mismatched_sizes" in reason:
+            reason = "the weights have other shapes than those that the config describes"
         raise UserError(f"{folder}: {what}: {reason}") from error
 
 

@@ -184,6 +184,22 @@ def test_a_name_that_is_no_folder_is_not_looked_up_elsewhere(tmp_path: Path) -> 
     assert "expected a folder on this machine" in tried(lambda: load_tokenizer(Path("gpt2")))
 
 
+@pytest.mark.parametrize("reader", [reader for reader in READERS if reader != "the model to start from"])
+def test_reading_a_folder_opens_no_connection(reader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, use = READERS[reader]
+    folder = make(tmp_path / "model")
+    if reader in ("a judge", "a sequence classifier"):
+        edit(folder / "config.json", _name_or_path="gpt2")
+    edit(folder / "tokenizer_config.json", name_or_path="gpt2", tokenizer_file="/etc/hostname")
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError(f"a connection to {arguments[1:]}")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    assert use(folder)
+
+
 def calls(tree: ast.AST, attribute: str) -> list[ast.Call]:
     found = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
     return [node for node in found if isinstance(node.func, ast.Attribute) and node.func.attr == attribute]

@@ -115,7 +115,7 @@ def test_a_value_of_a_wrong_type_is_refused(file: str, place: str, tmp_path: Pat
     [
         ("config.json", "settings", None, "settings: expected a valid dictionary, got None"),
         ("config.json", "settings", {}, "settings: expected the settings that the model was trained with, got none"),
-        ("config.json", "max_tokens", 10**9, "damaged or incomplete"),
+        ("config.json", "max_tokens", 10**9, "the weights have other shapes than those that the config describes"),
         ("config.json", "vocabulary", 10**9, "damaged or incomplete"),
         ("config.json", "format_version", True, "format_version: expected a whole number up to 2, got True"),
         ("config.json", "length_counts", [1] * 99, "expected texts of up to max_tokens 64, got a text of 98 tokens"),
