@@ -28,7 +28,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from diffusionlm.config import UserError
 from diffusionlm.core.objective import Batch, Objective, ObjectiveConfig, expect_family
 from diffusionlm.data.folders import damage_errors, load_folder
-from diffusionlm.models.io import model_config, read_weights
+from diffusionlm.models.io import check_special_ids, model_config, read_weights, special_ids
 from diffusionlm.models.spec import ModelSpec
 
 
@@ -58,6 +58,7 @@ class CausalConfig(ModelSpec, name="causal"):
         return True
 
     def make(self, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[int]], max_length: int) -> LlamaForCausalLM:
+        check_special_ids(special_ids(tokenizer), len(tokenizer))
         config = LlamaConfig(
             vocab_size=len(tokenizer),
             max_position_embeddings=max_length,

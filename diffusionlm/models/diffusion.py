@@ -6,11 +6,9 @@ Shape letters: B batch, L positions, D latent dimension, V words.
 from __future__ import annotations
 
 import math
-import typing
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -29,7 +27,7 @@ from diffusionlm.data.batches import Encoded, Example
 from diffusionlm.data.folders import damage_errors
 from diffusionlm.models.backbones import Backbone
 from diffusionlm.models.conditions import Condition
-from diffusionlm.models.io import SavedConfig, Whole, load_pretrained
+from diffusionlm.models.io import SavedConfig, SpecialToken, Whole, check_special_ids, load_pretrained, special_ids
 from diffusionlm.models.leave_one_out import LeaveOneOut
 from diffusionlm.models.spec import ModelSpec, Rows, Splits
 from diffusionlm.recipe.gumbel import Gumbel
@@ -155,9 +153,6 @@ def _condition_values(condition: Condition, rows: datasets.Dataset) -> list[Any]
     return values
 
 
-SpecialToken = Literal["pad", "unk", "start", "end"]
-
-
 @dataclass(frozen=True, kw_only=True)
 class SavedDiffusionLM(SavedConfig):
     """What ``config.json`` of a model on word vectors has to hold and may hold."""
@@ -173,21 +168,6 @@ class SavedDiffusionLM(SavedConfig):
         if len(self.length_counts) > self.max_tokens + 1:
             longest = f"a text of {len(self.length_counts) - 1} tokens"
             raise UserError(f"length_counts: expected texts of up to max_tokens {self.max_tokens}, got {longest}")
-
-
-def check_special_ids(ids: Mapping[SpecialToken, int], vocabulary: int) -> None:
-    """Raise UserError where PAD, BOS or EOS has no id, an id is beyond the vocabulary, or two of them share one.
-
-    A model whose BOS is its EOS would end each text before its first word.
-    """
-    if not {"pad", "start", "end"} <= ids.keys():
-        raise UserError(f"special_ids: expected ids of pad, start and end, got {', '.join(ids) or 'none'}")
-    if max(ids.values()) >= vocabulary:
-        raise UserError(f"special_ids: expected ids below the vocabulary of {vocabulary}, got {max(ids.values())}")
-    if len({*ids.values()}) < len(ids):
-        names = [name for name in typing.get_args(SpecialToken) if name in ids]
-        shared = next(f"{a} and {b}" for a, b in combinations(names, 2) if ids[a] == ids[b])
-        raise UserError(f"special_ids: expected another id for each, but {shared} are one token; train it again")
 
 
 class DiffusionLMConfig(PreTrainedConfig):
@@ -243,14 +223,14 @@ class WordVectorModel(PreTrainedModel, WordVectors):
     ) -> Self:
         """Return a model with random weights; normalised word vectors start from co-occurrences in ``rows`` of token ids."""
         config_class: Any = cls.config_class
-        ids = {"pad": tokenizer.pad_token_id, "unk": tokenizer.unk_token_id}
-        ids |= {"start": tokenizer.bos_token_id, "end": tokenizer.eos_token_id}
+        ids = special_ids(tokenizer)
+        check_special_ids(ids, len(tokenizer))
         model = cls(
             config_class(
                 settings=to_plain(settings),
                 vocabulary=len(tokenizer),
                 max_tokens=max_length,
-                special_ids={name: i for name, i in ids.items() if i is not None},
+                special_ids=dict(ids),
             )
         )
         if settings.cooccurrence and model.normalised:

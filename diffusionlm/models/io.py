@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 import torch
@@ -19,6 +21,9 @@ from diffusionlm.models.adapters import FILE, saved_adapter
 P = TypeVar("P", bound=PreTrainedModel)
 Whole = Annotated[int, pydantic.Strict(), pydantic.Field(ge=0)]
 Text = Annotated[str, pydantic.Strict()]
+
+
+SpecialToken = Literal["pad", "unk", "start", "end"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,17 +112,40 @@ def read_weights(kind: Any, folder: str | Path, weights: str | Path, **given: An
     return model
 
 
+def special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[SpecialToken, int]:
+    """Return the ids of PAD, the unknown token, BOS and EOS, without those that the tokenizer lacks."""
+    ids: dict[SpecialToken, int | None] = {"pad": tokenizer.pad_token_id, "unk": tokenizer.unk_token_id}
+    ids |= {"start": tokenizer.bos_token_id, "end": tokenizer.eos_token_id}
+    return {name: i for name, i in ids.items() if i is not None}
+
+
+def check_special_ids(ids: Mapping[SpecialToken, int], vocabulary: int) -> None:
+    """Raise UserError where PAD, BOS or EOS has no id, an id is beyond the vocabulary, or two of them share one.
+
+    A model whose BOS is its EOS would end each text before its first word.
+    """
+    if not {"pad", "start", "end"} <= ids.keys():
+        raise UserError(f"special_ids: expected ids of pad, start and end, got {', '.join(ids) or 'none'}")
+    if max(ids.values()) >= vocabulary:
+        raise UserError(f"special_ids: expected ids below the vocabulary of {vocabulary}, got {max(ids.values())}")
+    if len({*ids.values()}) < len(ids):
+        names = [name for name in typing.get_args(SpecialToken) if name in ids]
+        shared = next(f"{a} and {b}" for a, b in combinations(names, 2) if ids[a] == ids[b])
+        raise UserError(f"special_ids: expected another id for each, but {shared} are one token")
+
+
 def check_tokenizer(tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel, folder: str | Path) -> None:
     """Raise UserError where a tokenizer's tokens are not those of ``model``, or the special tokens differ."""
     if len(tokenizer) != model.config.vocab_size:
         raise UserError(f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model {model.config.vocab_size}")
     check_ids(tokenizer, folder)
-    ids = {"pad": tokenizer.pad_token_id, "unk": tokenizer.unk_token_id}
-    ids |= {"start": tokenizer.bos_token_id, "end": tokenizer.eos_token_id}
+    ids = special_ids(tokenizer)
     expected = getattr(model.config, "special_ids", ids)
-    for name, i in ids.items():
-        if expected.get(name) != i:
-            raise UserError(f"{folder}: special_ids: the model's {name} is {expected.get(name)}, the tokenizer's {i}")
+    for name in typing.get_args(SpecialToken):
+        if expected.get(name) != ids.get(name):
+            raise UserError(
+                f"{folder}: special_ids: the model's {name} is {expected.get(name)}, the tokenizer's {ids.get(name)}"
+            )
 
 
 def check_finite(model: PreTrainedModel, folder: str | Path) -> None:

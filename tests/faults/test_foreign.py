@@ -191,6 +191,15 @@ def saved(folder: Path, model: models.Model, **special: str) -> Path:
     return folder
 
 
+def test_files_of_a_vocabulary_serve_without_a_tokenizer_file_and_all_of_them_are_needed(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "pub", "##s"]))
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    assert load_tokenizer(tmp_path)("the pubs")["input_ids"] == [2, 5, 6, 7, 3]
+    (tmp_path / "vocab.txt").unlink()
+    with pytest.raises(UserError, match=r"expected tokenizer\.json, or vocab\.txt"):
+        load_tokenizer(tmp_path)
+
+
 LETTERS = {letter: i for i, letter in enumerate("[] abcdefgh")}
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from diffusionlm.config import UserError, build
 from diffusionlm.core.objective import collate
-from diffusionlm.data.tokenizers import Pretrained
+from diffusionlm.data.tokenizers import Pretrained, TokenizerRecipe, load_tokenizer
 from diffusionlm.evaluation.scoring import score
 from diffusionlm.pipelines.auto import open_pipeline
 from diffusionlm.training.run import RunConfig, train
@@ -63,6 +65,26 @@ def test_a_model_with_such_a_tokenizer_generates_texts_and_tells_them_apart(fami
     assert any(one.text for one in pipe(4))
     bounds = [bound.nats / bound.tokens for _, bound in score(pipe, ["The pub is cheap.", "zzzz"])]
     assert bounds[0] != bounds[1]
+
+
+@dataclass(frozen=True)
+class Unchanged(TokenizerRecipe):
+    """A user's recipe that leaves a tokenizer as it is."""
+
+    folder: str
+
+    def make(self, texts: Iterable[str], max_length: int = 64) -> PreTrainedTokenizerFast:
+        return load_tokenizer(Path(self.folder))
+
+
+@pytest.mark.parametrize("family", SIZES)
+def test_training_with_a_tokenizer_whose_tokens_are_one_is_refused_before_it_begins(family: str, tmp_path: Path) -> None:
+    tokenizer = {"name": f"{__name__}:Unchanged", "folder": one_token(tmp_path / "tokenizer", ROLES[1:3])}
+    plain = {**tiny_plain(tmp_path, data={"tokenizer": tokenizer}), "model": SIZES[family]}
+    plain |= {"objective": "cross-entropy" if family == "diffusion" else family, "sampling": {}}
+    with pytest.raises(UserError, match="special_ids: expected"):
+        train(build(RunConfig, plain), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run" / "model").exists()
 
 
 def test_an_end_that_also_stands_for_unknown_characters_is_refused(tmp_path: Path) -> None:
