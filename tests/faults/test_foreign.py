@@ -173,7 +173,13 @@ def test_an_encoder_with_a_decoder_takes_no_vectors_and_scores_texts(pipe: Pipel
     sizes: dict[str, Any] = {"d_model": 8, "vocab_size": len(pipe.tokenizer), "max_position_embeddings": 66}
     for side in ("encoder", "decoder"):
         sizes |= {f"{side}_layers": 1, f"{side}_attention_heads": 2, f"{side}_ffn_dim": 8}
-    ends = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 3, "forced_eos_token_id": 3}
+    ends: dict[str, Any] = {
+        "pad_token_id": 0,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+        "decoder_start_token_id": 3,
+        "forced_eos_token_id": 3,
+    }
     BartForSequenceClassification(BartConfig(num_labels=3, **sizes, **ends)).save_pretrained(tmp_path)
     pipe.tokenizer.save_pretrained(tmp_path)
     found = loaded(tmp_path, pipe)
