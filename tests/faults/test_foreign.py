@@ -180,7 +180,7 @@ def test_an_encoder_with_a_decoder_takes_no_vectors_and_scores_texts(pipe: Pipel
         "decoder_start_token_id": 3,
         "forced_eos_token_id": 3,
     }
-    BartForSequenceClassification(BartConfig(num_labels=3, **sizes, **ends)).save_pretrained(tmp_path)
+    BartForSequenceClassification(BartConfig(**sizes, **ends)).save_pretrained(tmp_path)
     pipe.tokenizer.save_pretrained(tmp_path)
     found = loaded(tmp_path, pipe)
     assert found.aligned is None
