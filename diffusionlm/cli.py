@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from diffusionlm.arguments import Messages, command, flag, option, parser, several, split
+from diffusionlm.arguments import Messages, check_processes, command, flag, import_modules, option, parser, several, split
 from diffusionlm.config import UserError, build, nearest, override, read_value, to_plain
 
 if TYPE_CHECKING:
@@ -68,14 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if overrides and options.example is None:
             raise UserError(f"--{overrides[0][0]}: this command takes no settings; see --help")
         options.overrides = overrides
-        processes = os.environ.get("WORLD_SIZE", "1")
-        launched = processes.isdecimal() and "MASTER_ADDR" in os.environ and options.run is _train
-        if processes != "1" and not launched:
-            only = "only train runs in several processes, under torchrun or accelerate launch; unset WORLD_SIZE otherwise"
-            raise UserError(f"WORLD_SIZE={processes}: {only}")
+        check_processes(several_allowed=options.run is _train)
         _quiet_libraries()
-        for name in options.imports:
-            _import(name)
+        import_modules(options.imports)
         return int(options.run(options))
     except UserError as error:
         print(f"diffusionlm: {error}", file=sys.stderr)
@@ -103,13 +98,6 @@ def entry() -> NoReturn:
             stream.reconfigure(encoding="utf-8", errors=errors)
     sys.stderr = Messages(sys.stderr)
     sys.exit(main())
-
-
-def _import(name: str) -> None:
-    try:
-        importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(f"--import: cannot import {name}: {error}") from None
 
 
 def _quiet_libraries() -> None:

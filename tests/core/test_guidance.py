@@ -259,7 +259,7 @@ def test_the_survivors_are_the_target_on_average() -> None:
         (Guidance, {"name": "gradient", "denoiser_scale": -1}, "denoiser_scale: expected 0 or more"),
         (Guidance, {"name": "adagrad", "inner_steps": 0}, "inner_steps: expected at least 1"),
         (Guidance, {"name": "gradient", "draft": 1}, "draft: expected a share from 0 to below 1"),
-        (Guidance, {"name": "gradient", "inner_steps": 0}, "inner_steps: expected at least 1"),
+        (Guidance, {"name": "gradient", "inner_steps": 0}, "inner_steps: expected 1 to 10000"),
         (Guidance, "gradeint", "did you mean 'gradient'"),
         (Particles, {"count": 0}, "count: expected 1 to 10000"),
     ],

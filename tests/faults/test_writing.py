@@ -101,7 +101,7 @@ def test_code_in_a_checkpoint_is_not_run(trained: Path, stopped: Path, name: str
     ("name", "text", "sentence"),
     [
         ("config.yaml", "training: {", "config.yaml: not valid YAML"),
-        ("config.yaml", "\udcff", "config.yaml: expected UTF-8 text, but byte 0 is none"),
+        ("config.yaml", "\udcff", "config.yaml, line 1: expected UTF-8 text, got the byte 0xff"),
         ("data.json", '{"training_te', "data.json: expected JSON, but the file is damaged"),
         ("log.jsonl", '{"step": 1}\n{"st\n{"step": 2}\n', "log.jsonl:2: expected a row of the log, got .*; delete this line"),
     ],
