@@ -145,7 +145,7 @@ def test_a_corpus_has_metrics_of_its_own() -> None:
     assert files.metrics([]) == {} and files.annotator() == Plain()
 
 
-def test_the_embedded_corpus_reports_accepted_and_new_texts() -> None:
+def test_the_restaurants_corpus_reports_accepted_and_new_texts() -> None:
     corpus = Corpus.find("restaurants")()
     text = "The Golden Lion is a cheap pub near the old bridge. The staff are friendly."
     accepted, new = corpus.metrics([text]).values()
@@ -169,7 +169,7 @@ def test_targets_of_any_control() -> None:
         build(Task, {"name": "control", "control": "lenght"})
 
 
-def test_general_code_does_not_import_the_embedded_corpus() -> None:
+def test_general_code_does_not_import_the_restaurants_corpus() -> None:
     program = (
         "import sys, diffusionlm.controls, diffusionlm.data.corpora, diffusionlm.data.annotators\n"
         "import diffusionlm.pipelines.diffusion\n"

@@ -282,7 +282,7 @@ def test_hub_folder_that_changes(tmp_path: Path) -> None:
 def test_restaurants() -> None:
     folder = Path(__file__).parents[2] / "data" / "restaurants"
     if not folder.is_dir():
-        pytest.skip(f"the embedded corpus has not been written to {folder}")
+        pytest.skip(f"the restaurants corpus has not been written to {folder}")
     splits = Restaurants().load()
     assert set(splits) == {"train", "validation", "test"}
     rows = splits["validation"]
