@@ -97,7 +97,7 @@ def test_a_marked_text_is_scored_as_the_same_text_without_the_mark(
         ((TEXT + TEXT).encode()[:-8], "line 4: .* other characters are UTF-8, the file was cut inside its last character"),
         (b"many\nlines of a text file\nand one with\0 NUL\n", "line 3: NUL, a character that no text has"),
         ("a\x1b[1mb\n", r"line 1: U.001B, a control character, in 'a\\x1b"),
-        (gzip.compress(b"x"), "expected text, got gzip data"),
+        (gzip.compress(b"x", mtime=0), "expected text, got gzip data"),
         (b"PK\x03\x04", "expected text, got a zip archive, such as .xlsx"),
         ("version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "got a Git LFS pointer"),
         ("<!DOCTYPE html>\n<html>", "got an HTML page"),
@@ -197,7 +197,7 @@ def test_a_cell_of_several_lines_is_a_text_and_its_row_is_named_by_its_first_lin
         ("a.CSV", "id,text\n1,The pub\n"),
         ("a.Jsonl", '{"text": "The pub"}\n'),
         ("a.TXT", "The pub\n"),
-        ("a.TXT.GZ", gzip.compress(b"The pub\n")),
+        ("a.TXT.GZ", gzip.compress(b"The pub\n", mtime=0)),
         ("a.tsv", "id\ttext\n1\tThe pub\n"),
         ("a.csv", "id;text\n1;The pub\n"),
         ("a.csv", "id\ttext\n1\tThe pub\n"),
@@ -216,7 +216,7 @@ def test_a_folder_a_missing_file_and_a_damaged_one_are_named_in_a_sentence(write
     (tmp_path / "folder.txt").mkdir()
     assert refusal(lambda: read_texts(f"{tmp_path}/folder.txt")) == f"{tmp_path}/folder.txt: expected a file, got a folder"
     assert "there is no such file" in refusal(lambda: read_texts(f"{tmp_path}/none.txt"))
-    foreign, cut = write("a.txt.gz", b"no gzip"), write("b.txt.gz", gzip.compress(b"many words" * 100)[:-12])
+    foreign, cut = write("a.txt.gz", b"no gzip"), write("b.txt.gz", gzip.compress(b"many words" * 100, mtime=0)[:-12])
     assert "a.txt.gz: the file is damaged" in refusal(lambda: read_texts(foreign))
     assert "b.txt.gz: the file is damaged" in refusal(lambda: read_texts(cut))
     assert "a.parquet: the file is damaged" in refusal(lambda: read_texts(write("a.parquet", "text\nx\n")))
