@@ -354,3 +354,10 @@ def test_a_component_without_a_method_is_named(
     stored = str(ROOT / "tests" / "golden" / "format-1")
     assert main(["generate", stored, "--control", "empty_control:Nothing()"]) == 2
     assert capsys.readouterr().err.endswith("diffusionlm: empty_control:Nothing does not define compile\n")
+
+
+def test_a_target_with_an_unknown_key_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "targets.jsonl").write_text('{"controls": ["Length(9)"], "refrence": "The pub."}\n')
+    stored = str(ROOT / "tests" / "golden" / "format-1")
+    assert main(["generate", stored, "--targets", str(tmp_path / "targets.jsonl")]) == 2
+    assert "line 1: there is no such key 'refrence'; expected controls, reference, task" in capsys.readouterr().err

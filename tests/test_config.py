@@ -374,3 +374,10 @@ def test_components_can_be_compared_and_used_as_keys(component: Component) -> No
     twin = build(Component, component)
     assert {component: 1}[twin] == 1
     assert dataclasses.replace(component) == component  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize("version", ["7", "one", "0", "2.0"])
+def test_a_config_of_another_format_is_refused(version: str, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(f"format_version: {version}\ntraining: {{steps: 3}}\n")
+    with pytest.raises(UserError, match=r"a\.yaml: format_version: expected a whole number up to 2, got"):
+        read_config([tmp_path / "a.yaml"])

@@ -73,6 +73,8 @@ def target_rows(path: str | Path) -> list[tuple[str, dict[str, Any], tuple[Contr
         expressions = row.get("controls") if isinstance(row, Mapping) else None
         if not expressions or not isinstance(expressions, str | list):
             raise UserError(f"{place}: expected an object with 'controls', a list of expressions, got {str(row)[:60]}")
+        if unknown := sorted(map(str, row.keys() - {"controls", "reference", "task"})):
+            raise UserError(f"{place}: there is no such key {unknown[0]!r}; expected controls, reference, task")
         if wrong := next(filter(None, (wrong_character(value) for value in row.values() if isinstance(value, str))), ""):
             raise UserError(f"{place}: {wrong}")
         try:

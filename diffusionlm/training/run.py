@@ -90,6 +90,8 @@ def _read_plain(path: Path) -> dict[str, Any]:
     plain = read_yaml(read_text(path), str(path))
     of_a_run = path.name == "config.yaml" and (path.with_name("data.json").exists() or path.with_name("log.jsonl").exists())
     version = plain.pop("format_version", 1 if of_a_run else FORMAT_VERSION)
+    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
+        raise UserError(f"{path}: format_version: expected a whole number up to {FORMAT_VERSION}, got {version!r}")
     return upgraded(plain) if version == 1 else plain
 
 

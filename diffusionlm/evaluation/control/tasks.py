@@ -222,8 +222,6 @@ def read_rows(path: str) -> list[tuple[str, Target]]:
         for key in ("reference", "task"):
             if not isinstance(row.get(key), str | None):
                 raise UserError(f"{place}: {key}: expected text, got {row[key]!r}")
-        if unknown := sorted(row.keys() - {"controls", "reference", "task"}):
-            raise UserError(f"{place}: there is no such key {unknown[0]!r}; expected controls, reference, task")
         found.append((row.get("task") or Path(path).stem, Target(controls, row.get("reference"), place=place)))
     return found
 
