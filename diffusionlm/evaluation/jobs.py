@@ -80,7 +80,8 @@ class ResumableReport:
             return cls(about)
         path = folder / cls.FILE
         if not path.exists():
-            if not folder.is_dir() or any(folder.iterdir()):
+            # A call that was stopped before its first row may have left texts.
+            if not folder.is_dir() or any(each.name != "texts" and not each.name.endswith(".new") for each in folder.iterdir()):
                 raise UserError(f"{folder}: expected an empty or new folder, or an evaluation's, but it holds other files")
             return cls(about)
         try:

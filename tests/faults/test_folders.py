@@ -11,6 +11,7 @@ import pytest
 from tiny_runs import tiny_config
 
 from diffusionlm import UserError
+from diffusionlm.evaluation.report import Report
 from diffusionlm.files import write_folder
 from diffusionlm.training.checkpoints import (
     MARKER,
@@ -134,3 +135,12 @@ def test_a_folder_with_the_shells_own_log_is_a_place_for_a_run(tmp_path: Path) -
             train(one, other, quiet=True)
     with pytest.raises(UserError, match=r"texts.txt: expected a folder, or a place for a new one, got a file"):
         train(one, tmp_path / "texts.txt", quiet=True)
+
+
+def test_an_evaluation_that_stopped_before_its_first_row_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "evaluation" / "texts").mkdir(parents=True)
+    (tmp_path / "evaluation" / "texts" / "reference-text.jsonl").write_text("{}\n")
+    assert Report.open(tmp_path / "evaluation", {"seed": 0}).rows == []
+    (tmp_path / "evaluation" / "notes.md").touch()
+    with pytest.raises(UserError, match="expected an empty or new folder, or an evaluation's, but it holds other files"):
+        Report.open(tmp_path / "evaluation", {"seed": 0})
