@@ -19,7 +19,7 @@ from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from diffusionlm.arguments import Messages, check_processes, command, flag, import_modules, option, parser, several, split
-from diffusionlm.config import UserError, build, nearest, override, read_value, to_plain
+from diffusionlm.config import UserError, build, nearest, nearest_setting, override, read_value, to_plain
 
 if TYPE_CHECKING:
     from diffusionlm.core.sampler import State
@@ -61,10 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         words, overrides = split(sys.argv[1:] if arguments is None else arguments)
         options, unknown = parser().parse_known_args(words)
         if unknown:
-            hint = nearest(unknown[0], options.known)
-            if options.example is not None and hint.startswith("; choose"):
-                hint = f"; a setting has a dotted name, a component such as {unknown[0]}.name; see: diffusionlm show"
-            raise UserError(f"{unknown[0]}: there is no such argument{hint}")
+            hint = nearest_setting(unknown[0], options.known, listed=options.example is None)
+            dotted = f"; a setting has a dotted name, a component such as {unknown[0]}.name; see: diffusionlm show"
+            raise UserError(f"{unknown[0]}: there is no such argument{hint or dotted}")
         if overrides and options.example is None:
             raise UserError(f"--{overrides[0][0]}: this command takes no settings; see --help")
         options.overrides = overrides

@@ -35,16 +35,25 @@ class UserError(ValueError):
     """A mistake of the user, in one sentence: where, what was expected, what was found."""
 
 
-def nearest(word: str, options: Iterable[str]) -> str:
-    """End an error sentence: the valid word nearest to ``word``, or all valid words where none is near."""
+def nearest(word: str, options: Iterable[str], listed: bool = True) -> str:
+    """End an error sentence: the valid word nearest to ``word``; if none is near, all valid words, unless not ``listed``."""
     known = sorted(options)
-    renamed = {old: new for names in RENAMED.values() for old, new in names.items()}
-    if (new := renamed.get(word.strip("-").replace("-", "_").rpartition(".")[2])) is not None:
-        if found := [option for option in known if option.strip("-").replace("-", "_").rpartition(".")[2] == new]:
-            return f"; it is now called {found[0]!r}"
     if close := difflib.get_close_matches(word.lower(), [option.lower() for option in known], n=1):
         return f"; did you mean {next(option for option in known if option.lower() == close[0])!r}?"
-    return f"; choose from {', '.join(known)}" if known else ""
+    return f"; choose from {', '.join(known)}" if known and listed else ""
+
+
+def nearest_setting(name: str, options: Iterable[str], listed: bool = True) -> str:
+    """Do as ``nearest`` for a setting or an argument ``--name``, which may have had this name in format 1."""
+    known = list(options)
+    renamed = {old: new for names in RENAMED.values() for old, new in names.items()}
+    new = renamed.get(_setting(name))
+    found = next((option for option in known if new is not None and _setting(option) == new), None)
+    return nearest(name, known, listed) if found is None else f"; it is now called {found!r}"
+
+
+def _setting(argument: str) -> str:
+    return argument.strip("-").replace("-", "_").rpartition(".")[2]
 
 
 # Whether an import path may be imported. A saved model must not import code: there, a third-party component is found only
@@ -375,7 +384,7 @@ def _sentence(kind: type, error: pydantic.ValidationError, where: str) -> str:
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         owner = _type_at(kind, place[:-1])
         known = [f.name for f in dataclasses.fields(owner)] if dataclasses.is_dataclass(owner) else []
-        return f"{spot}: there is no such setting{nearest(place[-1], known)}"
+        return f"{spot}: there is no such setting{nearest_setting(place[-1], known)}"
     if first["type"] == "missing":
         return f"{spot}: this setting is needed and has no default"
     if first["type"] == "value_error":

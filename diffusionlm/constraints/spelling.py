@@ -58,10 +58,8 @@ class Spelling:
         ends = set()
         for word in words:
             if not known.issuperset(map(fold, [word] if self.whole_words else word)):
-                hint = nearest(word, self.words)  # all words, where none is near
-                raise UserError(
-                    f"{where}: the model's vocabulary has no word {word!r}{hint if hint.startswith('; did') else ''}"
-                )
+                hint = nearest(word, self.words, listed=False)
+                raise UserError(f"{where}: the model's vocabulary has no word {word!r}{hint}")
             state = 2
             for character in map(fold, word):
                 if character not in trie[state]:

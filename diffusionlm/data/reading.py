@@ -79,8 +79,7 @@ class Table:
             raise UserError(f"{self.name}: column {name!r} holds bytes, expected text or numbers")
         if name not in self.columns:
             shown = ", ".join(repr(known[:40]) for known in self.columns)
-            hint = nearest(name, self.columns)
-            raise UserError(f"{self.name}: no column {name!r} among {shown}{hint if 'did you mean' in hint else ''}")
+            raise UserError(f"{self.name}: no column {name!r} among {shown}{nearest(name, self.columns, listed=False)}")
         return self.columns[name]
 
     def texts(self, name: str) -> list[int]:
