@@ -18,6 +18,7 @@ from diffusionlm.core.objective import collate
 from diffusionlm.data.annotators import Annotator, Plain
 from diffusionlm.data.corpora import Corpus
 from diffusionlm.data.folders import is_folder, read_object
+from diffusionlm.data.reading import read_text
 from diffusionlm.models.classifier import LatentClassifier, find_classifier
 from diffusionlm.models.diffusion import DiffusionLM
 from diffusionlm.models.io import model_folder
@@ -109,7 +110,7 @@ def annotator_for(folder: Path | None) -> Annotator:
     """
     for path in [] if folder is None else [folder / "config.yaml", folder.resolve().parent / "config.yaml"]:
         try:
-            plain = read_yaml(path.read_text(), str(path))
+            plain = read_yaml(read_text(path), str(path))
             return build_untrusted(Corpus, plain["data"]["corpus"]).annotator()
         except (OSError, ValueError, KeyError, TypeError):  # UserError and damaged text are ValueErrors
             continue

@@ -82,7 +82,7 @@ class Span(Control, name="span"):
         )
 
     def _pattern(self, tags: Sequence[str]) -> list[str]:
-        """Return the tag pattern of a text with a template at the span, whose first tag is of the word before it."""
+        """Return the tag pattern of a text with a template at the span, whose first tag belongs to the word before it."""
         ahead, inside = [ANY] * (self.first - 1), tags[self.first == 0 :]
         return [*ahead, *(inside[:-1] if inside[-1] == END else [*inside, MANY])]
 

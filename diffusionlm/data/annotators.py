@@ -98,7 +98,7 @@ def _tagger(folder: str) -> Any:
     tagger = PerceptronTagger(load=False)
     try:
         files = [next(Path(folder).glob(f"*{part}.json")) for part in ("weights", "tagdict", "classes")]
-        tagger.decode_json_params(json.loads(file.read_text()) for file in files)
+        tagger.decode_json_params(json.loads(file.read_text(encoding="utf-8")) for file in files)
     except (OSError, ValueError, StopIteration) as error:
         raise UserError(
             f"annotator.folder: expected a tagger's weights.json, tagdict.json and classes.json in {folder} {error}".rstrip()

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from diffusionlm import plots
 from diffusionlm.config import UserError, build, to_plain
 from diffusionlm.evaluation.provenance import described, machine
-from diffusionlm.files import write_text
+from diffusionlm.files import read_json, write_text
 
 REFERENCE, JUDGE = "reference text", "judge LM"
 
@@ -85,7 +85,7 @@ class ResumableReport:
                 raise UserError(f"{folder}: expected an empty or new folder, or an evaluation's, but it holds other files")
             return cls(about)
         try:
-            plain = json.loads(path.read_text(encoding="utf-8"))
+            plain = read_json(path)
             known = {field.name: plain[field.name] for field in fields(cls)}
         except (OSError, ValueError, KeyError, TypeError):
             raise UserError(f"{path}: this evaluation is damaged; choose another --out") from None

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from diffusionlm.config import UserError, nearest
 from diffusionlm.data.corpora import Corpus
 from diffusionlm.evaluation.text_metrics import TrainingTexts
+from diffusionlm.files import read_text
 from diffusionlm.models.io import model_folder
 from diffusionlm.training.run import read_config
 
@@ -41,7 +42,11 @@ def machine() -> dict[str, Any]:
 def _processor() -> str:
     """Return the CPU's name and number of cores, as far as the system names them."""
     with suppress(OSError):
-        names = [line.partition(": ")[2] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+        names = [
+            line.partition(": ")[2]
+            for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+            if "model name" in line
+        ]
         return f"{names[0]}, {len(names)} cores" if names else platform.machine()
     return platform.processor() or platform.machine()
 
@@ -90,7 +95,7 @@ def training_of(folder: str | Path) -> dict[str, Any]:
     logged = []
     with suppress(OSError, ValueError):
         if config := config_of([folder]):
-            lines = config.with_name("log.jsonl").read_text().splitlines()
+            lines = read_text(config.with_name("log.jsonl")).splitlines()
             logged = [row for row in map(json.loads, lines) if "tokens" in row]
     if not logged:
         return {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from diffusionlm.config import FORMAT_VERSION, Settings, UserError, build, upgraded
@@ -150,6 +151,10 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel, 
 
 def check_finite(model: PreTrainedModel, folder: str | Path) -> None:
     """Raise UserError where a weight is NaN or infinite: every figure and every text would be worthless."""
-    for name, weight in model.state_dict().items():
-        if not bool(weight.isfinite().all()):
-            raise UserError(f"{folder}: expected finite weights, but {name} holds NaN or infinity; the model is damaged")
+    if name := not_finite(model.state_dict().items()):
+        raise UserError(f"{folder}: expected finite weights, but {name} holds NaN or infinity; the model is damaged")
+
+
+def not_finite(weights: Iterable[tuple[str, Tensor]]) -> str | None:
+    """Return the name of the first of the named ``weights`` that holds NaN or infinity."""
+    return next((name for name, weight in weights if not bool(weight.isfinite().all())), None)

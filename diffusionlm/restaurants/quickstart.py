@@ -15,7 +15,7 @@ import torch
 
 from diffusionlm.config import UserError
 from diffusionlm.evaluation.provenance import training_of
-from diffusionlm.files import disk_errors
+from diffusionlm.files import disk_errors, read_text
 from diffusionlm.models.classifier import ClassifierConfig
 from diffusionlm.models.classifier.objective import Classification
 from diffusionlm.pipelines.base import Controlled, SamplingConfig
@@ -140,7 +140,7 @@ def _tokens_per_second(config: RunConfig, threads: int) -> float:
         )  # fmt: skip
         if not train(replace(config, training=training), Path(folder) / "timed", write_samples=False, quiet=True):
             raise KeyboardInterrupt
-        rows = [json.loads(line) for line in (Path(folder) / "timed" / "log.jsonl").read_text().splitlines()]
+        rows = [json.loads(line) for line in read_text(Path(folder) / "timed" / "log.jsonl").splitlines()]
     seconds = [row["seconds"] for row in rows if "tokens" in row]
     return config.training.batch_tokens * (TIMED_STEPS - TIMED_STEPS // 3) / (seconds[-1] - seconds[0])
 

@@ -9,12 +9,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
 from torch import nn
 
 from diffusionlm.config import UserError
-from diffusionlm.files import disk_errors, read_text, write_text
+from diffusionlm.files import disk_errors, read_json, read_text, write_text
+from diffusionlm.models.io import not_finite
 from diffusionlm.recipe.frozen import Frozen
 
 MARKER = "complete.json"  # of a checkpoint, written last
@@ -54,7 +54,7 @@ def locked(folder: Path) -> Iterator[None]:
 def checkpoint_step(path: Path) -> int | None:
     """Return the step of a complete checkpoint, whose marker and name agree, or None for any other file or folder."""
     with suppress(OSError, ValueError, LookupError, TypeError):
-        step = json.loads((path / MARKER).read_text(encoding="utf-8"))["step"]
+        step = read_json(path / MARKER)["step"]
         if isinstance(step, int) and path.name == f"checkpoint-{step}" and not path.is_symlink():
             return step
     return None
@@ -135,9 +135,8 @@ def damage(file: Path) -> Iterator[None]:
 
 def check_finite(module: nn.Module, path: Path) -> None:
     """Raise UserError where a weight is infinite or not a number, so that ``path`` is not written."""
-    for name, weight in module.named_parameters():
-        if not torch.isfinite(weight).all():
-            raise UserError(f"{path}: not written: training has diverged, and the weights {name} are not finite; {REMEDY}")
+    if name := not_finite(module.named_parameters()):
+        raise UserError(f"{path}: not written: training has diverged, and the weights {name} are not finite; {REMEDY}")
 
 
 def copied_teachers(objective: nn.Module) -> nn.ModuleDict:

@@ -41,7 +41,7 @@ class X:
 
 @pytest.fixture(autouse=True)
 def answer_yes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever asks whether to run code is told yes."""
+    """Answer every prompt whether to run code with yes."""
     monkeypatch.setattr("builtins.input", lambda *prompt: "y")
 
 

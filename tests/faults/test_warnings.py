@@ -1,4 +1,4 @@
-"""What a run can tell of its texts and of its progress, it says in time, and it says nothing of ordinary ones."""
+"""A run warns of unsuitable texts and of a rising loss in time, and does not warn of ordinary ones."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class ControlRow(Row):
     digest: str
 
     def replaces(self, other: Self) -> bool:
-        """Return whether ``other`` is of the same model, task and strength."""
+        """Return whether ``other`` has the same model, task and strength."""
         return (self.system, self.task, self.strength) == (other.system, other.task, other.strength)
 
 
