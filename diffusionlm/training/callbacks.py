@@ -35,11 +35,11 @@ class Progress(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.is_world_process_zero:
+            with disk_errors(self.path):
+                self.file = self.path.open("a", encoding="utf-8")
             self.bar = tqdm(
                 total=self.steps, initial=state.global_step, desc="training", unit="step", disable=self.quiet, **intervals()
             )  # fmt: skip
-            with disk_errors(self.path):
-                self.file = self.path.open("a", encoding="utf-8")
             self.clock = time.perf_counter()
             self.begun = self.clock - self.seconds
             self.processor_begun = time.process_time() - self.processor_seconds
