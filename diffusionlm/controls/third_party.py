@@ -101,7 +101,7 @@ class SequenceClassifier:
         """Say once that texts are longer than the classifier reads."""
         if self._warned or self.longest >= UNBOUNDED:
             return
-        found = max(len(self.tokenizer(text, verbose=False)["input_ids"]) for text in texts)
+        found = max(map(len, self.tokenizer(list(texts), verbose=False)["input_ids"]), default=0)
         if found > self.longest:
             self._warned = True
             cut = f"reads {int(self.longest)} tokens; of longer texts, such as one of {found}, only the beginning counts"
