@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 FAMILIES = {  # the families that ``show`` lists, with the import paths of their base classes
     "models": "diffusionlm.models.spec:ModelSpec",
     "adapters": "diffusionlm.models.adapters:Adapter",
+    "processes": "diffusionlm.core.process:Process",
+    "conditions": "diffusionlm.models.conditions:Condition",
     "schedules": "diffusionlm.core.schedule:NoiseSchedule",
     "samplers": "diffusionlm.core.sampler:Sampler",
     "backbones": "diffusionlm.models.backbones:Backbone",
@@ -182,7 +184,7 @@ def _generate(options: argparse.Namespace) -> int:
     from diffusionlm.pipelines.auto import open_pipeline
 
     _expect_positive(options, "count", "ensure")
-    sampling = _sampling(options)
+    sampling, given = _sampling(options)
     pipeline = open_pipeline(options.model, options.device, options.dtype)
     if options.annotator is not None:
         pipeline.set_annotator(build(Annotator, read_value("--annotator", options.annotator), "--annotator"))
@@ -197,6 +199,8 @@ def _generate(options: argparse.Namespace) -> int:
                 pipeline.check_controls(controls, sampling)
             except UserError as error:
                 raise UserError(f"{place}: {error}") from None
+    labels = {"guidance.strength": "--strength", "particles.count": "--particles", "tries": "--ensure"}
+    pipeline.check_given(given, sampling, [controls for _, controls in targets], labels)
     for number, (_, controls) in enumerate(targets):
         target = {} if options.targets is None else {"target": number}
         for row in pipeline.stream(options.count, sampling, watch, controls, options.ensure, condition):
@@ -204,15 +208,20 @@ def _generate(options: argparse.Namespace) -> int:
     return 0
 
 
-def _sampling(options: argparse.Namespace) -> SamplingConfig:
-    """Return the model's saved sampling settings, changed by the flags and the dotted overrides, components first."""
+def _sampling(options: argparse.Namespace) -> tuple[SamplingConfig, dict[str, Any]]:
+    """Return the model's saved sampling settings, changed by the flags and the dotted overrides, and what these give."""
     from diffusionlm.pipelines.base import SamplingConfig, saved_sampling
+    from diffusionlm.pipelines.effect import given_names
 
-    given = _given(options, SamplingConfig)
-    given |= {"guidance.strength": options.strength, "particles.count": given.pop("particles", None)}
-    changes = [(name, str(value)) for name, value in given.items() if value is not None]
+    flags = _given(options, SamplingConfig)
+    flags |= {"guidance.strength": options.strength, "particles.count": flags.pop("particles", None)}
+    changes = [(name, str(value)) for name, value in flags.items() if value is not None]
     changes += [(name.removeprefix("sampling."), value) for name, value in options.overrides]
-    return build(SamplingConfig, override(to_plain(saved_sampling(options.model)), changes, SamplingConfig), "sampling")
+    plain = override(to_plain(saved_sampling(options.model)), changes, SamplingConfig)
+    sampling = build(SamplingConfig, plain, "sampling")
+    arguments = {"tries": options.ensure, "condition": options.condition, "annotator": options.annotator}
+    given = {name: value for name, value in arguments.items() if value is not None}
+    return sampling, given_names((name for name, _ in changes), sampling) | given
 
 
 def _watcher() -> Callable[[State, list[str]], None]:

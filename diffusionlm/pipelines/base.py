@@ -15,13 +15,14 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from diffusionlm.config import FORMAT_VERSION, Settings, UserError, build, build_untrusted, merge, to_plain, upgraded
-from diffusionlm.controls import Control, Outcome
+from diffusionlm.controls import Control, Outcome, read_controls
 from diffusionlm.core.guidance import Guidance
 from diffusionlm.core.sampler import DDPM, Sampler
 from diffusionlm.data.annotators import Annotator
 from diffusionlm.data.folders import read_object
 from diffusionlm.data.tokenizers import decode_texts, load_tokenizer
 from diffusionlm.models.io import check_tokenizer, model_folder
+from diffusionlm.pipelines.effect import OFF, Unused, check_given, given_settings
 from diffusionlm.pipelines.gradient import Gradient
 from diffusionlm.pipelines.particles import Particles
 from diffusionlm.pipelines.ranking import best_candidates
@@ -124,10 +125,36 @@ class BasePipeline(Generic[M]):
     def check(self, sampling: SamplingConfig) -> None:
         """Raise UserError where a setting does not fit the model."""
 
+    def unused(self, sampling: SamplingConfig, controls: Sequence[Control] = ()) -> Unused:
+        """Return what has no effect for this model and ``controls``: settings and arguments of ``stream``, with the reason.
+
+        Raises:
+            UserError: the model cannot follow ``controls``.
+        """
+        raise NotImplementedError
+
+    def check_given(
+        self, given: Mapping[str, Any], sampling: SamplingConfig, requests: Sequence[Sequence[Control]] = ((),),
+        labels: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        """Raise UserError for a setting of ``given``, dotted, without effect in any of ``requests``, lists of controls.
+
+        ``labels`` say how the user wrote a setting, where that is not its name.
+        """
+        # What has an effect without controls has one with them, too: only what is left compiles the controls.
+        check_given(given, (self.unused(sampling, each) for each in [(), *requests]), labels)
+
     def check_controls(self, controls: Sequence[Control], sampling: SamplingConfig) -> None:
         """Raise UserError where the model cannot follow ``controls``."""
         if controls:
             raise self.unsteered("control")
+
+    def check_request(self, sampling: SamplingConfig, controls: Sequence[Control], tries: int, condition: Any) -> None:
+        """Raise UserError for ``tries`` or a ``condition`` without effect, or an impossible number of tries."""
+        if tries < 1:
+            raise UserError(f"tries: expected at least 1, got {tries}")
+        given = {"tries": tries, **({} if condition is None else {"condition": condition})}
+        self.check_given(given, sampling, [controls])
 
     def set_annotator(self, annotator: Annotator) -> None:
         """Check the controls of finished samples with ``annotator``. Raises UserError for a model that takes no controls."""
@@ -166,7 +193,9 @@ class BasePipeline(Generic[M]):
         Raises:
             UserError: as ``stream``; an unknown field or a wrong value.
         """
-        return list(self.stream(count, self.changed(changes), None, controls, tries, condition))
+        sampling = self.changed(changes)
+        self.check_given(given_settings(changes), sampling, [read_controls(controls)])
+        return list(self.stream(count, sampling, None, controls, tries, condition))
 
     def changed(self, changes: Mapping[str, Any]) -> SamplingConfig:
         """Return the default settings with ``changes``. Raises UserError for an unknown field or a wrong value."""
@@ -201,10 +230,10 @@ class UnguidedPipeline(BasePipeline[M]):
         self, count: int, sampling: SamplingConfig | None = None, watch: Watch | None = None,
         controls: Controls = (), tries: int = 1, condition: Any = None,
     ) -> Iterator[Generated]:  # fmt: skip
-        if controls or condition is not None:
-            raise self.unsteered("control" if controls else "condition")
         sampling = self.sampling if sampling is None else sampling
+        self.check_controls(read_controls(controls), sampling)
         self.check(sampling)
+        self.check_request(sampling, (), tries, condition)
         for indices in batches(count, sampling):
             seeds = [(sampling.seed, index, c) for index in indices for c in range(sampling.candidates)]
             ids = self.sample_ids(seeds, sampling, watch)
@@ -226,11 +255,11 @@ def check_length(length: int, longest: int) -> None:
         raise UserError(f"length: expected 1 to {longest} tokens for this model, got {length}")
 
 
-def check_no_latents(sampling: SamplingConfig, kind: str) -> None:
-    """Raise UserError for settings that only diffusion models have; ``kind`` names the model in the message."""
-    for name, without in {"clamp": False, "passes": 1, "step_temperature": None, "sweeps": 0}.items():
-        if getattr(sampling, name) not in (without, getattr(SamplingConfig(), name)):
-            raise UserError(f"{name}: {kind} has no noisy vectors, so this setting has no effect; leave it out")
+def check_unused(sampling: SamplingConfig, unused: Unused) -> None:
+    """Raise UserError where a setting of ``unused`` is neither off nor the default, as in a model's saved settings."""
+    for name in filter(unused.__contains__, OFF):
+        if getattr(sampling, name, OFF[name]) not in (OFF[name], getattr(SamplingConfig(), name, None)):
+            raise UserError(f"{name}: {unused[name]}")
 
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

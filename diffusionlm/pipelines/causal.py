@@ -14,9 +14,19 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from diffusionlm.config import UserError
+from diffusionlm.controls import Control
 from diffusionlm.data.tokenizers import decode_texts
 from diffusionlm.models.causal import load_causal, reach
-from diffusionlm.pipelines.base import SamplingConfig, UnguidedPipeline, Watch, check_no_latents
+from diffusionlm.pipelines.base import SamplingConfig, UnguidedPipeline, Watch, check_unused
+from diffusionlm.pipelines.effect import Unused, two_candidates, without_latents
+
+
+UNUSED: Unused = {
+    **without_latents("an autoregressive model"),
+    "steps": "an autoregressive model samples one token after the other and has no sampling steps; leave it out",
+    "sampler": "an autoregressive model samples each token from its softmax and needs no sampler; leave it out",
+    "length": "an autoregressive model samples EOS and so determines the length itself; leave it empty",
+}
 
 
 @dataclass(frozen=True)
@@ -34,9 +44,10 @@ class CausalPipeline(UnguidedPipeline[PreTrainedModel]):
     load_model = staticmethod(load_causal)
 
     def check(self, sampling: SamplingConfig) -> None:
-        if sampling.length is not None:
-            raise UserError("length: an autoregressive model samples EOS and so determines the length itself; leave it empty")
-        check_no_latents(sampling, "an autoregressive model")
+        check_unused(sampling, UNUSED)
+
+    def unused(self, sampling: SamplingConfig, controls: Sequence[Control] = ()) -> Unused:
+        return {**UNUSED, **two_candidates(sampling.candidates)}
 
     def sample_ids(self, seeds: Sequence[Sequence[int]], sampling: SamplingConfig, watch: Watch | None) -> list[list[int]]:
         return write_ids(self.model, self.tokenizer, seeds, sampling.temperature, None, self.dtype, watch)

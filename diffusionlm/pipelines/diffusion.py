@@ -44,6 +44,8 @@ from diffusionlm.pipelines.base import (
 from diffusionlm.pipelines.compile import compile_controls
 from diffusionlm.pipelines.denoiser import Predictor, WordDenoiser
 from diffusionlm.pipelines.draft import draft_pass
+from diffusionlm.pipelines.effect import Unused, two_candidates
+from diffusionlm.pipelines.gradient import unguided_settings
 from diffusionlm.pipelines.lengths import draw_lengths, fixed_length, length_prior
 from diffusionlm.pipelines.noise import RowNoise, generator_of
 from diffusionlm.pipelines.particles import ParticleFilter
@@ -72,13 +74,10 @@ class Pipeline(BasePipeline[DiffusionLM]):
         self, count: int, sampling: SamplingConfig | None = None, watch: Watch | None = None,
         controls: Controls = (), tries: int = 1, condition: Any = None,
     ) -> Iterator[Generated]:  # fmt: skip
-        if tries < 1:
-            raise UserError(f"tries: expected at least 1, got {tries}")
-        sampling = self.sampling if sampling is None else sampling
+        sampling, controls = self.sampling if sampling is None else sampling, read_controls(controls)
         self.check(sampling)
-        if condition is not None and self.model.settings.condition is None:
-            raise UserError("condition: this model was trained without a condition; leave it out")
-        steering = self.steering(read_controls(controls), sampling, tries)  # 1
+        self.check_request(sampling, controls, tries, condition)
+        steering = self.steering(controls, sampling, tries)  # 1
         prior = self.length_prior(sampling, steering, condition)  # 2
         request = Request(sampling, steering, prior, condition, watch)
         room = max(1, sampling.batch_size // steering.copies)  # particles count as samples
@@ -142,6 +141,25 @@ class Pipeline(BasePipeline[DiffusionLM]):
         if not steering.controls:
             return [row for row, _ in rows]
         return [Controlled(**vars(row), controls=found, tried=attempt + 1) for row, found in rows]
+
+    def unused(self, sampling: SamplingConfig, controls: Sequence[Control] = ()) -> Unused:
+        checked = any(control.checkable(self.binding) for control in controls)
+        found = {} if checked else two_candidates(sampling.candidates)
+        if self.model.settings.condition is None:
+            found["condition"] = "this model was trained without a condition; leave it out"
+        if not sampling.sweeps:
+            found["sweep_odds"] = "there are no sweeps, so this setting has no effect; leave it out, or raise sweeps above 0"
+        if not controls:
+            nothing = "there are no controls, so this setting has no effect; leave it out, or add a control (--control, controls)"
+            return found | dict.fromkeys(("guidance", "particles", "tries", "annotator"), nothing)
+        compiled = self.steering(controls, sampling).compiled
+        names = " & ".join(map(str, controls))
+        if not compiled.energies:
+            reason = f"no gradient guides to {names}, so this setting has no effect; leave it out"
+            found |= dict.fromkeys(unguided_settings(sampling.guidance, bool(compiled.automata)), reason)
+        if not compiled.rewards:
+            found["particles"] = f"{names} needs no particles, so this setting has no effect; leave it out"
+        return found
 
     def steering(self, controls: Sequence[Control], sampling: SamplingConfig, tries: int = 1) -> Steering:
         """Compile ``controls`` for the model. Raises UserError where they are impossible."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from diffusionlm.config import UserError
-from diffusionlm.core.guidance import Energy, Guidance, GuidanceState, check_strength
+from diffusionlm.core.guidance import Adagrad, Energy, Guidance, GuidanceState, check_strength
 from diffusionlm.recipe.energies import scaled, total
 
 HIGH_IMPURITY = 0.36  # mean Gini impurity above which most positions have no dominant token yet
@@ -76,6 +76,18 @@ class Gradient(Guidance, name="gradient"):
     def _weight(self, state: GuidanceState) -> Tensor:
         """Return the strength (B,) of each sample."""
         return self.strength * torch.where(gini_impurity(state) > HIGH_IMPURITY, self.early_multiplier, 1.0)
+
+
+def unguided_settings(guidance: Guidance, constrained: bool) -> list[str]:
+    """Return the settings that have no effect where no energy guides: all, but with exact constraints those of ``Gradient``.
+
+    Of a user-defined guidance, whose settings may act on exact constraints, only the strength has none.
+    """
+    if not constrained:
+        return ["guidance"]
+    kept = {Gradient: {"constraint_scale"}, Adagrad: set()}.get(type(guidance))
+    names = ["strength"] if kept is None else [field.name for field in fields(guidance) if field.name not in kept]
+    return [f"guidance.{name}" for name in names]
 
 
 def gini_impurity(state: GuidanceState) -> Tensor:

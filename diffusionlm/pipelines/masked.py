@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 from diffusionlm.config import UserError, plain_name
+from diffusionlm.controls import Control
 from diffusionlm.core.process import Gaussian, Process
 from diffusionlm.core.sampler import History, Sampler
 from diffusionlm.data.batches import boundaries, text_mask
 from diffusionlm.data.tokenizers import decode_texts
 from diffusionlm.models.masked import MaskedLM, lowest, word_positions
-from diffusionlm.pipelines.base import SamplingConfig, UnguidedPipeline, Watch, check_length, check_no_latents
+from diffusionlm.pipelines.base import SamplingConfig, UnguidedPipeline, Watch, check_length, check_unused
+from diffusionlm.pipelines.effect import Unused, two_candidates, without_latents
 from diffusionlm.pipelines.lengths import draw_lengths, fixed_length
 from diffusionlm.pipelines.noise import RowNoise
 
@@ -30,6 +32,9 @@ Predict = Callable[[Tensor, Tensor], Tensor]
 """A masked model: ids (B, L) and hidden (B, L), True where an id is replaced by the mask, to token logits (B, L, V)."""
 
 ROUNDING = 1e-4  # added to a share of a count, so that rounding errors do not lower its floor
+
+
+UNUSED: Unused = without_latents("a masked model")
 
 
 @dataclass(frozen=True)
@@ -160,9 +165,12 @@ class MaskedPipeline(UnguidedPipeline[MaskedLM]):
             known = " or ".join(name for name, kind in Sampler.kinds().items() if issubclass(kind, Unmasking))
             given = plain_name(type(sampling.sampler))
             raise UserError(f"sampler: {given!r} moves word vectors; a masked model needs {known}")
-        check_no_latents(sampling, "a masked model")
+        check_unused(sampling, UNUSED)
         if sampling.length is not None:
             check_length(sampling.length, self.model.config.max_tokens - 2)
+
+    def unused(self, sampling: SamplingConfig, controls: Sequence[Control] = ()) -> Unused:
+        return {**UNUSED, **two_candidates(sampling.candidates)}
 
     @torch.no_grad()
     def sample_ids(self, seeds: Sequence[Sequence[int]], sampling: SamplingConfig, watch: Watch | None) -> list[list[int]]:

@@ -1,0 +1,70 @@
+"""Settings without effect. Each pipeline's ``unused`` is the one table of what its model and its controls do not use.
+
+A setting that the user gives and that would change nothing is refused; settings saved with a model, and defaults, are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from diffusionlm.config import UserError, to_plain
+
+Unused = Mapping[str, str]  # a setting without effect, or a group of settings, to the reason and what to do
+
+# Values that say that something is not done, which is so where the setting has no effect.
+OFF: dict[str, Any] = {
+    "clamp": False, "passes": 1, "step_temperature": None, "sweeps": 0, "length": None, "candidates": 1, "tries": 1,
+    "guidance.strength": 0, "particles.count": 1, "orders": 0, "bound_texts": 0,
+}  # fmt: skip
+
+
+def without_latents(model: str) -> dict[str, str]:
+    """Return the settings that act on noisy vectors or through controls, for a ``model`` that has neither."""
+    latents = f"{model} has no noisy vectors, so this setting has no effect; leave it out"
+    controls = f"{model} takes no controls, so this setting has no effect; leave it out, or use a diffusion model"
+    return {
+        **dict.fromkeys(("clamp", "passes", "step_temperature", "sweeps", "sweep_odds"), latents),
+        **dict.fromkeys(("guidance", "particles", "tries", "annotator"), controls),
+        "condition": f"{model} has no condition; leave it out, or use a diffusion model that was trained with one",
+    }
+
+
+def two_candidates(candidates: int) -> dict[str, str]:
+    """Return why two ``candidates`` without checks are one, if there are two: each has the same BLEU against the other."""
+    reason = "of two candidates minimum-Bayes-risk selection prefers none, so this setting has no effect; give 3 or more, or 1"
+    return {"candidates": reason} if candidates == 2 else {}
+
+
+def given_settings(plain: Mapping[str, Any], place: str = "") -> dict[str, Any]:
+    """Return settings by their dotted names; the name of a component, or the component itself, stands for all of it."""
+    found: dict[str, Any] = {}
+    for key, value in plain.items():
+        name = place if key == "name" and place else f"{place}.{key}".lstrip(".")
+        found |= given_settings(value, name) if isinstance(value, Mapping) else {name: value}
+    return found
+
+
+def given_names(names: Iterable[str], settings: object) -> dict[str, Any]:
+    """Return the values in ``settings`` of dotted ``names``, as those of the command line; None is that of a group."""
+    values = given_settings(to_plain(settings))
+    return {name: values.get(name) for name in (each.removesuffix(".name") for each in names)}
+
+
+def check_given(given: Mapping[str, Any], uses: Iterable[Unused], labels: Mapping[str, str] | None = None) -> None:
+    """Raise UserError for a setting that has no effect in any of the ``uses``.
+
+    Args:
+        given: the settings that the user gave, by dotted name, with their values; one that switches something off passes.
+        uses: what has no effect, by model or by list of controls; read only as far as a setting is in doubt.
+        labels: how the user wrote a setting, where that is not its name.
+    """
+    doubtful = {name: "" for name, value in given.items() if name not in OFF or value != OFF[name]}
+    for unused in uses:
+        reasons = {name: unused.get(name) or unused.get(name.partition(".")[0]) for name in doubtful}
+        doubtful = {name: reason for name, reason in reasons.items() if reason}
+        if not doubtful:
+            return
+    for name, reason in doubtful.items():
+        if reason:
+            raise UserError(f"{(labels or {}).get(name, name)}: {reason}")
