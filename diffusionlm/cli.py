@@ -22,7 +22,6 @@ from diffusionlm.arguments import Messages, check_processes, command, flag, impo
 from diffusionlm.config import UserError, build, nearest, nearest_setting, override, read_value, to_plain
 
 if TYPE_CHECKING:
-    from diffusionlm.core.sampler import State
     from diffusionlm.pipelines.base import SamplingConfig
 
 FAMILIES = {  # the families that ``show`` lists, with the import paths of their base classes
@@ -124,7 +123,7 @@ def _given(options: argparse.Namespace, kind: Any) -> dict[str, Any]:
 
 @command(
     option("--out", "run folder (default %(default)s)", "FOLDER", default="runs/quickstart"),
-    option("--minutes", "training time on this machine (default %(default)s)", "X", default=4.2),
+    option("--minutes", "training time on this machine (default 4.2)", "X"),
     option("--steps", "training steps; replaces --minutes"),
     option("--texts", "texts to generate and evaluate (default %(default)s)", default=500),
 )
@@ -133,7 +132,9 @@ def _quickstart(options: argparse.Namespace) -> int:
     from diffusionlm.restaurants.quickstart import quickstart
 
     _expect_positive(options, "steps", "texts")
-    quickstart(options.out, options.steps, options.minutes, options.texts)
+    if options.steps is not None and options.minutes is not None:
+        raise UserError("--minutes: --steps replaces it, so it has no effect; give one of the two")
+    quickstart(options.out, options.steps, 4.2 if options.minutes is None else options.minutes, options.texts)
     return 0
 
 
@@ -182,13 +183,14 @@ def _generate(options: argparse.Namespace) -> int:
     from diffusionlm.controls import read_controls, target_rows
     from diffusionlm.data.annotators import Annotator
     from diffusionlm.pipelines.auto import open_pipeline
+    from diffusionlm.progress import watcher
 
     _expect_positive(options, "count", "ensure")
     sampling, given = _sampling(options)
     pipeline = open_pipeline(options.model, options.device, options.dtype)
     if options.annotator is not None:
         pipeline.set_annotator(build(Annotator, read_value("--annotator", options.annotator), "--annotator"))
-    watch = _watcher() if options.watch else None
+    watch = watcher() if options.watch else None
     condition = None if options.condition is None else read_value("--condition", options.condition)
     common = read_controls(options.controls)
     targets = [("", common)]
@@ -224,31 +226,14 @@ def _sampling(options: argparse.Namespace) -> tuple[SamplingConfig, dict[str, An
     return sampling, given_names((name for name, _ in changes), sampling) | given
 
 
-def _watcher() -> Callable[[State, list[str]], None]:
-    """Return a callback that redraws the first texts of a batch in place after every step."""
-    drawn = 0
-
-    def draw(state: State, texts: list[str]) -> None:
-        nonlocal drawn
-        terminal = sys.stderr.isatty()
-        width = os.get_terminal_size(sys.stderr.fileno()).columns if terminal else 120
-        lines = [f"t = {state.t:.2f}", *(text[: width - 3] for text in texts[:8])]
-        up = f"\x1b[{drawn}A" if drawn and terminal else ""
-        sys.stderr.write(up + "".join(f"\x1b[2K  {line}\n" if terminal else f"  {line}\n" for line in lines))
-        sys.stderr.flush()
-        drawn = len(lines)
-
-    return draw
-
-
 @command(
     MODEL,
     option("file", "texts: .txt (one per line), .jsonl, .csv, each also .gz, or .parquet; - is stdin", "FILE"),
     option("--column", "column of the texts (default %(default)s)", "NAME", default="text"),
-    option("--strata", "noise levels per text; more is more precise (default %(default)s)", default=128),
-    option("--orders", "random orders of the any-order bound; 0 computes the joint bound (default %(default)s)", default=0),
-    option("--seed", "random seed of the noise (default %(default)s)", default=0),
-    option("--batch-size", "noisy copies of a text per batch (default %(default)s)", default=64),
+    option("--strata", "noise levels per text; more is more precise (default 128)"),
+    option("--orders", "random orders of the any-order bound; 0 computes the joint bound (default 0)"),
+    option("--seed", "random seed of the noise (default 0)"),
+    option("--batch-size", "noisy copies of a text per batch (default 64)"),
     *DEVICE,
 )
 def _score(options: argparse.Namespace) -> int:
@@ -261,12 +246,14 @@ def _score(options: argparse.Namespace) -> int:
 
     from diffusionlm.data.corpora import read_texts
     from diffusionlm.evaluation.scoring import ScoringConfig, score, summary
+    from diffusionlm.progress import intervals
 
-    settings = ScoringConfig(**_given(options, ScoringConfig))
+    given = _given(options, ScoringConfig)
+    settings = ScoringConfig(**given)
     places, texts = zip(*read_texts(options.file, options.column), strict=True)
     bounds = []
-    scored = score(options.model, texts, settings, places=places)
-    for index, (text, bound) in enumerate(tqdm(scored, total=len(texts), desc="scoring", unit="text", disable=None)):
+    scored = score(options.model, texts, settings, places=places, given=given)
+    for index, (text, bound) in enumerate(tqdm(scored, total=len(texts), desc="scoring", unit="text", **intervals())):
         figures = {"length_nats" if name == "length" else name: value for name, value in asdict(bound).items()}
         print(json.dumps({"text": text, "index": index, "nats": bound.nats, **figures}, ensure_ascii=False), flush=True)
         bounds.append(bound)
@@ -307,8 +294,9 @@ def _evaluate(options: argparse.Namespace) -> int:
     if not (options.models or options.texts):
         raise UserError("evaluate: expected a model folder, or --texts FILE")
     _refuse(options, "targets_count samples strengths", "needs --controls FILE")
-    settings = build(EvaluationConfig, _given(options, EvaluationConfig))
-    _print_report(options, evaluate(options.judge, options.models, options.texts, settings, **_evaluated(options)), table)
+    given = _given(options, EvaluationConfig)
+    settings, shared = build(EvaluationConfig, given), _evaluated(options)
+    _print_report(options, evaluate(options.judge, options.models, options.texts, settings, given=given, **shared), table)
     return 0
 
 
@@ -388,8 +376,13 @@ def _show(options: argparse.Namespace) -> int:
         return 0
     if options.what not in FAMILIES:
         raise UserError(f"show: there is no {options.what!r}{nearest(options.what, ['config', *FAMILIES])}")
+    if options.config or options.overrides:
+        raise UserError(f"show: {options.what} have no settings of yours to show; leave out --config and --NAME VALUE")
     module, _, name = FAMILIES[options.what].partition(":")
-    for member, kind in getattr(importlib.import_module(module), name).kinds().items():
+    members = getattr(importlib.import_module(module), name).kinds()
+    if not members:
+        print(f"no {options.what} come with the library: name one of your own, my.module:Thing ({FAMILIES[options.what]})")
+    for member, kind in members.items():
         print(f"{member}: {(kind.__doc__ or '').splitlines()[0]}")
         for field in fields(kind):
             print(f"    {field.name}: {field.type}" + ("" if repr(field.default).startswith("<") else f" = {field.default}"))

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from diffusionlm.config import Component, UserError
 from diffusionlm.data.reading import is_nan, nfc
 from diffusionlm.data.tokenizers import split_words
+from diffusionlm.progress import intervals
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def annotated(rows: datasets.Dataset, annotator: Annotator, columns: Sequence[st
     """Fill the ``columns`` that a corpus lacks. Raises UserError where the annotator does not read one, or rejects a text."""
     missing = [column for column in columns if column not in rows.column_names]
     added: dict[str, list[Any]] = {column: [] for column in missing}
-    for text in tqdm(rows["text"][:] if missing else [], desc="annotating", unit="text"):
+    for text in tqdm(rows["text"][:] if missing else [], desc="annotating", unit="text", **intervals()):
         annotation = annotator.annotate(text)
         for column in missing:
             if (value := getattr(annotation, column, None)) is None:

@@ -12,7 +12,7 @@ import json
 import random
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,12 +21,13 @@ from typing import Any
 from diffusionlm.config import Settings, UserError, build, override, to_plain
 from diffusionlm.data.batches import encode
 from diffusionlm.data.corpora import Corpus, Files
+from diffusionlm.evaluation.effect import check_evaluation
 from diffusionlm.evaluation.jobs import JUDGE, REFERENCE, Job, Progress, file_name
 from diffusionlm.evaluation.judge import Judge, perplexity
 from diffusionlm.evaluation.likelihood import check_draws
 from diffusionlm.evaluation.provenance import LoadedCorpus, corpus_of, described, fingerprint
 from diffusionlm.evaluation.report import EvaluationRow, Likelihood, Report, draw, table
-from diffusionlm.evaluation.scoring import TERMS, ScoringConfig, score, summary
+from diffusionlm.evaluation.scoring import TERMS, ScoringConfig, check_unconditional, score, summary
 from diffusionlm.evaluation.text_metrics import SELF_BLEU_TEXTS, diversity, mean_error, mean_present, word_counts
 from diffusionlm.files import write_text
 from diffusionlm.pipelines.auto import open_pipeline
@@ -72,6 +73,7 @@ def evaluate(
     judge: str | Path, models: Sequence[str | Path] = (), texts: Sequence[str | Path] = (),
     config: EvaluationConfig | None = None, *, corpus: Corpus | None = None, out: str | Path | None = None,
     sampling: Sequence[tuple[str, str]] = (), device: str = "cpu", dtype: str = "fp32", quiet: bool = False,
+    given: Collection[str] | None = None,
 ) -> Report:  # fmt: skip
     """Evaluate the samples of ``models`` and the ``texts`` of other systems; continue the evaluation in ``out``.
 
@@ -86,19 +88,24 @@ def evaluate(
         device: of the models and the judge.
         dtype: of the models' arithmetic, fp32 or bf16; the judge's is fp32.
         quiet: whether to show no progress.
+        given: the settings of ``config`` that must have an effect for a model; by default those that differ from the defaults.
 
     Raises:
-        UserError: a folder, file or setting is wrong, or ``out`` holds something else.
+        UserError: a folder, file or setting is wrong, a setting has no effect, or ``out`` holds something else.
     """
     judge, models = Path(judge), [Path(folder) for folder in models]  # "run/" and "run" are the same
     corpus = corpus or corpus_of([*models[:1], judge])
     folder = None if out is None else Path(out)
-    runner = BenchmarkRunner.prepare(judge, corpus, config or EvaluationConfig(), folder, device, quiet)
+    config = config or EvaluationConfig()
+    opened = {str(path): open_pipeline(path, device, dtype) for path in models}
+    check_evaluation(config, given, sampling, dtype, opened)
+    for name, pipeline in opened.items():
+        check_unconditional(pipeline, name)
+    runner = BenchmarkRunner.prepare(judge, corpus, config, folder, device, quiet)
     jobs = [*runner.reference_jobs(), *(runner.file_job(Path(path)) for path in texts)]
     changes = [*sampling, ("dtype", dtype)] if dtype != "fp32" else sampling
     pipelines = {}
-    for path in models:
-        pipeline = open_pipeline(path, device, dtype)
+    for path, pipeline in opened.items():
         pipelines[runner.report.enter_model(path, changes, pipeline.model)] = pipeline
     for system, pipeline in pipelines.items():
         jobs += runner.model_jobs(system, pipeline, sampling, dtype)
@@ -132,6 +139,8 @@ class BenchmarkRunner:
         """Load the corpus, the judge and the report in ``out`` if there is one; nothing is written yet."""
         loaded = LoadedCorpus(corpus)
         held = loaded.split(config.split)["text"][:]
+        if len(held) < 2:
+            raise UserError(f"split: expected 2 texts or more in {config.split}, got {len(held)}; choose another --split")
         if len(held) < config.count:
             raise UserError(f"count: expected at most {len(held)}, the number of texts in {config.split}, got {config.count}")
         about = {
@@ -160,7 +169,8 @@ class BenchmarkRunner:
         """Return the job of another system's texts, the first ``count`` of a file."""
         texts = Files(train=str(path), validation_share=0).load()["train"]["text"][:]
         if len(texts) < self.config.count:
-            raise UserError(f"{path}: expected {self.config.count} texts or more, got {len(texts)}; say --count {len(texts)}")
+            fewer = f"; say --count {len(texts)}" if len(texts) > 1 else ", too few for any evaluation"
+            raise UserError(f"{path}: expected {self.config.count} texts or more, got {len(texts)}{fewer}")
         digest = hashlib.sha256(path.expanduser().read_bytes()).hexdigest()[:16]
         label = self.report.unique(path.name, path)
         self.report.enter(label, {"folder": str(path), "fingerprint": digest, "family": "texts"})
@@ -239,7 +249,7 @@ class BenchmarkRunner:
         """Compute the likelihoods of ``texts`` under a model and the judge."""
         options = ScoringConfig(strata=self.config.strata, orders=identity["orders"], seed=self.config.seed)
         bounds = []
-        for _, one in score(pipeline, texts, options):
+        for _, one in score(pipeline, texts, options, given=()):
             bounds.append(one)
             progress(1)
         own, judged, tokens = summary(bounds), self.judge.score(texts), [one.tokens for one in bounds]

@@ -20,6 +20,7 @@ from diffusionlm import plots
 from diffusionlm.config import UserError, build, to_plain
 from diffusionlm.evaluation.provenance import described, machine
 from diffusionlm.files import read_json, write_text
+from diffusionlm.progress import intervals
 
 REFERENCE, JUDGE = "reference text", "judge LM"
 
@@ -124,9 +125,9 @@ class ResumableReport:
         missing = [job for job in jobs if not any(job.identity.items() <= row for row in stored)]
         if len(missing) < len(jobs) and not quiet:
             print(f"{len(jobs) - len(missing)} of {len(jobs)} rows are in the report already", file=sys.stderr)
-        with tqdm(total=sum(job.texts for job in missing), unit="text", disable=quiet or not missing) as bar:
+        with tqdm(total=sum(job.texts for job in missing), unit="text", disable=quiet or not missing, **intervals()) as bar:
             for job in missing:
-                bar.set_description(job.title)
+                bar.set_description(job.title, refresh=sys.stderr.isatty())
                 row = job.make(bar.update)
                 name = next(name for name, kind in self.ROWS.items() if type(row) is kind)
                 rows = getattr(self, name)

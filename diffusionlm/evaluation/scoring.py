@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from diffusionlm.config import Settings, UserError
 from diffusionlm.data.batches import encode
+from diffusionlm.evaluation.effect import given_of, unused_in_scoring
 from diffusionlm.evaluation.judge import Judge
 from diffusionlm.evaluation.likelihood import Bound, bound, check_draws
 from diffusionlm.evaluation.masked_likelihood import masked_bound
 from diffusionlm.pipelines.auto import open_pipeline
 from diffusionlm.pipelines.base import BasePipeline
+from diffusionlm.pipelines.effect import check_given
 
 TERMS = ("prior", "reconstruction", "diffusion", "length")
 
@@ -57,7 +59,7 @@ Scorer = Callable[[BasePipeline[Any], Rows, Sequence[str], ScoringConfig], Itera
 
 def score(
     model: str | Path | BasePipeline[Any], texts: Sequence[str], options: ScoringConfig | None = None,
-    *, places: Sequence[str] | None = None,
+    *, places: Sequence[str] | None = None, given: Collection[str] | None = None,
 ) -> Iterator[tuple[str, Bound]]:  # fmt: skip
     """Yield each of ``texts`` with its likelihood under ``model``; empty texts are skipped.
 
@@ -66,13 +68,16 @@ def score(
         texts: the texts to score.
         options: the settings.
         places: the place of each text for error messages, such as "reviews.csv, line 7".
+        given: the options that the user gave, which must have an effect; by default those that differ from the defaults.
 
     Raises:
-        UserError: before the first text is scored: not a model folder, or a text is longer than the model's maximum (a mean
-            without it would be another figure).
+        UserError: before the first text is scored: not a model folder, an option that has no effect for the model, a model
+            trained with a condition, or a text longer than the model's maximum (a mean without it would be another figure).
     """
     options = ScoringConfig() if options is None else options
     pipeline = model if isinstance(model, BasePipeline) else open_pipeline(model, options.device, options.dtype)
+    check_given(given_of(options, given), [unused_in_scoring(pipeline, options, pipeline is model)])
+    check_unconditional(pipeline)
     longest = sys.maxsize if pipeline.exact_likelihood else pipeline.model.config.max_position_embeddings
     encoded = encode(texts, pipeline.tokenizer, sys.maxsize)
     for number, row in zip(encoded.texts, encoded.ids, strict=True):
@@ -82,6 +87,13 @@ def score(
             raise UserError(f"{place}: {got}; shorten the text or leave it out")
     kept = [texts[number] for number in encoded.texts]
     return zip(kept, SCORERS[pipeline.model.config.model_type](pipeline, encoded.ids, kept, options), strict=True)
+
+
+def check_unconditional(pipeline: BasePipeline[Any], where: str = "model") -> None:
+    """Raise UserError for a model that was trained with a condition, which likelihoods and evaluations do not give."""
+    if pipeline.conditional:
+        without = "its figures without one would be those of another model; generate --condition gives its samples"
+        raise UserError(f"{where}: expected a model without a condition, but this one was trained with one: {without}")
 
 
 def by_bound(function: Callable[..., Iterator[Bound]]) -> Scorer:

@@ -120,6 +120,11 @@ class BasePipeline(Generic[M]):
         """Whether the model has an any-order likelihood bound: it predicts each token from any subset of the others."""
         return self.has_logits and not self.exact_likelihood
 
+    @property
+    def conditional(self) -> bool:
+        """Whether the model was trained with a condition."""
+        return getattr(getattr(self.model, "settings", None), "condition", None) is not None
+
     load_model: ClassVar[staticmethod[[str | Path], Any]]  # raises UserError for a damaged folder or another family
 
     def check(self, sampling: SamplingConfig) -> None:

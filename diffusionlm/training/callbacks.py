@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import sys
 import time
@@ -19,6 +18,7 @@ from tqdm import tqdm
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from diffusionlm.files import disk_errors, write_text
+from diffusionlm.progress import intervals
 
 if TYPE_CHECKING:
     from diffusionlm.training.trainer import DiffusionTrainer
@@ -75,11 +75,6 @@ class Progress(TrainerCallback):
         if self.bar is not None and self.file is not None:
             self.bar.close()
             self.file.close()
-
-
-def intervals() -> dict[str, Any]:
-    """Return arguments of the progress bar: a line every 10 s in a file or pipe, unless tqdm's own variable is set."""
-    return {} if sys.stderr.isatty() or "TQDM_MININTERVAL" in os.environ else {"mininterval": 10.0}
 
 
 class Patience(EarlyStoppingCallback):

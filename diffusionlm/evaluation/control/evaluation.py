@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,13 @@ from diffusionlm.data.corpora import Corpus
 from diffusionlm.evaluation.control.jobs import ModelTask
 from diffusionlm.evaluation.control.report import ControlReport, control_table, draw_control
 from diffusionlm.evaluation.control.tasks import TaskConfig
+from diffusionlm.evaluation.effect import check_sampling
 from diffusionlm.evaluation.judge import Judge
 from diffusionlm.evaluation.provenance import corpus_of, fingerprint
+from diffusionlm.evaluation.scoring import check_unconditional
 from diffusionlm.pipelines.auto import open_pipeline
 from diffusionlm.pipelines.diffusion import Pipeline
+from diffusionlm.pipelines.effect import Unused, check_given
 
 
 @dataclass(frozen=True)
@@ -60,16 +63,25 @@ def evaluate_control(
     folder = None if out is None else Path(out)
     report = ControlReport.open(folder, {"judge": str(judge), "judge_fingerprint": fingerprint(judge)})
     pipelines = {path: open_pipeline(path, device, dtype) for path in models}
-    judge_model, jobs = Judge.load(judge, device), []
+    judge_model, model_tasks = Judge.load(judge, device), []
     for path, pipeline in pipelines.items():
         if not isinstance(pipeline, Pipeline):
             raise UserError(f"{path}: a {pipeline.model.config.model_type} model takes no controls")
+        check_unconditional(pipeline, str(path))
         system = report.enter_model(path, sampling, pipeline.model)
         for task in tasks:
             chosen = corpus or task.corpus or corpus_of([path, judge])
-            model_task = ModelTask.of(system, pipeline, dtype, task, chosen, sampling, config.strengths)
-            jobs += model_task.jobs(judge_model, folder)
+            model_tasks.append(ModelTask.of(system, pipeline, dtype, task, chosen, sampling, config.strengths))
+    check_sampling([name.removesuffix(".name") for name, _ in sampling], _uses(model_tasks))
+    check_given({"guidance.strength": None} if config.strengths else {}, _uses(model_tasks), {"guidance.strength": "strengths"})
+    jobs = [job for model_task in model_tasks for job in model_task.jobs(judge_model, folder)]
     report.save(folder)  # an evaluation that stops before its first row can then be continued
     report.run(jobs, folder, quiet)
     report.finish(folder, control_table(report), lambda folder: draw_control(report, folder))
     return report
+
+
+def _uses(model_tasks: Sequence[ModelTask]) -> Iterator[Unused]:
+    """Yield what has no effect for each target of the tasks."""
+    for model_task in model_tasks:
+        yield from model_task.unused()

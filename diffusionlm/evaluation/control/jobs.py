@@ -23,7 +23,7 @@ from diffusionlm.config import UserError, build, merge, override, to_plain
 from diffusionlm.controls import Binding
 from diffusionlm.data.annotators import Reader
 from diffusionlm.data.corpora import Corpus
-from diffusionlm.evaluation.control.metrics import Estimate, metric_order, over_targets, perplexity_over_targets, target_metrics
+from diffusionlm.evaluation.control.metrics import Estimate, metric_order, over_targets, perplexity_over_targets, target_metrics, unchecked_controls
 from diffusionlm.evaluation.control.report import LEFT_ONLY, STEERED, UNGUIDED, ControlRow, Work, strength_mark
 from diffusionlm.evaluation.control.tasks import FileTargets, Target, TaskConfig
 from diffusionlm.evaluation.jobs import REFERENCE, Job, Progress, file_name
@@ -33,6 +33,7 @@ from diffusionlm.evaluation.text_metrics import diversity, mean_present
 from diffusionlm.files import disk_errors, write_text
 from diffusionlm.pipelines.base import SamplingConfig
 from diffusionlm.pipelines.diffusion import Pipeline
+from diffusionlm.pipelines.effect import Unused
 
 Texts = Sequence[Sequence[str]]  # by target
 
@@ -122,6 +123,13 @@ class ModelTask:
         free = replace(self.samplings[0][1], guidance=plain.guidance, particles=plain.particles)
         unguided = Samples(self, free, None, False, out)
         return [control_job(judge, Samples(self, each, w, True, out), unguided) for w, each in self.samplings]
+
+    def unused(self) -> Iterator[Unused]:
+        """Yield the sampling settings without effect for each target that the model can satisfy."""
+        for target, refused in zip(self.targets, self.refused, strict=True):
+            if refused is None:
+                self.pipeline.binding = self.binding
+                yield self.pipeline.unused(self.samplings[0][1], target.controls)
 
     def seed(self, number: int) -> int:
         """Return the seed of a target's samples, so that no two targets share their noise."""
@@ -263,6 +271,7 @@ def measured(judge: Judge, steered: Samples, unguided: Samples, progress: Progre
         fingerprint=task.fingerprint,
         settings=steered.settings,
         digest=digest_of((texts, free), steered.settings),
+        unchecked=tuple(f"{each[0]}" for target in task.targets if (each := unchecked_controls(target, task.binding))),
     )
 
 

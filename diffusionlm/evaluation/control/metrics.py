@@ -42,18 +42,29 @@ def over_targets(scores: Sequence[Scores]) -> Estimate:
 def target_metrics(target: Target, texts: Sequence[str], binding: Binding) -> dict[str, Scores]:
     """Return all metrics of ``texts`` for a target; several controls of one kind share theirs.
 
-    A metric that none of the texts can be checked for is left out.
+    A metric that none of the texts can be checked for is left out; so is ``ALL`` where a control cannot be checked: the texts
+    that fail another one would be known, and those that pass would not. ``SCORE`` is then of the controls that can be checked.
     """
     columns: dict[str, list[Scores]] = defaultdict(list)
+    unchecked = unchecked_controls(target, binding)
     for control in _parts(target.controls):
         scores = control.score(texts, binding)
-        for name, column in {SCORE: scores, **control.metrics(texts, scores, binding)}.items():
-            columns[name].append(column)
+        if control not in unchecked:
+            columns[SCORE].append(scores)
+        if control not in unchecked or texts:
+            for name, column in control.metrics(texts, scores, binding).items():
+                columns[name].append(column)
     passed = passes([lowest(row) for row in zip(*columns[SCORE], strict=True)])
     if target.gap is not None:
         columns |= {name: [column] for name, column in gap_metrics(target.gap, texts).items()}
-    found = {ALL: passed, **{name: [mean_present(row) for row in zip(*parts, strict=True)] for name, parts in columns.items()}}
+    parts = {name: [mean_present(row) for row in zip(*columns[name], strict=True)] for name in columns if columns[name]}
+    found = parts if unchecked else {ALL: passed, **parts}
     return {name: column for name, column in found.items() if not texts or any(score is not None for score in column)}
+
+
+def unchecked_controls(target: Target, binding: Binding) -> list[Control]:
+    """Return the controls of a target that finished texts cannot be checked for."""
+    return [control for control in _parts(target.controls) if not control.checkable(binding)]
 
 
 def metric_order(names: Iterable[str]) -> list[str]:

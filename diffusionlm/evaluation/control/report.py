@@ -40,7 +40,7 @@ class ControlRow(Row):
 
     ``refused`` has the reasons why the model cannot satisfy some of the ``targets``, which count as 0 in every metric. The
     metrics of the controls and of the corpus are by metric, then by source of the texts (steered, unguided, reference text,
-    judge LM); the judge LM's ``perplexity`` is by source. ``distinct`` is the share of distinct texts among those of one
+    judge LM); ``unchecked`` has a control of each target with one that cannot be checked. The judge LM's ``perplexity`` is by source. ``distinct`` is the share of distinct texts among those of one
     target; ``diversity`` is that of all steered texts together. ``settings`` determine the texts and the metrics; by the
     ``digest`` of both a stored row is recognised as theirs.
     """
@@ -61,6 +61,7 @@ class ControlRow(Row):
     fingerprint: str
     settings: dict[str, Any]
     digest: str
+    unchecked: tuple[str, ...] = ()
 
     def replaces(self, other: Self) -> bool:
         """Return whether ``other`` has the same model, task and strength."""
@@ -152,6 +153,10 @@ def _detail_lines(row: ControlRow, named: bool) -> list[str]:
         f"  Counted as 0: {len(row.refused)} of {row.targets} targets that this model cannot satisfy, such as {each}"
         for each in row.refused[:1]
     ]
+    if row.unchecked:
+        rest = f"'{ALL}' is of the other {row.targets - len(row.unchecked)} targets, '{SCORE}' of the controls that can be checked"
+        there = f"{len(row.unchecked)} of {row.targets} targets have a control that the annotator cannot check"
+        refused.append(f"  Not checked: {there}, such as {row.unchecked[0]}: {rest}")
     return [*aligned([(f"{row.system}: " if named else "") + row.task + at, *sources], rows), *refused]
 
 

@@ -342,5 +342,9 @@ def find_classifier(model: str | Path, name: str) -> Path:
     if name in there and is_folder(home / name):
         return home / name
     known = f"there are {', '.join(dict.fromkeys(there))}" if there else "there is none yet"
-    command = f"diffusionlm train --config configs/classifiers/{name}.yaml --model.denoiser {model} --out {home / name}"
+    if Path(name).name != name:
+        raise UserError(f"classifier: there is no folder {name!r}, and {home} holds none of this name ({known})")
+    config = f"configs/classifiers/{name}.yaml"
+    config, where = (config, "") if Path(config).is_file() else ("CONFIG.yaml", ", CONFIG.yaml being a classifier's settings")
+    command = f"diffusionlm train --config {config} --model.denoiser {model} --out {home / name}{where}"
     raise UserError(f"{home}: no classifier is called {name!r} ({known}); train it: {command}")
