@@ -192,6 +192,8 @@ def _generate(options: argparse.Namespace) -> int:
         pipeline.set_annotator(build(Annotator, read_value("--annotator", options.annotator), "--annotator"))
     watch = watcher() if options.watch else None
     condition = None if options.condition is None else read_value("--condition", options.condition)
+    if pipeline.conditional and condition is None:
+        print("no --condition: the samples are those of the model without a condition", file=sys.stderr)
     common = read_controls(options.controls)
     targets = [("", common)]
     if options.targets is not None:

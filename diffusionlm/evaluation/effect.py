@@ -64,7 +64,9 @@ def unused_in_evaluation(pipeline: BasePipeline[Any], config: EvaluationConfig) 
     """Return the settings of an evaluation without effect for a model."""
     found = {name: why for name, why in pipeline.unused(SamplingConfig()).items() if name == "steps"}
     if not config.bound_texts:
-        return found | dict.fromkeys(("strata", "orders"), "no likelihood is computed, so this setting has no effect; leave it out")
+        return found | dict.fromkeys(
+            ("strata", "orders"), "no likelihood is computed, so this setting has no effect; leave it out"
+        )
     if pipeline.exact_likelihood:
         return found | dict.fromkeys(("strata", "orders"), EXACT)
     return found if pipeline.any_order_bound else {**found, "orders": BOUNDED}

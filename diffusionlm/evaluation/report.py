@@ -112,7 +112,7 @@ class Report(ResumableReport):
             **super().plain(),
             "at_real_entropy": self.at_reference_entropy(),
             "comparisons": [
-                {"one": one, "other": other, **asdict(comparison)} for one, other, comparison in self.comparisons()
+                {"frontiers": [one, other], **asdict(comparison)} for one, other, comparison in self.comparisons()
             ],
         }  # fmt: skip
 

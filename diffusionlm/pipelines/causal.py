@@ -20,7 +20,6 @@ from diffusionlm.models.causal import load_causal, reach
 from diffusionlm.pipelines.base import SamplingConfig, UnguidedPipeline, Watch, check_unused
 from diffusionlm.pipelines.effect import Unused, two_candidates, without_latents
 
-
 UNUSED: Unused = {
     **without_latents("an autoregressive model"),
     "steps": "an autoregressive model samples one token after the other and has no sampling steps; leave it out",

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusionlm.config import UserError
+from diffusionlm.config import UserError, plain_name
 from diffusionlm.controls import Binding, Control, outcomes, read_controls
 from diffusionlm.controls.binding import annotator_for
 from diffusionlm.core.sampler import State
@@ -150,7 +150,9 @@ class Pipeline(BasePipeline[DiffusionLM]):
         if not sampling.sweeps:
             found["sweep_odds"] = "there are no sweeps, so this setting has no effect; leave it out, or raise sweeps above 0"
         if not controls:
-            nothing = "there are no controls, so this setting has no effect; leave it out, or add a control (--control, controls)"
+            nothing = (
+                "there are no controls, so this setting has no effect; leave it out, or add a control (--control, controls)"
+            )
             return found | dict.fromkeys(("guidance", "particles", "tries", "annotator"), nothing)
         compiled = self.steering(controls, sampling).compiled
         names = " & ".join(map(str, controls))
@@ -185,9 +187,20 @@ class Pipeline(BasePipeline[DiffusionLM]):
         """Return the model set up for samples of ``lengths``, BOS and EOS counted, all with the same ``condition``."""
         tensors, device = None, self.model.device
         if condition is not None:
-            plain = self.model.settings.condition.collate([condition] * len(lengths))  # type: ignore[union-attr]
-            tensors = {name: tensor.to(device) for name, tensor in plain.items()}
+            tensors = {name: tensor.to(device) for name, tensor in self._collated([condition] * len(lengths)).items()}
         return Predictor(self.model, text_mask(lengths, device), dtype or self.dtype, tensors)
+
+    def _collated(self, values: Sequence[Any]) -> dict[str, Tensor]:
+        """Return the tensors of a condition's values. Raises UserError for a value that it does not take."""
+        condition = self.model.settings.condition
+        assert condition is not None
+        try:
+            return condition.collate(values)
+        except UserError:
+            raise
+        except Exception as error:  # of any kind: the condition is the user's
+            name = plain_name(type(condition))
+            raise UserError(f"condition: {name} does not take {values[0]!r}: {type(error).__name__}: {error}") from error
 
     @cached_property
     def binding(self) -> Binding:

@@ -23,7 +23,14 @@ from diffusionlm.config import UserError, build, merge, override, to_plain
 from diffusionlm.controls import Binding
 from diffusionlm.data.annotators import Reader
 from diffusionlm.data.corpora import Corpus
-from diffusionlm.evaluation.control.metrics import Estimate, metric_order, over_targets, perplexity_over_targets, target_metrics, unchecked_controls
+from diffusionlm.evaluation.control.metrics import (
+    Estimate,
+    metric_order,
+    over_targets,
+    perplexity_over_targets,
+    target_metrics,
+    unchecked_controls,
+)
 from diffusionlm.evaluation.control.report import LEFT_ONLY, STEERED, UNGUIDED, ControlRow, Work, strength_mark
 from diffusionlm.evaluation.control.tasks import FileTargets, Target, TaskConfig
 from diffusionlm.evaluation.jobs import REFERENCE, Job, Progress, file_name

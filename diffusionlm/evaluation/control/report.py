@@ -154,7 +154,9 @@ def _detail_lines(row: ControlRow, named: bool) -> list[str]:
         for each in row.refused[:1]
     ]
     if row.unchecked:
-        rest = f"'{ALL}' is of the other {row.targets - len(row.unchecked)} targets, '{SCORE}' of the controls that can be checked"
+        rest = (
+            f"'{ALL}' is of the other {row.targets - len(row.unchecked)} targets, '{SCORE}' of the controls that can be checked"
+        )
         there = f"{len(row.unchecked)} of {row.targets} targets have a control that the annotator cannot check"
         refused.append(f"  Not checked: {there}, such as {row.unchecked[0]}: {rest}")
     return [*aligned([(f"{row.system}: " if named else "") + row.task + at, *sources], rows), *refused]

@@ -1,0 +1,253 @@
+"""Options without effect: refused where the user gave them, for every option and every kind of model."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from diffusionlm.cli import FAMILIES, main
+from diffusionlm.config import Component, UserError
+from diffusionlm.controls import Reward
+from diffusionlm.data.corpora import Files
+from diffusionlm.data.tokenizers import WordTokenizer
+from diffusionlm.evaluation.benchmark import EvaluationConfig, evaluate
+from diffusionlm.evaluation.effect import check_evaluation
+from diffusionlm.evaluation.scoring import ScoringConfig, score
+from diffusionlm.models.backbones import Transformer
+from diffusionlm.models.causal import CausalConfig
+from diffusionlm.models.conditions import Condition
+from diffusionlm.models.diffusion import ModelConfig
+from diffusionlm.models.masked import MaskedConfig
+from diffusionlm.pipelines.auto import open_pipeline
+from diffusionlm.pipelines.base import SamplingConfig
+from diffusionlm.pipelines.gradient import Gradient
+from diffusionlm.pipelines.masked import Ancestral
+from diffusionlm.training.run import save_model
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "format-1"
+SMALL = Transformer(layers=1, width=16, heads=2)
+
+
+@dataclass(frozen=True)
+class Digit(Condition, name="digit-for-test"):
+    size = 1  # type: ignore[assignment]
+
+    def build(self) -> nn.Module:
+        return _Digit()
+
+    def values(self, row: Mapping[str, Any]) -> int:
+        return 0
+
+    def collate(self, values: Sequence[int]) -> dict[str, Tensor]:
+        return {"digit": torch.tensor([[10.0 / value] for value in values])}
+
+
+class _Digit(nn.Module):
+    def forward(self, digit: Tensor) -> Tensor:
+        return digit
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A folder for each kind of model, untrained, whose saved settings have the least work."""
+    home = tmp_path_factory.mktemp("models")
+    tokenizer = WordTokenizer().make(["a b c d e f g h i j"])
+    least = {"steps": 2, "passes": 1, "sweeps": 0}
+    made: dict[str, Any] = {
+        "diffusion": (ModelConfig(dimension=16, backbone=SMALL), SamplingConfig(**least)),
+        "condition": (ModelConfig(dimension=16, backbone=SMALL, condition=Digit()), SamplingConfig(**least)),
+        "masked": (MaskedConfig(backbone=SMALL), SamplingConfig(steps=2, sampler=Ancestral())),
+        "causal": (CausalConfig(layers=1, width=16, heads=2), SamplingConfig()),
+    }
+    for name, (config, sampling) in made.items():
+        model = config.make(tokenizer, [[2, 4, 5, 6, 3]], 12)
+        model.config.length_counts = [0, 0, 0, 3, 1]
+        save_model(model, tokenizer, sampling, home / name / "model")
+    (home / "texts.txt").write_text("a b c\nd e\n")
+    return {"texts": str(home / "texts.txt"), **{name: str(home / name) for name in made}, "guided": str(GOLDEN)}
+
+
+UNGUIDED = "diffusion masked causal"
+EVERYWHERE = "diffusion exact gradient reward masked causal"
+TABLE = {  # an option with a value, and where it has no effect
+    "--steps 3": "causal",
+    "--passes 2": "masked causal",
+    "--sampler ancestral": "causal",
+    "--step-temperature 0.5": "masked causal",
+    "--sweeps 1": "masked causal",
+    "--sampling.sweep_odds 4": "diffusion exact reward masked causal",  # the guided model's settings have sweeps
+    "--clamp": "masked causal",
+    "--length 6": "causal",
+    "--candidates 2": UNGUIDED,
+    "--candidates 3": "",
+    "--temperature 0.9": "",
+    "--batch-size 2": "",
+    "--seed 3": "",
+    "--strength 2": f"{UNGUIDED} exact reward",
+    "--guidance.logit_scale 2": f"{UNGUIDED} exact reward",
+    "--guidance.name adagrad": f"{UNGUIDED} reward",
+    "--guidance.constraint_scale 2": f"{UNGUIDED} reward",
+    "--particles 2": f"{UNGUIDED} exact gradient",
+    "--particles.every 2": f"{UNGUIDED} exact gradient",
+    "--ensure 2": UNGUIDED,
+    "--annotator words": UNGUIDED,
+    "--condition 1": EVERYWHERE,
+    "--strength 0": "",
+    "--particles 1": "",
+    "--ensure 1": "",
+    "--candidates 1": "",
+    "--passes 1": "",
+    "--sweeps 0": "",
+}
+KINDS = {
+    "diffusion": ("diffusion", []),
+    "exact": ("diffusion", ["--control", "Length(2, 8)"]),
+    "gradient": ("guided", ["--control", "food=Japanese"]),
+    "reward": ("diffusion", ["--control", 'Reward("test_effect:shorter")']),
+    "masked": ("masked", []),
+    "causal": ("causal", []),
+}
+
+
+def shorter(texts: Sequence[str]) -> list[float]:
+    return [1 / (1 + len(text)) for text in texts]
+
+
+@pytest.mark.parametrize("option", TABLE)
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_option_without_effect_is_refused_and_every_other_one_acts(
+    kind: str, option: str, models: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, controls = KINDS[kind]
+    words = option.replace("ancestral", "ancestral" if kind in ("masked", "causal") else "ddim").split()
+    quick = ["--guidance.draft", "0", "--steps", "2", "--sweeps", "0"] if kind == "gradient" else []
+    quick = [] if option.startswith(("--steps", "--sweeps", "--sampling.sweep", "--guidance.name")) else quick
+    if kind in TABLE[option].split():
+        assert main(["generate", models[model], "--count", "1", *controls, *words]) == 2
+        told = capsys.readouterr()
+        assert told.out == "" and told.err.count("\n") == 1
+        assert any(part in told.err for part in ("leave it out", "give 3 or more", "leave it empty", "takes no controls"))
+    else:
+        assert main(["generate", models[model], "--count", "1", *controls, *quick, *words]) == 0, capsys.readouterr().err
+
+
+def test_settings_of_a_saved_model_are_never_refused(models: dict[str, str]) -> None:
+    assert open_pipeline(models["causal"]).sampling.sweeps == 6
+    assert len(open_pipeline(models["causal"])(2)) == len(open_pipeline(models["masked"])(2)) == 2
+
+
+def test_what_python_gives_is_checked_as_what_the_command_line_gives(models: dict[str, str]) -> None:
+    causal, diffusion = open_pipeline(models["causal"]), open_pipeline(models["diffusion"])
+    for pipe, changes in (
+        (causal, {"steps": 4}),
+        (causal, {"tries": 2}),
+        (causal, {"guidance": {"strength": 2}}),
+        (diffusion, {"guidance": Gradient()}),
+        (diffusion, {"guidance": {"name": "gradient", "draft": 0.1}}),
+        (diffusion, {"tries": 2}),
+    ):
+        with pytest.raises(UserError, match="so this setting has no effect|has no sampling steps"):
+            pipe(1, **changes)
+    with pytest.raises(UserError, match="tries: expected at least 1"):
+        causal(1, tries=0)
+    assert diffusion(1, "Length(2)", guidance=Gradient(constraint_scale=2))
+    assert diffusion(1, Reward(shorter), particles={"count": 2})
+
+
+SCORING = {"--strata 4": "causal", "--orders 2": "causal", "--seed 1": "causal", "--strata 128": "causal", "--orders 0": ""}
+
+
+@pytest.mark.parametrize("option", SCORING)
+@pytest.mark.parametrize("kind", ["diffusion", "masked", "causal"])
+def test_score_refuses_options_of_the_noise_for_an_exact_likelihood(
+    kind: str, option: str, models: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = main(["score", models[kind], models["texts"], *option.split()])
+    told = capsys.readouterr()
+    assert status == (2 if kind in SCORING[option] else 0)
+    assert status == 0 or ("is exact and draws nothing" in told.err and told.out == "")
+
+
+def test_scoring_settings_that_another_one_replaces_are_refused(models: dict[str, str]) -> None:
+    with pytest.raises(UserError, match="strata: the any-order bound draws orders"):
+        score(models["diffusion"], ["a"], ScoringConfig(strata=4, orders=2))
+    with pytest.raises(UserError, match="device: a pipeline has its own"):
+        score(open_pipeline(models["diffusion"]), ["a"], ScoringConfig(device="cuda"))
+
+
+@pytest.mark.parametrize(
+    ("kinds", "settings", "sampling", "refused"),
+    [
+        (["causal"], {"steps": (4,)}, [], "steps"),
+        (["causal"], {"orders": 4}, [], "orders"),
+        (["causal"], {}, [("sampler", "ddim")], "sampling.sampler"),
+        (["diffusion"], {"bound_texts": 0, "strata": 4}, [], "strata"),
+        (["diffusion"], {}, [("guidance.strength", "2")], "sampling.guidance.strength"),
+        (["diffusion"], {}, [("temperature", "2")], "sampling.temperature"),
+        ([], {"strata": 4}, [], "strata"),
+        ([], {}, [("clamp", "true")], "clamp"),
+    ],
+)
+def test_an_evaluation_refuses_a_setting_without_effect_for_every_model(
+    kinds: list[str], settings: dict[str, Any], sampling: list[tuple[str, str]], refused: str, models: dict[str, str]
+) -> None:
+    folders, config = [models[kind] for kind in kinds], EvaluationConfig(count=2, **settings)
+    with pytest.raises(UserError, match=f"^{refused}: "):
+        evaluate(models["causal"], folders, [models["texts"]], config, corpus=_corpus(models), sampling=sampling, quiet=True)
+
+
+def _corpus(models: dict[str, str]) -> Files:
+    return Files(models["texts"])
+
+
+def test_steps_given_to_several_models_pass_if_one_has_steps(models: dict[str, str]) -> None:
+    pipelines = {kind: open_pipeline(models[kind]) for kind in ("causal", "diffusion")}
+    check_evaluation(EvaluationConfig(steps=(3,), strata=4), None, [("passes", "2")], "fp32", pipelines)
+
+
+def test_quickstart_and_show_refuse_options_that_another_one_replaces(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["quickstart", "--steps", "5", "--minutes", "1", "--out", "nowhere"]) == 2
+    assert "--minutes: --steps replaces it" in capsys.readouterr().err
+    assert main(["show", "samplers", "--training.steps", "5"]) == 2
+    assert "leave out --config and --NAME VALUE" in capsys.readouterr().err
+
+
+def test_show_lists_every_family_of_components(capsys: pytest.CaptureFixture[str]) -> None:
+    for path in FAMILIES.values():
+        importlib.import_module(path.partition(":")[0])
+    families = {kind.family for kind in Component.__subclasses__() if kind.__module__.startswith("diffusionlm.")}
+    listed = {getattr(importlib.import_module(p.partition(":")[0]), p.partition(":")[2]).family for p in FAMILIES.values()}
+    assert listed == families
+    for name in FAMILIES:
+        assert main(["show", name]) == 0
+        assert capsys.readouterr().out.strip()
+
+
+# Conditions
+
+
+def test_a_model_with_a_condition_is_neither_scored_nor_evaluated_without_it(models: dict[str, str]) -> None:
+    with pytest.raises(UserError, match="expected a model without a condition"):
+        score(models["condition"], ["a b"])
+    with pytest.raises(UserError, match="expected a model without a condition"):
+        evaluate(models["causal"], [models["condition"]], corpus=_corpus(models), config=EvaluationConfig(count=2), quiet=True)
+
+
+def test_a_value_that_a_condition_does_not_take_is_refused_and_a_missing_one_is_said(
+    models: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for value in ("0", "x"):
+        assert main(["generate", models["condition"], "--condition", value]) == 2
+        told = capsys.readouterr()
+        assert told.err.startswith("diffusionlm: condition: ") and told.err.count("\n") == 1 and not told.out
+    assert main(["generate", models["condition"], "--count", "1"]) == 0
+    assert "without a condition" in capsys.readouterr().err
+    assert main(["generate", models["condition"], "--count", "1", "--condition", "2"]) == 0
+    assert "condition" not in capsys.readouterr().err
