@@ -9,7 +9,7 @@ from typing import Any
 
 
 def intervals() -> dict[str, Any]:
-    """Return arguments of every progress bar of tqdm: a line every 10 s in a file or pipe, unless tqdm's own variable is set."""
+    """Return arguments of every progress bar: a line every 10 s in a file or pipe, unless tqdm's own variable is set."""
     return {} if sys.stderr.isatty() or "TQDM_MININTERVAL" in os.environ else {"mininterval": 10.0}
 
 

@@ -25,6 +25,7 @@ from diffusionlm.constraints.inference import log_probability
 from diffusionlm.controls.binding import Binding
 from diffusionlm.core.guidance import Energy
 from diffusionlm.data.annotators import CorpusRow, Reader
+from diffusionlm.data.batches import check_list
 from diffusionlm.recipe.energies import any_of, none_of, scaled, total
 
 RewardFunction = Callable[[Sequence[str]], Tensor]  # texts to log-probabilities or scores (B,), higher is better
@@ -277,6 +278,7 @@ class Outcome:
 
 def outcomes(controls: Sequence[Control], texts: Sequence[str], binding: Binding) -> list[tuple[Outcome, ...]]:
     """Check ``texts``; return a tuple of each text's outcomes, one for every control."""
+    check_list(texts)
     columns = [
         [Outcome(str(control), None if score is None else score >= 1, score) for score in _scores(control, texts, binding)]
         for control in controls

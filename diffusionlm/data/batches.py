@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -77,9 +77,13 @@ def encode(
 
 
 def check_list(texts: Sequence[str]) -> None:
-    """Raise UserError where ``texts`` is one text, which Python takes for a sequence of texts of one character each."""
+    """Raise UserError where ``texts`` is no list of texts; one text Python takes for texts of one character each."""
     if isinstance(texts, str | bytes):
         raise UserError(f"texts: expected a list of texts, got one text; write [{texts[:40]!r}]")
+    if isinstance(texts, Mapping) or not hasattr(texts, "__getitem__") or not hasattr(texts, "__len__"):
+        raise UserError(f"texts: expected a list of texts, got {type(texts).__name__}")
+    if wrong := next(((i, each) for i, each in enumerate(texts) if not isinstance(each, str)), None):
+        raise UserError(f"texts: expected a list of texts, but number {wrong[0]} is {repr(wrong[1])[:60]}")
 
 
 def encodings(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[Encoding]:

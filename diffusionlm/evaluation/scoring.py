@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusionlm.config import Settings, UserError
-from diffusionlm.data.batches import encode
+from diffusionlm.data.batches import check_list, encode
 from diffusionlm.evaluation.effect import given_of, unused_in_scoring
 from diffusionlm.evaluation.judge import Judge
 from diffusionlm.evaluation.likelihood import Bound, bound, check_draws
@@ -74,6 +74,7 @@ def score(
         UserError: before the first text is scored: not a model folder, an option that has no effect for the model, a model
             trained with a condition, or a text longer than the model's maximum (a mean without it would be another figure).
     """
+    check_list(texts)
     options = ScoringConfig() if options is None else options
     pipeline = model if isinstance(model, BasePipeline) else open_pipeline(model, options.device, options.dtype)
     check_given(given_of(options, given), [unused_in_scoring(pipeline, options, pipeline is model)])

@@ -16,6 +16,9 @@ from dataclasses import dataclass
 import numpy
 import sacrebleu
 
+from diffusionlm.config import UserError
+from diffusionlm.data.batches import check_list
+
 SELF_BLEU_TEXTS = 100
 
 
@@ -24,16 +27,24 @@ def tokenize(text: str) -> list[str]:
     return re.findall(r"[\w£]+(?:[-&/][\w£]+)*|[^\w\s]", text)
 
 
+def tokenized(texts: Sequence[str]) -> list[list[str]]:
+    """Return the words of each text. Raises UserError where ``texts`` is no list of texts, or empty."""
+    check_list(texts)
+    if not len(texts):
+        raise UserError("texts: expected at least one text, got none")
+    return [tokenize(text) for text in texts]
+
+
 def unigram_entropy(texts: Sequence[str]) -> float:
     """Return the entropy of the words' frequencies, in nats."""
-    counts = Counter(word for text in texts for word in tokenize(text))
+    counts = Counter(word for words in tokenized(texts) for word in words)
     total = sum(counts.values())
     return -sum(n / total * math.log(n / total) for n in counts.values())
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
     """Return the share of the n-grams of words that are distinct (distinct-n, Li et al. 2016, section 5)."""
-    grams = [gram for words in map(tokenize, texts) for gram in zip(*(words[i:] for i in range(n)), strict=False)]
+    grams = [gram for words in tokenized(texts) for gram in zip(*(words[i:] for i in range(n)), strict=False)]
     return len(set(grams)) / max(len(grams), 1)
 
 
@@ -42,8 +53,8 @@ def self_bleu(texts: Sequence[str], seed: int = 0, sample: int = SELF_BLEU_TEXTS
 
     It grows with the number of texts, and its cost with their square, so a random ``sample`` of them is compared.
     """
-    chosen = random.Random(seed).sample(list(texts), min(sample, len(texts)))
-    words = [" ".join(tokenize(text)) for text in chosen]
+    chosen = random.Random(seed).sample(tokenized(texts), min(sample, len(texts)))
+    words = [" ".join(each) for each in chosen]
     if len(words) == 1:
         return 0.0
     bleu = sacrebleu.BLEU(tokenize="none", effective_order=True)
@@ -63,19 +74,19 @@ def length_distance(one: Mapping[int, int], other: Mapping[int, int]) -> float:
 
 def word_counts(texts: Sequence[str]) -> Counter[int]:
     """Return the histogram of lengths in words: length to number of texts."""
-    return Counter(len(tokenize(text)) for text in texts)
+    return Counter(map(len, tokenized(texts)))
 
 
 class TrainingTexts:
     """The training texts as sets of words, for counting copies (white space ignored), and their lengths."""
 
     def __init__(self, texts: Sequence[str]) -> None:
-        self.known = {tuple(tokenize(text)) for text in texts}
+        self.known = {*map(tuple, tokenized(texts))}
         self.lengths = word_counts(texts)
 
     def copied(self, texts: Sequence[str]) -> float:
         """Return the share of ``texts`` that are training texts, word for word."""
-        return sum(tuple(tokenize(text)) in self.known for text in texts) / len(texts)
+        return sum(tuple(words) in self.known for words in tokenized(texts)) / len(texts)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -86,7 +86,7 @@ def unguided_settings(guidance: Guidance, constrained: bool) -> list[str]:
     if not constrained:
         return ["guidance"]
     kept = {Gradient: {"constraint_scale"}, Adagrad: set()}.get(type(guidance))
-    names = ["strength"] if kept is None else [field.name for field in fields(guidance) if field.name not in kept]
+    names = ["strength"] if kept is None else [name for name in vars(guidance) if name not in kept]
     return [f"guidance.{name}" for name in names]
 
 

@@ -48,6 +48,8 @@ def test_every_option_that_a_string_names_is_an_option_of_a_command() -> None:
     named = [(where, flag) for where, text in literals() for flag in re.findall(r"(?<![\w-])--[a-z][\w.-]+", text)]
     assert len(named) > 50
     for where, flag in named:
+        if flag.endswith(".") and flag.strip("-.") in GROUPS:
+            continue
         dotted = "." in flag.rstrip(".") and flag.strip("-").partition(".")[0] in GROUPS
         assert dotted or flag.rstrip(".") in known or flag in EXAMPLES, (where, flag)
 

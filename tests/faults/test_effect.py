@@ -37,7 +37,7 @@ SMALL = Transformer(layers=1, width=16, heads=2)
 
 @dataclass(frozen=True)
 class Digit(Condition, name="digit-for-test"):
-    size = 1  # type: ignore[assignment]
+    size = 1
 
     def build(self) -> nn.Module:
         return _Digit()
@@ -59,7 +59,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """A folder for each kind of model, untrained, whose saved settings have the least work."""
     home = tmp_path_factory.mktemp("models")
     tokenizer = WordTokenizer().make(["a b c d e f g h i j"])
-    least = {"steps": 2, "passes": 1, "sweeps": 0}
+    least: dict[str, Any] = {"steps": 2, "passes": 1, "sweeps": 0}
     made: dict[str, Any] = {
         "diffusion": (ModelConfig(dimension=16, backbone=SMALL), SamplingConfig(**least)),
         "condition": (ModelConfig(dimension=16, backbone=SMALL, condition=Digit()), SamplingConfig(**least)),

@@ -46,7 +46,7 @@ def test_controls_that_are_all_checked_have_a_share_as_before(binding: Binding) 
 
 def test_comparisons_in_the_json_file_name_their_frontiers() -> None:
     def row(system: str, temperature: float, perplexity: float, entropy: float) -> EvaluationRow:
-        measured = Diversity(*[entropy] * len(Diversity.__dataclass_fields__))
+        measured = Diversity(2, entropy, 0, 0, 0, 0, 0, 0, 0, 0)
         return EvaluationRow(system, "model", 4, temperature, perplexity, 0.1, measured, {}, 1.0, {}, "", {})
 
     rows = [row(system, t, 10 * t + n, 4 + t) for n, system in enumerate(["one", "two"]) for t in (0.5, 1.0)]

@@ -13,7 +13,8 @@ from transformers import TrainerControl, TrainerState
 from diffusionlm.data.batches import DataConfig, encode
 from diffusionlm.data.corpora import to_dataset
 from diffusionlm.data.tokenizers import BytePairs
-from diffusionlm.training.callbacks import Overfitting, intervals
+from diffusionlm.progress import intervals
+from diffusionlm.training.callbacks import Overfitting
 from diffusionlm.training.run import train
 from diffusionlm.training.texts import encode_splits, unknown_words
 

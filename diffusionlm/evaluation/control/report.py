@@ -40,9 +40,10 @@ class ControlRow(Row):
 
     ``refused`` has the reasons why the model cannot satisfy some of the ``targets``, which count as 0 in every metric. The
     metrics of the controls and of the corpus are by metric, then by source of the texts (steered, unguided, reference text,
-    judge LM); ``unchecked`` has a control of each target with one that cannot be checked. The judge LM's ``perplexity`` is by source. ``distinct`` is the share of distinct texts among those of one
+    judge LM); the judge LM's ``perplexity`` is by source. ``distinct`` is the share of distinct texts among those of one
     target; ``diversity`` is that of all steered texts together. ``settings`` determine the texts and the metrics; by the
-    ``digest`` of both a stored row is recognised as theirs.
+    ``digest`` of both a stored row is recognised as theirs. ``unchecked`` has a control of each target with one that cannot
+    be checked.
     """
 
     system: str
