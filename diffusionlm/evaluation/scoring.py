@@ -35,7 +35,7 @@ class ScoringConfig(Settings):
         orders: random orders of the any-order bound, tighter the more there are; 0 is the joint bound.
         seed: of the noise.
         batch_size: noisy copies of a text per call of the network.
-        device: cpu, cuda, cuda:1, mps ...
+        device: cpu, cuda, cuda:1; it needs float64, which mps has not.
         dtype: of the network's arithmetic, fp32 or bf16.
     """
 

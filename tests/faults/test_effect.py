@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusionlm.cli import FAMILIES, main
 from diffusionlm.config import Component, UserError
@@ -26,7 +27,7 @@ from diffusionlm.models.conditions import Condition
 from diffusionlm.models.diffusion import ModelConfig
 from diffusionlm.models.masked import MaskedConfig
 from diffusionlm.pipelines.auto import open_pipeline
-from diffusionlm.pipelines.base import SamplingConfig
+from diffusionlm.pipelines.base import SamplingConfig, placed
 from diffusionlm.pipelines.gradient import Gradient
 from diffusionlm.pipelines.masked import Ancestral
 from diffusionlm.training.run import save_model
@@ -251,3 +252,22 @@ def test_a_value_that_a_condition_does_not_take_is_refused_and_a_missing_one_is_
     assert "without a condition" in capsys.readouterr().err
     assert main(["generate", models["condition"], "--count", "1", "--condition", "2"]) == 0
     assert "condition" not in capsys.readouterr().err
+
+
+# Devices
+
+
+class _NoFloat64(TorchDispatchMode):
+    """Devices other than the CPU raise for float64, as mps does."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+        found = function(*arguments, **(named or {}))
+        if isinstance(found, Tensor) and found.dtype == torch.float64 and found.device.type != "cpu":
+            raise TypeError("the framework does not support float64")
+        return found
+
+
+def test_a_device_without_float64_is_refused_before_any_work() -> None:
+    with _NoFloat64(), pytest.raises(UserError, match="^device: 'meta' has no float64, in which noise levels are computed"):
+        placed(open_pipeline(GOLDEN).model, "meta", "fp32")
+    assert placed(open_pipeline(GOLDEN).model, "cpu", "fp32") == torch.float32
