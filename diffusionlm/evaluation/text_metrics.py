@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import random
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,23 +15,9 @@ from dataclasses import dataclass
 import numpy
 import sacrebleu
 
-from diffusionlm.config import UserError
-from diffusionlm.data.batches import check_list
+from diffusionlm.data.copies import KnownTexts, tokenized
 
 SELF_BLEU_TEXTS = 100
-
-
-def tokenize(text: str) -> list[str]:
-    """Split a text into words, hyphenated words kept together, and single punctuation marks."""
-    return re.findall(r"[\w£]+(?:[-&/][\w£]+)*|[^\w\s]", text)
-
-
-def tokenized(texts: Sequence[str]) -> list[list[str]]:
-    """Return the words of each text. Raises UserError where ``texts`` is no list of texts, or empty."""
-    check_list(texts)
-    if not len(texts):
-        raise UserError("texts: expected at least one text, got none")
-    return [tokenize(text) for text in texts]
 
 
 def unigram_entropy(texts: Sequence[str]) -> float:
@@ -77,16 +62,12 @@ def word_counts(texts: Sequence[str]) -> Counter[int]:
     return Counter(map(len, tokenized(texts)))
 
 
-class TrainingTexts:
-    """The training texts as sets of words, for counting copies (white space ignored), and their lengths."""
+class TrainingTexts(KnownTexts):
+    """The training texts, for counting copies, and their lengths."""
 
     def __init__(self, texts: Sequence[str]) -> None:
-        self.known = {*map(tuple, tokenized(texts))}
+        super().__init__(texts)
         self.lengths = word_counts(texts)
-
-    def copied(self, texts: Sequence[str]) -> float:
-        """Return the share of ``texts`` that are training texts, word for word."""
-        return sum(tuple(words) in self.known for words in tokenized(texts)) / len(texts)
 
 
 @dataclass(frozen=True)

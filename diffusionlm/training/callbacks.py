@@ -121,10 +121,10 @@ class Overfitting(TrainerCallback):
 
 
 class Samples(TrainerCallback):
-    """Update the teachers and the EMA after each step, save sample texts at intervals, stop with a checkpoint on Ctrl-C."""
+    """Update the teachers and the EMA after each step, save and judge sample texts, stop with a checkpoint on Ctrl-C."""
 
     def __init__(self, trainer: DiffusionTrainer) -> None:
-        self.trainer = trainer
+        self.trainer, self.warned = trainer, False
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         trainer, step = self.trainer, state.global_step
@@ -142,7 +142,7 @@ class Samples(TrainerCallback):
         return state.global_step % every == 0 and (state.max_steps - state.global_step) * 10 > every
 
     def _save(self, step: int) -> None:
-        """Write ``samples/step-N.txt`` and show the texts above the bar."""
+        """Write ``samples/step-N.txt``, warn of copies the first time and at the end, and show the texts above the bar."""
         trainer = self.trainer
         assert trainer.sample_texts is not None
         was_training = trainer.averaged.training
@@ -150,6 +150,10 @@ class Samples(TrainerCallback):
             texts = trainer.sample_texts(trainer.averaged_model())
         trainer.averaged.train(was_training)
         write_text(trainer.folder / "samples" / f"step-{step}.txt", "".join(f"{text}\n" for text in texts))
+        warning = "" if trainer.judge is None else trainer.judge(texts)
+        if warning and (not self.warned or step >= trainer.config.steps):
+            self.warned = True
+            tqdm.write(f"after {step} steps {warning}", file=sys.stderr)
         if trainer.progress.show_texts:
             tqdm.write(f"\nafter {step} steps:\n" + "".join(f"  {text}\n" for text in texts[:3]), file=sys.stderr)
 

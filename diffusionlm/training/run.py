@@ -42,7 +42,7 @@ from diffusionlm.pipelines.auto import pipeline_of
 from diffusionlm.pipelines.base import SamplingConfig
 from diffusionlm.recipe.cross_entropy import CrossEntropy
 from diffusionlm.training.checkpoints import LOCK, check_finite, locked, newest_checkpoint
-from diffusionlm.training.texts import encode_splits
+from diffusionlm.training.texts import Copies, encode_splits
 from diffusionlm.training.trainer import DiffusionTrainer, TrainingConfig
 
 SHELL = (".log", ".out", ".err", ".txt")  # files that the user's shell may keep in a run folder: none of a run's own
@@ -124,6 +124,7 @@ def train(
         trainer = DiffusionTrainer(
             objective, config.training, folder, rows, validation,
             sample_texts=partial(_sample_texts, config, tokenizer) if write_samples and config.model.generates else None,
+            judge=Copies(rows, tokenizer, config.data.tokenizer, _dropout(config)).warning,
             export=partial(_export, config, tokenizer, folder), show_texts=show_texts, quiet=quiet,
         )  # fmt: skip
         return _train(config, tokenizer, folder, validation, trainer, quiet)
@@ -174,6 +175,11 @@ def _prepare(config: RunConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerFas
         model.config.length_counts = torch.bincount(torch.tensor([len(row) for row in rows["train"]])).tolist()
         pipeline_of(model)(model, tokenizer, config.sampling).check(config.sampling)
     return model, tokenizer, rows["train"], rows.get("validation", [])
+
+
+def _dropout(config: RunConfig) -> str:
+    """Return the name of the run's setting of dropout, "" if it has none."""
+    return next((name for name in _flat(to_plain(config)) if name.endswith((".dropout", ".dropped_share"))), "")
 
 
 def _sample_texts(config: RunConfig, tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel) -> list[str]:

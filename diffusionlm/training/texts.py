@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from functools import cached_property
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from diffusionlm.data.batches import DataConfig, Encoded, encode
-from diffusionlm.data.tokenizers import BytePairs, WordTokenizer
-from diffusionlm.models.spec import Splits
+from diffusionlm.data.copies import KnownTexts
+from diffusionlm.data.tokenizers import BytePairs, TokenizerRecipe, WordTokenizer, decode_texts
+from diffusionlm.models.spec import Rows, Splits
 
 UNKNOWN = 0.05  # of the tokens of held-out texts: a larger share is reported
 ONCE = 0.2  # of the tokens of training texts that occur in them once
+COPIED = 0.3  # of the samples that are training texts, above the share that is normal for the corpus
 
 
 def encode_splits(splits: Splits, tokenizer: PreTrainedTokenizerFast, data: DataConfig) -> dict[str, Encoded]:
@@ -38,14 +41,12 @@ def _encode(texts: list[str], split: str, tokenizer: PreTrainedTokenizerFast, da
 
 def unknown_words(encoded: Mapping[str, Encoded], tokenizer: PreTrainedTokenizerFast, data: DataConfig) -> list[str]:
     """Return a sentence where many tokens of held-out texts are unknown, and one where many of training texts occur once."""
-    train = _tokens(encoded["train"])
-    counts = np.bincount(train, minlength=len(tokenizer))
     found = []
     if "validation" in encoded and tokenizer.unk_token_id is not None:
-        share = float(np.mean(_tokens(encoded["validation"]) == tokenizer.unk_token_id))
+        share = float(np.mean(_tokens(encoded["validation"].ids) == tokenizer.unk_token_id))
         if share > UNKNOWN:
             found.append(f"validation: {share:.0%} of the tokens are not in the vocabulary ({tokenizer.unk_token})")
-    if (share := np.count_nonzero(counts == 1) / len(train)) > ONCE:
+    if (share := _once(encoded["train"].ids)) > ONCE:
         found.append(f"train: {share:.0%} of the tokens occur once in all texts, so there is nothing to learn about them")
     cures = {
         WordTokenizer: "data.tokenizer: bpe splits such words into known pieces",
@@ -55,9 +56,42 @@ def unknown_words(encoded: Mapping[str, Encoded], tokenizer: PreTrainedTokenizer
     return [f"{sentence}; {cure}" for sentence in found]
 
 
-def _tokens(encoded: Encoded) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+class Copies:
+    """Compares samples with the training texts, ``rows`` of token ids; ``dropout`` is the name of the run's setting of it."""
+
+    def __init__(self, rows: Rows, tokenizer: PreTrainedTokenizerFast, recipe: TokenizerRecipe, dropout: str) -> None:
+        self.rows, self.tokenizer, self.dropout = rows, tokenizer, dropout
+        # A text of one token can be generated in no other words.
+        self.single = sum(len(row) <= 3 for row in rows) > len(rows) / 2
+        self.unspaced = isinstance(recipe, WordTokenizer) and (self.single or _once(rows) > ONCE)
+
+    @cached_property
+    def known(self) -> KnownTexts:
+        """The texts as they are trained on, cut or split."""
+        return KnownTexts(decode_texts(self.tokenizer, self.rows))
+
+    def warning(self, samples: list[str]) -> str:
+        """Return a sentence where many of the ``samples`` are training texts, "" otherwise.
+
+        Where training texts occur in the corpus several times, as short ones do, so may as large a share of the samples.
+        """
+        share = self.known.copied(samples)
+        if share <= COPIED + (0 if self.single else self.known.repeated):
+            return ""
+        cure = f"train on more texts, for fewer steps, or with dropout{self.dropout and f' ({self.dropout})'}"
+        if self.unspaced:
+            cure = "data.tokenizer: bpe splits lines without spaces, and words that occur once"
+        return f"{share:.0%} of {len(samples)} samples are training texts, word for word; {cure}"
+
+
+def _once(rows: Rows) -> float:
+    """Return the share of the tokens that occur once."""
+    return float(np.count_nonzero(np.bincount(tokens := _tokens(rows)) == 1) / len(tokens))
+
+
+def _tokens(rows: Rows) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """Return the token ids of all texts, without BOS and EOS."""
-    return np.concatenate([np.array(row[1:-1], np.int64) for row in encoded.ids])
+    return np.concatenate([np.array(row[1:-1], np.int64) for row in rows])
 
 
 def say(sentence: str) -> None:

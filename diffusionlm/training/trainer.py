@@ -106,15 +106,17 @@ class TrainingConfig(Settings):
 class DiffusionTrainer(Trainer):
     """Trains an objective on encoded texts, rows of token ids.
 
-    ``sample_texts`` receives the EMA's model and returns a few texts; ``export`` receives it and saves it.
+    ``sample_texts`` receives the EMA's model and returns a few texts, which ``judge`` may answer with a warning ("" for none);
+    ``export`` receives the model and saves it.
     """
 
     def __init__(
         self, objective: Objective, config: TrainingConfig, folder: Path, train: Rows, validation: Rows, *,
-        sample_texts: Callable[[PreTrainedModel], list[str]] | None = None,
+        sample_texts: Callable[[PreTrainedModel], list[str]] | None = None, judge: Callable[[list[str]], str] | None = None,
         export: Callable[[PreTrainedModel], None] | None = None, show_texts: bool = False, quiet: bool = False,
     ) -> None:  # fmt: skip
-        self.config, self.folder, self.sample_texts, self.export = config, folder, sample_texts, export
+        self.config, self.folder, self.export = config, folder, export
+        self.sample_texts, self.judge = sample_texts, judge
         self.objective: Objective = objective
         self.rows: Any = list(train)
         self.validation = list(validation[: config.evaluation_texts])

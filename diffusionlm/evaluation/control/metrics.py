@@ -17,9 +17,10 @@ import sacrebleu
 
 from diffusionlm.controls import All, Binding, Control, Weighted
 from diffusionlm.controls.control import Scores, lowest, passes
+from diffusionlm.data.copies import tokenize
 from diffusionlm.evaluation.control.tasks import Gap, Target
 from diffusionlm.evaluation.judge import Judge
-from diffusionlm.evaluation.text_metrics import mean_error, mean_present, tokenize
+from diffusionlm.evaluation.text_metrics import mean_error, mean_present
 
 ALL, SCORE = "all controls", "mean score"
 
