@@ -182,6 +182,7 @@ def _generate(options: argparse.Namespace) -> int:
     """Generate texts with a trained model: JSON lines on stdout, each as soon as it is finished."""
     from diffusionlm.controls import read_controls, target_rows
     from diffusionlm.data.annotators import Annotator
+    from diffusionlm.models.conditions import read_condition
     from diffusionlm.pipelines.auto import open_pipeline
     from diffusionlm.progress import watcher
 
@@ -191,7 +192,7 @@ def _generate(options: argparse.Namespace) -> int:
     if options.annotator is not None:
         pipeline.set_annotator(build(Annotator, read_value("--annotator", options.annotator), "--annotator"))
     watch = watcher() if options.watch else None
-    condition = None if options.condition is None else read_value("--condition", options.condition)
+    condition = None if options.condition is None else read_condition(pipeline.model, options.condition)
     if pipeline.conditional and condition is None:
         print("no --condition: the samples are those of the model without a condition", file=sys.stderr)
     common = read_controls(options.controls)

@@ -89,6 +89,10 @@ class Objective(nn.Module):
         """Return the scalar terms of the loss by name."""
         raise NotImplementedError
 
+    def measurable(self, held_out: Sequence[list[int]]) -> Sequence[list[int]]:
+        """Return the rows of ``held_out`` that have a loss: all, unless some lack what the loss is computed from."""
+        return held_out
+
     def after_step(self) -> None:
         """Act after each update of the weights, for instance to update a teacher."""
 

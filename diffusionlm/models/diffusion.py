@@ -12,12 +12,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-import datasets  # type: ignore[import-untyped]
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from diffusionlm.config import FORMAT_VERSION, UserError, build_untrusted, nearest, to_plain
+from diffusionlm.config import FORMAT_VERSION, UserError, build_untrusted, to_plain
 from diffusionlm.core.model import DEFAULT_EVIDENCE, Conditions, DenoisingModel, WordVectors
 from diffusionlm.core.objective import Batch
 from diffusionlm.core.process import Process
@@ -26,7 +25,7 @@ from diffusionlm.core.schedule import NoiseSchedule
 from diffusionlm.data.batches import Encoded, Example
 from diffusionlm.data.folders import damage_errors
 from diffusionlm.models.backbones import Backbone
-from diffusionlm.models.conditions import Condition
+from diffusionlm.models.conditions import Condition, condition_values
 from diffusionlm.models.io import SavedConfig, SpecialToken, Whole, check_special_ids, load_pretrained, special_ids
 from diffusionlm.models.leave_one_out import LeaveOneOut
 from diffusionlm.models.spec import ModelSpec, Rows, Splits
@@ -108,7 +107,7 @@ class ModelConfig(WordVectorSpec, name="diffusion"):
 
     def check_data(self, splits: Splits) -> None:
         if self.condition is not None:
-            _condition_values(self.condition, splits["train"].select(range(1)))
+            condition_values(self.condition, splits["train"].select(range(1)))
 
     def rows(self, encoded: Mapping[str, Encoded], splits: Splits, tokenizer: PreTrainedTokenizerFast) -> Mapping[str, Rows]:
         """Return the texts, as ``Example`` with the value of the model's condition if it has one."""
@@ -116,7 +115,9 @@ class ModelConfig(WordVectorSpec, name="diffusion"):
             return super().rows(encoded, splits, tokenizer)
         found: dict[str, list[Example]] = {}
         for split, texts in encoded.items():
-            values = _condition_values(self.condition, splits[split])
+            values = condition_values(self.condition, splits[split])
+            if split == "train" and all(value is None for value in values):
+                raise UserError(f"model.condition: no training text has a value for {self.condition}")
             found[split] = [Example(ids) for ids in texts.ids]
             for row, text in zip(found[split], texts.texts, strict=True):
                 row.condition = values[text]
@@ -140,17 +141,6 @@ class ModelConfig(WordVectorSpec, name="diffusion"):
     def describes(self, model: PreTrainedModel) -> bool:
         """Compare all settings but the schedule, which may have been learned."""
         return isinstance(model, DiffusionLM) and replace(model.settings, schedule=self.schedule) == self
-
-
-def _condition_values(condition: Condition, rows: datasets.Dataset) -> list[Any]:
-    """Return the condition's value of each row. Raises UserError for a missing column or an impossible value."""
-    try:
-        values = [condition.values(row) for row in rows]
-    except KeyError as error:
-        column = f"{error}{nearest(error.args[0], rows.column_names)}"
-        raise UserError(f"model.condition: the corpus has no column {column}") from None
-    condition.collate(values)
-    return values
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,13 +23,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusionlm.config import UserError, plain_name
+from diffusionlm.config import UserError
 from diffusionlm.controls import Binding, Control, outcomes, read_controls
 from diffusionlm.controls.binding import annotator_for
 from diffusionlm.core.sampler import State
 from diffusionlm.data.annotators import Annotator
 from diffusionlm.data.batches import text_mask
 from diffusionlm.data.tokenizers import decode_texts
+from diffusionlm.models.conditions import collated
 from diffusionlm.models.diffusion import DiffusionLM
 from diffusionlm.pipelines.base import (
     BasePipeline,
@@ -187,20 +188,9 @@ class Pipeline(BasePipeline[DiffusionLM]):
         """Return the model set up for samples of ``lengths``, BOS and EOS counted, all with the same ``condition``."""
         tensors, device = None, self.model.device
         if condition is not None:
-            tensors = {name: tensor.to(device) for name, tensor in self._collated([condition] * len(lengths)).items()}
+            plain = collated(self.model.settings.condition, [condition] * len(lengths))  # type: ignore[arg-type]
+            tensors = {name: tensor.to(device) for name, tensor in plain.items()}
         return Predictor(self.model, text_mask(lengths, device), dtype or self.dtype, tensors)
-
-    def _collated(self, values: Sequence[Any]) -> dict[str, Tensor]:
-        """Return the tensors of a condition's values. Raises UserError for a value that it does not take."""
-        condition = self.model.settings.condition
-        assert condition is not None
-        try:
-            return condition.collate(values)
-        except UserError:
-            raise
-        except Exception as error:  # of any kind: the condition is the user's
-            name = plain_name(type(condition))
-            raise UserError(f"condition: {name} does not take {values[0]!r}: {type(error).__name__}: {error}") from error
 
     @cached_property
     def binding(self) -> Binding:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ WEIGHTS, EMA, STATE = "model.safetensors", "ema.safetensors", "trainer_state.jso
 FILES = (MARKER, WEIGHTS, EMA, TEACHERS, STATE, "optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth")
 PARTS = (f"{MARKER}.*.new", ".tmp*")  # of such files, left by a process that was killed
 REMEDY = "train in another --out with a lower learning rate (training.optimizer) or with training.clip 1"
+RECORDS = ("model", "samples/*", "checkpoints/*")  # of a run that has begun
 LOCK = ".lock"  # of a run folder, held by the process that trains in it
 
 
@@ -49,6 +51,29 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def unclaimed_if_refused(folder: Path) -> Iterator[None]:
+    """Remove what a new run wrote into ``folder``, and the folders made for it, where it fails before anything is recorded.
+
+    Such a folder would hold nothing but a claim, which refuses the corrected run. A row of the log, a checkpoint or samples
+    stay, as does what was there before.
+    """
+    there = {*folder.iterdir()} if folder.is_dir() else set()
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        yield
+    except Exception:
+        log = folder / "log.jsonl"
+        recorded = (log.exists() and log.stat().st_size) or any(any(folder.glob(pattern)) for pattern in RECORDS)
+        if os.environ.get("RANK", "0") == "0" and not recorded and folder / "config.yaml" not in there:
+            for path in {*folder.glob("*")} - there:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            for place in made:
+                with suppress(OSError):
+                    place.rmdir()
+        raise
 
 
 def checkpoint_step(path: Path) -> int | None:

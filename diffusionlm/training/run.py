@@ -41,8 +41,8 @@ from diffusionlm.models.spec import ModelSpec, Rows
 from diffusionlm.pipelines.auto import pipeline_of
 from diffusionlm.pipelines.base import SamplingConfig
 from diffusionlm.recipe.cross_entropy import CrossEntropy
-from diffusionlm.training.checkpoints import LOCK, check_finite, locked, newest_checkpoint
-from diffusionlm.training.texts import Copies, encode_splits
+from diffusionlm.training.checkpoints import LOCK, check_finite, locked, newest_checkpoint, unclaimed_if_refused
+from diffusionlm.training.texts import Copies, encode_splits, say
 from diffusionlm.training.trainer import DiffusionTrainer, TrainingConfig
 
 SHELL = (".log", ".out", ".err", ".txt")  # files that the user's shell may keep in a run folder: none of a run's own
@@ -117,8 +117,10 @@ def train(
     torch.manual_seed(config.training.seed)
     model, tokenizer, rows, validation = _prepare(config)
     objective = config.objective.build(config.adapter.wrap(model))
+    if validation and not (validation := objective.measurable(validation)):
+        say("validation: no text has a label that the training texts have, so no loss is measured on it")
     config.training.check(rows, validation, objective.width)
-    with locked(folder):
+    with unclaimed_if_refused(folder), locked(folder):
         _refuse_another(config, folder)  # again: it may have begun meanwhile
         claim(config, folder, rows)
         trainer = DiffusionTrainer(

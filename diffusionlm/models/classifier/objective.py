@@ -102,7 +102,12 @@ class ClassificationObjective(Objective):
             for found in self.model.experts(latents, t, batch.attend, words)
             for log_probs, wanted in zip(found.values(), targets, strict=True)
         ]
-        return {"cross_entropy": torch.stack(losses).mean()}
+        labelled = sum(bool((wanted != IGNORED).any()) for wanted in targets)  # fields; the loss of another is 0
+        return {"cross_entropy": torch.stack(losses).mean() * (len(targets) / max(labelled, 1))}
+
+    def measurable(self, held_out: Sequence[list[int]]) -> Sequence[list[int]]:
+        """Return the rows with a label that the training texts have."""
+        return [row for row in held_out if (self.collate([row])["targets"] != IGNORED).any()]
 
     def _draw_times(self, batch: Batch) -> Tensor:
         """Draw the times (B,), stratified as in the denoiser's training: 0 for clean texts, 1 for blank ones."""
@@ -122,10 +127,11 @@ class ClassificationObjective(Objective):
         return Batch({**batch, "ids": torch.where(replaced, torch.randint_like(ids, self.model.config.vocabulary), ids)})
 
     def _loss(self, log_probs: Tensor, targets: Tensor) -> Tensor:
-        """Return the weighted cross-entropy; the logits are adjusted for the weights (Menon et al. 2021)."""
+        """Return the weighted cross-entropy, 0 without labels; the logits are adjusted for the weights (Menon et al. 2021)."""
         weights = self.model.class_weights(log_probs.shape[-1], self.spec.none_weight).to(log_probs.device)
         adjusted = (log_probs + weights.log()).log_softmax(-1).flatten(0, -2)
-        return F.nll_loss(adjusted, targets.flatten(), weights, ignore_index=IGNORED)
+        mean = "mean" if bool((targets != IGNORED).any()) else "sum"  # the mean over no label is not a number
+        return F.nll_loss(adjusted, targets.flatten(), weights, ignore_index=IGNORED, reduction=mean)
 
     @torch.no_grad()
     def latents_at(self, batch: Batch, t: Tensor) -> tuple[Tensor, Tensor | None]:
