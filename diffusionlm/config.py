@@ -101,7 +101,8 @@ LIBRARY: dict[str, dict[str, str]] = {
 
 
 RANGES: dict[str, Callable[[float], bool]] = {  # what ``Settings.expect`` may expect, as its messages say it
-    "at least 1": lambda value: value >= 1,
+    "at least 1": lambda value: 1 <= value < math.inf,
+    "a finite number": math.isfinite,
     "0 or more": lambda value: 0 <= value < math.inf,
     "a positive number": lambda value: 0 < value < math.inf,
     "a number between 0 and 1": lambda value: 0 <= value <= 1,
@@ -133,14 +134,19 @@ class Settings:
         return {k: v for k, v in value.items() if v not in (math.inf, -math.inf) or getattr(cls, k, None) != v}
 
     def expect(self, expected: str, *names: str) -> None:
-        """Raise UserError where a setting of ``names`` is not ``expected``, a key of ``RANGES`` or "1 to 9"; None passes."""
+        """Raise UserError where a setting of ``names``, or one of several values of it, is not ``expected``; None passes.
+
+        ``expected`` is a key of ``RANGES`` or "1 to 9".
+        """
         holds = RANGES.get(expected)
         if holds is None:
             low, high = map(float, expected.split(" to "))
             holds = lambda value: low <= value <= high  # noqa: E731
         for name in names:
-            if (value := getattr(self, name)) is not None and not holds(value):
-                raise UserError(f"{name}: expected {expected}, got {value}")
+            given = getattr(self, name)
+            for value in given if isinstance(given, tuple) else [given]:
+                if value is not None and not holds(value):
+                    raise UserError(f"{name}: expected {expected}, got {value}")
 
 
 class Component(Settings):

@@ -33,6 +33,7 @@ class PartsOfSpeech(Control, name="parts-of-speech"):
     classifier: str = "tags"
 
     def __post_init__(self) -> None:
+        self.expect("a share between 0 and 1", "least")
         if not self.tags.split():
             raise UserError("tags: expected tags such as 'DET NOUN AUX ADJ PUNCT'")
 

@@ -26,6 +26,9 @@ class Reward(Control, name="reward"):
     function: Callable[[Sequence[str]], Any] | str
     passes: float = 0.5
 
+    def __post_init__(self) -> None:
+        self.expect("a finite number", "passes")
+
     def _scores(self, texts: Sequence[str]) -> Tensor:
         function = self._callable()
         try:

@@ -42,6 +42,7 @@ class Span(Control, name="span"):
     least: float = 0.3
 
     def __post_init__(self) -> None:
+        self.expect("a share between 0 and 1", "least")
         if not 0 <= self.first < self.last:
             raise UserError(
                 f"first, last: expected two words counted from 0, the first before the last, got {self.first}, {self.last}"

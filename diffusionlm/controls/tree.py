@@ -34,6 +34,7 @@ class Tree(Control, name="tree"):
     least: float = 0.3
 
     def __post_init__(self) -> None:
+        self.expect("a share between 0 and 1", "least")
         brackets(self.tree)
 
     def compile(self, binding: Binding) -> CompiledControl:

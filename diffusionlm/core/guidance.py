@@ -132,6 +132,7 @@ class Adagrad(Guidance, name="adagrad"):
         check_strength(self.strength)
         self.expect("0 or more", "fluency", "learning_rate")
         self.expect("at least 1", "inner_steps")
+        self.expect("a number between 0 and 1", "until")
 
     def guide_latents(
         self, energy: Energy, x: Tensor, s: Tensor, step: Gaussian, predict: Callable[[Tensor], GuidanceState]

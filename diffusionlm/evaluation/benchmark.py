@@ -61,6 +61,8 @@ class EvaluationConfig(Settings):
     def __post_init__(self) -> None:
         check_draws(self.strata, self.orders)
         self.expect("0 or more", "seed", "bound_texts")
+        self.expect("a positive number", "temperatures")
+        self.expect("at least 1", "steps")
         if self.count < 2:
             raise UserError(f"count: expected at least 2, got {self.count}")
         if self.bound_texts == 1:

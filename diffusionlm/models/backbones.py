@@ -49,9 +49,15 @@ class AttentionBackbone(Backbone):
     heads: int
 
     def __post_init__(self) -> None:
-        self.expect("1 to 1000", "heads", *({"layers", "query_layers"} & {*vars(self)}))
-        self.expect("1 to 100000", "width", *({"feedforward"} & {*vars(self)}))
-        self.expect("0 to 1000", *({"neighbours"} & {*vars(self)}))
+        ranges = {
+            "1 to 1000": ("heads", "layers", "query_layers", "expansion"),
+            "1 to 100000": ("width", "feedforward"),
+            "0 to 1000": ("neighbours",),
+            "at least 1": ("T",),
+            "a share from 0 to below 1": ("dropout",),
+        }
+        for expected, names in ranges.items():
+            self.expect(expected, *(name for name in names if name in vars(self)))
         if self.width % self.heads:
             raise UserError(f"heads: expected a divisor of the width {self.width}, got {self.heads}")
 

@@ -44,6 +44,7 @@ class CausalConfig(ModelSpec, name="causal"):
     def __post_init__(self) -> None:
         self.expect("1 to 1000", "layers", "heads")
         self.expect("1 to 100000", "width")
+        self.expect("a positive number", "expansion")
         if self.width % (2 * self.heads):
             raise UserError(f"heads: expected the width {self.width} to be a multiple of twice the heads, got {self.heads}")
         if self.expansion * self.width < 1:

@@ -42,8 +42,10 @@ class Gumbel(NoiseSchedule, name="gumbel"):
     training_shift: float = 1.1
 
     def __post_init__(self) -> None:
+        self.expect("a finite number", "location", "low", "high", "end", "training_shift")
+        self.expect("0 or more", "entropy")
         if not self.low <= self.end < self.high:
-            raise UserError(f"end: expected low <= end < high, got {self.low}, {self.end}, {self.high}")
+            raise UserError(f"low, end, high: expected low <= end < high, got {self.low}, {self.end}, {self.high}")
         self.expect("a positive number", "scale")
         self.expect("a share between 0 and 1", "uniform_share")
 

@@ -37,6 +37,9 @@ class Regression(ObjectiveConfig, name="regression"):
     variance: Literal["posterior", "upper", "learned"] = "posterior"
     vlb_weight: float = 1e-3
 
+    def __post_init__(self) -> None:
+        self.expect("0 or more", "vlb_weight")
+
     def check(self, model: Any) -> None:
         expect_family(self, model, "diffusion")
         if model.has_logits:

@@ -31,6 +31,7 @@ class Restaurants(Corpus, name="restaurants"):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        self.expect("0 or more", "seed")
         if self.drawn < 0:
             raise UserError(f"drawn: expected 0 (the texts of the package) or more, got {self.drawn}")
 

@@ -30,6 +30,10 @@ class ControlConfig(Settings):
     seed: int | None = None
     strengths: tuple[float, ...] = ()
 
+    def __post_init__(self) -> None:
+        self.expect("at least 1", "targets_count", "samples")
+        self.expect("0 or more", "seed", "strengths")
+
     def of(self, task: TaskConfig) -> TaskConfig:
         """Return the task with these settings. Raises UserError for an impossible number."""
         given: dict[str, Any] = {"targets": self.targets_count, "samples": self.samples, "seed": self.seed}

@@ -91,6 +91,9 @@ class AttributeTargets(Task, name="attributes"):
     count: int = 1
     distinct: bool = False
 
+    def __post_init__(self) -> None:
+        self.expect("at least 1", "count")
+
     def target(self, row: CorpusRow, draw: random.Random, reader: Reader) -> Target | None:
         stated = {f: v for f, v in sorted(reader.attributes(row).items()) if f in self.fields or not self.fields}
         if len(stated) < self.count:
