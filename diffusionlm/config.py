@@ -131,7 +131,18 @@ class Settings:
                 if isinstance(each, bool) and options & {int, float} and not options & {bool, Any}:
                     raise UserError(f"{name}: expected a number, got {str(each).lower()}")
         # An infinite number is refused, but for one that is the default of a user-defined component.
-        return {k: v for k, v in value.items() if v not in (math.inf, -math.inf) or getattr(cls, k, None) != v}
+        kept = {k: v for k, v in value.items() if v not in (math.inf, -math.inf) or getattr(cls, k, None) != v}
+        return kept | {k: merge(to_plain(old), kept[k]) for k, old in cls._changed(kept)}
+
+    @classmethod
+    def _changed(cls, value: Mapping[str, Any]) -> Iterator[tuple[str, Component]]:
+        """Yield the default components of which ``value`` holds settings without a name, as dotted arguments give them."""
+        for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+            given = value.get(field.name)
+            if isinstance(given, Mapping) and "name" not in given:
+                made = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+                if isinstance(made, Component):
+                    yield field.name, made
 
     def expect(self, expected: str, *names: str) -> None:
         """Raise UserError where a setting of ``names``, or one of several values of it, is not ``expected``; None passes.
