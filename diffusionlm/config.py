@@ -26,6 +26,7 @@ import pydantic
 import yaml
 from pydantic_core import core_schema
 
+from diffusionlm.library import LIBRARY
 from diffusionlm.yaml_loader import Loader
 
 T = TypeVar("T")
@@ -59,45 +60,6 @@ def _setting(argument: str) -> str:
 # Whether an import path may be imported. A saved model must not import code: there, a third-party component is found only
 # where its module has been imported already.
 _may_import: ContextVar[bool] = ContextVar("may_import", default=True)
-
-
-# The library's members of each family that are not defined beside the family's base class, imported when first used.
-LIBRARY: dict[str, dict[str, str]] = {
-    "corpus": {"restaurants": "diffusionlm.restaurants.corpus:Restaurants"},
-    "annotator": {"grammar": "diffusionlm.restaurants.annotator:Grammar"},
-    "noise schedule": {
-        "cosine": "diffusionlm.recipe.schedules:Cosine",
-        "linear": "diffusionlm.recipe.schedules:Linear",
-        "gumbel": "diffusionlm.recipe.gumbel:Gumbel",
-    },
-    "sampler": {
-        "ddim": "diffusionlm.recipe.samplers:DDIM",
-        "renoise": "diffusionlm.recipe.samplers:Renoise",
-        "dpm++2m": "diffusionlm.recipe.samplers:DPMSolver",
-        "ancestral": "diffusionlm.pipelines.masked:Ancestral",
-        "mask-predict": "diffusionlm.pipelines.masked:MaskPredict",
-        "maskgit": "diffusionlm.pipelines.masked:MaskGIT",
-    },
-    "guidance": {"gradient": "diffusionlm.pipelines.gradient:Gradient"},
-    "backbone": {
-        "bert": "diffusionlm.models.backbones:Bert",
-        "transformer": "diffusionlm.models.backbones:Transformer",
-        "leave-one-out": "diffusionlm.models.leave_one_out:LeaveOneOut",
-    },
-    "objective": {
-        "cross-entropy": "diffusionlm.recipe.cross_entropy:CrossEntropy",
-        "regression": "diffusionlm.recipe.regression:Regression",
-        "masked": "diffusionlm.models.masked:MaskedWords",
-        "causal": "diffusionlm.models.causal:NextToken",
-        "classification": "diffusionlm.models.classifier.objective:Classification",
-    },
-    "model": {
-        "diffusion": "diffusionlm.models.diffusion:ModelConfig",
-        "masked": "diffusionlm.models.masked:MaskedConfig",
-        "causal": "diffusionlm.models.causal:CausalConfig",
-        "classifier": "diffusionlm.models.classifier.model:ClassifierConfig",
-    },
-}
 
 
 RANGES: dict[str, Callable[[float], bool]] = {  # what ``Settings.expect`` may expect, as its messages say it
@@ -166,9 +128,13 @@ class Component(Settings):
     family: ClassVar[str] = "component"
     name: ClassVar[str] = ""
     members: ClassVar[dict[str, type[Component] | str]] = {}  # name -> class, or import path from ``LIBRARY``
+    shared: ClassVar[Mapping[str, Any]] = {}  # fields that the owner fills, not in plain data -> what stands there until then
 
-    def __init_subclass__(cls, *, family: str | None = None, name: str | None = None, **kwargs: Any) -> None:
+    def __init_subclass__(
+        cls, *, family: str | None = None, name: str | None = None, shared: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> None:
         super().__init_subclass__(**kwargs)
+        cls.shared = cls.shared if shared is None else shared
         if family is not None:
             cls.family, cls.members = family, dict(LIBRARY.get(family, {}))
         cls.name = name or ""
@@ -222,7 +188,12 @@ class Component(Settings):
 
     @classmethod
     def _from_plain(cls, value: object) -> Self:
-        return value if isinstance(value, cls) else build(*cls.described(value))
+        if isinstance(value, cls):
+            return value
+        kind, settings = cls.described(value)
+        if wrong := next(iter(kind.shared.keys() & settings.keys()), None):
+            raise UserError(f"{wrong}: there is no such setting; a {cls.family} has the {wrong} of its owner")
+        return build(kind, {**settings, **kind.shared})
 
     @classmethod
     def described(cls, plain: object) -> tuple[type[Self], dict[str, Any]]:
@@ -263,7 +234,8 @@ def plain_name(kind: type[Component]) -> str:
 def to_plain(value: Any) -> Any:
     """Return a dataclass as mappings, lists, strings and numbers; the inverse of ``build``."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        shared = getattr(value, "shared", {})
+        fields = {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.name not in shared}
         if isinstance(value, Component):
             fields = {"name": plain_name(type(value)), **fields}
         return fields

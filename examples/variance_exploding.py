@@ -12,6 +12,8 @@ both processes give the same x_0, up to rounding.
 
     python examples/variance_exploding.py [RUN]
     PYTHONPATH=examples python -m diffusionlm train --model.process variance_exploding:VarianceExploding --out RUN
+    PYTHONPATH=examples python -m diffusionlm train --model.process.name variance_exploding:VarianceExploding \
+        --model.process.scale 2 --out OTHER
 """
 
 from __future__ import annotations
@@ -32,13 +34,18 @@ from diffusionlm.recipe.samplers import DDIM
 
 @dataclass(frozen=True)
 class VarianceExploding(Process):
-    """alpha = 1: the signal keeps its size and the noise grows."""
+    """alpha = ``scale``: the signal keeps its size and the noise grows (s(t) of Karras et al. 2022, equation 4)."""
 
     schedule: NoiseSchedule
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the hyperparameter."""
+        self.expect("a positive number", "scale")
 
     def alpha_sigma(self, gamma: Tensor) -> tuple[Tensor, Tensor]:
-        """Return 1 and exp(gamma / 2)."""
-        return torch.ones_like(gamma), torch.exp(gamma / 2)
+        """Return the scale, and the scale times exp(gamma / 2)."""
+        return torch.full_like(gamma, self.scale), self.scale * torch.exp(gamma / 2)
 
 
 @torch.no_grad()

@@ -14,7 +14,6 @@ import pytest
 
 import diffusionlm
 from diffusionlm.config import (
-    LIBRARY,
     Component,
     UserError,
     build,
@@ -30,6 +29,7 @@ from diffusionlm.core.objective import ObjectiveConfig
 from diffusionlm.core.sampler import DDPM, Sampler
 from diffusionlm.core.schedule import NoiseSchedule, Sqrt
 from diffusionlm.data.corpora import Corpus
+from diffusionlm.library import LIBRARY
 from diffusionlm.models.backbones import Backbone, Transformer
 from diffusionlm.models.diffusion import ModelConfig
 from diffusionlm.pipelines.base import SamplingConfig

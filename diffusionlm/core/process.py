@@ -47,8 +47,8 @@ class Gaussian:
         return 0.5 * (ratio - 1 - ratio.log() + (self.mean - other.mean) ** 2 / other.variance)
 
 
-class Process(Component, family="process"):
-    """Base of the Gaussian processes. A subclass is a frozen dataclass with a ``schedule``."""
+class Process(Component, family="process", shared={"schedule": Sqrt()}):
+    """Base of the Gaussian processes. A subclass is a frozen dataclass with the model's ``schedule``."""
 
     schedule: NoiseSchedule
 

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from diffusionlm.config import FORMAT_VERSION, UserError, build_untrusted, to_plain
 from diffusionlm.core.model import DEFAULT_EVIDENCE, Conditions, DenoisingModel, WordVectors
 from diffusionlm.core.objective import Batch
-from diffusionlm.core.process import Process
+from diffusionlm.core.process import Process, VariancePreserving
 from diffusionlm.core.sampler import Denoised
 from diffusionlm.core.schedule import NoiseSchedule
 from diffusionlm.data.batches import Encoded, Example
@@ -65,7 +65,7 @@ class ModelConfig(WordVectorSpec, name="diffusion"):
         evidence_input: whether the network also receives the token posterior given each noisy vector alone.
         self_conditioning: whether the network also receives its last estimate of x_0 (Analog Bits, Chen et al. 2023).
         learned_variance: whether the network also outputs variances (Nichol and Dhariwal 2021, section 3.1).
-        process: the Gaussian process, by name or import path.
+        process: the Gaussian process; its schedule is that of the model.
         condition: a further input that samples are conditioned on.
         explicit_length: whether lengths are drawn first and only non-padding tokens modelled; else PAD is a word like others.
     """
@@ -82,12 +82,12 @@ class ModelConfig(WordVectorSpec, name="diffusion"):
     self_conditioning: bool = True
     learned_variance: bool = False
     explicit_length: bool = True
-    process: str = "variance-preserving"
+    process: Process = field(default_factory=VariancePreserving)
     condition: Condition | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        Process.find(self.process)
+        object.__setattr__(self, "process", replace(self.process, schedule=self.schedule))  # type: ignore[type-var]
         self.expect("0 or more", "evidence", "initial_deviation")
         if self.learned_variance and self.has_logits:
             raise UserError("learned_variance: expected false with prediction 'logits', whose output is no vector")
@@ -250,7 +250,7 @@ class DiffusionLM(DenoisingModel, WordVectorModel):
         super().__init__(config)
         settings = build_untrusted(ModelConfig, config.settings, "settings")
         self.settings, self.prediction = settings, settings.prediction
-        self.process: Process = Process.find(settings.process)(settings.schedule)  # type: ignore[call-arg]
+        self.process: Process = settings.process
         self.evidence, self.reads_evidence = settings.evidence, settings.evidence_input and settings.has_logits
         self.learned_variance = settings.learned_variance
         D, V = settings.dimension, config.vocabulary

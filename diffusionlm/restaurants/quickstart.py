@@ -28,6 +28,8 @@ from diffusionlm.training.trainer import TrainingConfig
 
 TIMED_STEPS = 45
 CLASSIFIER_STEPS = 500
+# Of the corpus's attributes, those with a few values each: names and landmarks have hundreds, too rare to learn.
+CLASSIFIED = ("area", "family", "food", "price", "rating", "type")
 CONTROLS = (  # examples in the closing lines
     "food=Japanese",
     'Attribute("type", "pub") & Length(14, 20)',
@@ -77,14 +79,17 @@ def quickstart(folder: str | Path, steps: int | None = None, minutes: float = 4.
 
 def _classify(folder: Path, training: TrainingConfig) -> None:
     """Train the classifier of attributes on the model's predictions, unless it exists."""
+    place = folder / "model" / "classifiers" / "attributes"
     steps = min(CLASSIFIER_STEPS, training.steps)
     own = TrainingConfig(
         steps=steps, warmup=min(50, steps), threads=training.threads, evaluate_every=steps, evaluation_texts=100,
         save_every=steps,
     )  # fmt: skip
-    model = ClassifierConfig(str(folder), ("attributes",), min_count=100)
+    model = ClassifierConfig(str(folder), tuple(f"attributes.{name}" for name in CLASSIFIED), min_count=100)
     config = RunConfig(model=model, objective=Classification(report_texts=200), training=own)
-    if not train(config, folder / "model" / "classifiers" / "attributes"):
+    if (place / "config.yaml").exists():  # of an earlier version, perhaps, which classified all attributes
+        config = read_config([place / "config.yaml"])
+    if not train(config, place):
         raise UserError(f"{folder}: stopped before the end; run the same command again to resume")
 
 

@@ -23,6 +23,7 @@ def test_quickstart_writes_its_figures_and_reuses_the_run(tmp_path: Path, capsys
     }  # fmt: skip
     assert report["texts"] == 5 == len((folder / "texts.jsonl").read_text().splitlines())
     said = capsys.readouterr()
+    assert "labels: " not in said.err  # the corpus comes with the library: nobody can do anything about its labels
     assert "after 6 steps" in said.err and "Try next" in said.err
     assert said.err.count("Control: ") == 4 and said.err.count("  ✓ ") + said.err.count("  ✗ ") == 12
     weights = (folder / "model" / "model.safetensors").stat().st_mtime_ns

@@ -1,0 +1,39 @@
+"""Names of the library's components."""
+
+# The library's members of each family that are not defined beside the family's base class, imported when first used.
+LIBRARY: dict[str, dict[str, str]] = {
+    "corpus": {"restaurants": "diffusionlm.restaurants.corpus:Restaurants"},
+    "annotator": {"grammar": "diffusionlm.restaurants.annotator:Grammar"},
+    "noise schedule": {
+        "cosine": "diffusionlm.recipe.schedules:Cosine",
+        "linear": "diffusionlm.recipe.schedules:Linear",
+        "gumbel": "diffusionlm.recipe.gumbel:Gumbel",
+    },
+    "sampler": {
+        "ddim": "diffusionlm.recipe.samplers:DDIM",
+        "renoise": "diffusionlm.recipe.samplers:Renoise",
+        "dpm++2m": "diffusionlm.recipe.samplers:DPMSolver",
+        "ancestral": "diffusionlm.pipelines.masked:Ancestral",
+        "mask-predict": "diffusionlm.pipelines.masked:MaskPredict",
+        "maskgit": "diffusionlm.pipelines.masked:MaskGIT",
+    },
+    "guidance": {"gradient": "diffusionlm.pipelines.gradient:Gradient"},
+    "backbone": {
+        "bert": "diffusionlm.models.backbones:Bert",
+        "transformer": "diffusionlm.models.backbones:Transformer",
+        "leave-one-out": "diffusionlm.models.leave_one_out:LeaveOneOut",
+    },
+    "objective": {
+        "cross-entropy": "diffusionlm.recipe.cross_entropy:CrossEntropy",
+        "regression": "diffusionlm.recipe.regression:Regression",
+        "masked": "diffusionlm.models.masked:MaskedWords",
+        "causal": "diffusionlm.models.causal:NextToken",
+        "classification": "diffusionlm.models.classifier.objective:Classification",
+    },
+    "model": {
+        "diffusion": "diffusionlm.models.diffusion:ModelConfig",
+        "masked": "diffusionlm.models.masked:MaskedConfig",
+        "causal": "diffusionlm.models.causal:CausalConfig",
+        "classifier": "diffusionlm.models.classifier.model:ClassifierConfig",
+    },
+}
