@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
-import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.metadata import version
@@ -97,15 +96,6 @@ def import_modules(names: Sequence[str]) -> None:
             importlib.import_module(name)
         except ImportError as error:
             raise UserError(f"--import: cannot import {name}: {error}") from None
-
-
-def check_processes(several_allowed: bool) -> None:
-    """Raise UserError in one of several processes, unless they are ``several_allowed`` and a launcher started them."""
-    processes = os.environ.get("WORLD_SIZE", "1")
-    launched = processes.isdecimal() and "MASTER_ADDR" in os.environ
-    if processes != "1" and not (several_allowed and launched):
-        only = "only train runs in several processes, under torchrun or accelerate launch; unset WORLD_SIZE otherwise"
-        raise UserError(f"WORLD_SIZE={processes}: {only}")
 
 
 class Messages:

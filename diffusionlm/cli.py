@@ -18,8 +18,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from diffusionlm.arguments import Messages, check_processes, command, flag, import_modules, option, parser, several, split
+from diffusionlm.arguments import Messages, command, flag, import_modules, option, parser, several, split
 from diffusionlm.config import UserError, build, nearest, nearest_setting, override, read_value, to_plain
+from diffusionlm.processes import check_processes
 
 if TYPE_CHECKING:
     from diffusionlm.pipelines.base import SamplingConfig

@@ -1,38 +1,144 @@
-"""Reading and atomic writing of UTF-8 files: one finds either the previous file or the new one, never a part of it."""
+"""Reading and atomic writing of text files: one finds either the previous file or the new one, never a part of it."""
 
 from __future__ import annotations
 
+import codecs
+import gzip
 import json
 import os
+import re
 import shutil
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from safetensors import SafetensorError
 
-from diffusionlm.config import UserError
+from diffusionlm.config import UserError, nearest
+
+KINDS = ("txt", "jsonl", "json", "csv", "tsv")
+SUFFIXES = (*(f".{kind}{packed}" for packed in ("", ".gz") for kind in KINDS), ".parquet")
+_MARKS = (  # UTF-32 before UTF-16, whose mark its own begins with
+    (codecs.BOM_UTF32_LE, "UTF-32"), (codecs.BOM_UTF32_BE, "UTF-32"), (codecs.BOM_UTF8, "UTF-8-SIG"),
+    (codecs.BOM_UTF16_LE, "UTF-16"), (codecs.BOM_UTF16_BE, "UTF-16"),
+)  # fmt: skip
+_FORMATS = (  # how files begin that are no text
+    (b"\x1f\x8b", "gzip data (its name should end in .gz)"), (b"PK\x03\x04", "a zip archive, such as .xlsx or .docx"),
+    (b"PAR1", "a parquet file (its name should end in .parquet)"), (b"%PDF", "a PDF file"), (b"{\\rtf", "an RTF file"),
+    (b"version https://git-lfs", "a Git LFS pointer (git lfs pull downloads the file)"),
+    (b"<!DOCTYPE html", "an HTML page"), (b"<!doctype html", "an HTML page"), (b"<html", "an HTML page"),
+    (b"BZh", "bzip2 data"), (b"\xfd7zXZ", "xz data"), (b"\x28\xb5\x2f\xfd", "zstd data"),
+)  # fmt: skip
+LINE_END = re.compile(r"\r\n|\r|\n")
 
 STAGED = ".staged"  # in a folder that ``write_folder`` prepares: without it, the folder is not ours to remove
 
 
-def read_text(path: Path) -> str:
-    """Return the text of a UTF-8 file. Raises UserError where it cannot be read."""
+def read_text(path: str | Path) -> str:
+    """Return the characters of a text file, unpacked where its name ends in .gz. Raises UserError with the reason."""
+    path = Path(path).expanduser()
+    return decode(read_bytes(path), str(path))
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the bytes of a file, unpacked where its name ends in .gz. Raises UserError with the reason."""
+    if path.is_dir():
+        raise UserError(f"{path}: expected a file, got a folder")
+    if not path.exists():
+        raise UserError(f"{path}: there is no such file{_nearest_file(path)}")
     try:
-        return path.read_text(encoding="utf-8")
+        return gzip.decompress(path.read_bytes()) if path.suffix.lower() == ".gz" else path.read_bytes()
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path}: the file is damaged: {error}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _nearest_file(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f", nor its folder {path.parent}"
+    kinds = (*SUFFIXES, ".yaml", ".yml")
+    hint = nearest(path.name, [other.name for other in path.parent.iterdir() if other.name.lower().endswith(kinds)])
+    return hint if hint.startswith("; did you mean") or len(hint) < 200 else ""  # a full folder is not listed
+
+
+def decode(data: bytes, place: str) -> str:
+    """Return bytes as text, without byte order marks. Raises UserError where they are no text in Unicode."""
+    if kind := next((kind for start, kind in _FORMATS if data.startswith(start)), ""):
+        raise UserError(f"{place}: expected text, got {kind}")
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "UTF-8")
+    if encoding.startswith("UTF-8") and (nul := data.find(b"\0")) >= 0:
+        line = 1 + data.count(b"\n", 0, nul)
+        raise UserError(f"{place}, line {line}: NUL, a character that no text has; the file is {_with_nul(data)}")
+    try:
+        text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: expected UTF-8 text, but byte {error.start} is none") from None
+        if not encoding.startswith("UTF-8"):
+            raise UserError(f"{place}: its byte order mark says {encoding}, but the text is not: {error.reason}") from None
+        raise UserError(_not_utf8(error, place)) from None
+    # Files that were joined have marks inside, each at the start of a line.
+    return re.sub("(^|[\r\n])\ufeff+", r"\1", text) if "\ufeff" in text else text
+
+
+def _line_of(text: str, index: int) -> int:
+    return 1 + len(LINE_END.findall(text, 0, index))
+
+
+def _not_utf8(error: UnicodeDecodeError, place: str) -> str:
+    """Say where bytes stop to be UTF-8, and what they may be instead."""
+    data = error.object
+    before, rest = data[: error.start].decode("utf-8", "ignore"), data[error.start :]
+    sentence = f"{place}, line {_line_of(before, len(before))}: expected UTF-8 text, got the byte {data[error.start]:#x}"
+    if not (before + rest.decode("utf-8", "ignore")).isascii():
+        cut = error.end == len(data) and error.reason == "unexpected end of data"
+        other = "the file was cut inside its last character" if cut else "so the file mixes two encodings"
+        return f"{sentence}; other characters are UTF-8, {other}"
+    try:
+        line = re.split(r"[\r\n]", before)[-1][-30:] + re.split(rb"[\r\n]", rest)[0][:30].decode("windows-1252")
+    except UnicodeDecodeError:
+        return f"{sentence}; convert the file to UTF-8, for example with iconv"
+    return f"{sentence}; if {line!r} is right, convert it: iconv -f windows-1252 -t utf-8"
+
+
+def _with_nul(data: bytes) -> str:
+    for name in ("UTF-32LE", "UTF-32BE", "UTF-16LE", "UTF-16BE"):
+        text = data.decode(name, "replace")
+        if sum(map(text.count, " \n")) > 0.08 * len(text):  # in another order of bytes there are no blanks
+            return f"probably {name} without a byte order mark; convert it: iconv -f {name} -t utf-8"
+    return "probably binary"
 
 
 def read_json(path: Path) -> Any:
     """Return the value of a JSON file. Raises UserError where it cannot be read or is damaged."""
+    return _json(path)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the object of a JSON file that anybody may have made.
+
+    Raises:
+        UserError: it cannot be read, is not JSON or not an object; NaN and Infinity, which JSON does not have, are refused.
+    """
+
+    def constant(name: str) -> NoReturn:
+        raise ValueError(f"expected finite numbers, got {name}")
+
+    plain = _json(path, parse_constant=constant)
+    if not isinstance(plain, dict):
+        raise UserError(f"{path}: expected a JSON object, got {json.dumps(plain)[:60]}")
+    return plain
+
+
+def _json(path: Path, **options: Any) -> Any:
     try:
-        return json.loads(read_text(path))
+        return json.loads(read_text(path), **options)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: expected JSON, but the file is damaged: {error}") from None
+        if isinstance(error, UserError):
+            raise
+        reason = str(error) or type(error).__name__
+        raise UserError(f"{path}: expected JSON, but the file is damaged: {reason}") from None
 
 
 def write(path: Path, save: Callable[[Path], object]) -> None:

@@ -6,7 +6,6 @@ or a parser.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from diffusionlm.config import Component, UserError
 from diffusionlm.data.reading import is_nan, nfc
 from diffusionlm.data.tokenizers import split_words
+from diffusionlm.files import read_json
 from diffusionlm.progress import intervals
 
 
@@ -99,7 +99,7 @@ def _tagger(folder: str) -> Any:
     tagger = PerceptronTagger(load=False)
     try:
         files = [next(Path(folder).glob(f"*{part}.json")) for part in ("weights", "tagdict", "classes")]
-        tagger.decode_json_params(json.loads(file.read_text(encoding="utf-8")) for file in files)
+        tagger.decode_json_params(read_json(file) for file in files)
     except (OSError, ValueError, StopIteration) as error:
         raise UserError(
             f"annotator.folder: expected a tagger's weights.json, tagdict.json and classes.json in {folder} {error}".rstrip()

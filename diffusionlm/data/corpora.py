@@ -19,7 +19,8 @@ import numpy as np
 
 from diffusionlm.config import Component, UserError, nearest
 from diffusionlm.data.annotators import Annotator, Plain
-from diffusionlm.data.reading import SUFFIXES, Table, is_nan, nfc, read_table
+from diffusionlm.data.reading import Table, is_nan, nfc, read_table
+from diffusionlm.files import SUFFIXES
 
 # A number for each text, None where the metric does not apply; the reported figure is the mean over the others.
 TextMetric = Callable[[Sequence[str]], list[float | None]]

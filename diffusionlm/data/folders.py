@@ -6,13 +6,13 @@ nothing, not even what a file of the folder names, and raises a UserError where 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from diffusionlm.config import UserError
+from diffusionlm.files import read_object as read_object
 
 # Files of a folder that transformers reads, all of them JSON objects.
 OBJECTS = (
@@ -37,26 +37,6 @@ REFUSED_KEYS = frozenset(
 HARMLESS = (None, False, "eager", "sdpa")  # values of these keys that load nothing
 MOST_LAYERS = 10_000
 DAMAGED = "the model is damaged or incomplete"
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """Parse a file that holds a JSON object.
-
-    Raises:
-        UserError: it cannot be read, is not JSON or not an object; NaN and Infinity, which JSON does not have, are refused.
-    """
-
-    def constant(name: str) -> NoReturn:
-        raise ValueError(f"expected finite numbers, got {name}")
-
-    try:
-        plain = json.loads(path.read_text(encoding="utf-8"), parse_constant=constant)
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise UserError(f"{path}: cannot be read as JSON: {reason}") from None
-    if not isinstance(plain, dict):
-        raise UserError(f"{path}: expected a JSON object, got {json.dumps(plain)[:60]}")
-    return plain
 
 
 def load_folder(kind: Any, folder: str | Path, damage: str = DAMAGED, **given: Any) -> Any:

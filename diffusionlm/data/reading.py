@@ -12,16 +12,13 @@ Every text of the user enters here: corpora, texts to score or evaluate, targets
 
 from __future__ import annotations
 
-import codecs
 import csv
-import gzip
 import io
 import json
 import math
 import re
 import sys
 import unicodedata
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,28 +28,16 @@ import pyarrow  # type: ignore[import-untyped]
 import pyarrow.parquet  # type: ignore[import-untyped]
 
 from diffusionlm.config import UserError, nearest
+from diffusionlm.files import LINE_END, SUFFIXES, decode, read_bytes
+from diffusionlm.files import read_text as read_text
 
-KINDS = ("txt", "jsonl", "json", "csv", "tsv")
-SUFFIXES = (*(f".{kind}{packed}" for packed in ("", ".gz") for kind in KINDS), ".parquet")
 DELIMITERS = ",;\t|"  # of tables, in the order in which a header is tried with them
 MOST_LINES = 100  # of a cell in quotes; one that spans more is most probably a quote that was not closed
 
-_MARKS = (  # UTF-32 before UTF-16, whose mark its own begins with
-    (codecs.BOM_UTF32_LE, "UTF-32"), (codecs.BOM_UTF32_BE, "UTF-32"), (codecs.BOM_UTF8, "UTF-8-SIG"),
-    (codecs.BOM_UTF16_LE, "UTF-16"), (codecs.BOM_UTF16_BE, "UTF-16"),
-)  # fmt: skip
-_FORMATS = (  # how files begin that are no text
-    (b"\x1f\x8b", "gzip data (its name should end in .gz)"), (b"PK\x03\x04", "a zip archive, such as .xlsx or .docx"),
-    (b"PAR1", "a parquet file (its name should end in .parquet)"), (b"%PDF", "a PDF file"), (b"{\\rtf", "an RTF file"),
-    (b"version https://git-lfs", "a Git LFS pointer (git lfs pull downloads the file)"),
-    (b"<!DOCTYPE html", "an HTML page"), (b"<!doctype html", "an HTML page"), (b"<html", "an HTML page"),
-    (b"BZh", "bzip2 data"), (b"\xfd7zXZ", "xz data"), (b"\x28\xb5\x2f\xfd", "zstd data"),
-)  # fmt: skip
 _CSV_REASONS = {  # messages of the module csv
     "unexpected end of data": "a quote is never closed",
     "field larger than field limit": "more than 131072 characters; close its quote, or give such texts as .jsonl",
 }
-_LINE_END = re.compile(r"\r\n|\r|\n")
 _NO_LINE_END = re.compile("[\x0b\x0c\x85\u2028\u2029]")
 _CONTROL = re.compile("[\0-\x08\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 _BINARY = re.compile(r"binary(_view)?(?!\w*:)")  # in a parquet type; a colon ends the name of a field
@@ -143,79 +128,6 @@ def _report(place: str, what: str, count: int) -> None:
     print(f"{place}: {what}{others}", file=sys.stderr)
 
 
-def read_text(path: str | Path) -> str:
-    """Return the characters of a text file, unpacked where its name ends in .gz. Raises UserError with the reason."""
-    path = Path(path).expanduser()
-    return decode(_read_bytes(path), str(path))
-
-
-def _read_bytes(path: Path) -> bytes:
-    if path.is_dir():
-        raise UserError(f"{path}: expected a file, got a folder")
-    if not path.exists():
-        raise UserError(f"{path}: there is no such file{_nearest_file(path)}")
-    try:
-        return gzip.decompress(path.read_bytes()) if path.suffix.lower() == ".gz" else path.read_bytes()
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path}: the file is damaged: {error}") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def _nearest_file(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f", nor its folder {path.parent}"
-    kinds = (*SUFFIXES, ".yaml", ".yml")
-    hint = nearest(path.name, [other.name for other in path.parent.iterdir() if other.name.lower().endswith(kinds)])
-    return hint if hint.startswith("; did you mean") or len(hint) < 200 else ""  # a full folder is not listed
-
-
-def decode(data: bytes, place: str) -> str:
-    """Return bytes as text, without byte order marks. Raises UserError where they are no text in Unicode."""
-    if kind := next((kind for start, kind in _FORMATS if data.startswith(start)), ""):
-        raise UserError(f"{place}: expected text, got {kind}")
-    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "UTF-8")
-    if encoding.startswith("UTF-8") and (nul := data.find(b"\0")) >= 0:
-        line = 1 + data.count(b"\n", 0, nul)
-        raise UserError(f"{place}, line {line}: NUL, a character that no text has; the file is {_with_nul(data)}")
-    try:
-        text = data.decode(encoding)
-    except UnicodeDecodeError as error:
-        if not encoding.startswith("UTF-8"):
-            raise UserError(f"{place}: its byte order mark says {encoding}, but the text is not: {error.reason}") from None
-        raise UserError(_not_utf8(error, place)) from None
-    # Files that were joined have marks inside, each at the start of a line.
-    return re.sub("(^|[\r\n])\ufeff+", r"\1", text) if "\ufeff" in text else text
-
-
-def _line_of(text: str, index: int) -> int:
-    return 1 + len(_LINE_END.findall(text, 0, index))
-
-
-def _not_utf8(error: UnicodeDecodeError, place: str) -> str:
-    """Say where bytes stop to be UTF-8, and what they may be instead."""
-    data = error.object
-    before, rest = data[: error.start].decode("utf-8", "ignore"), data[error.start :]
-    sentence = f"{place}, line {_line_of(before, len(before))}: expected UTF-8 text, got the byte {data[error.start]:#x}"
-    if not (before + rest.decode("utf-8", "ignore")).isascii():
-        cut = error.end == len(data) and error.reason == "unexpected end of data"
-        other = "the file was cut inside its last character" if cut else "so the file mixes two encodings"
-        return f"{sentence}; other characters are UTF-8, {other}"
-    try:
-        line = re.split(r"[\r\n]", before)[-1][-30:] + re.split(rb"[\r\n]", rest)[0][:30].decode("windows-1252")
-    except UnicodeDecodeError:
-        return f"{sentence}; convert the file to UTF-8, for example with iconv"
-    return f"{sentence}; if {line!r} is right, convert it: iconv -f windows-1252 -t utf-8"
-
-
-def _with_nul(data: bytes) -> str:
-    for name in ("UTF-32LE", "UTF-32BE", "UTF-16LE", "UTF-16BE"):
-        text = data.decode(name, "replace")
-        if sum(map(text.count, " \n")) > 0.08 * len(text):  # in another order of bytes there are no blanks
-            return f"probably {name} without a byte order mark; convert it: iconv -f {name} -t utf-8"
-    return "probably binary"
-
-
 Rows = Iterator[tuple[int, dict[str, Any]]]  # each with the number of its first line
 
 
@@ -231,7 +143,7 @@ def read_table(path: str | Path, column: str = "text") -> Table:
     if not path.name.lower().endswith(SUFFIXES):
         raise UserError(f"{path}: expected a file ending in one of {', '.join(SUFFIXES)}")
     kind = path.name.lower().removesuffix(".gz").rpartition(".")[2]
-    data = _read_bytes(path)
+    data = read_bytes(path)
     if kind == "parquet":
         return _parquet(data, str(path))
     read = {"txt": _text_rows, "csv": _table_rows, "tsv": _table_rows}.get(kind, json_rows)
@@ -332,7 +244,7 @@ def _delimiter(text: str, name: str, column: str) -> str:
 
 
 def _line_ends(cell: str) -> int:
-    return len(_LINE_END.findall(cell))
+    return len(LINE_END.findall(cell))
 
 
 def _cell_line(text: str, delimiter: str, begin: int, end: int) -> int:

@@ -55,9 +55,9 @@ def collated(condition: Condition, values: Sequence[Any]) -> dict[str, Tensor]:
 
 def read_condition(model: Any, text: str) -> Any:
     """Return the value ``text`` of the command line for a model's condition: as its method ``values`` says, text or YAML."""
-    condition = getattr(getattr(model, "settings", None), "condition", None)
+    condition: Any = getattr(getattr(model, "settings", None), "condition", None)
     try:
-        kind = typing.get_type_hints(type(condition).values)["return"]
+        kind = typing.get_type_hints(condition.values)["return"]
     except (AttributeError, KeyError, NameError, TypeError):  # no condition, which is refused later, or no type
         kind = Any
     return read_setting("--condition", text, kind)

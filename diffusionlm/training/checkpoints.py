@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,10 @@ from filelock import FileLock, Timeout
 from torch import nn
 
 from diffusionlm.config import UserError
+from diffusionlm.data.folders import damage_errors
 from diffusionlm.files import disk_errors, read_json, read_text, write_text
 from diffusionlm.models.io import not_finite
+from diffusionlm.processes import is_first
 from diffusionlm.recipe.frozen import Frozen
 
 MARKER = "complete.json"  # of a checkpoint, written last
@@ -37,7 +38,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another run holds it; the folder cannot be written.
     """
-    if os.environ.get("RANK", "0") != "0":
+    if not is_first():
         yield
         return
     with disk_errors(folder):
@@ -67,7 +68,7 @@ def unclaimed_if_refused(folder: Path) -> Iterator[None]:
     except Exception:
         log = folder / "log.jsonl"
         recorded = (log.exists() and log.stat().st_size) or any(any(folder.glob(pattern)) for pattern in RECORDS)
-        if os.environ.get("RANK", "0") == "0" and not recorded and folder / "config.yaml" not in there:
+        if is_first() and not recorded and folder / "config.yaml" not in there:
             for path in {*folder.glob("*")} - there:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             for place in made:
@@ -144,18 +145,10 @@ def check_processes(path: Path, processes: int) -> None:
         )
 
 
-@contextmanager
-def damage(file: Path) -> Iterator[None]:
+def damage(file: Path) -> AbstractContextManager[None]:
     """Turn a failure to read a ``file`` of a checkpoint into a UserError."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # readers of damaged files raise whatever they meet first
-        reason = " ".join(str(error).split())[:150] or type(error).__name__
-        raise UserError(
-            f"{file.parent}: this checkpoint is damaged ({file.name}: {reason}); delete it to resume from the one before"
-        ) from None
+    what = f"this checkpoint is damaged; delete it to resume from the one before ({file.name})"
+    return damage_errors(file.parent, what)
 
 
 def check_finite(module: nn.Module, path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from functools import cached_property
@@ -14,6 +13,7 @@ from diffusionlm.data.batches import DataConfig, Encoded, encode
 from diffusionlm.data.copies import KnownTexts
 from diffusionlm.data.tokenizers import BytePairs, TokenizerRecipe, WordTokenizer, decode_texts
 from diffusionlm.models.spec import Rows, Splits
+from diffusionlm.processes import is_first
 
 UNKNOWN = 0.05  # of the tokens of held-out texts: a larger share is reported
 ONCE = 0.2  # of the tokens of training texts that occur in them once
@@ -96,5 +96,5 @@ def _tokens(rows: Rows) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
 
 def say(sentence: str) -> None:
     """Print a sentence on stderr, from the first of several processes alone."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_first():
         print(sentence, file=sys.stderr)

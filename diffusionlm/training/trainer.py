@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -35,6 +34,7 @@ from diffusionlm.core.objective import Objective
 from diffusionlm.data.batches import TokenBudgetBatches
 from diffusionlm.files import disk_errors, open_permissions, read_json, write_text
 from diffusionlm.models.spec import Rows
+from diffusionlm.processes import count
 from diffusionlm.training import checkpoints
 from diffusionlm.training.callbacks import Overfitting, Patience, Progress, Samples, interruptible
 from diffusionlm.training.optimizers import MuonAdamW, OptimizerConfig, has_bf16
@@ -338,7 +338,7 @@ def _arguments(config: TrainingConfig, folder: Path, evaluates: bool) -> Trainin
         warmup_steps=min(config.warmup, config.steps // 2),
         bf16=config.precision == "bf16" or (config.precision == "auto" and has_bf16()),
         use_cpu=cpu,
-        ddp_backend="gloo" if cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
+        ddp_backend="gloo" if cpu and count() > 1 else None,
         ddp_find_unused_parameters=False,
         logging_steps=config.log_every,
         eval_strategy="steps" if evaluates else "no",

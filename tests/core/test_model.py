@@ -316,7 +316,7 @@ def test_a_config_that_is_no_mapping(text: str, tmp_path: Path) -> None:
     _saved(tmp_path)
     (tmp_path / "config.json").write_text(text)
     sentence = _sentence(tmp_path)
-    assert "cannot be read as JSON" in sentence or "expected a JSON object" in sentence
+    assert "expected JSON, but the file is damaged" in sentence or "expected a JSON object" in sentence
 
 
 def test_another_kind_of_model(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from test_warnings import UNSPACED
 from tiny_runs import restaurant_texts, tiny_config
 
 from diffusionlm.data.batches import encode
-from diffusionlm.data.tokenizers import BytePairs, TokenizerRecipe, WordTokenizer
+from diffusionlm.data.tokenizers import BytePairs, TokenizerRecipe, WordTokenizer, decode_texts
 from diffusionlm.evaluation.text_metrics import TrainingTexts
 from diffusionlm.training.run import train
 from diffusionlm.training.texts import Copies
@@ -42,7 +42,7 @@ def test_a_copy_of_a_text_that_was_cut_is_a_copy() -> None:
     tokenizer = WordTokenizer().make(SPACED)
     rows = encode(SPACED, tokenizer, 10).ids
     copies = Copies(rows, tokenizer, WordTokenizer(), "")
-    assert copies.warning([tokenizer.decode(row[1:-1]) for row in rows[:10]]).startswith("100% of 10 samples")
+    assert copies.warning(decode_texts(tokenizer, rows[:10])).startswith("100% of 10 samples")
 
 
 def test_new_texts_and_few_copies_get_no_warning() -> None:

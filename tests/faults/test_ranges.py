@@ -6,7 +6,8 @@ import dataclasses
 import importlib
 import math
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ NEEDED: dict[str, Any] = {  # values of the fields without a default
     "classifier": "x", "label": "NP", "tags": "NOUN", "tree": "(S (NP it))", "first": 0, "last": 1, "weight": 1.0, "low": 1,
     "function": "math:fsum", "task": {"name": "attributes"},
 }  # fmt: skip
-ALLOWED = {  # the numbers that a field takes, and why
+ALLOWED: dict[str, tuple[list[float], str]] = {  # the numbers that a field takes, and why
     "Gumbel.location": ([-1], "gamma, the logarithm of a ratio"),
     "Gumbel.low": ([-1], "gamma"),
     "Gumbel.end": ([-1], "gamma"),
@@ -47,7 +48,8 @@ def numeric_fields() -> Iterator[tuple[Any, dataclasses.Field[Any], bool]]:
     for _, name, _ in pkgutil.walk_packages(diffusionlm.__path__, "diffusionlm."):
         if not name.endswith("__main__"):
             importlib.import_module(name)
-    for kind in sorted({*kinds(Settings)}, key=lambda kind: f"{kind.__module__}.{kind.__name__}"):
+    found: list[Any] = sorted({*kinds(Settings)}, key=lambda kind: f"{kind.__module__}.{kind.__name__}")
+    for kind in found:
         own = (
             dataclasses.is_dataclass(kind) and kind.__module__.startswith("diffusionlm.") and not issubclass(kind, SavedConfig)
         )
@@ -68,9 +70,9 @@ def test_a_number_out_of_range_is_refused_by_name(kind: Any, field: dataclasses.
     for number in NUMBERS if fractions else NUMBERS[-1:]:
         before = getattr(base, field.name)
         value = (number, *before[1:]) if isinstance(before, tuple) else number
-        makers = [lambda value=value: dataclasses.replace(base, **{field.name: value})]
+        makers: list[Callable[[], object]] = [partial(dataclasses.replace, base, **{field.name: value})]
         if number == -1:  # the others are refused by their type
-            makers.append(lambda value=value: build(kind, {**needed, field.name: value}))
+            makers.append(partial(build, kind, {**needed, field.name: value}))
         for make in makers:
             if number in allowed:
                 make()

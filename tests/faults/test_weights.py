@@ -89,7 +89,9 @@ def test_numbers_of_json_files_that_are_not_finite_are_refused(file: str, number
     plain = json.loads((folder / file).read_text())
     plain["settings" if file == "config.json" else "temperature"] = {"dimension": "HERE"} if file == "config.json" else "HERE"
     (folder / file).write_text(json.dumps(plain).replace('"HERE"', number))
-    with pytest.raises(UserError, match=f"{file}: cannot be read as JSON: expected finite numbers, got {number}"):
+    with pytest.raises(
+        UserError, match=f"{file}: expected JSON, but the file is damaged: expected finite numbers, got {number}"
+    ):
         open_pipeline(folder)
 
 

@@ -67,7 +67,7 @@ def test_a_damaged_file_of_a_checkpoint_is_named(trained: Path, stopped: Path, n
     else:
         file.unlink()
     with pytest.raises(
-        UserError, match=rf"checkpoint-2: this checkpoint is damaged \({name}: .*; delete it to resume from the one before"
+        UserError, match=rf"checkpoint-2: this checkpoint is damaged; delete it to resume from the one before \({name}\): "
     ):
         train(tiny_config(trained.parent, **CHANGES), stopped, quiet=True)
 
@@ -75,7 +75,7 @@ def test_a_damaged_file_of_a_checkpoint_is_named(trained: Path, stopped: Path, n
 def test_an_optimizer_of_another_run_is_refused(trained: Path, stopped: Path) -> None:
     file = stopped / "checkpoints" / "checkpoint-2" / "optimizer.pt"
     torch.save({"parts": [torch.optim.SGD([nn.Parameter(torch.zeros(2))], 0.1).state_dict()]}, file)
-    with pytest.raises(UserError, match=r"checkpoint-2: this checkpoint is damaged \(optimizer.pt: "):
+    with pytest.raises(UserError, match=r"checkpoint-2: this checkpoint is damaged; .* \(optimizer.pt\): "):
         train(tiny_config(trained.parent, **CHANGES), stopped, quiet=True)
 
 
@@ -92,7 +92,7 @@ def test_code_in_a_checkpoint_is_not_run(trained: Path, stopped: Path, name: str
     file, planted = stopped / "checkpoints" / "checkpoint-2" / name, stopped / "planted"
     for content in ("zip", "pickle"):
         torch.save(Planted(planted), file) if content == "zip" else file.write_bytes(pickle.dumps(Planted(planted)))
-        with pytest.raises(UserError, match=rf"this checkpoint is damaged \({name}: "):
+        with pytest.raises(UserError, match=rf"this checkpoint is damaged; .* \({name}\): "):
             train(tiny_config(trained.parent, **CHANGES), stopped, quiet=True)
         assert not planted.exists()
 
@@ -160,9 +160,9 @@ def test_text_files_are_utf_8_in_any_locale(tmp_path: Path) -> None:
 
 
 def test_an_unreadable_file_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no.txt: cannot be read: No such file or directory"):
+    with pytest.raises(UserError, match="no.txt: there is no such file"):
         read_text(tmp_path / "no.txt")
-    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+    with pytest.raises(UserError, match="expected a file, got a folder"):
         read_json(tmp_path)
     (tmp_path / "deep.json").write_text("[" * 100_000)
     with pytest.raises(UserError, match="deep.json: expected JSON, but the file is damaged: "):

@@ -537,7 +537,7 @@ def test_a_tokenizer_that_does_not_serve(damage: Callable[[Path], None], sentenc
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("{", "cannot be read as JSON"),
+        ("{", "expected JSON, but the file is damaged"),
         ('{"step": 3}', "step: there is no such setting; did you mean 'steps'?"),
         ('{"sampler": "ddpn"}', "sampler: no sampler is called 'ddpn'; did you mean 'ddpm'?"),
         ('{"sampler": "no_such_module:Sampler"}', "'no_such_module:Sampler' is code from outside the library"),

@@ -74,20 +74,22 @@ MOODS = [{"attributes": {"mood": mood}} for mood in ["no", "yes"] * 4]
 
 
 def test_a_condition_of_which_no_training_text_has_a_value_is_refused(tmp_path: Path) -> None:
-    found = refusal(tmp_path, MOODS, {"name": "test_labels:Mood", "key": "mod"})
+    found = refusal(tmp_path, MOODS, {"name": "test_missing_labels:Mood", "key": "mod"})
     assert found.startswith("model.condition: no training text has a value for Mood(key='mod'")
 
 
 def test_a_column_that_the_corpus_does_not_have_is_named(tmp_path: Path) -> None:
-    found = refusal(tmp_path, [{"attribute": {}}] * 8, "test_labels:Mood")
+    found = refusal(tmp_path, [{"attribute": {}}] * 8, "test_missing_labels:Mood")
     assert found == "model.condition: the corpus has no column 'attributes'; did you mean 'attribute'?"
 
 
 def test_a_value_that_the_condition_cannot_use_is_named_with_its_text(tmp_path: Path) -> None:
-    found = refusal(tmp_path, [*MOODS, {"attributes": None}], "test_labels:Mood")
-    assert found.startswith("model.condition: test_labels:Mood cannot use text ") and "'NoneType' object has no" in found
-    found = refusal(tmp_path, [*MOODS, {"attributes": {"mood": "so"}}], "test_labels:Mood")
-    assert "model.condition: test_labels:Mood cannot use 'no', 'yes'" in found and "ValueError" in found
+    found = refusal(tmp_path, [*MOODS, {"attributes": None}], "test_missing_labels:Mood")
+    assert (
+        found.startswith("model.condition: test_missing_labels:Mood cannot use text ") and "'NoneType' object has no" in found
+    )
+    found = refusal(tmp_path, [*MOODS, {"attributes": {"mood": "so"}}], "test_missing_labels:Mood")
+    assert "model.condition: test_missing_labels:Mood cannot use 'no', 'yes'" in found and "ValueError" in found
 
 
 def test_a_condition_of_the_command_line_is_read_as_the_type_of_its_values(tmp_path: Path) -> None:
@@ -107,12 +109,12 @@ def test_a_condition_of_the_command_line_is_read_as_the_type_of_its_values(tmp_p
 
 def test_a_value_that_a_trained_condition_cannot_use_is_one_sentence(tmp_path: Path) -> None:
     data = {"corpus": str(corpus(tmp_path, MOODS))}
-    config = tiny_config(tmp_path, data=data, model={"condition": "test_labels:Mood"}, training=QUICK)
+    config = tiny_config(tmp_path, data=data, model={"condition": "test_missing_labels:Mood"}, training=QUICK)
     assert train(config, tmp_path / "run", write_samples=False, quiet=True)
     pipe = Pipeline.from_pretrained(tmp_path / "run")
     assert len(pipe(1, condition="no")) == 1
     for value in (3, [1], "n"):
-        with pytest.raises(UserError, match=r"model.condition: test_labels:Mood cannot use .*: ValueError"):
+        with pytest.raises(UserError, match=r"model.condition: test_missing_labels:Mood cannot use .*: ValueError"):
             pipe(1, condition=value)
 
 
