@@ -34,7 +34,7 @@ ALLOWED: dict[str, tuple[list[float], str]] = {  # the numbers that a field take
 }
 
 
-def kinds(base: type) -> Iterator[type]:
+def kinds(base: Any) -> Iterator[Any]:
     for kind in base.__subclasses__():
         yield kind
         yield from kinds(kind)
