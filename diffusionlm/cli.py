@@ -31,7 +31,6 @@ FAMILIES = {  # the families that ``show`` lists, with the import paths of their
     "processes": "diffusionlm.core.process:Process",
     "conditions": "diffusionlm.models.conditions:Condition",
     "schedules": "diffusionlm.core.schedule:NoiseSchedule",
-    "processes": "diffusionlm.core.process:Process",
     "samplers": "diffusionlm.core.sampler:Sampler",
     "backbones": "diffusionlm.models.backbones:Backbone",
     "objectives": "diffusionlm.core.objective:ObjectiveConfig",
