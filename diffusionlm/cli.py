@@ -183,7 +183,6 @@ def _generate(options: argparse.Namespace) -> int:
     """Generate texts with a trained model: JSON lines on stdout, each as soon as it is finished."""
     from diffusionlm.controls import read_controls, target_rows
     from diffusionlm.data.annotators import Annotator
-    from diffusionlm.models.conditions import read_condition
     from diffusionlm.pipelines.auto import open_pipeline
     from diffusionlm.progress import watcher
 
@@ -193,7 +192,7 @@ def _generate(options: argparse.Namespace) -> int:
     if options.annotator is not None:
         pipeline.set_annotator(build(Annotator, read_value("--annotator", options.annotator), "--annotator"))
     watch = watcher() if options.watch else None
-    condition = None if options.condition is None else read_condition(pipeline.model, options.condition)
+    condition = None if options.condition is None else pipeline.read_condition(options.condition)
     if pipeline.conditional and condition is None:
         print("no --condition: the samples are those of the model without a condition", file=sys.stderr)
     common = read_controls(options.controls)
@@ -210,7 +209,7 @@ def _generate(options: argparse.Namespace) -> int:
     for number, (_, controls) in enumerate(targets):
         target = {} if options.targets is None else {"target": number}
         for row in pipeline.stream(options.count, sampling, watch, controls, options.ensure, condition):
-            print(json.dumps({**target, **asdict(row)}, ensure_ascii=False), flush=True)
+            print(json.dumps({**target, **row.row()}, ensure_ascii=False), flush=True)
     return 0
 
 

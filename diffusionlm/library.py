@@ -23,6 +23,13 @@ LIBRARY: dict[str, dict[str, str]] = {
         "transformer": "diffusionlm.models.backbones:Transformer",
         "leave-one-out": "diffusionlm.models.leave_one_out:LeaveOneOut",
     },
+    "condition": {
+        "source": "diffusionlm.models.source:Source",
+        "partial-noising": "diffusionlm.models.source:PartialNoising",
+        "label": "diffusionlm.models.attributes:Label",
+        "number": "diffusionlm.models.attributes:Number",
+        "several": "diffusionlm.models.attributes:Several",
+    },
     "objective": {
         "cross-entropy": "diffusionlm.recipe.cross_entropy:CrossEntropy",
         "regression": "diffusionlm.recipe.regression:Regression",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
-import random
 import re
 import shutil
 import subprocess
@@ -124,41 +122,20 @@ def test_a_convolutional_network_has_its_stated_reach() -> None:
     assert "an output depends on 13 positions" in run("convolutional", "5", "2")
 
 
-def test_samples_follow_a_label(tmp_path: Path) -> None:
-    """Two labels whose texts share no word; every third text has no label, so that samples without a condition have both."""
-    words, draw = {"low": ["ant", "bee", "cat"], "high": ["oak", "elm", "fir"]}, random.Random(0)
-    rows = [
-        {
-            "text": " ".join(draw.choices(words[label], k=draw.randint(3, 5))),
-            "attributes": {"price": label if i % 3 else "none"},
-        }
-        for i, label in enumerate(["low", "high"] * 300)
-    ]
-    (tmp_path / "texts.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    pipe = importlib.import_module("tiny").model(
-        data={"corpus": str(tmp_path / "texts.jsonl"), "max_length": 8},
-        model={"condition": "label_condition:Label"},
-        training={"steps": 150},
-        sampling={"step_temperature": 1.0, "temperature": 1.0},
-    )
-    for condition, least, most in (("low", 0.95, 1), ("high", 0, 0.05), (None, 0.1, 0.9)):
-        found = [word in words["low"] for row in pipe(30, condition=condition) for word in row.text.split()]
-        assert least <= sum(found) / len(found) <= most
-
-
-def test_a_label_is_read_and_encoded() -> None:
-    shown = run("label_condition", "5", "4")
+def test_samples_contain_the_keywords_they_are_conditioned_on() -> None:
+    shown = run("keywords", "5", "4")
     assert [line.split(":")[0] for line in shown.splitlines() if line.startswith("condition=")] == [
-        "condition=None",
-        "condition=low",
-        "condition=high",
+        "condition=None cfg=1",
+        "condition=['cheap'] cfg=1",
+        "condition=['cheap'] cfg=2",
+        "condition=['coffee'] cfg=1",
+        "condition=['coffee'] cfg=2",
     ]
-    label = importlib.import_module("label_condition").Label()
-    rows = [{"attributes": {"price": "high"}}, {"attributes": {"price": "moderate"}}, {"attributes": {}}]
-    features = label.build()(**label.collate([label.values(row) for row in rows]))
-    assert features.tolist() == [[0, 1], [0, 0], [0, 0]]
-    with pytest.raises(UserError, match="no label is called 'hihg'; did you mean 'high'"):
-        label.collate(["hihg"])
+    keywords = importlib.import_module("keywords").Keywords()
+    features = keywords.build(None).eval()(**keywords.collate([["food", "river"], [], None])).features
+    assert features.tolist() == [[1, 0, 1, 0, 1], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]]
+    with pytest.raises(UserError, match="'foot' is no keyword of this model; did you mean 'food'"):
+        keywords.collate([["foot"]])
 
 
 def test_particles_follow_scikit_learn() -> None:

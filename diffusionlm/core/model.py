@@ -11,8 +11,7 @@ likelihood term log p(x_t | w) = (alpha / sigma^2) x_t E^T is added: Bayes' rule
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +23,6 @@ DEFAULT_EVIDENCE = 50.0
 MAX_GAMMA = 12.0  # networks receive gamma clamped to this: it is infinite at t = 0
 
 Prediction = Literal["logits", "x0", "eps", "v"]
-Conditions = Mapping[str, Tensor] | None
 
 
 class WordVectors(nn.Module):
@@ -68,8 +66,6 @@ class DenoisingModel(WordVectors):
     reads_evidence: bool  # the network also receives the token posterior of the noisy vector alone
     self_conditions: bool  # the network also receives its last estimate of x_0
     learned_variance: bool
-    condition: nn.Module | None  # maps the tensors of a condition to features
-    condition_size: int  # coordinates C of the features
 
     @property
     def has_logits(self) -> bool:
@@ -83,12 +79,12 @@ class DenoisingModel(WordVectors):
         mask: Tensor | None = None,
         x0_previous: Tensor | None = None,
         evidence_mask: Tensor | None = None,
-        condition: Conditions = None,
+        condition: Any = None,
     ) -> Denoised:
         """Denoise ``xt`` (B, L, D) at times ``t`` (B,) or (B, L).
 
         ``mask`` (B, L) is True at non-padding tokens; ``x0_previous`` (B, L, D) is the last estimate, for self-conditioning;
-        ``evidence_mask`` (B, L) is False where the token likelihood term is left out; a missing ``condition`` has features 0.
+        ``evidence_mask`` (B, L) is False where the token likelihood term is left out; ``condition`` goes to ``run_network``.
         """
         if self.has_logits:
             logits = self.token_logits(xt, t, mask, x0_previous, evidence_mask, condition)
@@ -107,7 +103,7 @@ class DenoisingModel(WordVectors):
         mask: Tensor | None = None,
         x0_previous: Tensor | None = None,
         evidence_mask: Tensor | None = None,
-        condition: Conditions = None,
+        condition: Any = None,
     ) -> Tensor:
         """Return the logits (B, L, V) of ``forward`` alone: training needs no x_0, a tenth of a small model's work."""
         # Mixed precision is for the network: the token likelihood term and the softmax need more than 8 bits of mantissa.
@@ -120,7 +116,7 @@ class DenoisingModel(WordVectors):
         return output + (evidence if evidence_mask is None else torch.where(evidence_mask[..., None], evidence, 0))
 
     def _output(
-        self, xt: Tensor, t: Tensor, mask: Tensor | None, x0_previous: Tensor | None, condition: Conditions, *more: Tensor
+        self, xt: Tensor, t: Tensor, mask: Tensor | None, x0_previous: Tensor | None, condition: Any, *more: Tensor
     ) -> Tensor:
         gamma = self.process.schedule.gamma(t)
         xt = self.process.standardize(xt, gamma)
@@ -128,12 +124,13 @@ class DenoisingModel(WordVectors):
         latents = [over_coordinates(alpha(gamma), xt) * xt if more else xt, *more]
         if self.self_conditions:
             latents.insert(1, torch.zeros_like(xt) if x0_previous is None else x0_previous)
-        if self.condition is not None:
-            features = xt.new_zeros(len(xt), self.condition_size) if condition is None else self.condition(**condition)
-            features = features if features.dim() == 3 else features[:, None]
-            latents.append(features.expand(-1, xt.shape[1], -1).to(xt))
-        output: Tensor = self.network(torch.cat(latents, -1), t.float(), gamma.clamp(-MAX_GAMMA, MAX_GAMMA).float(), mask)
-        return output.float()
+        gamma = gamma.clamp(-MAX_GAMMA, MAX_GAMMA).float()
+        return self.run_network(torch.cat(latents, -1), t.float(), gamma, mask, condition).float()
+
+    def run_network(self, inputs: Tensor, t: Tensor, gamma: Tensor, mask: Tensor | None, condition: Any) -> Tensor:
+        """Return the network's output (B, L, O) for its ``inputs`` (B, L, I); models with conditions also pass these."""
+        output: Tensor = self.network(inputs, t, gamma, mask)
+        return output
 
     def _evidence(self, xt: Tensor, t: Tensor) -> Tensor:
         """Return log p(x_t | w) of each position's own noisy vector (B, L, V), up to a constant."""

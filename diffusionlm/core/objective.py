@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffusionlm.config import Component, UserError, plain_name
-from diffusionlm.core.model import Conditions
 from diffusionlm.core.process import Process, VariancePreserving, over_coordinates, sigma
 from diffusionlm.core.sampler import Denoised
 
@@ -33,7 +32,7 @@ class Batch(dict[str, Any]):
     ids: Tensor  # (B, L) token ids
     mask: Tensor  # (B, L), True at non-padding tokens
     known: Tensor | None  # (B, L), True at given tokens: never noised, never in the loss
-    condition: Conditions  # the tensors of the model's condition
+    condition: dict[str, Tensor] | None  # the tensors of the model's condition
 
     def __getattr__(self, name: str) -> Any:
         if name in Batch.__annotations__:
@@ -84,6 +83,11 @@ class Objective(nn.Module):
         if condition is not None:
             batch["condition"] = condition.collate([getattr(row, "condition", None) for row in rows])
         return batch
+
+    def conditioning(self, batch: Batch) -> tuple[Any, dict[str, Tensor]]:
+        """Return what the network receives of the batch's condition, None without one, and its own terms of the loss."""
+        given = None if batch.condition is None else self.model.condition_on(batch.condition)
+        return given, {} if given is None else given.terms(batch.mask)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return the scalar terms of the loss by name."""
@@ -147,8 +151,9 @@ class EndToEnd(Objective):
         xt = process.noise(x0, t)
         if batch.known is not None:
             xt = torch.where(batch.known[..., None], process.rescale(words, 0.0), xt)
-        denoised = self.model(xt, t, batch.attend, condition=batch.condition)
-        return self.terms(denoised, words, x0, xt, t, weight, batch)
+        condition, terms = self.conditioning(batch)
+        denoised = self.model(xt, t, batch.attend, condition=condition)
+        return self.terms(denoised, words, x0, xt, t, weight, batch) | terms
 
     def draw_times(self, count: int) -> tuple[Tensor, Tensor]:
         """Return ``count`` times and their weights in the loss."""

@@ -108,10 +108,11 @@ def sample(
     sampler: Sampler,
     steps: int,
     noise: Noise = torch.randn_like,
+    level: float = 1.0,
     steer: Callable[[Tensor, Tensor, Gaussian], Tensor] | None = None,
     select: Callable[[State], Tensor | None] | None = None,
 ) -> Iterator[State]:
-    """Run the reverse process from noise ``x`` (B, L, D) and yield a State per step, so that callers can watch, log or stop.
+    """Run the reverse process from ``x`` (B, L, D) at time ``level``, pure noise at 1, and yield a State per step.
 
     ``noise`` draws standard normal values like a tensor; ``steer`` moves x_s, which was drawn from a Gaussian, after each step
     but the last; ``select`` returns the rows (B,) to continue with, for particles.
@@ -119,7 +120,7 @@ def sample(
     Raises:
         UserError: a number of steps that the schedule does not have.
     """
-    times = process.schedule.sampling_times(steps).to(x.device)
+    times = level * process.schedule.sampling_times(steps).to(x.device)
     history: list[tuple[Tensor, Denoised]] = []
     for number, (t, s) in enumerate(itertools.pairwise(times), 1):
         t_rows, s_rows = t.expand(len(x)), s.expand(len(x))

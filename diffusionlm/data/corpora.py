@@ -77,7 +77,7 @@ class Files(Corpus, name="files"):
 
 @dataclass(frozen=True)
 class E2E(Corpus, name="e2e"):
-    """The E2E NLG challenge (Novikova et al. 2017) in ``folder``, its meaning representations as attributes."""
+    """The E2E NLG challenge (Novikova et al. 2017) in ``folder``, its meaning representations as attributes and ``source``."""
 
     folder: str
 
@@ -89,8 +89,52 @@ class E2E(Corpus, name="e2e"):
     def _read(self, path: Path) -> datasets.Dataset:
         table = read_table(path, "ref")
         pairs = zip(table.column("ref"), table.column("mr"), strict=True)
-        rows = [{"text": text, "attributes": _meaning(mr, table.place(i))} for i, (text, mr) in enumerate(pairs)]
+        rows = [{"text": text, "attributes": _meaning(mr, table.place(i)), "source": mr} for i, (text, mr) in enumerate(pairs)]
         return _tidy(Table(table.name, {"text": table.column("ref")}, table.numbers), to_dataset(rows, str(path)))
+
+
+@dataclass(frozen=True)
+class Pairs(Corpus, name="pairs"):
+    """Sources and targets in ``path``: a folder with train.jsonl, valid.jsonl and test.jsonl, or one file.
+
+    DiffuSeq's form has the columns ``src`` and ``trg``, which are the defaults; they become "source" and "text". Other formats
+    of ``files`` are read too. Without a validation file, ``validation_share`` of the training texts are held out.
+    """
+
+    path: str
+    source: str = "src"
+    target: str = "trg"
+    validation_share: float = 0.05
+
+    def __post_init__(self) -> None:
+        _check_share(self.validation_share)
+
+    def load(self) -> dict[str, datasets.Dataset]:
+        splits = {split: self._read(path) for split, path in self._files().items()}
+        return _hold_out(splits, self.validation_share, self.path)
+
+    def _files(self) -> dict[str, Path]:
+        folder = Path(self.path)
+        if not folder.is_dir():
+            return {"train": folder}
+        found: dict[str, Path] = {}
+        for split, names in {"train": ("train",), "validation": ("validation", "valid", "dev"), "test": ("test",)}.items():
+            files = [file for file in sorted(folder.iterdir()) if file.name.lower().endswith(SUFFIXES)]
+            own = [file for file in files if file.name.partition(".")[0].lower() in names]
+            if len(own) > 1:
+                raise UserError(f"{folder}: expected one file of the {split} split, got {', '.join(file.name for file in own)}")
+            found |= {split: own[0]} if own else {}
+        if "train" not in found:
+            raise UserError(f"{folder}: expected a file train.jsonl, or another of {', '.join(SUFFIXES)}")
+        return found
+
+    def _read(self, path: Path) -> datasets.Dataset:
+        table = read_table(path, self.target)
+        rows = _tidy(table, None, self.target)
+        sources = table.column(self.source)
+        return (
+            rows.add_column("source", [sources[row] for row in table.texts(self.target)]) if self.source != "source" else rows
+        )
 
 
 @dataclass(frozen=True)

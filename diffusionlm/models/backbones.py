@@ -29,9 +29,14 @@ class Backbone(Component, family="backbone"):
     """
 
     excludes_self: ClassVar[bool] = False  # no position's output depends on that position's own latents and noise level
+    has_context: ClassVar[bool] = False  # networks may attend to the states of an encoder
 
     def build(self, inputs: int, outputs: int, max_length: int) -> nn.Module:
-        """Return the network for latents of ``inputs`` and outputs of ``outputs`` coordinates."""
+        """Return the network for latents of ``inputs`` and outputs of ``outputs`` coordinates.
+
+        Where ``has_context`` there is a further argument ``context``: whether the network attends to states of its width. Its
+        method ``context`` then maps states (B, S, W) and their mask (B, S) to the ``Context`` that ``forward`` takes last.
+        """
         raise NotImplementedError
 
 
@@ -40,6 +45,25 @@ def sinusoids(x: Tensor, size: int, max_period: float = 10_000.0) -> Tensor:
     frequencies = torch.exp(-math.log(max_period) * torch.arange(size // 2, device=x.device) / (size // 2))
     angles = x.float()[..., None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], -1)
+
+
+@dataclass(frozen=True)
+class Context:
+    """An encoder's states as keys and values (B, H, S, W / H) for each layer that attends to them, and their mask (B, S)."""
+
+    layers: tuple[tuple[Tensor, Tensor], ...]
+    seen: Tensor
+
+    def rows(self, index: Tensor) -> Context:
+        """Return the context of the samples ``index``."""
+        return Context(tuple((key[index], value[index]) for key, value in self.layers), self.seen[index])
+
+    def bias(self, bias: Tensor | None, length: int) -> Tensor:
+        """Return ``bias`` (B, 1, 1 or L, K) of attention scores, and behind it that of the states: (B, 1, 1 or L, K + S)."""
+        states = attention_bias(self.seen[:, None, None, :]).to(self.layers[0][0])
+        own = states.new_zeros(1, 1, 1, length) if bias is None else bias
+        size = (len(states), 1, own.shape[2])
+        return torch.cat([own.expand(*size, -1), states.expand(*size, -1)], -1)
 
 
 class AttentionBackbone(Backbone):
@@ -130,6 +154,8 @@ class Transformer(AttentionBackbone, name="transformer"):
         neighbours: positions on each side in the convolution; 0 leaves it out.
     """
 
+    has_context: ClassVar[bool] = True
+
     layers: int = 4
     width: int = 128
     heads: int = 4
@@ -139,8 +165,8 @@ class Transformer(AttentionBackbone, name="transformer"):
     neighbours: int = 2
     dropout: float = 0.0
 
-    def build(self, inputs: int, outputs: int, max_length: int) -> nn.Module:
-        return TransformerNetwork(self, inputs, outputs, max_length)
+    def build(self, inputs: int, outputs: int, max_length: int, context: bool = False) -> nn.Module:
+        return TransformerNetwork(self, inputs, outputs, max_length, context)
 
 
 class InputEmbedding(nn.Module):
@@ -170,20 +196,30 @@ class InputEmbedding(nn.Module):
         return self.dropout(self.norm_input(stream)), positions
 
 
-class TransformerNetwork(InputEmbedding):
+class ContextReader(nn.Module):
+    """Base of networks whose layers may attend to the states of an encoder."""
+
+    def context(self, states: Tensor, seen: Tensor) -> Context:
+        """Return the keys and values of ``states`` (B, S, W), of which those ``seen`` (B, S) are attended to."""
+        layers = [module for module in self.modules() if isinstance(module, Sublayers) and module.states is not None]
+        return Context(tuple(layer.read(states) for layer in layers), seen)
+
+
+class TransformerNetwork(InputEmbedding, ContextReader):
     """The network of ``Transformer``."""
 
-    def __init__(self, spec: Transformer, inputs: int, outputs: int, max_length: int) -> None:
+    def __init__(self, spec: Transformer, inputs: int, outputs: int, max_length: int, context: bool = False) -> None:
         super().__init__(spec, inputs, max_length)
-        self.blocks = nn.ModuleList([Block(spec) for _ in range(spec.layers)])
+        self.blocks = nn.ModuleList([Block(spec, context=context) for _ in range(spec.layers)])
         self.norm = nn.RMSNorm(spec.width)
         self.down = nn.Linear(spec.width, outputs)
 
-    def forward(self, latents: Tensor, t: Tensor, gamma: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, latents: Tensor, t: Tensor, gamma: Tensor, mask: Tensor | None, context: Context | None = None) -> Tensor:
         hidden, _ = self.read(latents, gamma, mask)
         bias = None if mask is None else attention_bias(mask[:, None, None, :]).to(hidden)
-        for block in self.blocks:
-            hidden = block(hidden, bias, mask)
+        bias = bias if context is None else context.bias(bias, hidden.shape[1])
+        for number, block in enumerate(self.blocks):
+            hidden = block(hidden, bias, mask, None if context is None else context.layers[number])
         return self.down(self.norm(hidden))
 
 
@@ -195,9 +231,10 @@ def attention_bias(seen: Tensor) -> Tensor:
 class Sublayers(nn.Module):
     """Base of the layers: pre-norm attention and perceptron (Xiong et al. 2020)."""
 
-    def __init__(self, spec: Transformer | LeaveOneOut) -> None:
+    def __init__(self, spec: Transformer | LeaveOneOut, context: bool = False) -> None:
         super().__init__()
         self.heads = spec.heads
+        self.states = nn.Linear(spec.width, 2 * spec.width, bias=False) if context else None
         self.norm_attention, self.norm_feedforward = nn.RMSNorm(spec.width), nn.RMSNorm(spec.width)
         hidden = spec.expansion * spec.width
         hidden = 32 * math.ceil(hidden / 48) if spec.gated else hidden  # two thirds, rounded up to a multiple of 32 for speed
@@ -210,12 +247,22 @@ class Sublayers(nn.Module):
         """Split the coordinates among heads: (B, L, W) to (B, H, L, W / H)."""
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-    def attended(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-        """Return attention outputs (B, L, W) for queries, keys and values (B, H, L, W / H)."""
+    def attended(
+        self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, context: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """Return attention outputs (B, L, W) for queries, keys and values (B, H, L, W / H), and those of a ``context``."""
+        if context is not None:
+            key, value = torch.cat([key, context[0].to(key)], 2), torch.cat([value, context[1].to(value)], 2)
         # Below about a hundred positions plain products are faster than the fused kernel on a CPU.
         scores = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
         weights = (scores if bias is None else scores + bias).softmax(-1).to(value)
         return (weights @ value).transpose(1, 2).flatten(2)
+
+    def read(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the keys and values (B, H, S, W / H) of an encoder's ``states`` (B, S, W)."""
+        assert self.states is not None
+        key, value = self.states(states).chunk(2, -1)
+        return self.split(key), self.split(value)
 
     def feedforward(self, hidden: Tensor) -> Tensor:
         """Add the perceptron's output to the stream (B, L, W)."""
@@ -227,18 +274,25 @@ class Sublayers(nn.Module):
 class Block(Sublayers):
     """A layer of a stream: depthwise convolution over one ``side`` or both, attention and a perceptron."""
 
-    def __init__(self, spec: Transformer | LeaveOneOut, side: Literal["both", "left", "right"] = "both") -> None:
-        super().__init__(spec)
+    def __init__(
+        self, spec: Transformer | LeaveOneOut, side: Literal["both", "left", "right"] = "both", context: bool = False
+    ) -> None:
+        super().__init__(spec, context)
         self.neighbours = DepthwiseConv(spec.neighbours, spec.width, side) if spec.neighbours else None
         self.query, self.key, self.value, self.merge = (nn.Linear(spec.width, spec.width, bias=False) for _ in range(4))
 
-    def forward(self, hidden: Tensor, bias: Tensor | None, mask: Tensor | None) -> Tensor:
-        """Map the stream (B, L, W) to itself; ``bias``, (B, 1, 1, L) or (B, 1, L, L), is added to the attention scores."""
+    def forward(
+        self, hidden: Tensor, bias: Tensor | None, mask: Tensor | None, context: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """Map the stream (B, L, W) to itself; ``bias``, (B, 1, 1 or L, L), is added to the attention scores.
+
+        With a ``context``, the keys and values of S states, the bias is (B, 1, 1 or L, L + S).
+        """
         normed = self.norm_attention(hidden)
         query, key, value = (self.split(project(normed)) for project in (self.query, self.key, self.value))
         if self.neighbours is not None:
             hidden = hidden + self.neighbours(normed, mask)
-        hidden = hidden + self.dropout(self.merge(self.attended(query, key, value, bias)))
+        hidden = hidden + self.dropout(self.merge(self.attended(query, key, value, bias, context)))
         return self.feedforward(hidden)
 
 

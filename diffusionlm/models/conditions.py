@@ -1,77 +1,275 @@
-"""Conditions: what samples are conditioned on beside their own noise.
+"""Conditions: what samples are conditioned on beside their own noise, such as a source text or a label.
 
-Their tensors come from the corpus's rows (``Objective.collate``, ``Batch.condition``) in training and from the caller
-(``pipe(count, condition=value)``) in sampling; the model concatenates the features to the network's inputs at each position.
+A value comes from a corpus row in training and from the caller in sampling, and goes the same way from there:
+
+    value  ->  encoded (token ids)  ->  collate: tensors  ->  build(): Conditioning  ->  network
+
+Of the ``Conditioning``, features are concatenated to the network's inputs, states are attended to (their keys and values are
+computed once per sample), and a prefix is joined to the text as clean tokens. None is the null condition: no value, or one
+dropped in training for classifier-free guidance. B batch, S source positions, L positions, C features, W width, V words.
 """
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerFast
 
-from diffusionlm.config import Component, UserError, nearest, plain_name, read_setting
+from diffusionlm.config import Component, UserError, nearest, plain_name
+from diffusionlm.models.backbones import Context
+
+if TYPE_CHECKING:
+    import datasets  # type: ignore[import-untyped]
+
+    from diffusionlm.models.diffusion import WordVectorModel
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the network of a model receives of the conditions of B samples.
+
+    Args:
+        features: (B, C) or (B, L, C).
+        states: of an encoder, (B, S, W), with the mask ``seen`` (B, S); the model replaces them by a ``context``.
+        context: keys and values of ``states`` for each layer.
+        prefix: token ids (B, S) before the text, the first ``prefix_tokens`` (B,) of each row.
+        length_logits: of the number of tokens of a text, BOS and EOS counted, (B, N).
+    """
+
+    features: Tensor | None = None
+    states: Tensor | None = None
+    seen: Tensor | None = None
+    context: Context | None = None
+    prefix: Tensor | None = None
+    prefix_tokens: Tensor | None = None
+    length_logits: Tensor | None = None
+
+    def rows(self, index: Tensor) -> Conditioning:
+        """Return the conditioning of the samples ``index``."""
+
+        def of(value: Any) -> Any:
+            return value.rows(index) if isinstance(value, Context) else None if value is None else value[index]
+
+        return Conditioning(**{each.name: of(getattr(self, each.name)) for each in fields(self)})
+
+    def terms(self, mask: Tensor) -> dict[str, Tensor]:
+        """Return the terms of the loss that train the conditions alone: ``length``, in nats per text of ``mask`` (B, L)."""
+        if self.length_logits is None:
+            return {}
+        return {"length": LENGTH_WEIGHT * F.cross_entropy(self.length_logits.float(), mask.sum(1))}
+
+
+LENGTH_WEIGHT = 0.1  # of the length's cross-entropy in the loss: it must not steer the encoder
 
 
 class Condition(Component, family="condition"):
-    """Base of the conditions, such as a class label."""
+    """Base of the conditions. ``drop`` is the probability with which a value is replaced by the null condition in training."""
+
+    drop: float = 0.0
+    fits: ClassVar[tuple[str, ...]] = ()  # fields that ``fitted`` may set
+
+    @property
+    def key(self) -> str:
+        """The name of the value in requests."""
+        return self.name or "condition"
 
     @property
     def size(self) -> int:
         """The number C of coordinates of the features."""
+        return 0
+
+    @property
+    def has_states(self) -> bool:
+        """Whether the network attends to states."""
+        return False
+
+    @property
+    def prefix_size(self) -> int:
+        """The most tokens of a prefix."""
+        return 0
+
+    @property
+    def clean_prefix(self) -> bool:
+        """Whether the network receives time 0 at the tokens of a prefix, else the time of the text."""
+        return True
+
+    def build(self, model: WordVectorModel) -> nn.Module:
+        """Return the module of a ``model`` that maps the tensors of ``collate``, its keyword arguments, to a Conditioning."""
         raise NotImplementedError
 
-    def build(self) -> nn.Module:
-        """Return the module that maps the tensors of ``collate``, its keyword arguments, to features (B, C) or (B, L, C)."""
+    def fitted(self, rows: datasets.Dataset) -> Self:
+        """Return the condition with what it takes from the training rows, such as the labels that occur."""
+        return self
+
+    def describes(self, fitted: Condition) -> bool:
+        """Return whether ``fitted`` has these hyperparameters; what was fitted may differ where it is left open here."""
+        if type(fitted) is not type(self):
+            return False
+        open_here = {name: getattr(fitted, name) for name in self.fits if getattr(self, name) in (None, ())}
+        return replace(self, **open_here) == fitted  # type: ignore[type-var]
+
+    def texts(self, rows: datasets.Dataset) -> list[str]:
+        """Return the texts among the values, which the tokenizer has to know."""
+        return []
+
+    def values(self, rows: datasets.Dataset) -> list[Any]:
+        """Return the value of each corpus row. Raises UserError for a missing column or an impossible value."""
         raise NotImplementedError
 
-    def values(self, row: Mapping[str, Any]) -> Any:
-        """Return the value of a corpus row, None where it has none. The type of the result says how a value is read as text."""
-        raise NotImplementedError
+    def read(self, text: str) -> Any:
+        """Return the value that a ``text`` of the command line stands for."""
+        return text
+
+    def requested(self, given: Any) -> Any:
+        """Return the value that a caller gave, itself or in a mapping by ``key``. Raises UserError for another key."""
+        if not isinstance(given, Mapping):
+            return given
+        check_keys(given, [self.key])
+        return given.get(self.key)
+
+    def with_source(self, given: Any, text: str) -> Any:
+        """Return a request for the source ``text`` and what else is ``given``. Raises UserError without such a condition."""
+        raise UserError(f"source: this model is conditioned on {self.key}, not on a source text")
+
+    def encoded(self, values: Sequence[Any], tokenizer: PreTrainedTokenizerFast) -> list[Any]:
+        """Return the values as ``collate`` takes them; texts become token ids. Raises UserError for an impossible value."""
+        return list(values)
 
     def collate(self, values: Sequence[Any]) -> dict[str, Tensor]:
-        """Return the tensors of B values. Raises UserError for an impossible value."""
+        """Return the tensors of B encoded values. Raises UserError for an impossible value."""
         raise NotImplementedError
-
-
-def condition_values(condition: Condition, rows: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """Return the condition's value of each row. Raises UserError for a missing column or an impossible value."""
-    values = []
-    for number, row in enumerate(rows):
-        with _one_sentence(condition, f"text {number} ({str(row.get('text'))[:60]!r})", row):
-            values.append(condition.values(row))
-    collated(condition, values)
-    return values
-
-
-def collated(condition: Condition, values: Sequence[Any]) -> dict[str, Tensor]:
-    """Return the tensors of ``values``. Raises UserError for an impossible value, whatever the condition itself raises."""
-    with _one_sentence(condition, ", ".join(dict.fromkeys(repr(value)[:60] for value in values[:3]))):
-        return condition.collate(values)
-
-
-def read_condition(model: Any, text: str) -> Any:
-    """Return the value ``text`` of the command line for a model's condition: as its method ``values`` says, text or YAML."""
-    condition: Any = getattr(getattr(model, "settings", None), "condition", None)
-    try:
-        kind = typing.get_type_hints(condition.values)["return"]
-    except (AttributeError, KeyError, NameError, TypeError):  # no condition, which is refused later, or no type
-        kind = Any
-    return read_setting("--condition", text, kind)
 
 
 @contextmanager
-def _one_sentence(condition: Condition, what: str, row: Mapping[str, Any] | None = None) -> Iterator[None]:
+def one_sentence(condition: Condition, what: str) -> Iterator[None]:
     """Turn what a condition's method raises into a UserError: it is third-party code, for values that nobody checked."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        if isinstance(error, KeyError) and row is not None and error.args[0] not in row:
-            raise UserError(f"model.condition: the corpus has no column {error}{nearest(str(error.args[0]), row)}") from None
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
-        raise UserError(f"model.condition: {plain_name(type(condition))} cannot use {what}: {reason}") from error
+        raise UserError(f"condition: {plain_name(type(condition))} cannot use {what}: {reason}") from error
+
+
+def check_keys(given: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Raise UserError for a key that is not ``known``."""
+    for key in given:
+        if key not in known:
+            raise UserError(f"condition: this model has no condition called {key!r}{nearest(str(key), known)}")
+
+
+def column(rows: datasets.Dataset, name: str, place: str) -> list[Any]:
+    """Return a column of the corpus, or an attribute of each row. Raises UserError where there is neither."""
+    if name in rows.column_names:
+        return list(rows[name])
+    attributes = rows["attributes"] if "attributes" in rows.column_names else []
+    known = {key for each in attributes for key in each or {}}
+    if name not in known:
+        raise UserError(f"{place}: the corpus has no column {name!r}{nearest(name, [*rows.column_names, *sorted(known)])}")
+    return [(each or {}).get(name) for each in attributes]
+
+
+def kept(module: nn.Module, count: int, drop: float, device: torch.device) -> Tensor:
+    """Return which of ``count`` values are not dropped: all but a share ``drop`` in training."""
+    if not (module.training and drop):
+        return torch.ones(count, dtype=torch.bool, device=device)
+    return torch.rand(count, device=device) >= drop
+
+
+class Conditioned(nn.Module):
+    """Base of models whose network may receive conditions."""
+
+    settings: Any  # a spec with ``condition``
+    network: nn.Module
+    condition: nn.Module | None
+
+    def build_network(self, settings: Any, inputs: int, outputs: int, longest: int) -> None:
+        """Build the network for texts of up to ``longest`` tokens and the module of the condition, if there is one."""
+        condition: Condition | None = settings.condition
+        if condition is None:
+            self.network, self.condition = settings.backbone.build(inputs, outputs, longest), None
+            return
+        size = (inputs + condition.size, outputs, longest + condition.prefix_size)
+        self.network = settings.backbone.build(*size, **({"context": True} if condition.has_states else {}))
+        self.condition = condition.build(self)  # type: ignore[arg-type]
+
+    def condition_on(self, tensors: Mapping[str, Tensor]) -> Conditioning:
+        """Return what the network receives of the tensors of ``Condition.collate``, the same at all noise levels."""
+        assert self.condition is not None
+        given: Conditioning = self.condition(**tensors)
+        if given.states is None:
+            return given
+        context = self.network.context(given.states, given.seen)  # type: ignore[operator]
+        return Conditioning(**{**vars(given), "states": None, "seen": None, "context": context})
+
+    def clean_inputs(self, ids: Tensor) -> Tensor:
+        """Return the network's inputs (B, S, I) at clean given tokens."""
+        raise NotImplementedError
+
+    @property
+    def clean_level(self) -> float:
+        """Gamma at clean given tokens."""
+        return 0.0
+
+    def run_network(self, inputs: Tensor, t: Tensor, gamma: Tensor, mask: Tensor | None, condition: Any) -> Tensor:
+        """Run the network with the condition; without one that it was trained with, with the null condition."""
+        if self.condition is None:
+            output: Tensor = self.network(inputs, t, gamma, mask)
+            return output
+        given: Conditioning | None = condition
+        if given is None:
+            null = self.settings.condition.collate([None] * len(inputs))
+            given = self.condition_on({name: tensor.to(inputs.device) for name, tensor in null.items()})
+        length, inputs = inputs.shape[1], with_features(inputs, given.features)
+        context = [] if given.context is None else [given.context]
+        if given.prefix is None or given.prefix_tokens is None:
+            return self.network(inputs, t, gamma, mask, *context)
+        tokens, size = given.prefix_tokens, given.prefix.shape[1]
+        texts = torch.full_like(tokens, length) if mask is None else mask.sum(1)
+        inputs = joined(with_features(self.clean_inputs(given.prefix), given.features), inputs, tokens)
+        if self.settings.condition.clean_prefix:
+            t, gamma = (joined_levels(x, level, tokens, size, length) for x, level in ((t, 0.0), (gamma, self.clean_level)))
+        else:
+            t, gamma = (x if x.dim() == 1 else x.amax(1) for x in (t, gamma))
+        mask = torch.arange(size + length, device=tokens.device) < (tokens + texts)[:, None]
+        return behind(self.network(inputs, t, gamma, mask, *context), tokens, length)
+
+
+def with_features(inputs: Tensor, features: Tensor | None) -> Tensor:
+    """Return ``inputs`` (B, L, I) with ``features``, (B, C) or (B, L, C), at each position."""
+    if features is None:
+        return inputs
+    features = features if features.dim() == 3 else features[:, None]
+    if features.shape[1] not in (1, inputs.shape[1]):  # features of each token, and the inputs of a prefix
+        features = features.new_zeros(len(features), 1, features.shape[2])
+    return torch.cat([inputs, features.expand(-1, inputs.shape[1], -1).to(inputs)], -1)
+
+
+def joined(source: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
+    """Return rows (B, S + L, ...) of the first ``tokens`` (B,) positions of ``source``, then those of ``target``."""
+    size, both = source.shape[1], torch.cat([source, target.to(source)], 1)
+    place = torch.arange(both.shape[1], device=tokens.device)
+    index = torch.where(place < tokens[:, None], place, place - tokens[:, None] + size).clamp(max=both.shape[1] - 1)
+    return _gathered(both, index)
+
+
+def behind(joint: Tensor, tokens: Tensor, length: int) -> Tensor:
+    """Return the ``length`` positions behind the first ``tokens`` (B,) of ``joint`` (B, S + L, ...)."""
+    return _gathered(joint, torch.arange(length, device=tokens.device) + tokens[:, None])
+
+
+def joined_levels(levels: Tensor, clean: float, tokens: Tensor, size: int, length: int) -> Tensor:
+    """Return times or noise levels (B, S + L): ``clean`` in prefixes, and ``levels``, (B,) or (B, L), in the texts."""
+    levels = levels if levels.dim() == 2 else levels[:, None].expand(-1, length)
+    return joined(levels.new_full((len(levels), size), clean), levels, tokens)
+
+
+def _gathered(x: Tensor, index: Tensor) -> Tensor:
+    return x.gather(1, index.view(*index.shape, *[1] * (x.dim() - 2)).expand(-1, -1, *x.shape[2:]))

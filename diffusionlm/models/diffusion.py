@@ -12,12 +12,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
+import datasets  # type: ignore[import-untyped]
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from diffusionlm.config import FORMAT_VERSION, UserError, build_untrusted, to_plain
-from diffusionlm.core.model import DEFAULT_EVIDENCE, Conditions, DenoisingModel, WordVectors
+from diffusionlm.core.model import DEFAULT_EVIDENCE, MAX_GAMMA, DenoisingModel, WordVectors
 from diffusionlm.core.objective import Batch
 from diffusionlm.core.process import Process, VariancePreserving
 from diffusionlm.core.sampler import Denoised
@@ -25,7 +26,7 @@ from diffusionlm.core.schedule import NoiseSchedule
 from diffusionlm.data.batches import Encoded, Example
 from diffusionlm.data.folders import damage_errors
 from diffusionlm.models.backbones import Backbone
-from diffusionlm.models.conditions import Condition, condition_values
+from diffusionlm.models.conditions import Condition, Conditioned, one_sentence
 from diffusionlm.models.io import SavedConfig, SpecialToken, Whole, check_special_ids, load_pretrained, special_ids
 from diffusionlm.models.leave_one_out import LeaveOneOut
 from diffusionlm.models.spec import ModelSpec, Rows, Splits
@@ -39,14 +40,66 @@ class WordVectorSpec(ModelSpec):
     dimension: int
     backbone: Backbone
     cooccurrence: float
+    condition: Condition | None
 
     def __post_init__(self) -> None:
         self.expect("1 to 100000", "dimension")
         self.expect("a share from 0 to below 1", "cooccurrence")
+        if self.condition is not None and self.condition.has_states and not self.backbone.has_context:
+            raise UserError(
+                f"condition: the backbone {self.backbone.name!r} attends to no source; take 'transformer' or 'leave-one-out', "
+                "or the condition 'partial-noising'"
+            )
 
     @property
     def excludes_self(self) -> bool:
         return self.backbone.excludes_self
+
+    def tokenizer_texts(self, rows: datasets.Dataset) -> list[str]:
+        return [*rows["text"], *([] if self.condition is None else self.condition.texts(rows))]
+
+    def of(self, model: PreTrainedModel) -> ModelSpec:
+        settings: Any = model.settings
+        return replace(self, condition=settings.condition)  # type: ignore[type-var]
+
+    def describes(self, model: PreTrainedModel) -> bool:
+        """Compare all settings but those that are fitted to the training texts."""
+        settings: Any = getattr(model, "settings", None)
+        if type(settings) is not type(self):
+            return False
+        given: Condition | None = settings.condition
+        if self.condition is None or given is None:
+            return self.condition is given and self.unfitted(settings) == self
+        return self.condition.describes(given) and self.unfitted(settings) == self
+
+    def unfitted(self, settings: Self) -> Self:
+        """Return the ``settings`` of a model with the condition of these."""
+        return replace(settings, condition=self.condition)  # type: ignore[type-var]
+
+    def fitted(self, splits: Splits) -> Self:
+        """Return the settings with what the condition takes from the corpus, which it checks."""
+        if self.condition is None:
+            return self
+        with one_sentence(self.condition, "the training rows"):
+            fitted = self.condition.fitted(splits["train"])
+            fitted.values(splits["train"].select(range(1)))
+        return replace(self, condition=fitted)  # type: ignore[type-var]
+
+    def rows(self, encoded: Mapping[str, Encoded], splits: Splits, tokenizer: PreTrainedTokenizerFast) -> Mapping[str, Rows]:
+        """Return the texts, as ``Example`` with the value of the model's condition if it has one."""
+        if self.condition is None:
+            return super().rows(encoded, splits, tokenizer)
+        found: dict[str, list[Example]] = {}
+        for split, texts in encoded.items():
+            with one_sentence(self.condition, f"the rows of {split}"):
+                values = self.condition.encoded(self.condition.values(splits[split]), tokenizer)
+                self.condition.collate(values)
+            if split == "train" and all(value is None for value in values):
+                raise UserError(f"model.condition: no training text has a value for {self.condition.key!r}")
+            found[split] = [Example(ids) for ids in texts.ids]
+            for row, text in zip(found[split], texts.texts, strict=True):
+                row.condition = values[text]
+        return found
 
 
 @dataclass(frozen=True)
@@ -105,24 +158,6 @@ class ModelConfig(WordVectorSpec, name="diffusion"):
     def self_conditions(self) -> bool:
         return self.self_conditioning
 
-    def check_data(self, splits: Splits) -> None:
-        if self.condition is not None:
-            condition_values(self.condition, splits["train"].select(range(1)))
-
-    def rows(self, encoded: Mapping[str, Encoded], splits: Splits, tokenizer: PreTrainedTokenizerFast) -> Mapping[str, Rows]:
-        """Return the texts, as ``Example`` with the value of the model's condition if it has one."""
-        if self.condition is None:
-            return super().rows(encoded, splits, tokenizer)
-        found: dict[str, list[Example]] = {}
-        for split, texts in encoded.items():
-            values = condition_values(self.condition, splits[split])
-            if split == "train" and all(value is None for value in values):
-                raise UserError(f"model.condition: no training text has a value for {self.condition}")
-            found[split] = [Example(ids) for ids in texts.ids]
-            for row, text in zip(found[split], texts.texts, strict=True):
-                row.condition = values[text]
-        return found
-
     def make(self, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[int]], max_length: int) -> DiffusionLM:
         """Return a new model; ``rows`` initialise its word vectors and a default ``gumbel`` schedule."""
         settings, schedule = self, self.schedule
@@ -138,9 +173,8 @@ class ModelConfig(WordVectorSpec, name="diffusion"):
     def load(self, folder: str | Path) -> DiffusionLM:
         return DiffusionLM.load(folder)
 
-    def describes(self, model: PreTrainedModel) -> bool:
-        """Compare all settings but the schedule, which may have been learned."""
-        return isinstance(model, DiffusionLM) and replace(model.settings, schedule=self.schedule) == self
+    def unfitted(self, settings: Self) -> Self:
+        return replace(super().unfitted(settings), schedule=self.schedule)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +227,7 @@ def _of_settings(name: str) -> Any:
     return property(lambda model: getattr(model.settings, name), doc=getattr(ModelSpec, name).__doc__)
 
 
-class WordVectorModel(PreTrainedModel, WordVectors):
+class WordVectorModel(PreTrainedModel, WordVectors, Conditioned):
     """Base of the models on word vectors."""
 
     settings: Any  # a WordVectorSpec with ``embedding``
@@ -256,11 +290,9 @@ class DiffusionLM(DenoisingModel, WordVectorModel):
         D, V = settings.dimension, config.vocabulary
         self.set_vectors(V, D, settings.embedding)
         self.rounding_bias = None if settings.has_logits else nn.Parameter(torch.zeros(V))
-        self.condition_size = 0 if settings.condition is None else settings.condition.size
-        inputs = D * (2 if self.self_conditions else 1) + (V if self.reads_evidence else 0) + self.condition_size
+        inputs = D * (2 if self.self_conditions else 1) + (V if self.reads_evidence else 0)
         outputs = V if settings.has_logits else D * (2 if settings.learned_variance else 1)
-        self.network = settings.backbone.build(inputs, outputs, config.max_tokens)
-        self.condition = None if settings.condition is None else settings.condition.build()
+        self.build_network(settings, inputs, outputs, config.max_tokens)
         self.post_init()  # type: ignore[no-untyped-call]
 
     @classmethod
@@ -284,7 +316,18 @@ class DiffusionLM(DenoisingModel, WordVectorModel):
         boundary = (batch.ids == special["start"]) | (batch.ids == special["end"])
         return batch.free & ~boundary if self.explicit_length else batch.free
 
-    def denoise(self, xt: Tensor, t: Tensor, mask: Tensor | None = None, condition: Conditions = None) -> Denoised:
+    run_network = Conditioned.run_network
+
+    @property
+    def clean_level(self) -> float:
+        return max(-MAX_GAMMA, float(self.process.schedule.gamma(torch.zeros((), dtype=torch.float64))))
+
+    def clean_inputs(self, ids: Tensor) -> Tensor:
+        words = self.encode(ids)
+        evidence = [nn.functional.one_hot(ids, self.config.vocabulary).to(words)] if self.reads_evidence else []
+        return torch.cat([words, *([words] if self.self_conditions else []), *evidence], -1)
+
+    def denoise(self, xt: Tensor, t: Tensor, mask: Tensor | None = None, condition: Any = None) -> Denoised:
         """Denoise, if the model is self-conditioned a second time with the first estimate."""
         estimate = self(xt, t, mask, condition=condition).x0 if self.self_conditions else None
         denoised: Denoised = self(xt, t, mask, estimate, condition=condition)

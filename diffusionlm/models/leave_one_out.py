@@ -12,7 +12,15 @@ from typing import ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from diffusionlm.models.backbones import AttentionBackbone, Block, InputEmbedding, Sublayers, attention_bias
+from diffusionlm.models.backbones import (
+    AttentionBackbone,
+    Block,
+    Context,
+    ContextReader,
+    InputEmbedding,
+    Sublayers,
+    attention_bias,
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,7 @@ class LeaveOneOut(AttentionBackbone, name="leave-one-out"):
     """
 
     excludes_self: ClassVar[bool] = True
+    has_context: ClassVar[bool] = True
     gated: ClassVar[bool] = True
     normed_input: ClassVar[bool] = True
 
@@ -49,25 +58,28 @@ class LeaveOneOut(AttentionBackbone, name="leave-one-out"):
     neighbours: int = 2
     dropout: float = 0.0
 
-    def build(self, inputs: int, outputs: int, max_length: int) -> nn.Module:
-        return LeaveOneOutNetwork(self, inputs, outputs, max_length)
+    def build(self, inputs: int, outputs: int, max_length: int, context: bool = False) -> nn.Module:
+        return LeaveOneOutNetwork(self, inputs, outputs, max_length, context)
 
 
-class LeaveOneOutNetwork(InputEmbedding):
-    """The network of ``LeaveOneOut``."""
+class LeaveOneOutNetwork(InputEmbedding, ContextReader):
+    """The network of ``LeaveOneOut``; its streams and its queries attend to the states of an encoder."""
 
-    def __init__(self, spec: LeaveOneOut, inputs: int, outputs: int, max_length: int) -> None:
+    def __init__(self, spec: LeaveOneOut, inputs: int, outputs: int, max_length: int, context: bool = False) -> None:
         super().__init__(spec, inputs, max_length)
         self.norm_query = nn.RMSNorm(spec.width)
         sides: tuple[Literal["left", "right"], ...] = ("left", "right")
-        self.streams = nn.ModuleList([nn.ModuleList([Block(spec, side) for _ in range(spec.layers)]) for side in sides])
+        self.streams = nn.ModuleList(
+            [nn.ModuleList([Block(spec, side, context) for _ in range(spec.layers)]) for side in sides]
+        )
         self.norms = nn.ModuleList([nn.RMSNorm(spec.width) for _ in sides])
         self.beside = nn.ModuleList([nn.Linear(spec.width, spec.width, bias=False) for _ in sides])
-        self.queries = nn.ModuleList([CrossAttentionBlock(spec) for _ in range(spec.query_layers)])
+        self.queries = nn.ModuleList([CrossAttentionBlock(spec, context) for _ in range(spec.query_layers)])
         self.norm = nn.RMSNorm(spec.width)
         self.down = nn.Linear(spec.width, outputs)
 
-    def forward(self, latents: Tensor, t: Tensor, gamma: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, latents: Tensor, t: Tensor, gamma: Tensor, mask: Tensor | None, context: Context | None = None) -> Tensor:
+        given = iter(() if context is None else context.layers)
         hidden, positions = self.read(latents, gamma, mask)
         place = torch.arange(latents.shape[1], device=latents.device)
         behind = place[None, :] - place[:, None]  # negative to the left of a position
@@ -75,8 +87,9 @@ class LeaveOneOutNetwork(InputEmbedding):
         streams = []
         for blocks, norm, seen in zip(self.streams, self.norms, (behind <= 0, behind >= 0), strict=True):
             stream, bias = hidden, attention_bias(seen & real).to(hidden)
+            bias = bias if context is None else context.bias(bias, hidden.shape[1])
             for block in cast(nn.ModuleList, blocks):
-                stream = block(stream, bias, mask)
+                stream = block(stream, bias, mask, next(given, None))
             streams.append(norm(stream))
         left, right = (move(stream) for move, stream in zip(self.beside, streams, strict=True))
         if mask is not None:
@@ -84,26 +97,32 @@ class LeaveOneOutNetwork(InputEmbedding):
         left, right = nn.functional.pad(left[:, :-1], (0, 0, 1, 0)), nn.functional.pad(right[:, 1:], (0, 0, 0, 1))
         query = self.norm_query(positions + left + right)
         bias = torch.cat([attention_bias((behind < 0) & real), attention_bias((behind > 0) & real)], -1).to(hidden)
+        bias = bias if context is None else context.bias(bias, 2 * hidden.shape[1])
         for block in self.queries:
-            query = block(query, streams, bias)
+            query = block(query, streams, bias, next(given, None))
         return self.down(self.norm(query))
 
 
 class CrossAttentionBlock(Sublayers):
     """A layer of the queries: attention to both streams and a perceptron."""
 
-    def __init__(self, spec: LeaveOneOut) -> None:
-        super().__init__(spec)
+    def __init__(self, spec: LeaveOneOut, context: bool = False) -> None:
+        super().__init__(spec, context)
         self.query, self.merge = (nn.Linear(spec.width, spec.width, bias=False) for _ in range(2))
         self.keys, self.values = (
             nn.ModuleList([nn.Linear(spec.width, spec.width, bias=False) for _ in range(2)]) for _ in range(2)
         )
 
-    def forward(self, hidden: Tensor, streams: Sequence[Tensor], bias: Tensor) -> Tensor:
-        """Map the queries (B, L, W) to themselves; ``bias`` (B, 1, L, 2 L) hides stream states from each query."""
+    def forward(
+        self, hidden: Tensor, streams: Sequence[Tensor], bias: Tensor, context: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """Map the queries (B, L, W) to themselves; ``bias`` (B, 1, L, 2 L) hides stream states from each query.
+
+        With a ``context``, the keys and values of S states, the bias is (B, 1, L, 2 L + S).
+        """
         query = self.split(self.query(self.norm_attention(hidden)))
         key, value = (
             torch.cat([self.split(project(stream)) for project, stream in zip(projections, streams, strict=True)], 2)
             for projections in (self.keys, self.values)
         )
-        return self.feedforward(hidden + self.dropout(self.merge(self.attended(query, key, value, bias))))
+        return self.feedforward(hidden + self.dropout(self.merge(self.attended(query, key, value, bias, context))))

@@ -24,11 +24,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
 from diffusionlm.config import build_untrusted, to_plain
 from diffusionlm.core.objective import Batch, Objective, ObjectiveConfig, expect_family
 from diffusionlm.models.backbones import Backbone, Transformer
+from diffusionlm.models.conditions import Condition
 from diffusionlm.models.diffusion import DiffusionLMConfig, WordVectorModel, WordVectorSpec
 from diffusionlm.models.spec import ModelSpec
 
@@ -41,21 +42,20 @@ class MaskedConfig(WordVectorSpec, name="masked"):
         dimension: D, the number of coordinates of a word vector.
         embedding: ``normalised`` rows of norm sqrt(D), ``free`` rows, or ``frozen`` (normalised, not learned).
         cooccurrence: share of a normalised row's squared norm that starts from co-occurrences in the training texts.
+        condition: what samples are conditioned on.
     """
 
     dimension: int = 64
     backbone: Backbone = field(default_factory=Transformer)
     embedding: Literal["normalised", "free", "frozen"] = "normalised"
     cooccurrence: float = 0.85
+    condition: Condition | None = None
 
     def make(self, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[int]], max_length: int) -> MaskedLM:
         return MaskedLM.new(self, tokenizer, rows, max_length)
 
     def load(self, folder: str | Path) -> MaskedLM:
         return MaskedLM.load(folder)
-
-    def describes(self, model: PreTrainedModel) -> bool:
-        return isinstance(model, MaskedLM) and model.settings == self
 
 
 class MaskedLMConfig(DiffusionLMConfig):
@@ -83,10 +83,13 @@ class MaskedLM(WordVectorModel):
         D, V = self.settings.dimension, config.vocabulary
         self.set_vectors(V, D, self.settings.embedding)
         self.mask_vector = nn.Parameter(torch.zeros(D))
-        self.network = self.settings.backbone.build(D, V, config.max_tokens)
+        self.build_network(self.settings, D, V, config.max_tokens)
         self.post_init()  # type: ignore[no-untyped-call]
 
-    def forward(self, ids: Tensor, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+    def clean_inputs(self, ids: Tensor) -> Tensor:
+        return self.encode(ids)
+
+    def forward(self, ids: Tensor, hidden: Tensor, mask: Tensor | None = None, condition: Any = None) -> Tensor:
         """Return token logits (B, L, V) for ``ids`` (B, L), of which those at ``hidden`` (B, L) are masked.
 
         ``mask`` (B, L) is True at non-padding tokens. The logits of BOS, EOS and PAD are -inf.
@@ -94,7 +97,7 @@ class MaskedLM(WordVectorModel):
         with torch.autocast(ids.device.type, enabled=False):
             vectors = torch.where(hidden[..., None], self.mask_vector.float(), self.encode(ids))
         still = torch.zeros(len(ids), device=ids.device)
-        logits: Tensor = self.network(vectors, still, still, mask).float()
+        logits = self.run_network(vectors, still, still, mask, condition).float()
         frame = sorted({id for name, id in self.config.special_ids.items() if name != "unk"})
         return logits.index_fill(-1, torch.tensor(frame, device=ids.device), -math.inf)
 
@@ -123,9 +126,9 @@ def hide(words: Tensor, counts: Tensor, uniform: Tensor) -> Tensor:
     return lowest(uniform.masked_fill(~words, math.inf), counts) & words
 
 
-def masked_token_losses(model: MaskedLM, ids: Tensor, mask: Tensor, hidden: Tensor) -> Tensor:
+def masked_token_losses(model: MaskedLM, ids: Tensor, mask: Tensor, hidden: Tensor, condition: Any = None) -> Tensor:
     """Return -log p of each masked word given the visible ones (B, L), in nats; 0 elsewhere."""
-    logits = model(ids, hidden, None if bool(mask.all()) else mask)
+    logits = model(ids, hidden, None if bool(mask.all()) else mask, condition)
     targets = ids.masked_fill(~hidden, -100)
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none").view_as(ids)
 
@@ -167,7 +170,8 @@ class MaskedObjective(Objective):
         total = words.sum(1)
         counts = (stratified(len(ids), ids.device) * total).ceil().clamp(min=1)
         hidden = hide(words, counts, torch.rand(ids.shape, device=ids.device))
-        losses = masked_token_losses(self.model, ids, batch.mask, hidden).sum(1)
+        condition, terms = self.conditioning(batch)
+        losses = masked_token_losses(self.model, ids, batch.mask, hidden, condition).sum(1)
         if self.spec.weighting == "bound":
-            return {"bound": (total / counts * losses).sum() / total.sum()}
-        return {"cross_entropy": losses.sum() / hidden.sum()}
+            return {"bound": (total / counts * losses).sum() / total.sum(), **terms}
+        return {"cross_entropy": losses.sum() / hidden.sum(), **terms}

@@ -50,8 +50,16 @@ class ModelSpec(Component, family="model"):
         """Whether no token's logits depend on the token's own vector, but for a token likelihood term."""
         return False
 
-    def check_data(self, splits: Splits) -> None:
-        """Raise UserError where the corpus has no data for this model; called before anything is written."""
+    def tokenizer_texts(self, rows: datasets.Dataset) -> list[str]:
+        """Return the texts of the training ``rows`` that the tokenizer is made from."""
+        return list(rows["text"])
+
+    def fitted(self, splits: Splits) -> Self:
+        """Return the settings with what they take from the corpus; called before anything is written.
+
+        Raises UserError where the corpus has no data for this model.
+        """
+        return self
 
     def tokenizer(self, data: DataConfig, texts: Sequence[str]) -> PreTrainedTokenizerFast:
         """Return the tokenizer of a new model, made by the recipe in ``data`` from the training ``texts``.
@@ -75,6 +83,10 @@ class ModelSpec(Component, family="model"):
     def describes(self, model: PreTrainedModel) -> bool:
         """Return whether ``model`` has these hyperparameters, so that a run may start from it."""
         raise NotImplementedError
+
+    def of(self, model: PreTrainedModel) -> ModelSpec:
+        """Return these hyperparameters as the loaded ``model``, which they describe, has them."""
+        return self
 
     @classmethod
     def _from_plain(cls, value: object) -> Self:

@@ -7,7 +7,7 @@ samples depend neither on their number nor, beyond rounding, on the batch size.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
@@ -22,6 +22,7 @@ from diffusionlm.data.annotators import Annotator
 from diffusionlm.data.folders import read_object
 from diffusionlm.data.tokenizers import decode_texts, load_tokenizer
 from diffusionlm.models.io import check_tokenizer, model_folder
+from diffusionlm.pipelines.conditioning import requested
 from diffusionlm.pipelines.effect import OFF, Unused, check_given, given_settings
 from diffusionlm.pipelines.gradient import Gradient
 from diffusionlm.pipelines.particles import Particles
@@ -50,6 +51,9 @@ class SamplingConfig(Settings):
         sweep_odds: a sweep replaces a token by one that is at least this many times as probable.
         guidance: how the gradients of controls act.
         particles: how controls that only score texts act.
+        cfg: scale of classifier-free guidance on the model's condition: logits are moved from those without the condition
+            through those with it; 1 is no guidance, 0 no condition (Ho and Salimans 2021; their weight is one less).
+        self_cfg: likewise on the estimate for self-conditioning.
         clamp: replace each predicted vector by its nearest word vector (Diffusion-LM's clamping trick).
         length: tokens per sample, BOS and EOS not counted; empty draws from the training-length histogram.
         candidates: candidates per sample for minimum-Bayes-risk selection (Kumar and Byrne 2004); 1 is plain sampling.
@@ -66,6 +70,8 @@ class SamplingConfig(Settings):
     sweep_odds: float = 3.0
     guidance: Guidance = field(default_factory=Gradient)
     particles: Particles = field(default_factory=Particles)
+    cfg: float = 1.0
+    self_cfg: float = 1.0
     clamp: bool = False
     length: int | None = None
     candidates: int = 1
@@ -77,20 +83,25 @@ class SamplingConfig(Settings):
         self.expect("1 to 10000", "passes", "candidates")
         self.expect("a positive number", "temperature", "step_temperature")
         self.expect("0 to 10000", "sweeps")
-        self.expect("0 or more", "seed")
+        self.expect("0 or more", "seed", "cfg", "self_cfg")
 
 
 @dataclass(frozen=True)
 class Generated:
-    """A sample: its text, index in the run, seed, and length in tokens, BOS and EOS not counted."""
+    """A sample: its text, index in the run, seed, length in tokens (BOS and EOS not counted), and source if it has one."""
 
     text: str
     index: int
     seed: int
     length: int
+    source: str | None = None
+
+    def row(self) -> dict[str, Any]:
+        """Return the sample as a row of JSON lines."""
+        return {name: value for name, value in asdict(self).items() if name != "source" or value is not None}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Controlled(Generated):
     """A sample of a run with controls: the outcome of each check, and the number of attempts."""
 
@@ -125,6 +136,11 @@ class BasePipeline(Generic[M]):
         """Whether the model was trained with a condition."""
         return getattr(getattr(self.model, "settings", None), "condition", None) is not None
 
+    def read_condition(self, text: str) -> Any:
+        """Return the value of the model's condition that a ``text`` of the command line stands for."""
+        settings: Any = getattr(self.model, "settings", None)
+        return settings.condition.read(text) if self.conditional else text
+
     load_model: ClassVar[staticmethod[[str | Path], Any]]  # raises UserError for a damaged folder or another family
 
     def check(self, sampling: SamplingConfig) -> None:
@@ -154,11 +170,14 @@ class BasePipeline(Generic[M]):
         if controls:
             raise self.unsteered("control")
 
-    def check_request(self, sampling: SamplingConfig, controls: Sequence[Control], tries: int, condition: Any) -> None:
-        """Raise UserError for ``tries`` or a ``condition`` without effect, or an impossible number of tries."""
+    def check_request(
+        self, sampling: SamplingConfig, controls: Sequence[Control], tries: int, condition: Any, source: Any = None
+    ) -> None:
+        """Raise UserError for ``tries``, a ``condition`` or a ``source`` without effect, or an impossible number of tries."""
         if tries < 1:
             raise UserError(f"tries: expected at least 1, got {tries}")
-        given = {"tries": tries, **({} if condition is None else {"condition": condition})}
+        wanted = {"condition": condition, "source": source}
+        given = {"tries": tries, **{name: value for name, value in wanted.items() if value is not None}}
         self.check_given(given, sampling, [controls])
 
     def set_annotator(self, annotator: Annotator) -> None:
@@ -172,18 +191,19 @@ class BasePipeline(Generic[M]):
         )
 
     def stream(
-        self, count: int, sampling: SamplingConfig | None = None, watch: Watch | None = None,
-        controls: Controls = (), tries: int = 1, condition: Any = None,
+        self, count: int = 1, sampling: SamplingConfig | None = None, watch: Watch | None = None,
+        controls: Controls = (), tries: int = 1, condition: Any = None, source: str | Sequence[str] | None = None,
     ) -> Iterator[Generated]:  # fmt: skip
-        """Yield ``count`` samples in order, each batch as soon as it is finished.
+        """Yield ``count`` samples, for each source if there are several, in order, each batch as soon as it is finished.
 
         Args:
-            count: the number of samples.
+            count: the number of samples, of each source.
             sampling: the settings; None is the pipeline's.
             watch: called after every step with the state, whose time ``t`` falls from 1, and the decoded texts.
             controls: constraints and targets, for diffusion models.
             tries: attempts per sample until one passes the checks of all controls; the last is kept if none does.
-            condition: the value of the model's condition, for all samples.
+            condition: the value of the model's condition, for all samples; of several conditions, a mapping of their values.
+            source: the source text of a model with such a condition, or a list of them.
 
         Raises:
             UserError: a setting, control or condition that does not fit the model, before any sampling.
@@ -191,8 +211,9 @@ class BasePipeline(Generic[M]):
         raise NotImplementedError
 
     def __call__(
-        self, count: int, controls: Controls = (), tries: int = 1, condition: Any = None, **changes: Any
-    ) -> list[Generated]:
+        self, count: int = 1, controls: Controls = (), tries: int = 1, condition: Any = None,
+        source: str | Sequence[str] | None = None, **changes: Any,
+    ) -> list[Generated]:  # fmt: skip
         """Return ``count`` samples as ``stream`` does; ``changes`` are fields of ``SamplingConfig``, components also by name.
 
         Raises:
@@ -200,7 +221,7 @@ class BasePipeline(Generic[M]):
         """
         sampling = self.changed(changes)
         self.check_given(given_settings(changes), sampling, [read_controls(controls)])
-        return list(self.stream(count, sampling, None, controls, tries, condition))
+        return list(self.stream(count, sampling, None, controls, tries, condition, source))
 
     def changed(self, changes: Mapping[str, Any]) -> SamplingConfig:
         """Return the default settings with ``changes``. Raises UserError for an unknown field or a wrong value."""
@@ -227,24 +248,27 @@ class BasePipeline(Generic[M]):
 class UnguidedPipeline(BasePipeline[M]):
     """Base of the pipelines whose models take no controls; a subclass defines ``sample_ids``."""
 
-    def sample_ids(self, seeds: Sequence[Sequence[int]], sampling: SamplingConfig, watch: Watch | None) -> list[list[int]]:
-        """Return the token ids of a sample for each seed, without BOS, EOS and padding."""
+    def sample_ids(
+        self, seeds: Sequence[Sequence[int]], sampling: SamplingConfig, watch: Watch | None, values: Sequence[Any]
+    ) -> list[list[int]]:
+        """Return the token ids of a sample for each seed, without BOS, EOS and padding; ``values`` are their conditions."""
         raise NotImplementedError
 
     def stream(
-        self, count: int, sampling: SamplingConfig | None = None, watch: Watch | None = None,
-        controls: Controls = (), tries: int = 1, condition: Any = None,
+        self, count: int = 1, sampling: SamplingConfig | None = None, watch: Watch | None = None,
+        controls: Controls = (), tries: int = 1, condition: Any = None, source: str | Sequence[str] | None = None,
     ) -> Iterator[Generated]:  # fmt: skip
         sampling = self.sampling if sampling is None else sampling
         self.check_controls(read_controls(controls), sampling)
         self.check(sampling)
-        self.check_request(sampling, (), tries, condition)
-        for indices in batches(count, sampling):
+        self.check_request(sampling, (), tries, condition, source)
+        conditions = requested(self.model, self.tokenizer, condition, source)
+        for indices in batches(count * len(conditions), sampling):
             seeds = [(sampling.seed, index, c) for index in indices for c in range(sampling.candidates)]
-            ids = self.sample_ids(seeds, sampling, watch)
+            ids = self.sample_ids(seeds, sampling, watch, [conditions[index // count].value for _, index, _ in seeds])
             texts = decode_texts(self.tokenizer, ids)
             for index, row in zip(indices, best_candidates(texts, sampling.candidates), strict=True):
-                yield Generated(texts[row], index, sampling.seed, len(ids[row]))
+                yield Generated(texts[row], index, sampling.seed, len(ids[row]), conditions[index // count].source)
 
 
 def batches(count: int, sampling: SamplingConfig) -> Iterator[range]:

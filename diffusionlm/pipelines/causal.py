@@ -18,12 +18,13 @@ from diffusionlm.controls import Control
 from diffusionlm.data.tokenizers import decode_texts
 from diffusionlm.models.causal import load_causal, reach
 from diffusionlm.pipelines.base import SamplingConfig, UnguidedPipeline, Watch, check_unused
-from diffusionlm.pipelines.effect import Unused, two_candidates, without_latents
+from diffusionlm.pipelines.effect import CONDITIONAL, Unused, two_candidates, without_latents
 
 UNUSED: Unused = {
     **without_latents("an autoregressive model"),
     "steps": "an autoregressive model samples one token after the other and has no sampling steps; leave it out",
     "sampler": "an autoregressive model samples each token from its softmax and needs no sampler; leave it out",
+    **dict.fromkeys(CONDITIONAL, "an autoregressive model has no condition; leave it out"),
     "length": "an autoregressive model samples EOS and so determines the length itself; leave it empty",
 }
 
@@ -48,7 +49,9 @@ class CausalPipeline(UnguidedPipeline[PreTrainedModel]):
     def unused(self, sampling: SamplingConfig, controls: Sequence[Control] = ()) -> Unused:
         return {**UNUSED, **two_candidates(sampling.candidates)}
 
-    def sample_ids(self, seeds: Sequence[Sequence[int]], sampling: SamplingConfig, watch: Watch | None) -> list[list[int]]:
+    def sample_ids(
+        self, seeds: Sequence[Sequence[int]], sampling: SamplingConfig, watch: Watch | None, values: Sequence[Any] = ()
+    ) -> list[list[int]]:
         return write_ids(self.model, self.tokenizer, seeds, sampling.temperature, None, self.dtype, watch)
 
 

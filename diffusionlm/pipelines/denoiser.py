@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from diffusionlm.core.guidance import GuidanceState
-from diffusionlm.core.model import Conditions
 from diffusionlm.core.process import Gaussian, over_coordinates
 from diffusionlm.core.sampler import Denoise, Denoised, Noise, State, clamp, given, sample
 from diffusionlm.data.batches import boundaries
+from diffusionlm.models.conditions import Conditioning
 from diffusionlm.models.diffusion import DiffusionLM
 from diffusionlm.pipelines.base import SamplingConfig
+from diffusionlm.pipelines.conditioning import guided
 from diffusionlm.pipelines.steering import Steering
 from diffusionlm.recipe.posterior import apply_temperature, pin_logits
 
@@ -35,15 +36,18 @@ class Predictor:
         model: the model.
         mask: (B, L), True at non-padding tokens.
         dtype: of the network's arithmetic; everything else is computed in fp32.
-        condition: the tensors of the model's condition.
+        condition: what the network receives of the model's condition; None is the null condition.
+        cfg: scale of classifier-free guidance on the condition, 1 is none; likewise ``self_cfg`` on the previous estimate.
         barred: ids of tokens that are never predicted; None is all special tokens. Without effect where PAD is modelled.
     """
 
     model: DiffusionLM
     mask: Tensor
     dtype: torch.dtype = torch.float32
-    condition: Conditions = None
+    condition: Conditioning | None = None
     barred: tuple[int, ...] | None = None
+    cfg: float = 1.0
+    self_cfg: float = 1.0
 
     @cached_property
     def embedding(self) -> Tensor:
@@ -65,9 +69,25 @@ class Predictor:
 
     def __call__(self, xt: Tensor, t: Tensor, previous: Tensor | None = None) -> Denoised:
         """Return the model's prediction; ``previous`` (B, L, D) is the estimate for self-conditioning."""
+
+        def predict(previous: Tensor | None, condition: Conditioning | None) -> Denoised:
+            denoised: Denoised = self.model(xt, t, self.attention_mask, previous, None, condition)
+            return denoised
+
         with torch.autocast(xt.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            denoised: Denoised = self.model(xt, t, self.attention_mask, previous, None, self.condition)
+            denoised = predict(previous, self.condition)
+            if previous is not None and self.self_cfg != 1:
+                denoised = self._moved(predict(None, self.condition), denoised, self.self_cfg)
+            if self.condition is not None and self.cfg != 1:
+                denoised = self._moved(predict(previous, None), denoised, self.cfg)
         return denoised
+
+    def _moved(self, start: Denoised, end: Denoised, scale: float) -> Denoised:
+        if self.model.has_logits:
+            logits = guided(start.logits, end.logits, scale)
+            return replace(end, logits=logits, x0=logits.softmax(-1) @ self.embedding)
+        x0 = guided(start.x0, end.x0, scale)
+        return replace(end, x0=x0, logits=self.model.decode(x0))
 
     def infill(self, ids: Tensor, known: Tensor, noise: Tensor | float = 0.0, evidence_mask: Tensor | None = None) -> Tensor:
         """Return token logits (B, L, V) where the ``ids`` (B, L) that are ``known`` are clean and all others pure ``noise``.
@@ -76,10 +96,11 @@ class Predictor:
         """
         xt = torch.where(known[..., None], self.model.process.rescale(self.model.encode(ids), 0.0), noise)
         with torch.autocast(xt.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            logits = self.model.token_logits(
-                xt, (~known).float(), self.attention_mask, None, evidence_mask, self.condition
-            )  # fmt: skip
-        return logits.float() + self.bar
+            given = (xt, (~known).float(), self.attention_mask, None, evidence_mask)
+            logits = self.model.token_logits(*given, self.condition).float()
+            if self.condition is not None and self.cfg != 1:
+                logits = guided(self.model.token_logits(*given, None), logits, self.cfg)
+        return logits + self.bar
 
     def rows(self, tokens: Tensor) -> list[list[int]]:
         """Return the ids of each row of ``tokens`` (B, L) without BOS, EOS and padding."""
@@ -108,8 +129,10 @@ class WordDenoiser:
             )
         self.energy = steering.guidance.denoiser_energy(steering.energy, constraint) if steering.active else None
 
-    def states(self, noise: Noise, select: Callable[[State], Tensor | None] | None = None) -> Iterator[State]:
-        """Run the sampler from ``noise``; ``select`` returns the rows (B,) to continue with."""
+    def states(
+        self, noise: Noise, select: Callable[[State], Tensor | None] | None = None, start: tuple[Tensor, float] | None = None
+    ) -> Iterator[State]:
+        """Run the sampler from ``noise``, or from tokens (B, L) that are noised to a level; ``select`` as in ``sample``."""
 
         def selected(state: State) -> Tensor | None:
             rows = None if select is None else select(state)
@@ -117,10 +140,15 @@ class WordDenoiser:
             return rows
 
         pure = noise(self.embedding.new_zeros(*self.mask.shape, self.embedding.shape[1]))
-        x = self.model.process.rescale(pure, 1.0)
+        if start is None:
+            x, level = self.model.process.rescale(pure, 1.0), 1.0
+        else:
+            (tokens, level), process = start, self.model.process
+            times = torch.full((len(pure),), level, dtype=torch.float64, device=pure.device)
+            x = process.noise(self.model.encode(tokens), times, pure).to(pure)
         return sample(
             self.wrapped(), self.model.process, x, sampler=self.sampling.sampler, steps=self.sampling.steps, noise=noise,
-            steer=None if self.steering.energy is None else self._move, select=selected,
+            level=level, steer=None if self.steering.energy is None else self._move, select=selected,
         )  # fmt: skip
 
     def tokens(self, state: State, final: bool = False) -> Tensor:

@@ -15,9 +15,9 @@ Samples that fail their checks go through 3 to 9 again with another seed, as oft
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ from diffusionlm.core.sampler import State
 from diffusionlm.data.annotators import Annotator
 from diffusionlm.data.batches import text_mask
 from diffusionlm.data.tokenizers import decode_texts
-from diffusionlm.models.conditions import collated
+from diffusionlm.models.conditions import Conditioning
 from diffusionlm.models.diffusion import DiffusionLM
 from diffusionlm.pipelines.base import (
     BasePipeline,
@@ -43,27 +43,39 @@ from diffusionlm.pipelines.base import (
     check_length,
 )
 from diffusionlm.pipelines.compile import compile_controls
+from diffusionlm.pipelines.conditioning import Requested, check_cfg, conditioning, edited, expected_counts, requested
 from diffusionlm.pipelines.denoiser import Predictor, WordDenoiser
 from diffusionlm.pipelines.draft import draft_pass
-from diffusionlm.pipelines.effect import Unused, two_candidates
+from diffusionlm.pipelines.effect import CONDITIONAL, UNCONDITIONAL, Unused, two_candidates
 from diffusionlm.pipelines.gradient import unguided_settings
 from diffusionlm.pipelines.lengths import draw_lengths, fixed_length, length_prior
 from diffusionlm.pipelines.noise import RowNoise, generator_of
 from diffusionlm.pipelines.particles import ParticleFilter
 from diffusionlm.pipelines.ranking import best_candidates, passes
-from diffusionlm.pipelines.steering import Steering
+from diffusionlm.pipelines.steering import Steering, determined_tokens
 from diffusionlm.pipelines.sweeps import refine
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the batches of one call share: settings, compiled controls, length prior, value of the condition, callback."""
+    """What the batches of one call share: settings, compiled controls, length priors, conditions, callback.
+
+    ``conditions`` has a value for each ``count`` consecutive samples, and ``priors`` a length prior for each value. Texts
+    that are edited are noised to time ``level``.
+    """
 
     sampling: SamplingConfig
     steering: Steering
-    prior: Sequence[float]
-    condition: Any = None
+    priors: Callable[[int], Sequence[float]]
+    conditions: Sequence[Requested]
+    count: int
     watch: Watch | None = None
+    level: float = 1.0
+
+    @property
+    def steps(self) -> int:
+        """The number of sampling steps: from a lower level there are fewer."""
+        return max(1, round(self.level * self.sampling.steps))
 
 
 class Pipeline(BasePipeline[DiffusionLM]):
@@ -72,17 +84,63 @@ class Pipeline(BasePipeline[DiffusionLM]):
     load_model = staticmethod(DiffusionLM.load)
 
     def stream(
-        self, count: int, sampling: SamplingConfig | None = None, watch: Watch | None = None,
-        controls: Controls = (), tries: int = 1, condition: Any = None,
+        self, count: int = 1, sampling: SamplingConfig | None = None, watch: Watch | None = None,
+        controls: Controls = (), tries: int = 1, condition: Any = None, source: str | Sequence[str] | None = None,
     ) -> Iterator[Generated]:  # fmt: skip
         sampling, controls = self.sampling if sampling is None else sampling, read_controls(controls)
-        self.check(sampling)
+        self.check_request(sampling, controls, tries, condition, source)
+        conditions = requested(self.model, self.tokenizer, condition, source)
+        yield from self.samples(self.request(conditions, count, sampling, watch, controls, tries), tries)
+
+    def edit(
+        self, text: str | Sequence[str], level: float = 0.5, controls: Controls = (), count: int = 1,
+        sampling: SamplingConfig | None = None, watch: Watch | None = None, tries: int = 1, condition: Any = None,
+    ) -> Iterator[Generated]:  # fmt: skip
+        """Yield ``count`` edits of each ``text``: its vectors are noised to time ``level`` and denoised with ``controls``.
+
+        The number of tokens stays. ``level`` 0 leaves the text, 1 is pure noise; between them it is the share of the sampling
+        steps that are left, so that the schedule spreads it evenly (SDEdit, Meng et al. 2022).
+
+        Raises:
+            UserError: as ``stream``; a level that is not from 0 to 1; a text that is empty, too long or has unknown words.
+        """
+        if not 0 <= level <= 1:
+            raise UserError(f"level: expected a number from 0 (the text) to 1 (pure noise), got {level}")
+        if not self.model.explicit_length:
+            raise UserError("level: edits keep the number of tokens, but this model generates PAD and determines it itself")
+        sampling, controls = self.sampling if sampling is None else sampling, read_controls(controls)
         self.check_request(sampling, controls, tries, condition)
+        texts = [text] if isinstance(text, str) else list(text)
+        (given,) = requested(self.model, self.tokenizer, condition)
+        request = self.request(edited(self.model, self.tokenizer, texts, given), count, sampling, watch, controls, tries)
+        for length in sorted({len(each.ids or ()) for each in request.conditions}):
+            self.steering(controls, replace(sampling, length=length))  # is that length possible?
+        yield from self.samples(replace(request, level=level), tries)
+
+    def request(
+        self, conditions: Sequence[Requested], count: int, sampling: SamplingConfig, watch: Watch | None,
+        controls: Sequence[Control], tries: int,
+    ) -> Request:  # fmt: skip
+        """Return a checked request, with its controls compiled."""
+        self.check(sampling)
+        check_cfg(self.model, sampling.cfg, conditions)
         steering = self.steering(controls, sampling, tries)  # 1
-        prior = self.length_prior(sampling, steering, condition)  # 2
-        request = Request(sampling, steering, prior, condition, watch)
-        room = max(1, sampling.batch_size // steering.copies)  # particles count as samples
-        for indices in batches(count, sampling):
+
+        @cache
+        def priors(number: int) -> list[float]:  # 2
+            given = conditions[number]
+            if given.ids is not None:
+                return fixed_length(len(given.ids) + 2)
+            return self.length_prior(sampling, steering, given.value)
+
+        priors(0)  # before any sampling: controls may be impossible
+        return Request(sampling, steering, priors, conditions, count, watch)
+
+    def samples(self, request: Request, tries: int) -> Iterator[Generated]:
+        """Yield the samples of a request in order, each batch as soon as it is finished."""
+        sampling = request.sampling
+        room = max(1, sampling.batch_size // request.steering.copies)  # particles count as samples
+        for indices in batches(request.count * len(request.conditions), sampling):
             rows: dict[int, Generated] = {}
             pending = list(indices)
             for attempt in range(tries):
@@ -99,12 +157,19 @@ class Pipeline(BasePipeline[DiffusionLM]):
     @torch.no_grad()
     def sample_ids(self, seeds: Sequence[Sequence[int]], request: Request) -> list[list[int]]:
         """Return the token ids of a sample for each seed, without BOS, EOS and padding."""
-        steering, condition, watch, copies = request.steering, request.condition, request.watch, request.steering.copies
-        lengths = draw_lengths(request.prior, seeds)
-        given, sampling = draft_pass(self.predictor(lengths, condition), seeds, request.sampling, steering)  # 3
+        steering, watch, copies = request.steering, request.watch, request.steering.copies
+        numbers = [seed[1] // request.count for seed in seeds]  # of the conditions
+        if request.level == 0:
+            return [list(request.conditions[number].ids or ()) for number in numbers]
+        lengths = [draw_lengths(request.priors(number), [seed])[0] for number, seed in zip(numbers, seeds, strict=True)]
+        condition = conditioning(self.model, [request.conditions[number].value for number in numbers], self.dtype)
+        predict = self.predictor(lengths, condition, sampling=request.sampling)
+        given, sampling, start = self.start(predict, seeds, numbers, request)  # 3
 
         lengths, given = [n for n in lengths for _ in range(copies)], given.repeat_interleave(copies, 0)
-        predict = self.predictor(lengths, condition)
+        if copies > 1 and condition is not None:
+            condition = condition.rows(torch.arange(len(seeds), device=self.model.device).repeat_interleave(copies))
+        predict = self.predictor(lengths, condition, sampling=request.sampling)
         noise = RowNoise([[*seed, 0, *([p] if p else [])] for seed in seeds for p in range(copies)], lengths)
         denoiser = WordDenoiser(predict, sampling, steering, given)
         particles = ParticleFilter(sampling.particles, [generator_of([*seed, 2]) for seed in seeds])
@@ -115,7 +180,7 @@ class Pipeline(BasePipeline[DiffusionLM]):
         def select(state: State) -> Tensor | None:  # 7
             return particles.select(state.step, sampling.steps, lambda: steering.rewards(texts(denoiser.tokens(state))))
 
-        for state in denoiser.states(noise, select if copies > 1 else None):  # 4
+        for state in denoiser.states(noise, select if copies > 1 else None, start):  # 4
             if watch is not None and state.step < sampling.steps:
                 watch(state, texts(denoiser.tokens(state)))
         tokens = denoiser.tokens(state, final=True)  # 5
@@ -132,13 +197,31 @@ class Pipeline(BasePipeline[DiffusionLM]):
             particles.weigh(steering.rewards(texts(tokens)))
         return [ids[row] for row in particles.chosen()]
 
+    def start(
+        self, predict: Predictor, seeds: Sequence[Sequence[int]], numbers: Sequence[int], request: Request
+    ) -> tuple[Tensor, SamplingConfig, tuple[Tensor, float] | None]:
+        """Return the given tokens (B, L), the sampling settings that are left, and where edits start: tokens and a level."""
+        if request.level == 1:
+            return *draft_pass(predict, seeds, request.sampling, request.steering), None
+        tokens = torch.full_like(predict.mask, self.model.config.special_ids["pad"], dtype=torch.long)
+        for row, number in enumerate(numbers):
+            ids = request.conditions[number].ids or ()
+            tokens[row, 1 : 1 + len(ids)] = torch.tensor(ids)
+        sampling = replace(request.sampling, steps=request.steps, sweeps=round(request.level * request.sampling.sweeps))
+        copies = tokens.repeat_interleave(request.steering.copies, 0)
+        return determined_tokens(request.steering.automaton, predict.mask), sampling, (copies, request.level)
+
     def best(self, ids: Sequence[list[int]], indices: Sequence[int], attempt: int, request: Request) -> list[Generated]:
         """Return a sample for each index: the best of its consecutive candidates in ``ids``."""
         sampling, steering = request.sampling, request.steering
         texts = decode_texts(self.tokenizer, ids)
         checks = outcomes(steering.controls, texts, steering.binding)  # 8
         chosen = zip(indices, best_candidates(texts, sampling.candidates, checks), strict=True)  # 9
-        rows = [(Generated(texts[row], index, sampling.seed, len(ids[row])), checks[row]) for index, row in chosen]
+        sources = [request.conditions[index // request.count].source for index in indices]
+        rows = [
+            (Generated(texts[row], index, sampling.seed, len(ids[row]), source), checks[row])
+            for (index, row), source in zip(chosen, sources, strict=True)
+        ]
         if not steering.controls:
             return [row for row, _ in rows]
         return [Controlled(**vars(row), controls=found, tried=attempt + 1) for row, found in rows]
@@ -147,7 +230,9 @@ class Pipeline(BasePipeline[DiffusionLM]):
         checked = any(control.checkable(self.binding) for control in controls)
         found = {} if checked else two_candidates(sampling.candidates)
         if self.model.settings.condition is None:
-            found["condition"] = "this model was trained without a condition; leave it out"
+            found |= dict.fromkeys(CONDITIONAL, UNCONDITIONAL)
+        if not self.model.self_conditions:
+            found["self_cfg"] = "this model has no self-conditioning, so this setting has no effect; leave it out"
         if not sampling.sweeps:
             found["sweep_odds"] = "there are no sweeps, so this setting has no effect; leave it out, or raise sweeps above 0"
         if not controls:
@@ -174,23 +259,33 @@ class Pipeline(BasePipeline[DiffusionLM]):
     def set_annotator(self, annotator: Annotator) -> None:
         self.binding = replace(self.binding, annotator=annotator)
 
-    def length_prior(self, sampling: SamplingConfig, steering: Steering, condition: Any = None) -> list[float]:
-        """Return the weights of the numbers of tokens, BOS and EOS counted, that samples draw."""
+    def length_prior(self, sampling: SamplingConfig, steering: Steering, value: Any = None) -> list[float]:
+        """Return the weights of the numbers of tokens, BOS and EOS counted, of samples with a ``value`` of the condition."""
         if self.model.padded_width is not None:
             return fixed_length(self.model.padded_width)
         if sampling.length is not None:
             return fixed_length(sampling.length + 2)
-        predictor = partial(self.predictor, condition=condition, dtype=torch.float32)
-        known = steering.compiled.length_probabilities
-        return length_prior(self.model, steering.automaton, steering.energy, known, predictor)
+        condition = conditioning(self.model, [value], self.dtype)
 
-    def predictor(self, lengths: Sequence[int], condition: Any = None, dtype: torch.dtype | None = None) -> Predictor:
-        """Return the model set up for samples of ``lengths``, BOS and EOS counted, all with the same ``condition``."""
-        tensors, device = None, self.model.device
-        if condition is not None:
-            plain = collated(self.model.settings.condition, [condition] * len(lengths))  # type: ignore[arg-type]
-            tensors = {name: tensor.to(device) for name, tensor in plain.items()}
-        return Predictor(self.model, text_mask(lengths, device), dtype or self.dtype, tensors)
+        def predictor(lengths: Sequence[int]) -> Predictor:
+            given = condition and condition.rows(torch.zeros(len(lengths), dtype=torch.long, device=self.model.device))
+            return self.predictor(lengths, given, torch.float32, sampling)
+
+        counts = expected_counts(self.model, condition)
+        known = steering.compiled.length_probabilities
+        return length_prior(
+            self.model, steering.automaton, steering.energy, known, predictor, None if counts is None else counts[0]
+        )  # fmt: skip
+
+    def predictor(
+        self, lengths: Sequence[int], condition: Conditioning | None = None, dtype: torch.dtype | None = None,
+        sampling: SamplingConfig | None = None,
+    ) -> Predictor:  # fmt: skip
+        """Return the model set up for samples of ``lengths``, BOS and EOS counted."""
+        mask, sampling = text_mask(lengths, self.model.device), sampling or self.sampling
+        return Predictor(
+            self.model, mask, dtype or self.dtype, condition, cfg=sampling.cfg, self_cfg=sampling.self_cfg
+        )  # fmt: skip
 
     @cached_property
     def binding(self) -> Binding:
@@ -211,6 +306,8 @@ class Pipeline(BasePipeline[DiffusionLM]):
             raise UserError("sweeps: expected 0 for a model without prediction 'logits' and explicit_length")
         if sampling.passes > 1 and not model.self_conditions:
             raise UserError(f"passes: expected 1 for a model without self_conditioning, got {sampling.passes}")
+        if sampling.self_cfg != 1 and not model.self_conditions:
+            raise UserError(f"self_cfg: expected 1 for a model without self_conditioning, got {sampling.self_cfg}")
         if sampling.length is not None:
             if not model.explicit_length:
                 raise UserError("length: this model generates PAD and so determines the length itself; leave it empty")

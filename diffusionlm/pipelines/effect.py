@@ -15,7 +15,7 @@ Unused = Mapping[str, str]  # a setting without effect, or a group of settings, 
 # Values that say that something is not done, which is so where the setting has no effect.
 OFF: dict[str, Any] = {
     "clamp": False, "passes": 1, "step_temperature": None, "sweeps": 0, "length": None, "candidates": 1, "tries": 1,
-    "guidance.strength": 0, "particles.count": 1, "orders": 0, "bound_texts": 0,
+    "guidance.strength": 0, "cfg": 1, "self_cfg": 1, "particles.count": 1, "orders": 0, "bound_texts": 0,
 }  # fmt: skip
 
 
@@ -26,8 +26,12 @@ def without_latents(model: str) -> dict[str, str]:
     return {
         **dict.fromkeys(("clamp", "passes", "step_temperature", "sweeps", "sweep_odds"), latents),
         **dict.fromkeys(("guidance", "particles", "tries", "annotator"), controls),
-        "condition": f"{model} has no condition; leave it out, or use a diffusion model that was trained with one",
+        "self_cfg": latents,
     }
+
+
+CONDITIONAL = ("condition", "source", "cfg")
+UNCONDITIONAL = "this model was trained without a condition; leave it out"
 
 
 def two_candidates(candidates: int) -> dict[str, str]:

@@ -50,6 +50,7 @@ def length_prior(
     energy: Energy | None = None,
     known: Sequence[Sequence[float]] = (),
     predictor: Setup | None = None,
+    counts: Sequence[float] | None = None,
 ) -> list[float]:
     """Return the length prior: training-length counts reweighted by the probability of the controls at each length.
 
@@ -59,9 +60,11 @@ def length_prior(
         energy: reweights by Bayes' rule, as far as it depends on the length alone.
         known: probabilities of the controls by length; where given, only they reweight, and the model is not evaluated.
         predictor: sets up ``model`` for samples of B lengths, BOS and EOS counted.
+        counts: of the lengths 0, 1, 2, ..., in place of the training texts'.
     """
     predictor = predictor or (lambda lengths: Predictor(model, text_mask(lengths, model.device)))
-    counts = [*model.config.length_counts, *[0] * (model.config.max_tokens + 1 - len(model.config.length_counts))]
+    counts = model.config.length_counts if counts is None else counts
+    counts = [*counts, *[0] * (model.config.max_tokens + 1 - len(counts))]
     possible = list(range(len(counts)))
     if automaton is not None:
         accepted = [n + 2 for n in automaton.lengths(model.config.max_tokens - 2)]

@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,9 +22,11 @@ from diffusionlm.core.process import Gaussian, Process
 from diffusionlm.core.sampler import History, Sampler
 from diffusionlm.data.batches import boundaries, text_mask
 from diffusionlm.data.tokenizers import decode_texts
+from diffusionlm.models.conditions import Conditioning
 from diffusionlm.models.masked import MaskedLM, lowest, word_positions
 from diffusionlm.pipelines.base import SamplingConfig, UnguidedPipeline, Watch, check_length, check_unused
-from diffusionlm.pipelines.effect import Unused, two_candidates, without_latents
+from diffusionlm.pipelines.conditioning import conditioning, expected_counts, guided
+from diffusionlm.pipelines.effect import CONDITIONAL, UNCONDITIONAL, Unused, two_candidates, without_latents
 from diffusionlm.pipelines.lengths import draw_lengths, fixed_length
 from diffusionlm.pipelines.noise import RowNoise
 
@@ -170,18 +172,29 @@ class MaskedPipeline(UnguidedPipeline[MaskedLM]):
             check_length(sampling.length, self.model.config.max_tokens - 2)
 
     def unused(self, sampling: SamplingConfig, controls: Sequence[Control] = ()) -> Unused:
-        return {**UNUSED, **two_candidates(sampling.candidates)}
+        unconditional = self.model.settings.condition is None
+        return {
+            **UNUSED,
+            **(dict.fromkeys(CONDITIONAL, UNCONDITIONAL) if unconditional else {}),
+            **two_candidates(sampling.candidates),
+        }
 
     @torch.no_grad()
-    def sample_ids(self, seeds: Sequence[Sequence[int]], sampling: SamplingConfig, watch: Watch | None) -> list[list[int]]:
+    def sample_ids(
+        self, seeds: Sequence[Sequence[int]], sampling: SamplingConfig, watch: Watch | None, values: Sequence[Any] = ()
+    ) -> list[list[int]]:
         assert isinstance(sampling.sampler, Unmasking)
-        prior = self.model.config.length_counts if sampling.length is None else fixed_length(sampling.length + 2)
-        lengths = draw_lengths(prior, seeds)
+        condition = conditioning(self.model, values, self.dtype)
+        if sampling.length is None and (counts := expected_counts(self.model, condition)) is not None:
+            lengths = [draw_lengths(prior, [seed])[0] for prior, seed in zip(counts, seeds, strict=True)]
+        else:
+            prior = self.model.config.length_counts if sampling.length is None else fixed_length(sampling.length + 2)
+            lengths = draw_lengths(prior, seeds)
         mask = text_mask(lengths, self.model.device)
         _, ids = boundaries(mask, self.model.config.special_ids)
         states = unmask(
-            self._predict(mask), ids, word_positions(mask), decoder=sampling.sampler, steps=sampling.steps,
-            temperature=sampling.temperature, noise=RowNoise([[*seed, 0] for seed in seeds], lengths),
+            self._predict(mask, condition, sampling.cfg), ids, word_positions(mask), decoder=sampling.sampler,
+            steps=sampling.steps, temperature=sampling.temperature, noise=RowNoise([[*seed, 0] for seed in seeds], lengths),
         )  # fmt: skip
         rows: list[list[int]] = []
         for state in states:
@@ -190,14 +203,16 @@ class MaskedPipeline(UnguidedPipeline[MaskedLM]):
                 watch(state, decode_texts(self.tokenizer, rows))
         return rows
 
-    def _predict(self, mask: Tensor) -> Predict:
+    def _predict(self, mask: Tensor, condition: Conditioning | None = None, cfg: float = 1.0) -> Predict:
         """Return the model for samples of ``mask`` (B, L), with probability 0 for [UNK]."""
         attend = None if bool(mask.all()) else mask
         unknown = self.model.config.special_ids.get("unk")
 
         def predict(ids: Tensor, hidden: Tensor) -> Tensor:
             with torch.autocast(mask.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                logits: Tensor = self.model(ids, hidden, attend)
+                logits: Tensor = self.model(ids, hidden, attend, condition)
+                if condition is not None and cfg != 1:
+                    logits = guided(self.model(ids, hidden, attend, None), logits, cfg)
             if unknown is not None:
                 logits[..., unknown] = -math.inf
             return logits

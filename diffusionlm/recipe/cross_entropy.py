@@ -89,10 +89,11 @@ class CrossEntropyObjective(Objective):
         x0 = self.model.encode(ids)
         xt = torch.where(noisy[..., None], self.model.process.noise(x0, t), self.model.process.rescale(x0, 0.0))
         t = torch.where(noisy, t, 0)
-        estimate = self._first_estimate(xt, t, batch, ~cloze)
-        logits = self.model.token_logits(xt, t, batch.attend, estimate, evidence_mask, batch.condition)
+        condition, terms = self.conditioning(batch)
+        estimate = self._first_estimate(xt, t, batch, condition, ~cloze)
+        logits = self.model.token_logits(xt, t, batch.attend, estimate, evidence_mask, condition)
         losses = F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view(ids.shape) * free
-        terms = {"cross_entropy": losses.sum() / free.sum()}
+        terms = {"cross_entropy": losses.sum() / free.sum(), **terms}
         if self.curve is not None:
             terms["schedule"] = self._schedule_loss(losses.detach(), t, free, ~(mixed | cloze))
         return terms
@@ -159,7 +160,7 @@ class CrossEntropyObjective(Objective):
             )
         }
 
-    def _first_estimate(self, xt: Tensor, t: Tensor, batch: Batch, among: Tensor) -> Tensor | None:
+    def _first_estimate(self, xt: Tensor, t: Tensor, batch: Batch, condition: Any, among: Tensor) -> Tensor | None:
         """Return the estimates of x_0 (B, L, D) of a share of the texts ``among`` (B,), without gradient; 0 for the others."""
         count = round(self.spec.self_conditioning_share * len(xt))
         if not (self.model.self_conditions and count):
@@ -171,8 +172,7 @@ class CrossEntropyObjective(Objective):
             return estimate
         with torch.no_grad():
             mask = None if batch.attend is None else batch.mask[rows]
-            condition = None if batch.condition is None else {name: x[rows] for name, x in batch.condition.items()}
-            estimate[rows] = self.model(xt[rows], t[rows], mask, condition=condition).x0
+            estimate[rows] = self.model(xt[rows], t[rows], mask, condition=condition and condition.rows(rows)).x0
         return estimate
 
     def finish(self) -> None:

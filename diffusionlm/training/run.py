@@ -168,11 +168,12 @@ def _check_saving(config: RunConfig, tokenizer: PreTrainedTokenizerFast, folder:
 def _prepare(config: RunConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, Rows, Rows]:
     """Return the model to train, its tokenizer, and the training and validation rows."""
     splits = config.data.corpus.load()
-    config.model.check_data(splits)
-    tokenizer, model = _start_from(config, splits["train"]["text"][:])
-    rows = config.model.rows(encode_splits(splits, tokenizer, config.data), splits, tokenizer)
+    spec = config.model.fitted(splits)
+    tokenizer, model = _start_from(config, spec.tokenizer_texts(splits["train"]))
+    spec = spec if model is None else config.model.of(model)
+    rows = spec.rows(encode_splits(splits, tokenizer, config.data), splits, tokenizer)
     if model is None:
-        model = config.model.make(tokenizer, rows["train"], config.data.max_length)
+        model = spec.make(tokenizer, rows["train"], config.data.max_length)
     if config.model.generates:
         model.config.length_counts = torch.bincount(torch.tensor([len(row) for row in rows["train"]])).tolist()
         pipeline_of(model)(model, tokenizer, config.sampling).check(config.sampling)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from transformers import PreTrainedTokenizerFast
 from diffusionlm.config import UserError, build, merge, to_plain
 from diffusionlm.core.sampler import DDPM, Denoise, State
 from diffusionlm.data.tokenizers import SPECIAL_TOKENS, WordTokenizer
-from diffusionlm.models.conditions import Condition
 from diffusionlm.models.diffusion import DiffusionLM, DiffusionLMConfig, ModelConfig
 from diffusionlm.models.io import model_folder
 from diffusionlm.pipelines.base import Generated, SamplingConfig
@@ -563,54 +562,6 @@ def test_a_device_or_dtype_that_is_none(choice: dict[str, str], sentence: str, t
     with pytest.raises(UserError) as caught:
         Pipeline.from_pretrained(tmp_path, **choice)
     assert str(caught.value).startswith(sentence)
-
-
-# Conditions
-
-
-@dataclass(frozen=True)
-class Label(Condition, name="label-for-test"):
-    """A class of two."""
-
-    @property
-    def size(self) -> int:
-        return 3
-
-    def build(self) -> nn.Module:
-        return _Features()
-
-    def collate(self, values: Sequence[Any]) -> dict[str, Tensor]:
-        if not {*values} <= {0, 1}:
-            raise UserError(f"condition: expected 0 or 1, got {values[0]}")
-        return {"label": torch.tensor(list(values))}
-
-
-class _Features(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.table = nn.Embedding(2, 3)
-
-    def forward(self, label: Tensor) -> Tensor:
-        features: Tensor = 2000 * self.table(label)  # drawn with deviation 0.02
-        return features
-
-
-@pytest.mark.parametrize("backbone", [{}, LEFT_OUT])
-def test_samples_depend_on_their_condition(backbone: dict[str, Any]) -> None:
-    pipeline = _pipeline(condition={"name": "label-for-test"}, **backbone)
-    sampling: dict[str, Any] = {"length": 8, "sweeps": 1}
-    texts = [_texts(pipeline(6, condition=label, **sampling)) for label in (None, 0, 1)]
-    assert texts[0] != texts[1] != texts[2] != texts[0]
-    assert _texts(pipeline(6, condition=1, batch_size=2, **sampling)) == texts[2]
-    controlled = pipeline(4, "Length(3)", condition=1)
-    assert [row.length for row in controlled] == [3] * 4
-    with pytest.raises(UserError, match=r"^condition: expected 0 or 1, got 2"):
-        pipeline(1, condition=2)
-
-
-def test_a_condition_needs_a_model_that_has_one(pipeline: Pipeline) -> None:
-    with pytest.raises(UserError, match=r"^condition: this model was trained without a condition; leave it out"):
-        pipeline(1, condition=1)
 
 
 def test_capabilities(pipeline: Pipeline, paper: Pipeline) -> None:

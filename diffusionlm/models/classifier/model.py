@@ -100,9 +100,10 @@ class ClassifierConfig(ModelSpec, name="classifier"):
             raise UserError(f"data.tokenizer: a classifier has the vocabulary of {self.denoiser}; leave the tokenizer out")
         return tokenizer
 
-    def check_data(self, splits: Splits) -> None:
+    def fitted(self, splits: Splits) -> Self:
         rows = splits["train"] if self.annotator is None else splits["train"].select(range(1))
         fields_of(self._annotated(rows), self.labels, self.kind.reads_labels)
+        return self
 
     def _annotated(self, rows: datasets.Dataset) -> datasets.Dataset:
         return rows if self.annotator is None else annotated(rows, self.annotator, self.labels)

@@ -1,0 +1,117 @@
+"""What samples are conditioned on: from a caller's request to what the network receives, once for each source."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from diffusionlm.config import UserError
+from diffusionlm.data.batches import encodings
+from diffusionlm.models.conditions import Condition, Conditioning, one_sentence
+
+
+@dataclass(frozen=True)
+class Requested:
+    """What samples are conditioned on: the encoded value of the model's condition (None is none), and the source in it.
+
+    ``ids`` are the tokens of the text that is edited, which then is the ``source``.
+    """
+
+    value: Any = None
+    source: str | None = None
+    ids: tuple[int, ...] | None = None
+
+
+def requested(
+    model: Any, tokenizer: PreTrainedTokenizerFast, condition: Any = None, source: str | Sequence[str] | None = None
+) -> list[Requested]:
+    """Return what a caller asks for: a ``condition`` for all samples, or one for each ``source``.
+
+    Raises:
+        UserError: the model has no such condition; a value that is impossible.
+    """
+    spec: Condition | None = getattr(getattr(model, "settings", None), "condition", None)
+    if spec is None:
+        if condition is not None or source is not None:
+            name = "condition" if source is None else "source"
+            raise UserError(f"{name}: this model was trained without a condition; leave it out")
+        return [Requested()]
+    sources: Sequence[Any] = [None] if source is None else [source] if isinstance(source, str) else list(source)
+    if not sources:
+        raise UserError("source: expected a text or several, got an empty list")
+    given = [condition if text is None else spec.with_source(condition, text) for text in sources]
+    with one_sentence(spec, repr(given[0])[:60]):
+        values = spec.encoded([spec.requested(value) for value in given], tokenizer)
+        spec.collate(values)
+    return [Requested(value, text) for value, text in zip(values, sources, strict=True)]
+
+
+def check_cfg(model: Any, cfg: float, conditions: Sequence[Requested]) -> None:
+    """Raise UserError for classifier-free guidance without a condition, or of a model that never saw the null condition."""
+    if cfg == 1:
+        return
+    if model.settings.condition is None or all(each.value is None for each in conditions):
+        raise UserError("cfg: there is no condition to guide to; leave it at 1")
+    if not model.settings.condition.drop:
+        raise UserError("cfg: this model was trained without dropping its condition (drop: 0); leave it at 1")
+
+
+@torch.no_grad()
+def conditioning(model: Any, values: Sequence[Any], dtype: torch.dtype = torch.float32) -> Conditioning | None:
+    """Return what the network receives of encoded ``values``, one for each sample; None where all are None.
+
+    Equal consecutive values are encoded once: the candidates of a source share its states.
+    """
+    if all(value is None for value in values):
+        return None
+    runs = [list(group) for _, group in groupby(values)]
+    collated = model.settings.condition.collate([run[0] for run in runs])
+    with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
+        given: Conditioning = model.condition_on({name: tensor.to(model.device) for name, tensor in collated.items()})
+    return given.rows(torch.arange(len(runs)).repeat_interleave(torch.tensor([*map(len, runs)])).to(model.device))
+
+
+def expected_counts(model: Any, given: Conditioning | None) -> list[list[float]] | None:
+    """Return the numbers of training texts of 0, 1, 2, ... tokens that the model expects for each of B conditions.
+
+    None where the condition predicts no lengths. Lengths of no training text are not expected.
+    """
+    if given is None or given.length_logits is None:
+        return None
+    seen = torch.tensor(model.config.length_counts, dtype=torch.float64)
+    logits: Tensor = given.length_logits.double().cpu()[:, : len(seen)]
+    return (logits.masked_fill(seen == 0, -math.inf).softmax(-1) * seen.sum()).tolist()
+
+
+def edited(model: Any, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], given: Requested) -> list[Requested]:
+    """Return requests for edits of ``texts``, all with the condition ``given``.
+
+    Raises:
+        UserError: a text is empty, too long, or has words that the model does not know.
+    """
+    longest, unknown = model.config.max_tokens - 2, model.config.special_ids.get("unk")
+    found = []
+    for text, encoding in zip(texts, encodings(texts, tokenizer), strict=True):
+        if not 1 <= len(encoding.ids) <= longest:
+            raise UserError(f"text: expected 1 to {longest} tokens, got {len(encoding.ids)}: {text[:60]!r}")
+        if unknown in encoding.ids:
+            start, end = encoding.offsets[encoding.ids.index(unknown)]
+            raise UserError(f"text: the model does not know the word {text[start:end].strip()!r} of {text[:60]!r}")
+        found.append(Requested(given.value, text, tuple(encoding.ids)))
+    return found
+
+
+def guided(without: Tensor, given: Tensor, scale: float) -> Tensor:
+    """Return logits or vectors moved from those ``without`` a condition through those ``given`` it: 1 is no guidance.
+
+    Ho and Salimans 2021, equation 6, with ``scale`` 1 + w. Logits of -inf in both stay.
+    """
+    moved = torch.lerp(without.float(), given.float(), scale)
+    return torch.where(given == -math.inf, given, moved)

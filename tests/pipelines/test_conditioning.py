@@ -1,0 +1,225 @@
+"""Sampling on conditions: requests, sources in order, classifier-free guidance, controls, and edits of given texts."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from diffusionlm.config import UserError, build
+from diffusionlm.core.sampler import Denoised
+from diffusionlm.data.corpora import to_dataset
+from diffusionlm.models.attributes import Label, Several
+from diffusionlm.pipelines.auto import open_pipeline
+from diffusionlm.pipelines.base import BasePipeline
+from diffusionlm.pipelines.denoiser import Predictor
+from diffusionlm.pipelines.diffusion import Pipeline
+from diffusionlm.training.run import RunConfig, train
+
+ANIMALS, PLANTS = ["ant", "bee", "cat", "dog"], ["oak", "elm", "fir", "yew"]
+
+
+def corpus(folder: Path) -> Path:
+    """Write texts that repeat their source word for word, backwards; the label says which half of the words they use."""
+    draw = random.Random(0)
+    rows = []
+    for number in range(800):
+        label = ("animal", "plant")[number % 2]
+        words = draw.choices(ANIMALS if number % 2 == 0 else PLANTS, k=draw.randint(2, 4))
+        rows.append({"text": " ".join(reversed(words)), "source": " ".join(words), "kind": label})
+    path = folder / "pairs.jsonl"
+    to_dataset(rows).to_json(path)
+    return path
+
+
+def trained(folder: Path, condition: dict[str, Any], **changes: Any) -> BasePipeline[Any]:
+    """Train a tiny model on the corpus."""
+    backbone = changes.pop("backbone", {"name": "transformer", "layers": 2, "width": 32, "heads": 4})
+    plain: dict[str, Any] = {
+        "data": {"corpus": str(corpus(folder)), "max_length": 8},
+        "model": {"dimension": 16, "backbone": backbone, "condition": condition, **changes.pop("model", {})},
+        "training": {"steps": 300, "batch_tokens": 512, "warmup": 20, "threads": 1, "precision": "fp32"},
+        "sampling": {"steps": 8, "passes": 1, "sweeps": 0},
+        **changes,
+    }
+    train(build(RunConfig, plain), folder / "run", write_samples=False, quiet=True)
+    return open_pipeline(folder / "run")
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return trained(tmp_path_factory.mktemp("label"), {"name": "label", "field": "kind"})
+
+
+@pytest.fixture(scope="module")
+def sourced(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return trained(
+        tmp_path_factory.mktemp("source"),
+        {"name": "source", "max_length": 6, "layers": 1, "dropout": 0.0},
+        model={"prediction": "logits"},
+    )
+
+
+SOURCES = ["ant bee cat", "oak elm", "yew fir oak elm", "dog dog"]
+
+
+def reversals(rows: Any) -> float:
+    """Return the share of samples that are their source backwards."""
+    return sum(row.text.split() == (row.source or "").split()[::-1] for row in rows) / len(rows)
+
+
+def test_samples_are_made_from_their_source(sourced: Pipeline) -> None:
+    rows = sourced(8, source=SOURCES, temperature=0.5)
+    assert [row.source for row in rows] == [source for source in SOURCES for _ in range(8)]
+    assert [row.index for row in rows] == list(range(32))
+    assert reversals(rows) > 0.6
+    assert sum(len(row.text.split()) == len((row.source or "").split()) for row in rows) > 28  # lengths are predicted
+    wrong = [replace(row, source=SOURCES[(row.index // 8 + 1) % 4]) for row in rows]
+    assert reversals(wrong) == 0
+
+
+@pytest.mark.parametrize(
+    ("condition", "changes"),
+    [
+        ({"name": "partial-noising", "max_length": 6}, {}),
+        ({"name": "source", "max_length": 6}, {"backbone": {"name": "leave-one-out", "layers": 1, "width": 32, "heads": 4}}),
+        (
+            {"name": "source", "max_length": 6, "layers": 1},
+            {"model": {"name": "masked"}, "objective": "masked", "sampling": {"sampler": "ancestral", "steps": 8}},
+        ),
+    ],
+)
+def test_each_way_of_reading_a_source_learns_to_copy(condition: dict[str, Any], changes: Any, tmp_path: Path) -> None:
+    pipe = trained(tmp_path, condition, training={"steps": 120, "batch_tokens": 384}, **changes)
+    rows = pipe(4, source=SOURCES, temperature=0.5)
+    words = [set(row.text.split()) <= {*(row.source or "").split()} for row in rows]
+    assert sum(words) / len(words) > 0.4  # by chance about .05  # a text of other words would rarely be made of its source's
+
+
+def test_a_sample_depends_neither_on_other_sources_nor_on_the_batch(sourced: Pipeline) -> None:
+    rows = sourced(3, source=SOURCES)
+    assert sourced(3, source=SOURCES, batch_size=2) == rows
+    assert sourced(3, source=SOURCES[0]) == rows[:3]
+    assert sourced(3, source=SOURCES[:2]) == rows[:6]
+    assert sourced(source=SOURCES[0]) == rows[:1]
+
+
+def test_controls_and_candidates_compose_with_a_source(sourced: Pipeline) -> None:
+    rows = sourced(2, ['Length(3) & ~Words("oak")'], source=SOURCES, candidates=3)
+    assert [row.length for row in rows] == [3] * 8 and not any("oak" in row.text.split() for row in rows)
+    assert all(row.controls[0].passed for row in rows) and rows[2].source == SOURCES[1]  # type: ignore[attr-defined]
+
+
+def test_labels_and_their_guidance(labelled: Pipeline) -> None:
+    shares = {}
+    for condition, cfg in (("animal", 1.0), ("plant", 1.0), ("animal", 0.0), (None, 1.0)):
+        words = [word for row in labelled(24, condition=condition, cfg=cfg) for word in row.text.split()]
+        shares[condition, cfg] = sum(word in ANIMALS for word in words) / len(words)
+    assert shares["animal", 1.0] > 0.95 and shares["plant", 1.0] < 0.05
+    assert 0.2 < shares[None, 1.0] < 0.8 and shares["animal", 0.0] == shares[None, 1.0]
+    assert labelled(2, condition={"kind": "animal"}) == labelled(2, condition="animal")
+
+
+def test_guidance_extrapolates_from_the_null_condition(labelled: Pipeline) -> None:
+    torch.manual_seed(0)
+    mask, xt, t = torch.ones(2, 5, dtype=torch.bool), torch.randn(2, 5, 16), torch.tensor([0.6, 0.9])
+    given = labelled.model.condition_on(labelled.model.settings.condition.collate(["animal", "plant"]))  # type: ignore[union-attr]
+    previous = torch.randn(2, 5, 16)
+
+    def predicted(cfg: float = 1.0, self_cfg: float = 1.0, condition: Any = given, last: Any = previous) -> Denoised:
+        with torch.no_grad():
+            return Predictor(labelled.model, mask, condition=condition, cfg=cfg, self_cfg=self_cfg)(xt, t, last)
+
+    plain, null, blind = predicted(), predicted(condition=None), predicted(last=None)
+    assert torch.equal(predicted(0.0).logits, null.logits)
+    torch.testing.assert_close(predicted(3.0).logits, null.logits + 3 * (plain.logits - null.logits))
+    torch.testing.assert_close(predicted(self_cfg=2.0).logits, blind.logits + 2 * (plain.logits - blind.logits))
+    mean = predicted(3.0).logits.softmax(-1) @ labelled.model.word_vectors()
+    torch.testing.assert_close(predicted(3.0).x0, mean)
+
+
+def test_several_conditions_have_a_value_each(tmp_path: Path) -> None:
+    parts = [{"name": "label", "field": "kind"}, {"name": "source", "max_length": 6, "layers": 1}]
+    pipe = trained(tmp_path, {"name": "several", "parts": parts}, training={"steps": 2, "batch_tokens": 512})
+    spec = pipe.model.settings.condition
+    assert isinstance(spec, Several) and spec.parts[0] == Label("kind", ("animal", "plant"))
+    one, same = (
+        pipe(2, condition={"kind": "animal"}, source="ant bee"),
+        pipe(2, condition={"kind": "animal", "source": "ant bee"}),
+    )
+    assert [row.text for row in one] == [row.text for row in same] and (one[0].source, same[0].source) == ("ant bee", None)
+    with pytest.raises(UserError, match=r"^condition: expected a value for some of kind, source, by name, got 'animal'"):
+        pipe(1, condition="animal")
+    with pytest.raises(UserError, match=r"^condition: this model has no condition called 'kinds'; did you mean 'kind'\?"):
+        pipe(1, condition={"kinds": "animal"})
+
+
+def test_requests_that_do_not_fit_the_model(labelled: Pipeline, sourced: Pipeline) -> None:
+    calls: dict[Callable[[], Any], str] = {
+        lambda: labelled(1, source="ant"): "source: this model is conditioned on kind, not on a source text",
+        lambda: labelled(1, condition="animl"): "condition: kind has no value 'animl'; did you mean 'animal'?",
+        lambda: labelled(1, cfg=2.0): "cfg: there is no condition to guide to; leave it at 1",
+        lambda: sourced(1, source=[]): "source: expected a text or several, got an empty list",
+        lambda: sourced(1, source=" "): "source: expected a text, got ' '",
+        lambda: sourced(1, source="ant " * 9): "source: expected at most 6 tokens (model.condition.max_length), got 9",
+        lambda: sourced(1, condition="ant", source="bee"): "condition: expected the source alone, which is given already",
+    }
+    for call, sentence in calls.items():
+        with pytest.raises(UserError) as caught:
+            call()
+        assert str(caught.value).startswith(sentence)
+
+
+def test_a_model_that_never_saw_the_null_condition_is_not_guided(labelled: Pipeline) -> None:
+    pipe = replace(labelled)
+    settings = labelled.model.settings
+    assert settings.condition is not None
+    pipe.model.settings = replace(settings, condition=replace(settings.condition, drop=0.0))  # type: ignore[type-var]
+    try:
+        with pytest.raises(UserError, match=r"^cfg: this model was trained without dropping its condition"):
+            pipe(1, condition="animal", cfg=2.0)
+    finally:
+        pipe.model.settings = settings
+
+
+# Edits
+
+
+def test_an_edit_keeps_more_of_the_text_at_lower_levels(sourced: Pipeline) -> None:
+    text = "ant oak bee elm"
+    assert [row.text for row in sourced.edit(text, 0.0, count=3)] == [text] * 3
+    kept = []
+    for level in (0.05, 0.5, 1.0):
+        rows = list(sourced.edit(text, level, count=24))
+        assert all(row.length == 4 and row.source == text for row in rows)
+        kept.append(sum(a == b for row in rows for a, b in zip(row.text.split(), text.split(), strict=False)) / 96)
+    assert kept[0] > 0.9 > kept[1] + 0.2 and kept[1] > kept[2] + 0.2
+    assert list(sourced.edit(text, 0.6, count=2)) == list(sourced.edit([text], 0.6, count=2))
+
+
+def test_an_edit_follows_controls_and_its_source(sourced: Pipeline) -> None:
+    rows = list(sourced.edit(["ant bee cat", "oak elm"], 0.5, '~Words("bee") & ~Words("elm")', count=4))
+    assert [row.length for row in rows] == [3] * 4 + [2] * 4
+    assert all(row.controls[0].passed for row in rows)  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match=r"^control: Length\(4\) needs 4 tokens, but length is 3"):
+        list(sourced.edit("ant bee cat", 0.5, "Length(4)"))
+
+
+@pytest.mark.parametrize(
+    ("text", "level", "sentence"),
+    [
+        ("ant", 1.5, "level: expected a number from 0 (the text) to 1 (pure noise), got 1.5"),
+        ("ant crocodile", 0.5, "text: the model does not know the word 'crocodile' of 'ant crocodile'"),
+        ("", 0.5, "text: expected 1 to 6 tokens, got 0: ''"),
+        ("ant " * 7, 0.5, "text: expected 1 to 6 tokens, got 7"),
+    ],
+)
+def test_texts_that_cannot_be_edited(sourced: Pipeline, text: str, level: float, sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        list(sourced.edit(text, level))
+    assert str(caught.value).startswith(sentence)
