@@ -133,7 +133,10 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def _json(path: Path, **options: Any) -> Any:
     try:
-        return json.loads(read_text(path), **options)
+        data = read_bytes(path)
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)):
+            raise ValueError("expected UTF-8, got UTF-16 or UTF-32")
+        return json.loads(decode(data, str(path)), **options)
     except (ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
