@@ -50,8 +50,8 @@ def numeric_fields() -> Iterator[tuple[Any, dataclasses.Field[Any], bool]]:
             importlib.import_module(name)
     found: list[Any] = sorted({*kinds(Settings)}, key=lambda kind: f"{kind.__module__}.{kind.__name__}")
     for kind in found:
-        own = dataclasses.is_dataclass(kind) and kind.__module__.startswith("diffusionlm.") and SavedConfig not in kind.__mro__
-        for field in dataclasses.fields(kind) if own else ():
+        own = kind.__module__.startswith("diffusionlm.") and not issubclass(kind, SavedConfig)
+        for field in dataclasses.fields(kind) if own and dataclasses.is_dataclass(kind) else ():
             if (leaves := {*_leaves(_types(kind)[field.name])}) & {int, float}:
                 yield kind, field, float in leaves
 
