@@ -372,7 +372,8 @@ def _sentence(kind: type, error: pydantic.ValidationError, where: str) -> str:
     spot = ".".join(([where] if where else []) + place)
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         owner = _type_at(kind, place[:-1])
-        known = [f.name for f in dataclasses.fields(owner)] if dataclasses.is_dataclass(owner) else []
+        fields = dataclasses.fields(owner) if dataclasses.is_dataclass(owner) else ()
+        known = [f.name for f in fields if f.name not in getattr(owner, "shared", {})]
         return f"{spot}: there is no such setting{nearest_setting(place[-1], known)}"
     if first["type"] == "missing":
         return f"{spot}: this setting is needed and has no default"
