@@ -89,7 +89,8 @@ def small(arguments: list[str]) -> list[str] | None:
             return [*arguments, "--targets-count", "2", "--samples", "2"]
         case "evaluate":
             steps = ["--steps", "2"] if any("quickstart" in word for word in arguments) else []
-            return [*arguments, "--count", "3", "--bound-texts", "2", "--strata", "8", "--temperatures", "0.8", *steps]
+            bound = ["--bound-texts", "2", "--strata", "8"] if not arguments[1].startswith("--") else []  # a model comes first
+            return [*arguments, "--count", "3", *bound, "--temperatures", "0.8", *steps]
     return arguments
 
 
