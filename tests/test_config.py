@@ -56,6 +56,7 @@ VALUES: dict[str, object] = {  # of settings that have no default and are no wor
     "controls": [{"name": "prefix", "text": "a"}, {"name": "length", "low": 3}],
     "first": 0,
     "labels": ["somewhere"],
+    "parts": [{"name": "label", "field": "food"}, {"name": "source"}],
     "last": 2,
     "low": 3,
     "tasks": ["length", "tree"],

@@ -129,8 +129,7 @@ class DenoisingModel(WordVectors):
 
     def run_network(self, inputs: Tensor, t: Tensor, gamma: Tensor, mask: Tensor | None, condition: Any) -> Tensor:
         """Return the network's output (B, L, O) for its ``inputs`` (B, L, I); models with conditions also pass these."""
-        output: Tensor = self.network(inputs, t, gamma, mask)
-        return output
+        return self.network(inputs, t, gamma, mask)
 
     def _evidence(self, xt: Tensor, t: Tensor) -> Tensor:
         """Return log p(x_t | w) of each position's own noisy vector (B, L, V), up to a constant."""

@@ -54,8 +54,7 @@ def collate(rows: Sequence[Sequence[int]], pad_id: int, width: int | None = None
     """Pad rows of token ids to the longest, or to ``width``. Raises UserError where a row is longer than that."""
     lengths = torch.tensor([len(row) for row in rows])
     longest = int(lengths.max())
-    width = longest if width is None else width
-    if longest > width:
+    if longest > (width := longest if width is None else width):
         raise UserError(f"width: expected {longest} or more, the longest row, got {width}")
     ids = torch.tensor([[*row, *[pad_id] * (width - len(row))] for row in rows])
     batch = Batch(ids=ids, mask=torch.arange(width) < lengths[:, None])
@@ -86,8 +85,8 @@ class Objective(nn.Module):
 
     def conditioning(self, batch: Batch) -> tuple[Any, dict[str, Tensor]]:
         """Return what the network receives of the batch's condition, None without one, and its own terms of the loss."""
-        given = None if batch.condition is None else self.model.condition_on(batch.condition)
-        return given, {} if given is None else given.terms(batch.mask)
+        given = batch.condition and self.model.condition_on(batch.condition)
+        return given, given.terms(batch.mask) if given else {}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return the scalar terms of the loss by name."""
@@ -151,9 +150,9 @@ class EndToEnd(Objective):
         xt = process.noise(x0, t)
         if batch.known is not None:
             xt = torch.where(batch.known[..., None], process.rescale(words, 0.0), xt)
-        condition, terms = self.conditioning(batch)
+        condition, more = self.conditioning(batch)
         denoised = self.model(xt, t, batch.attend, condition=condition)
-        return self.terms(denoised, words, x0, xt, t, weight, batch) | terms
+        return self.terms(denoised, words, x0, xt, t, weight, batch) | more
 
     def draw_times(self, count: int) -> tuple[Tensor, Tensor]:
         """Return ``count`` times and their weights in the loss."""

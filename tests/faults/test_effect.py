@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from diffusionlm.evaluation.effect import check_evaluation
 from diffusionlm.evaluation.scoring import ScoringConfig, score
 from diffusionlm.models.backbones import Transformer
 from diffusionlm.models.causal import CausalConfig
-from diffusionlm.models.conditions import Condition
+from diffusionlm.models.conditions import Condition, Conditioning
 from diffusionlm.models.diffusion import ModelConfig
 from diffusionlm.models.masked import MaskedConfig
 from diffusionlm.pipelines.auto import open_pipeline
@@ -40,19 +40,19 @@ SMALL = Transformer(layers=1, width=16, heads=2)
 class Digit(Condition, name="digit-for-test"):
     size = 1
 
-    def build(self) -> nn.Module:
+    def build(self, model: Any) -> nn.Module:
         return _Digit()
 
-    def values(self, row: Mapping[str, Any]) -> int:
-        return 0
+    def values(self, rows: Any) -> list[int]:
+        return [0] * len(rows)
 
-    def collate(self, values: Sequence[int]) -> dict[str, Tensor]:
-        return {"digit": torch.tensor([[10.0 / value] for value in values])}
+    def collate(self, values: Sequence[str | None]) -> dict[str, Tensor]:
+        return {"digit": torch.tensor([[0.0 if value is None else 10.0 / float(value)] for value in values])}
 
 
 class _Digit(nn.Module):
-    def forward(self, digit: Tensor) -> Tensor:
-        return digit
+    def forward(self, digit: Tensor) -> Conditioning:
+        return Conditioning(features=digit)
 
 
 @pytest.fixture(scope="module")
@@ -268,6 +268,6 @@ class _NoFloat64(TorchDispatchMode):
 
 
 def test_a_device_without_float64_is_refused_before_any_work() -> None:
-    with _NoFloat64(), pytest.raises(UserError, match="^device: 'meta' has no float64, in which noise levels are computed"):
+    with _NoFloat64(), pytest.raises(UserError, match="^device: 'meta' has no float64, in which noise levels are computed"):  # type: ignore[no-untyped-call]
         placed(open_pipeline(GOLDEN).model, "meta", "fp32")
     assert placed(open_pipeline(GOLDEN).model, "cpu", "fp32") == torch.float32

@@ -11,47 +11,39 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import ROOT, tiny_config, tiny_plain
+from tiny_runs import tiny_config, tiny_plain
 from torch import Tensor, nn
 
 from diffusionlm import Pipeline, UserError
 from diffusionlm.config import build
-from diffusionlm.models.conditions import Condition, read_condition
+from diffusionlm.models.attributes import Label, Number
+from diffusionlm.models.conditions import Condition, Conditioning
 from diffusionlm.training.run import RunConfig, train
 
 QUICK = {"steps": 2, "evaluate_every": 2, "sample_every": 2, "save_every": 2}
 
 
 class OneHot(nn.Module):
-    def forward(self, label: Tensor) -> Tensor:
-        return nn.functional.one_hot(label, 4)[:, 1:].float()
+    def forward(self, label: Tensor) -> Conditioning:
+        return Conditioning(features=nn.functional.one_hot(label, 4)[:, 1:].float())
 
 
 @dataclass(frozen=True)
 class Mood(Condition):
     """The entry ``key`` of a text's attributes, as text; like careless third-party code it checks nothing."""
 
-    key: str = "mood"
+    field: str = "mood"
     labels: tuple[str, ...] = ("no", "yes", "2024")
     size: int = 3
 
-    def build(self) -> nn.Module:
+    def build(self, model: Any) -> nn.Module:
         return OneHot()
 
-    def values(self, row: Mapping[str, Any]) -> str | None:
-        found: str | None = row["attributes"].get(self.key)
-        return found
+    def values(self, rows: Any) -> list[Any]:
+        return [each.get(self.field) for each in rows["attributes"]]
 
     def collate(self, values: Sequence[Any]) -> dict[str, Tensor]:
         return {"label": torch.tensor([0 if value is None else 1 + self.labels.index(value) for value in values])}
-
-
-@dataclass(frozen=True)
-class Number(Mood):
-    """A whole number."""
-
-    def values(self, row: Mapping[str, Any]) -> int | None:  # type: ignore[override]
-        return int(row["attributes"]["mood"])
 
 
 def corpus(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
@@ -74,37 +66,31 @@ MOODS = [{"attributes": {"mood": mood}} for mood in ["no", "yes"] * 4]
 
 
 def test_a_condition_of_which_no_training_text_has_a_value_is_refused(tmp_path: Path) -> None:
-    found = refusal(tmp_path, MOODS, {"name": "test_missing_labels:Mood", "key": "mod"})
-    assert found.startswith("model.condition: no training text has a value for Mood(key='mod'")
+    found = refusal(tmp_path, MOODS, {"name": "test_missing_labels:Mood", "field": "mod"})
+    assert found == "model.condition: no training text has a value for 'condition'"
 
 
 def test_a_column_that_the_corpus_does_not_have_is_named(tmp_path: Path) -> None:
-    found = refusal(tmp_path, [{"attribute": {}}] * 8, "test_missing_labels:Mood")
+    found = refusal(tmp_path, [{"attribute": {}}] * 8, {"name": "label", "field": "attributes"})
     assert found == "model.condition: the corpus has no column 'attributes'; did you mean 'attribute'?"
+    found = refusal(tmp_path, [{"attribute": {}}] * 8, "test_missing_labels:Mood")
+    assert "test_missing_labels:Mood cannot use the training rows: KeyError" in found
 
 
 def test_a_value_that_the_condition_cannot_use_is_named_with_its_text(tmp_path: Path) -> None:
     found = refusal(tmp_path, [*MOODS, {"attributes": None}], "test_missing_labels:Mood")
-    assert (
-        found.startswith("model.condition: test_missing_labels:Mood cannot use text ") and "'NoneType' object has no" in found
-    )
+    assert found.startswith("condition: test_missing_labels:Mood cannot use the ") and "'NoneType' object has no" in found
     found = refusal(tmp_path, [*MOODS, {"attributes": {"mood": "so"}}], "test_missing_labels:Mood")
-    assert "model.condition: test_missing_labels:Mood cannot use 'no', 'yes'" in found and "ValueError" in found
+    assert found.startswith("condition: test_missing_labels:Mood cannot use the rows of train") and "ValueError" in found
 
 
-def test_a_condition_of_the_command_line_is_read_as_the_type_of_its_values(tmp_path: Path) -> None:
-    pipe = Pipeline.from_pretrained(ROOT / "tests" / "golden" / "format-1")
-
-    class Model:
-        class settings:
-            condition: Condition = Mood()
-
-    for text in ("no", "yes", "2024", "a: b", "[x"):
-        assert read_condition(Model, text) == text
-    assert read_condition(Model, "null") is None
-    Model.settings.condition = Number()
-    assert read_condition(Model, "7") == 7
-    assert read_condition(pipe.model, "no") == "no"  # without a condition, which is refused where it is used
+def test_a_label_of_the_command_line_stays_text_and_a_number_is_read_as_one() -> None:
+    tokenizer: Any = None
+    for text in ("no", "yes", "2024", "a: b", "[x", "null"):
+        assert Label("mood", ("no", "yes")).read(text) == text
+    assert Number("stars").encoded([Number("stars").read("7")], tokenizer) == [7.0]
+    with pytest.raises(UserError, match="condition: stars: expected a number, got 'seven'"):
+        Number("stars").encoded(["seven"], tokenizer)
 
 
 def test_a_value_that_a_trained_condition_cannot_use_is_one_sentence(tmp_path: Path) -> None:
@@ -114,7 +100,7 @@ def test_a_value_that_a_trained_condition_cannot_use_is_one_sentence(tmp_path: P
     pipe = Pipeline.from_pretrained(tmp_path / "run")
     assert len(pipe(1, condition="no")) == 1
     for value in (3, [1], "n"):
-        with pytest.raises(UserError, match=r"model.condition: test_missing_labels:Mood cannot use .*: ValueError"):
+        with pytest.raises(UserError, match=r"condition: test_missing_labels:Mood cannot use .*: ValueError"):
             pipe(1, condition=value)
 
 

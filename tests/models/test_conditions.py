@@ -156,7 +156,7 @@ def test_the_network_may_receive_the_texts_time_at_the_source() -> None:
     settings: dict[str, Any] = {"backbone": Bert(layers=1, width=16, heads=2, feedforward=16), "self_conditioning": False}
     found = []
     for times in ("clean", "text"):
-        objective, rows = made(PartialNoising(max_length=8, times=times), **settings)  # type: ignore[arg-type]
+        objective, rows = made(PartialNoising(max_length=8, times=times), **settings)
         found.append(logits(objective.model, conditioned(objective.model, [rows[0].condition] * 2)))
     assert not torch.equal(*found)
 

@@ -240,7 +240,9 @@ def test_train_and_generate_from_the_command_line(tmp_path: Path, capsys: pytest
     for argument in (["--annotator", "words"], ["--control", "Length(5)"], ["--condition", "low"], ["--targets", str(targets)]):
         assert main(["generate", run, *argument]) == 2
         told = capsys.readouterr()
-        missing = "has no condition" if "low" in argument else "takes no controls; only diffusion on word vectors does"
+        missing = (
+            "was trained without a condition" if "low" in argument else "takes no controls; only diffusion on word vectors does"
+        )
         assert f"model {missing}" in told.err and not told.out
     assert main(["generate", run, "--particles.cuont", "3"]) == 2
     assert "sampling.particles.cuont: there is no such setting; did you mean 'count'?" in capsys.readouterr().err

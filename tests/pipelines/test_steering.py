@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -438,7 +438,7 @@ def test_of_several_candidates_one_that_passes_is_kept(pipeline: Pipeline) -> No
 
 def test_rows_are_plain_json(pipeline: Pipeline) -> None:
     row = pipeline(1, Only(("tea",)), length=2)[0]
-    assert json.loads(json.dumps(asdict(row))) == {
+    assert json.loads(json.dumps(row.row())) == {
         "text": "tea tea",
         "index": 0,
         "seed": 0,
