@@ -91,6 +91,7 @@ class Bert(AttentionBackbone, name="bert"):
     """Diffusion-LM's network: a BERT encoder with random weights between two small perceptrons; t as sinusoids on 0 ... 1000.
 
     Li et al. 2022, appendix B, and their released ``TransformerNetModel``: 87.1 M parameters with 821 words, D = 16.
+    ``time_features`` is the number of sinusoids of t.
     """
 
     layers: int = 12
@@ -99,6 +100,13 @@ class Bert(AttentionBackbone, name="bert"):
     feedforward: int = 3072
     dropout: float = 0.1
     T: int = 2000
+    time_features: int = 128
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.expect("2 to 100000", "time_features")
+        if self.time_features % 2:
+            raise UserError(f"time_features: expected an even number, sines and cosines, got {self.time_features}")
 
     def build(self, inputs: int, outputs: int, max_length: int) -> nn.Module:
         return BertNetwork(self, inputs, outputs, max_length)
@@ -119,8 +127,9 @@ class BertNetwork(nn.Module):
             max_position_embeddings=max(512, max_length),
         )
         config._attn_implementation = "sdpa"
-        self.T = spec.T
-        self.time = nn.Sequential(nn.Linear(128, 512), nn.SiLU(), nn.Linear(512, spec.width))
+        self.T, self.time_features = spec.T, spec.time_features
+        hidden = 4 * spec.time_features
+        self.time = nn.Sequential(nn.Linear(spec.time_features, hidden), nn.SiLU(), nn.Linear(hidden, spec.width))
         self.up = nn.Sequential(nn.Linear(inputs, spec.width), nn.Tanh(), nn.Linear(spec.width, spec.width))
         self.position = nn.Embedding(config.max_position_embeddings, spec.width)
         self.norm = nn.LayerNorm(spec.width, eps=config.layer_norm_eps)
@@ -129,7 +138,7 @@ class BertNetwork(nn.Module):
         self.down = nn.Sequential(nn.Linear(spec.width, spec.width), nn.Tanh(), nn.Linear(spec.width, outputs))
 
     def forward(self, latents: Tensor, t: Tensor, gamma: Tensor, mask: Tensor | None) -> Tensor:
-        time = self.time(sinusoids((t * self.T - 1).clamp(min=0) * (1000 / self.T), 128))
+        time = self.time(sinusoids((t * self.T - 1).clamp(min=0) * (1000 / self.T), self.time_features))
         hidden = self.up(latents) + self.position.weight[: latents.shape[1]] + (time if t.dim() == 2 else time[:, None])
         attend = None if mask is None else mask[:, None, None, :]
         encoded = self.encoder(self.dropout(self.norm(hidden)), attention_mask=attend).last_hidden_state
