@@ -103,7 +103,7 @@ class Pretrained(TokenizerRecipe, name="pretrained"):
             if loaded.unk_token_id in rare:
                 raise UserError(f"{self.path}: {unknown!r} stands for unknown characters and for the end; give each a token")
             unknown = None
-        return _finish(loaded.backend_tokenizer, max_length, pad, unknown, start, end)
+        return finish(loaded.backend_tokenizer, max_length, pad, unknown, start, end)
 
 
 def _download(name: str) -> PreTrainedTokenizerFast:
@@ -203,12 +203,11 @@ def _trained(model: models.Model, trainer: Any, texts: Iterable[str], length: in
     backend.train_from_iterator(texts, trainer)
     if backend.get_vocab_size() == len(SPECIAL_TOKENS):
         raise UserError(nothing)
-    return _finish(backend, length, *SPECIAL_TOKENS)
+    return finish(backend, length, *SPECIAL_TOKENS)
 
 
-def _finish(
-    backend: Tokenizer, max_length: int, pad: str, unknown: str | None, start: str, end: str
-) -> PreTrainedTokenizerFast:
+def finish(backend: Tokenizer, max_length: int, pad: str, unknown: str | None, start: str, end: str) -> PreTrainedTokenizerFast:
+    """Return ``backend`` as a tokenizer of ``transformers`` that adds ``start`` and ``end``; ids stay what they are."""
     # The plain class: classes made for one model rebuild their post-processor on loading.
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token=pad, unk_token=unknown, bos_token=start, eos_token=end,
