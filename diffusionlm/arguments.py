@@ -98,6 +98,16 @@ def import_modules(names: Sequence[str]) -> None:
             raise UserError(f"--import: cannot import {name}: {error}") from None
 
 
+def quiet() -> None:
+    """Silence the progress bars and notices of datasets and transformers."""
+    import datasets  # type: ignore[import-untyped]
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+
+
 class Messages:
     """Standard error whose reader may go away: what is written then is lost, and the work goes on."""
 

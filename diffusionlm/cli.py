@@ -1,4 +1,4 @@
-"""The command line: ``diffusionlm quickstart | train | generate | score | evaluate | show``.
+"""The command line: ``diffusionlm quickstart | train | convert | generate | score | evaluate | show``.
 
 Results go to stdout, everything else to stderr. A user's mistake is one sentence and exit status 2, Ctrl-C is 130.
 Each command is a function with its options above it. Any setting can be given by its dotted name (``--training.steps 500``).
@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from diffusionlm.arguments import Messages, command, flag, import_modules, option, parser, several, split
+from diffusionlm.arguments import Messages, command, flag, import_modules, option, parser, quiet, several, split
 from diffusionlm.config import UserError, build, nearest, nearest_setting, override, read_value, to_plain
 from diffusionlm.processes import check_processes
 
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"--{overrides[0][0]}: this command takes no settings; see --help")
         options.overrides = overrides
         check_processes(several_allowed=options.run is _train)
-        _quiet_libraries()
+        quiet()
         import_modules(options.imports)
         return int(options.run(options))
     except UserError as error:
@@ -99,16 +99,6 @@ def entry() -> NoReturn:
             stream.reconfigure(encoding="utf-8", errors=errors)
     sys.stderr = Messages(sys.stderr)
     sys.exit(main())
-
-
-def _quiet_libraries() -> None:
-    """Silence the progress bars and notices of datasets and transformers."""
-    import datasets  # type: ignore[import-untyped]
-    import transformers
-
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
 
 
 def _expect_positive(options: argparse.Namespace, *names: str) -> None:
@@ -151,6 +141,20 @@ def _train(options: argparse.Namespace) -> int:
 
     overrides = options.overrides + ([("init_from", options.init_from)] if options.init_from else [])
     return 0 if train(read_config(options.config, overrides), options.out) else 130
+
+
+@command(
+    option("checkpoint", "checkpoint (.pt) of Diffusion-LM's or DiffuSeq's own code, or its folder", "CHECKPOINT"),
+    option("--out", "model folder to write", "FOLDER", required=True),
+    option("--tokenizer", "where the tokens are BERT's: the tokenizer's folder, or its vocab.txt", "FOLDER"),
+    option("--heads", "attention heads, where the BERT of the checkpoint is none of the usual sizes"),
+)
+def _convert(options: argparse.Namespace) -> int:
+    """Convert a checkpoint of the original code to a model folder, with training_args.json and vocab.json beside it."""
+    from diffusionlm.training.convert import convert
+
+    convert(options.checkpoint, options.out, options.tokenizer, options.heads)
+    return 0
 
 
 @command(

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from originals import HEADS, checkpoint
 from tiny_runs import ROOT, TINY, restaurant_texts
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -44,6 +45,8 @@ def prepare(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sampling = json.loads((model / "sampling.json").read_text())
     (model / "sampling.json").write_text(json.dumps({**sampling, "steps": 4, "corrections": 1}))
     _sentiment_model(folder / "my-sentiment-model")
+    (folder / "diffusion_models").mkdir()
+    checkpoint(folder / "diffusion_models" / "diff_e2e-tgt")
 
 
 def _sentiment_model(folder: Path) -> None:
@@ -81,8 +84,10 @@ def small(arguments: list[str]) -> list[str] | None:
             return [*arguments, "--steps", "4", "--texts", "3"]
         case "train":
             return None if any("e2e" in word for word in arguments) else [*arguments, *_training_flags(arguments)]
+        case "convert":
+            return [*arguments, "--heads", str(HEADS)]
         case "generate":
-            return [*arguments, "--count", "2"]
+            return [*arguments, "--count", "2", *(["--steps", "3"] if "--steps" in arguments else [])]
         case "score":
             return [*arguments[:3], "--strata", "8"]  # the rest is a shell's redirection
         case "evaluate" if "--controls" in arguments:

@@ -132,9 +132,10 @@ def alpha_bar(name: str, steps: int) -> Tensor:
     if name == "linear":
         beta = torch.linspace(0.1 / steps, 20 / steps, steps, dtype=torch.float64)
         return (1 - beta).cumprod(0)
-    curve = {"sqrt": lambda u: 1 - math.sqrt(u + 1e-4), "cosine": lambda u: math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2}[
-        name
-    ]
+
+    def curve(u: float) -> float:
+        return 1 - math.sqrt(u + 1e-4) if name == "sqrt" else math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+
     betas = [min(1 - curve((i + 1) / steps) / curve(i / steps), 0.999) for i in range(steps)]
     return (1 - torch.tensor(betas, dtype=torch.float64)).cumprod(0)
 

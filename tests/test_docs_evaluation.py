@@ -8,7 +8,7 @@ from tiny_runs import ROOT
 
 VERBS = {
     "training": {"train", "generate", "show"},
-    "recipes": {"train"},
+    "recipes": {"train", "convert", "generate"},
     "classifiers": {"train"},
     "evaluation": {"train", "generate", "evaluate"},
     "likelihood": {"score"},
