@@ -11,15 +11,16 @@ Texts are decoded as the original prints them: the words, joined by blanks.
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import BertTokenizer, PreTrainedTokenizerFast
 
 from diffusionlm.config import UserError
-from diffusionlm.data.folders import read_object
-from diffusionlm.data.tokenizers import END, PAD, START, UNKNOWN, finish
+from diffusionlm.data.folders import damage_errors, read_object
+from diffusionlm.data.tokenizers import END, PAD, START, UNKNOWN, Pretrained, finish
 
 SPECIAL = {"START": START, "END": END, "UNK": UNKNOWN, "PAD": PAD}  # in vocab.json -> in the tokenizer
 LINE_END = "\n"
@@ -74,6 +75,21 @@ def vocabulary_tokenizer(words: Mapping[str, int], max_length: int, line_end: bo
         [decoders.WordPiece(_NOTHING, cleanup=False), decoders.Fuse(), decoders.Replace(Regex(r"\s+\z"), "")]
     )
     return finish(backend, max_length, PAD, UNKNOWN, START, END)
+
+
+def word_piece_tokenizer(path: str, max_length: int, lower_case: bool) -> PreTrainedTokenizerFast:
+    """Return BERT's tokenizer of the word pieces in the file ``path``, ``vocab.txt``; BOS and EOS are [CLS] and [SEP].
+
+    Raises:
+        UserError: the file is no such vocabulary.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        with damage_errors(path, "this is no vocabulary of BERT"):
+            BertTokenizer(vocab=path, do_lower_case=lower_case).save_pretrained(folder)
+        try:
+            return Pretrained(folder).make([], max_length)
+        except UserError as error:
+            raise UserError(str(error).replace(folder, path)) from None
 
 
 def unreadable_words(tokenizer: PreTrainedTokenizerFast, words: Iterable[str]) -> list[str]:

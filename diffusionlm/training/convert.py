@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
-from transformers import BertTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from diffusionlm.config import UserError, to_plain
 from diffusionlm.core.sampler import DDPM
-from diffusionlm.data.folders import damage_errors, is_folder
+from diffusionlm.data.folders import is_folder
 from diffusionlm.data.tokenizers import Pretrained
-from diffusionlm.data.vocabularies import LINE_END, read_vocabulary, unreadable_words, vocabulary_tokenizer
+from diffusionlm.data.vocabularies import (
+    LINE_END,
+    read_vocabulary,
+    unreadable_words,
+    vocabulary_tokenizer,
+    word_piece_tokenizer,
+)
 from diffusionlm.models.diffusion import DiffusionLM, DiffusionLMConfig, ModelConfig
 from diffusionlm.models.io import special_ids
 from diffusionlm.models.original_arguments import ARGUMENTS, Arguments, DiffuSeqArguments, DiffusionLMArguments
@@ -37,7 +42,7 @@ def convert(
     Args:
         checkpoint: with ``training_args.json``, and ``vocab.json`` where its tokens are words.
         out: a new or empty folder.
-        tokenizer: where its tokens are BERT's: the tokenizer's folder, its name on the hub, or ``vocab.txt``.
+        tokenizer: where its tokens are BERT's: the tokenizer's folder, or ``vocab.txt``.
         heads: attention heads, for a BERT of sizes that its name does not tell.
         quiet: whether to leave out what is said on stderr.
 
@@ -49,21 +54,27 @@ def convert(
         raise UserError(f"--out: expected a new or empty folder, but there is already something in {out}")
     original = read_original(checkpoint)
     words = original_tokenizer(original, tokenizer)
-    model = original_model(original, original.settings(heads), words)
+    model = original_model(original, original.settings(heads), words, tokenizer or original.file.parent / VOCABULARY)
     if isinstance(original.arguments, DiffuSeqArguments):
         raise UserError(f"{original.file}: {NO_SOURCE}")  # the weights fit: a condition on the source is all that is missing
-    save_model(model, words, original_sampling(original.arguments), out)
+    save_model(model, words, original_sampling(original.arguments), out.resolve())
     if not quiet:
         for line in remarks(original, model.settings, words):
             print(line, file=sys.stderr)
 
 
-def original_model(original: Original, settings: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> DiffusionLM:
-    """Return the model of ``settings`` with the original weights. Raises UserError where they do not fit."""
+def original_model(
+    original: Original, settings: ModelConfig, tokenizer: PreTrainedTokenizerFast, place: str | Path = "the tokenizer"
+) -> DiffusionLM:
+    """Return the model of ``settings`` with the original weights, for the ``tokenizer`` from ``place``.
+
+    Raises:
+        UserError: they do not fit each other.
+    """
     arguments, size = original.arguments, len(tokenizer)
     if size != arguments.vocab_size:
         path = original.file.parent / ARGUMENTS
-        raise UserError(f"{path}: vocab_size: expected {size}, the number of tokens, got {arguments.vocab_size}")
+        raise UserError(f"{path}: vocab_size is {arguments.vocab_size}, but {place} has {size} tokens")
     with torch.device("meta"):  # no random weights: they are all replaced
         ids = {str(name): i for name, i in special_ids(tokenizer).items()}
         config = DiffusionLMConfig(to_plain(settings), size, arguments.max_length, special_ids=ids)
@@ -89,12 +100,13 @@ def original_tokenizer(original: Original, tokenizer: str | None) -> PreTrainedT
     if tokenizer is None:
         needed = f"the tokens of this checkpoint are those of {arguments.config_name}"
         raise UserError(f"--tokenizer: expected the tokenizer's folder or its vocab.txt: {needed}")
-    if not Path(tokenizer).is_file():
+    if is_folder(tokenizer):
         return Pretrained(tokenizer).make([], arguments.max_length)
-    with tempfile.TemporaryDirectory() as staged, damage_errors(tokenizer, "this is no vocabulary of BERT"):
-        lower_case = "-cased" not in arguments.config_name
-        BertTokenizer(vocab=tokenizer, do_lower_case=lower_case).save_pretrained(staged)
-        return Pretrained(staged).make([], arguments.max_length)
+    if not Path(tokenizer).is_file():
+        raise UserError(
+            f"--tokenizer: expected the tokenizer's folder or its vocab.txt on this machine, but there is no {tokenizer}"
+        )
+    return word_piece_tokenizer(tokenizer, arguments.max_length, lower_case="-cased" not in arguments.config_name)
 
 
 def remarks(original: Original, settings: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> list[str]:

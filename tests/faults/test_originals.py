@@ -170,7 +170,7 @@ def test_a_vocabulary_of_another_size_is_refused(tmp_path: Path, capsys: pytest.
     path = checkpoint(tmp_path / "original")
     words = json.loads((path.parent / "vocab.json").read_text())
     (path.parent / "vocab.json").write_text(json.dumps({**words, "more": len(words)}))
-    assert "training_args.json: vocab_size: expected 23, the number of tokens, got 22" in refused(path, capsys)
+    assert f"training_args.json: vocab_size is 22, but {path.parent / 'vocab.json'} has 23 tokens" in refused(path, capsys)
 
 
 def test_attention_heads_are_never_guessed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -196,9 +196,27 @@ def test_the_tokenizer_is_asked_for_where_it_is_needed_and_only_there(
         "--tokenizer: expected the tokenizer's folder or its vocab.txt: the tokens of this checkpoint are those of bert-base"
         in refused(path, capsys)
     )
-    (tmp_path / "vocab.txt").write_text("[PAD]\nonly\n")
-    said = refused(path, capsys, *heads, "--tokenizer", str(tmp_path / "vocab.txt"))
-    assert str(tmp_path / "vocab.txt") in said
+    said = refused(path, capsys, *heads, "--tokenizer", "bert-base-uncased")
+    assert "--tokenizer: expected the tokenizer's folder or its vocab.txt on this machine, but there is no bert-base" in said
+
+
+@pytest.mark.parametrize(
+    ("pieces", "sentence"),
+    [
+        ("[PAD] [CLS] [SEP] [MASK] the", "the tokenizer fails at characters it does not know"),
+        ("[PAD] [UNK] [CLS] [SEP] [MASK]", "the tokenizer has no tokens but the special ones"),
+        ("[PAD] [UNK] [CLS] [SEP] [MASK] the the pub", "expected the ids 0 to 6, each of one token, but 5 is of none"),
+        ("[PAD] [UNK] [CLS] [SEP] [MASK] \xff", "this is no vocabulary of BERT"),
+        ("[PAD] [UNK] [CLS] [SEP] [MASK] the", "vocab_size is 22, but "),
+    ],
+)
+def test_a_vocabulary_of_word_pieces_with_a_fault_is_refused(
+    pieces: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = checkpoint(tmp_path / "original", use_bert_tokenizer="yes")
+    (tmp_path / "vocab.txt").write_bytes(pieces.replace(" ", "\n").encode("latin-1"))
+    said = refused(path, capsys, "--heads", str(HEADS), "--tokenizer", str(tmp_path / "vocab.txt"))
+    assert sentence in said and str(tmp_path / "vocab.txt") in said
 
 
 def test_a_folder_without_or_with_several_checkpoints_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -219,6 +237,14 @@ def test_nothing_is_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert main(["convert", str(path), "--out", str(out), "--heads", str(HEADS)]) == 2
         assert f"--out: expected a new or empty folder, but there is already something in {out}" in capsys.readouterr().err
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "years of work"
+
+
+def test_the_working_directory_may_be_the_new_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = checkpoint(tmp_path / "original")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert main(["convert", str(path), "--out", ".", "--heads", str(HEADS)]) == 0
+    assert (tmp_path / "empty" / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize(
