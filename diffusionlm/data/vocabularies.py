@@ -67,7 +67,7 @@ def vocabulary_tokenizer(words: Mapping[str, int], max_length: int, line_end: bo
     steps = [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
     backend.normalizer = normalizers.Sequence([*steps, *([normalizers.Replace(Regex(r"(?<=\S)\z"), LINE_END)] * line_end)])
     backend.pre_tokenizer = _splitter(_RULES)
-    if exceptions := _split_words(backend, words):
+    if exceptions := [word for word in words if _is_split(backend, word)]:
         # At the position of an exception the longest one wins; inside of longer words there are none.
         whole = "|".join(re.escape(word) for word in sorted(exceptions, key=len, reverse=True))
         backend.pre_tokenizer = _splitter(rf"(?<!{_CHARACTER})(?:{whole})(?!{_CHARACTER})|{_RULES}")
@@ -93,8 +93,10 @@ def word_piece_tokenizer(path: str, max_length: int, lower_case: bool) -> PreTra
 
 
 def unreadable_words(tokenizer: PreTrainedTokenizerFast, words: Iterable[str]) -> list[str]:
-    """Return the ``words`` that no text is read as, but for the special ones and a line end: blanks, or words with blanks."""
-    return [word for word in _split_words(tokenizer.backend_tokenizer, words) if word != LINE_END]
+    """Return the ``words`` with white space, but for the line end: no text is read as them."""
+    backend = tokenizer.backend_tokenizer
+    read = {word: backend.normalizer.normalize_str(word).removesuffix(LINE_END) for word in words if word != LINE_END}
+    return [word for word, text in read.items() if text != word or _is_split(backend, word)]
 
 
 def _splitter(pattern: str) -> pre_tokenizers.PreTokenizer:
@@ -102,7 +104,7 @@ def _splitter(pattern: str) -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Sequence([blanks, pre_tokenizers.Split(Regex(pattern), "isolated")])
 
 
-def _split_words(backend: Tokenizer, words: Iterable[str]) -> list[str]:
-    """Return the words that ``backend`` splits, but for the special ones."""
-    plain = [word for word in words if word not in SPECIAL.values()]
-    return [word for word in plain if [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(word)] != [word]]
+def _is_split(backend: Tokenizer, word: str) -> bool:
+    """Return whether ``backend`` splits a word; special tokens are no words of a text."""
+    pieces = [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(word)]
+    return pieces != [word] and word not in SPECIAL.values()

@@ -65,8 +65,18 @@ def test_a_line_end_ends_each_text_that_is_read_and_none_that_is_written(tmp_pat
 
 
 def test_words_of_white_space_are_named(tmp_path: Path) -> None:
-    words = words_of(tmp_path, ["cheap", "  ", "\n", "two words"])
-    assert unreadable_words(vocabulary_tokenizer(words, 64), words) == ["  ", "two words"]
+    words = words_of(tmp_path, ["cheap", "  ", "\n", "two words", "a\tb", "C++"])
+    for line_end in (False, True):
+        assert unreadable_words(vocabulary_tokenizer(words, 64, line_end), words) == ["  ", "two words", "a\tb"]
+
+
+def test_words_of_any_characters_are_read(tmp_path: Path) -> None:
+    words = words_of(
+        tmp_path, ["a~b", "a#b", "c$d", "x^y", "C++", "a|b", "A*", "{x}", "[a]", "\\n", "a\\b", "a&&b", ":-)", "e\u0301"]
+    )
+    tokenizer = vocabulary_tokenizer(words, 64)
+    for word, number in [*words.items()][4:]:
+        assert tokenizer(f"{word} {word}", add_special_tokens=False)["input_ids"] == [number, number]
 
 
 @pytest.mark.parametrize(
