@@ -98,7 +98,7 @@ def import_modules(names: Sequence[str]) -> None:
             raise UserError(f"--import: cannot import {name}: {error}") from None
 
 
-def quiet() -> None:
+def mute() -> None:
     """Silence the progress bars and notices of datasets and transformers."""
     import datasets  # type: ignore[import-untyped]
     import transformers

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from diffusionlm.arguments import Messages, command, flag, import_modules, option, parser, quiet, several, split
+from diffusionlm.arguments import Messages, command, flag, import_modules, mute, option, parser, several, split
 from diffusionlm.config import UserError, build, nearest, nearest_setting, override, read_value, to_plain
 from diffusionlm.processes import check_processes
 
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"--{overrides[0][0]}: this command takes no settings; see --help")
         options.overrides = overrides
         check_processes(several_allowed=options.run is _train)
-        quiet()
+        mute()
         import_modules(options.imports)
         return int(options.run(options))
     except UserError as error:
