@@ -44,7 +44,8 @@ FAMILIES = {  # the families that ``show`` lists, with the import paths of their
 }
 CONFIG = several("--config", "YAML file with settings")
 MODEL = option("model", "model folder or run folder", "MODEL")
-DEVICE = (
+LOADING = (
+    option("--adapter", "adapter (LoRA) trained on this model, merged into it: its folder or run folder", "FOLDER"),
     option("--device", "cpu, cuda or cuda:1 (default cpu)", "NAME", default="cpu"),
     option("--dtype", "fp32 or bf16 (default fp32)", "NAME", default="fp32"),
 )
@@ -133,14 +134,15 @@ def _quickstart(options: argparse.Namespace) -> int:
     CONFIG,
     option("--out", "run folder: model, log, samples, checkpoints", "FOLDER", required=True),
     option("--init-from", "fine-tune this model folder on the corpus", "MODEL"),
+    option("--adapter", "train and save a part of the weights, such as lora; see: diffusionlm show adapters", "NAME"),
     example="train --config configs/e2e-small.yaml --training.steps 500 --data.corpus.folder e2e",
 )
 def _train(options: argparse.Namespace) -> int:
     """Train a model; after an interruption, the same command resumes the run."""
     from diffusionlm.training.run import read_config, train
 
-    overrides = options.overrides + ([("init_from", options.init_from)] if options.init_from else [])
-    return 0 if train(read_config(options.config, overrides), options.out) else 130
+    given = [(name, value) for name in ("init_from", "adapter") if (value := getattr(options, name))]
+    return 0 if train(read_config(options.config, options.overrides + given), options.out) else 130
 
 
 @command(
@@ -179,7 +181,7 @@ def _convert(options: argparse.Namespace) -> int:
     option("--ensure", "most texts to try per sample until all controls hold (default %(default)s)", default=1),
     flag("--clamp", "move each predicted vector to the nearest word vector"),
     option("--batch-size", "texts per batch (default 128)"),
-    *DEVICE,
+    *LOADING,
     flag("--watch", "show the texts after every step in the terminal (on stderr)"),
     example="generate runs/quickstart --sampler.name ddim --sampler.eta 0.5",
 )  # fmt: skip
@@ -192,7 +194,7 @@ def _generate(options: argparse.Namespace) -> int:
 
     _expect_positive(options, "count", "ensure")
     sampling, given = _sampling(options)
-    pipeline = open_pipeline(options.model, options.device, options.dtype)
+    pipeline = open_pipeline(options.model, options.device, options.dtype, options.adapter)
     if options.annotator is not None:
         pipeline.set_annotator(build(Annotator, read_value("--annotator", options.annotator), "--annotator"))
     watch = watcher() if options.watch else None
@@ -226,7 +228,7 @@ def _sampling(options: argparse.Namespace) -> tuple[SamplingConfig, dict[str, An
     flags |= {"guidance.strength": options.strength, "particles.count": flags.pop("particles", None)}
     changes = [(name, str(value)) for name, value in flags.items() if value is not None]
     changes += [(name.removeprefix("sampling."), value) for name, value in options.overrides]
-    plain = override(to_plain(saved_sampling(options.model)), changes, SamplingConfig)
+    plain = override(to_plain(saved_sampling(options.adapter or options.model)), changes, SamplingConfig)
     sampling = build(SamplingConfig, plain, "sampling")
     arguments = {"tries": options.ensure, "condition": options.condition, "annotator": options.annotator}
     given = {name: value for name, value in arguments.items() if value is not None}
@@ -241,7 +243,7 @@ def _sampling(options: argparse.Namespace) -> tuple[SamplingConfig, dict[str, An
     option("--orders", "random orders of the any-order bound; 0 computes the joint bound (default 0)"),
     option("--seed", "random seed of the noise (default 0)"),
     option("--batch-size", "noisy copies of a text per batch (default 64)"),
-    *DEVICE,
+    *LOADING,
 )
 def _score(options: argparse.Namespace) -> int:
     """Compute the negative log-likelihood of texts, or a bound: JSON lines on stdout, a summary on stderr.
@@ -253,13 +255,15 @@ def _score(options: argparse.Namespace) -> int:
 
     from diffusionlm.data.corpora import read_texts
     from diffusionlm.evaluation.scoring import ScoringConfig, score, summary
+    from diffusionlm.pipelines.auto import open_pipeline
     from diffusionlm.progress import intervals
 
     given = _given(options, ScoringConfig)
     settings = ScoringConfig(**given)
     places, texts = zip(*read_texts(options.file, options.column), strict=True)
     bounds = []
-    scored = score(options.model, texts, settings, places=places, given=given)
+    pipeline = open_pipeline(options.model, options.device, options.dtype, options.adapter)
+    scored = score(pipeline, texts, settings, places=places, given=given)
     for index, (text, bound) in enumerate(tqdm(scored, total=len(texts), desc="scoring", unit="text", **intervals())):
         figures = {"length_nats" if name == "length" else name: value for name, value in asdict(bound).items()}
         print(json.dumps({"text": text, "index": index, "nats": bound.nats, **figures}, ensure_ascii=False), flush=True)
@@ -288,7 +292,7 @@ def _score(options: argparse.Namespace) -> int:
     several("--config", "YAML file that names the corpus, where no model is a run folder"),
     option("--out", "report, figures and texts; resumed if present (default: in the run folder)", "FOLDER"),
     flag("--json", "print JSON instead of a table"),
-    *DEVICE,
+    *LOADING,
     example="evaluate runs/e2e --judge runs/judge --steps 32 128 --sampling.sampler ddim",
 )
 def _evaluate(options: argparse.Namespace) -> int:
@@ -351,10 +355,12 @@ def _evaluated(options: argparse.Namespace) -> dict[str, Any]:
     for key, _ in rest:
         if not key.startswith("data.corpus"):
             raise UserError(f"--{key}: expected sampling.NAME or data.corpus.NAME: an evaluation has no other settings")
-    paths = options.config or list(filter(None, [config_of([*options.models, options.judge])]))
+    models = [options.adapter] if options.adapter else options.models  # of a report: an adapter's run is its model's
+    paths = options.config or list(filter(None, [config_of([*models, options.judge])]))
     corpus = read_config(paths, rest).data.corpus if options.config or rest else None
-    out = options.out or _evaluation_folder(options.models, "control" if options.controls else "evaluation")
-    return {"corpus": corpus, "out": out, "sampling": sampling, "device": options.device, "dtype": options.dtype}
+    out = options.out or _evaluation_folder(models, "control" if options.controls else "evaluation")
+    loading = {name: getattr(options, name) for name in ("device", "dtype", "adapter")}
+    return {"corpus": corpus, "out": out, "sampling": sampling, **loading}
 
 
 def _evaluation_folder(models: Sequence[str], name: str) -> str | None:

@@ -18,6 +18,7 @@ LIBRARY: dict[str, dict[str, str]] = {
         "maskgit": "diffusionlm.pipelines.masked:MaskGIT",
     },
     "guidance": {"gradient": "diffusionlm.pipelines.gradient:Gradient"},
+    "adapter": {"lora": "diffusionlm.models.lora:Lora"},
     "backbone": {
         "bert": "diffusionlm.models.backbones:Bert",
         "transformer": "diffusionlm.models.backbones:Transformer",

@@ -53,12 +53,18 @@ def check_folder(folder: Path) -> None:
     plain = {name: read_object(folder / name) for name in OBJECTS if (folder / name).exists()}
     for name, value in plain.items():
         check_keys(value, f"{folder / name}: ")
-    if (folder / "adapter_config.json").exists():
-        raise UserError(f"{folder / 'adapter_config.json'}: adapters of peft are not loaded; merge it into its base model")
+    if not (folder / "adapter.json").exists():  # which tells that models.adapters reads the folder, not transformers
+        refuse_peft(folder)
     weights = plain.get("model.safetensors.index.json", {}).get("weight_map", {})
     for file in weights.values() if isinstance(weights, dict) else [weights]:
         if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
             raise UserError(f"{folder}: model.safetensors.index.json: expected names of safetensors files, got {file!r}")
+
+
+def refuse_peft(folder: Path) -> None:
+    """Raise UserError where ``folder`` holds an adapter of peft: transformers would load the base model that it names."""
+    if (folder / "adapter_config.json").exists():
+        raise UserError(f"{folder / 'adapter_config.json'}: adapters of peft are not loaded; merge it into its base model")
 
 
 def check_keys(plain: object, where: str) -> None:

@@ -30,7 +30,7 @@ from diffusionlm.evaluation.report import EvaluationRow, Likelihood, Report, dra
 from diffusionlm.evaluation.scoring import TERMS, ScoringConfig, check_unconditional, score, summary
 from diffusionlm.evaluation.text_metrics import SELF_BLEU_TEXTS, diversity, mean_error, mean_present, word_counts
 from diffusionlm.files import write_text
-from diffusionlm.pipelines.auto import open_pipeline
+from diffusionlm.pipelines.auto import open_models
 from diffusionlm.pipelines.base import BasePipeline, SamplingConfig
 
 
@@ -75,7 +75,7 @@ def evaluate(
     judge: str | Path, models: Sequence[str | Path] = (), texts: Sequence[str | Path] = (),
     config: EvaluationConfig | None = None, *, corpus: Corpus | None = None, out: str | Path | None = None,
     sampling: Sequence[tuple[str, str]] = (), device: str = "cpu", dtype: str = "fp32", quiet: bool = False,
-    given: Collection[str] | None = None,
+    given: Collection[str] | None = None, adapter: str | Path | None = None,
 ) -> Report:  # fmt: skip
     """Evaluate the samples of ``models`` and the ``texts`` of other systems; continue the evaluation in ``out``.
 
@@ -91,15 +91,16 @@ def evaluate(
         dtype: of the models' arithmetic, fp32 or bf16; the judge's is fp32.
         quiet: whether to show no progress.
         given: the settings of ``config`` that must have an effect for a model; by default those that differ from the defaults.
+        adapter: the folder of an adapter, which is evaluated with the single model as its base.
 
     Raises:
         UserError: a folder, file or setting is wrong, a setting has no effect, or ``out`` holds something else.
     """
     judge, models = Path(judge), [Path(folder) for folder in models]  # "run/" and "run" are the same
-    corpus = corpus or corpus_of([*models[:1], judge])
+    corpus = corpus or corpus_of([*([adapter] if adapter else models[:1]), judge])
     folder = None if out is None else Path(out)
     config = config or EvaluationConfig()
-    opened = {str(path): open_pipeline(path, device, dtype) for path in models}
+    opened = {str(path): pipeline for path, pipeline in open_models(models, device, dtype, adapter)}
     check_evaluation(config, given, sampling, dtype, opened)
     for name, pipeline in opened.items():
         check_unconditional(pipeline, name)

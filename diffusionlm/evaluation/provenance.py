@@ -55,7 +55,7 @@ def fingerprint(folder: str | Path) -> str:
     """Return a hash of a model's weights, config and tokenizer, which differs after the model is trained again."""
     digest = hashlib.sha256()
     for path in sorted(model_folder(folder).glob("*")):
-        if path.suffix == ".safetensors" or path.name in ("config.json", "tokenizer.json"):
+        if path.suffix == ".safetensors" or path.name in ("config.json", "tokenizer.json", "adapter.json"):
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]

@@ -1,20 +1,22 @@
 """Adapters: which part of a model a run trains and saves. The default trains and saves all weights.
 
-Another adapter trains a part of a model's weights, or weights that it adds (LoRA, say), and saves only these; its model
-folder then names the folder of the base model (``adapter.json``).
+Another adapter trains a part of a model's weights, or weights that it adds (``models.lora``), and saves only these; its model
+folder then names the folder of the base model and the digest of its weights (``adapter.json``).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
+import torch
 from transformers import PreTrainedModel
 
 from diffusionlm.config import FORMAT_VERSION, Component, UserError, build_untrusted, to_plain
-from diffusionlm.data.folders import read_object
+from diffusionlm.data.folders import is_folder, read_object
 
 P = TypeVar("P", bound=PreTrainedModel)
 FILE = "adapter.json"
@@ -54,29 +56,91 @@ class Full(Adapter, name="full"):
         return model
 
 
+@dataclass(frozen=True)
+class SavedAdapter:
+    """The adapter of a model folder, the folder of its base model, and the digest of the base's weights."""
+
+    adapter: Adapter
+    folder: Path
+    base: Path
+    sha256: str
+
+    def check_base(self, model: PreTrainedModel) -> None:
+        """Raise UserError unless ``model``, which was loaded from ``base``, has the weights that the adapter was trained on."""
+        if (got := weights_digest(model)) != self.sha256:
+            raise UserError(
+                f"{self.folder}: this adapter was trained on another base model than {self.base}: expected weights with the "
+                f"digest {self.sha256[:12]}, got {got[:12]}; name its own base: MODEL --adapter {self.folder}"
+            )
+
+
+def check_complete(base: Path, where: str) -> None:
+    """Raise UserError where the model folder ``base`` holds an adapter, whose own base might change."""
+    if (base / FILE).exists():
+        raise UserError(
+            f"{where}: expected the folder of a complete model, but {base} holds an adapter of another model; "
+            "train one adapter of that model, or all weights of this one (adapter full)"
+        )
+
+
+def weights_digest(model: PreTrainedModel) -> str:
+    """Return the SHA-256 of a model's weights with their names, types and shapes; files and folders do not count."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
+        digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def trained_share(model: PreTrainedModel) -> float:
+    """Return the share of a model's weights that are trained."""
+    counts = [(weight.numel(), weight.requires_grad) for weight in model.parameters()]
+    return sum(count for count, trained in counts if trained) / sum(count for count, _ in counts)
+
+
 def save_adapted(adapter: Adapter, model: PreTrainedModel, folder: Path, base: str | Path | None) -> None:
-    """Write the model's config, the adapter's weights and, where these are not all, the folder of the ``base`` model."""
+    """Write the model's config and the adapter's weights.
+
+    Where these are not all weights, ``adapter.json`` names the folder of the ``base`` model, and the digest of its weights that
+    ``training.adapting.adapt`` gave the model as ``base_sha256``.
+    """
     model.config.save_pretrained(folder)
     adapter.save(model, folder)
     if not adapter.complete:
-        named = {"format_version": FORMAT_VERSION, "base": str(Path(str(base)).resolve()), "adapter": to_plain(adapter)}
-        (folder / FILE).write_text(json.dumps(named, indent=2) + "\n")
+        named = {"base": str(Path(str(base)).resolve()), "base_sha256": cast(Any, model).base_sha256}
+        plain = {"format_version": FORMAT_VERSION, **named, "adapter": to_plain(adapter)}
+        (folder / FILE).write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
 
 
-def saved_adapter(folder: Path) -> tuple[Adapter, Path]:
-    """Return the adapter of a model folder, and the folder of its base model (the same where the adapter is complete).
+def saved_adapter(folder: Path, base: Path | None = None) -> SavedAdapter | None:
+    """Return the adapter of a model folder, or None where the folder holds a complete model.
+
+    ``base`` is the folder of the base model, in place of the recorded one.
 
     Raises:
-        UserError: ``adapter.json`` is damaged, or names a class whose module has not been imported.
+        UserError: ``adapter.json`` is damaged, or names a class whose module has not been imported; the base is missing;
+            ``base`` is given for a complete model.
     """
-    if not (folder / FILE).exists():
-        return Full(), folder
-    plain = read_object(folder / FILE)
+    path = folder / FILE
+    if not path.exists():
+        if base is None:
+            return None
+        raise UserError(f"{folder}: expected the folder of an adapter, but it has no {FILE}")
+    plain = read_object(path)
     if not {"base", "adapter"} <= plain.keys():
-        raise UserError(f"{folder / FILE}: expected the keys base and adapter, got {', '.join(plain) or 'none'}")
+        raise UserError(f"{path}: expected the keys base and adapter, got {', '.join(plain) or 'none'}")
     version = plain.get("format_version", 1)
     if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise UserError(f"{folder / FILE}: format_version: expected a whole number up to {FORMAT_VERSION}, got {version!r}")
+        raise UserError(f"{path}: format_version: expected a whole number up to {FORMAT_VERSION}, got {version!r}")
     if not isinstance(plain["base"], str):
-        raise UserError(f"{folder / FILE}: base: expected the folder of the base model, got {plain['base']!r}")
-    return build_untrusted(Adapter, plain["adapter"], f"{folder / FILE}: adapter"), Path(plain["base"])
+        raise UserError(f"{path}: base: expected the folder of the base model, got {plain['base']!r}")
+    adapter = build_untrusted(Adapter, plain["adapter"], f"{path}: adapter")
+    found = base or Path(plain["base"])
+    if not is_folder(found):
+        raise UserError(
+            f"{path}: base: expected the folder of the base model, but there is no {found}; "
+            f"where it has moved, name it: MODEL --adapter {folder}"
+        )
+    if not isinstance(plain.get("base_sha256"), str):
+        raise UserError(f"{path}: base_sha256: expected the digest of the base's weights, got {plain.get('base_sha256')!r}")
+    return SavedAdapter(adapter, folder, found, plain["base_sha256"])

@@ -30,6 +30,7 @@ class Backbone(Component, family="backbone"):
 
     excludes_self: ClassVar[bool] = False  # no position's output depends on that position's own latents and noise level
     has_context: ClassVar[bool] = False  # networks may attend to the states of an encoder
+    projections: ClassVar[tuple[str, ...]] = ()  # names of the query and value projections, which LoRA changes by default
 
     def build(self, inputs: int, outputs: int, max_length: int) -> nn.Module:
         """Return the network for latents of ``inputs`` and outputs of ``outputs`` coordinates.
@@ -93,6 +94,8 @@ class Bert(AttentionBackbone, name="bert"):
     Li et al. 2022, appendix B, and their released ``TransformerNetModel``: 87.1 M parameters with 821 words, D = 16.
     ``time_features`` is the number of sinusoids of t.
     """
+
+    projections: ClassVar[tuple[str, ...]] = ("query", "value")
 
     layers: int = 12
     width: int = 768
@@ -164,6 +167,7 @@ class Transformer(AttentionBackbone, name="transformer"):
     """
 
     has_context: ClassVar[bool] = True
+    projections: ClassVar[tuple[str, ...]] = ("query", "value")
 
     layers: int = 4
     width: int = 128

@@ -28,7 +28,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from diffusionlm.config import UserError
 from diffusionlm.core.objective import Batch, Objective, ObjectiveConfig, expect_family
 from diffusionlm.data.folders import damage_errors, load_folder
-from diffusionlm.models.io import check_special_ids, model_config, read_weights, special_ids
+from diffusionlm.models.io import check_special_ids, model_config, read_model, special_ids
 from diffusionlm.models.spec import ModelSpec
 
 
@@ -129,8 +129,10 @@ def reach(model: PreTrainedModel) -> int:
     return int(getattr(model.config, "max_position_embeddings", None) or 1024)
 
 
-def load_causal(folder: str | Path) -> PreTrainedModel:
+def load_causal(folder: str | Path, base: str | Path | None = None) -> PreTrainedModel:
     """Load any causal language model from a local folder, from safetensors and JSON only; its own code is never run.
+
+    ``base`` is as in ``io.read_model``.
 
     Raises:
         UserError: the folder is missing or damaged, or the model is not causal: it attends to the tokens it predicts.
@@ -139,7 +141,7 @@ def load_causal(folder: str | Path) -> PreTrainedModel:
     kind = load_folder(AutoConfig, folder).model_type
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise UserError(f"{folder}: expected a causal language model, got model_type {kind!r}")
-    model: PreTrainedModel = read_weights(AutoModelForCausalLM, folder, folder)
+    model: PreTrainedModel = read_model(AutoModelForCausalLM, AutoConfig, folder, base)
     model.train(False)
     with torch.no_grad(), damage_errors(folder):
         first, other = model(input_ids=torch.tensor([[0, 0], [0, 1]]), use_cache=False).logits[:, 0]

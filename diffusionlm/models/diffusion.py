@@ -263,9 +263,9 @@ class WordVectorModel(PreTrainedModel, WordVectors, Conditioned):
         return model
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
+    def load(cls, folder: str | Path, base: str | Path | None = None) -> Self:
         """Load a model folder; see ``load_pretrained``."""
-        model = load_pretrained(cls, folder)
+        model = load_pretrained(cls, folder, base)
         model.embedding.weight.requires_grad_(model.settings.embedding != "frozen")  # transformers makes all trainable
         return model
 
@@ -296,8 +296,8 @@ class DiffusionLM(DenoisingModel, WordVectorModel):
         self.post_init()  # type: ignore[no-untyped-call]
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
-        model = super().load(folder)
+    def load(cls, folder: str | Path, base: str | Path | None = None) -> Self:
+        model = super().load(folder, base)
         schedule = model.process.schedule
         with damage_errors(folder, "settings.schedule has no usable noise levels"):
             undefined = bool(schedule.gamma(schedule.sampling_times(8)).isnan().any())

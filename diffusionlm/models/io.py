@@ -15,9 +15,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from diffusionlm.config import FORMAT_VERSION, Settings, UserError, build, upgraded
-from diffusionlm.data.folders import check_folder, damage_errors, is_folder, load_folder, read_object
+from diffusionlm.data.folders import check_folder, damage_errors, is_folder, load_folder, read_object, refuse_peft
 from diffusionlm.data.tokenizers import check_ids
-from diffusionlm.models.adapters import FILE, saved_adapter
+from diffusionlm.models.adapters import FILE, SavedAdapter, check_complete, saved_adapter
 
 P = TypeVar("P", bound=PreTrainedModel)
 Whole = Annotated[int, pydantic.Strict(), pydantic.Field(ge=0)]
@@ -57,22 +57,53 @@ def model_folder(folder: str | Path) -> Path:
     return inner if within else Path(folder)
 
 
-def load_pretrained(kind: type[P], folder: str | Path) -> P:
-    """Load a model folder of the class ``kind``, from safetensors and JSON only.
+def load_pretrained(kind: type[P], folder: str | Path, base: str | Path | None = None) -> P:
+    """Load a model folder of the class ``kind``, from safetensors and JSON only; ``base`` as in ``read_model``.
 
     Raises:
         UserError: the folder is missing or damaged, or holds another family or a newer format.
     """
     check_config(kind.config_class, model_config(folder), Path(folder) / "config.json")
-    adapter, base = saved_adapter(Path(folder))
-    if not is_folder(base):
-        raise UserError(f"{Path(folder) / FILE}: base: expected the folder of the base model, but there is no {base}")
-    given = {} if adapter.complete else {"config": load_folder(kind.config_class, folder)}
-    model: P = read_weights(kind, folder, model_folder(base), **given)
+    model: P = read_model(kind, kind.config_class, folder, base)
+    return model
+
+
+def read_model(kind: Any, config: Any, folder: str | Path, base: str | Path | None = None) -> Any:
+    """Return the model in ``folder``, of the class ``kind`` with a config of the class ``config``.
+
+    An adapter's model is its base, from the recorded folder or from ``base``, with the adapter's weights and config.
+
+    Raises:
+        UserError: a folder is missing or damaged, or the adapter is that of another base model.
+    """
+    saved = saved_adapter(Path(folder), None if base is None else model_folder(base))
+    if saved is None:
+        return read_weights(kind, folder, folder)
+    model = _base_of(saved, kind, load_folder(config, folder))
     with damage_errors(folder):
-        adapted = adapter.load(model, Path(folder))
+        adapted = saved.adapter.load(model, Path(folder))
     check_finite(adapted, folder)
     return adapted
+
+
+def _base_of(saved: SavedAdapter, kind: Any, config: Any) -> Any:
+    """Return the base model of an adapter, with the adapter's ``config``.
+
+    Raises:
+        UserError: it is another model than the adapter was trained on, or an adapter itself.
+    """
+    base = model_folder(saved.base)
+    check_complete(base, f"{saved.folder / FILE}: base")
+    expected, got = (model_config(each).get("model_type") for each in (saved.folder, base))
+    if expected != got:
+        raise UserError(f"{saved.folder}: this adapter is for a model of the family {expected!r}, and {base} is {got!r}")
+    try:
+        model = read_weights(kind, saved.folder, base, config=config)
+    except UserError:
+        saved.check_base(read_weights(kind, base, base))  # of another size
+        raise
+    saved.check_base(model)
+    return model
 
 
 def model_config(folder: str | Path) -> dict[str, Any]:
@@ -105,6 +136,7 @@ def read_weights(kind: Any, folder: str | Path, weights: str | Path, **given: An
         UserError: they are missing or damaged, are not all that the config describes, or more, or not finite.
     """
     check_folder(Path(folder))
+    refuse_peft(Path(weights))
     safe: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True, "dtype": torch.float32}
     model, report = load_folder(kind, weights, **safe, **given)
     if wrong := sorted(report["missing_keys"]) + sorted(report["unexpected_keys"]):

@@ -47,6 +47,7 @@ class LeaveOneOut(AttentionBackbone, name="leave-one-out"):
 
     excludes_self: ClassVar[bool] = True
     has_context: ClassVar[bool] = True
+    projections: ClassVar[tuple[str, ...]] = ("query", "value", "values")
     gated: ClassVar[bool] = True
     normed_input: ClassVar[bool] = True
 

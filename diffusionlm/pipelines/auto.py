@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,32 @@ def pipeline_of(model: PreTrainedModel) -> type[BasePipeline[Any]]:
     return PIPELINES[model.config.model_type]
 
 
-def open_pipeline(folder: str | Path, device: str = "cpu", dtype: str = "fp32") -> BasePipeline[Any]:
-    """Load a model folder of any family; ``dtype`` is that of the network's arithmetic, fp32 or bf16.
+def open_pipeline(
+    folder: str | Path, device: str = "cpu", dtype: str = "fp32", adapter: str | Path | None = None
+) -> BasePipeline[Any]:
+    """Load a model folder of any family; the arguments are those of ``BasePipeline.from_pretrained``.
 
     Raises:
-        UserError: not a model folder, damaged, of an unknown family or a newer format; an unknown device or dtype.
+        UserError: not a model folder, damaged, of an unknown family or a newer format; an unknown device or dtype; an adapter
+            of another model.
     """
     folder = model_folder(folder)
     kind = str(model_config(folder).get("model_type"))
     if kind == ClassifierModelConfig.model_type:
         raise UserError(f"{folder}: expected a model that generates text, but this is a classifier")
-    return PIPELINES.get(kind, Pipeline).from_pretrained(folder, device, dtype)  # which reports what is wrong
+    return PIPELINES.get(kind, Pipeline).from_pretrained(folder, device, dtype, adapter)  # which reports what is wrong
+
+
+def open_models(
+    folders: Sequence[str | Path], device: str, dtype: str, adapter: str | Path | None
+) -> list[tuple[str | Path, BasePipeline[Any]]]:
+    """Open models for a report, each with the folder that describes it; an ``adapter`` describes the one model it changes.
+
+    Raises:
+        UserError: as ``open_pipeline``; an adapter for no model, or for several.
+    """
+    if adapter is None:
+        return [(folder, open_pipeline(folder, device, dtype)) for folder in folders]
+    if len(folders) != 1:
+        raise UserError(f"adapter: expected one model, its base, got {len(folders)}")
+    return [(adapter, open_pipeline(folders[0], device, dtype, adapter))]

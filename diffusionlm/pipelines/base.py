@@ -141,7 +141,8 @@ class BasePipeline(Generic[M]):
         settings: Any = getattr(self.model, "settings", None)
         return settings.condition.read(text) if self.conditional else text
 
-    load_model: ClassVar[staticmethod[[str | Path], Any]]  # raises UserError for a damaged folder or another family
+    # Of a model folder, and the base of its adapter or None; raises UserError for a damaged folder or another family.
+    load_model: ClassVar[staticmethod[[str | Path, str | Path | None], Any]]
 
     def check(self, sampling: SamplingConfig) -> None:
         """Raise UserError where a setting does not fit the model."""
@@ -232,17 +233,23 @@ class BasePipeline(Generic[M]):
         return [row.text for row in self.stream(count, replace(self.sampling, candidates=1))]
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str = "cpu", dtype: str = "fp32") -> Self:
+    def from_pretrained(
+        cls, folder: str | Path, device: str = "cpu", dtype: str = "fp32", adapter: str | Path | None = None
+    ) -> Self:
         """Load a model folder; ``dtype`` is that of the network's arithmetic, fp32 or bf16.
 
+        ``adapter`` is the folder of an adapter that was trained on this model: its weights are merged into the model's, and
+        tokenizer, lengths and sampling settings are its own. Classifiers are those of ``folder``.
+
         Raises:
-            UserError: not a model folder, damaged or of a newer format; an unknown device or dtype.
+            UserError: not a model folder, damaged or of a newer format; an unknown device or dtype; another model's adapter.
         """
         folder = model_folder(folder)
-        model = cls.load_model(folder)
-        tokenizer = load_tokenizer(folder)
-        check_tokenizer(tokenizer, model, folder)
-        return cls(model, tokenizer, saved_sampling(folder), placed(model, device, dtype), folder)
+        own = folder if adapter is None else model_folder(adapter)
+        model = cls.load_model(own, None if adapter is None else folder)
+        tokenizer = load_tokenizer(own)
+        check_tokenizer(tokenizer, model, own)
+        return cls(model, tokenizer, saved_sampling(own), placed(model, device, dtype), folder)
 
 
 class UnguidedPipeline(BasePipeline[M]):

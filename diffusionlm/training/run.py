@@ -41,8 +41,14 @@ from diffusionlm.models.spec import ModelSpec, Rows
 from diffusionlm.pipelines.auto import pipeline_of
 from diffusionlm.pipelines.base import SamplingConfig
 from diffusionlm.recipe.cross_entropy import CrossEntropy
+<<<<<<< HEAD
 from diffusionlm.training.checkpoints import LOCK, check_finite, locked, newest_checkpoint, unclaimed_if_refused
 from diffusionlm.training.texts import Copies, encode_splits, say
+=======
+from diffusionlm.training.adapting import adapt, begin_adapter
+from diffusionlm.training.checkpoints import LOCK, check_finite, locked, newest_checkpoint
+from diffusionlm.training.texts import encode_splits
+>>>>>>> c43b12c (LoRA through peft as an adapter: trained in place, merged into its base when loaded; an adapter names its base by a digest of the weights)
 from diffusionlm.training.trainer import DiffusionTrainer, TrainingConfig
 
 SHELL = (".log", ".out", ".err", ".txt")  # files that the user's shell may keep in a run folder: none of a run's own
@@ -116,13 +122,19 @@ def train(
         torch.set_num_threads(config.training.threads)
     torch.manual_seed(config.training.seed)
     model, tokenizer, rows, validation = _prepare(config)
+<<<<<<< HEAD
     objective = config.objective.build(config.adapter.wrap(model))
     if validation and not (validation := objective.measurable(validation)):
         say("validation: no text has a label that the training texts have, so no loss is measured on it")
+=======
+    model = adapt(model, config.adapter, config.init_from)
+    objective = config.objective.build(model)
+>>>>>>> c43b12c (LoRA through peft as an adapter: trained in place, merged into its base when loaded; an adapter names its base by a digest of the weights)
     config.training.check(rows, validation, objective.width)
     with unclaimed_if_refused(folder), locked(folder):
         _refuse_another(config, folder)  # again: it may have begun meanwhile
         claim(config, folder, rows)
+        begin_adapter(model, config.init_from, folder, quiet)
         trainer = DiffusionTrainer(
             objective, config.training, folder, rows, validation,
             sample_texts=partial(_sample_texts, config, tokenizer) if write_samples and config.model.generates else None,

@@ -16,7 +16,7 @@ from diffusionlm.evaluation.effect import check_sampling
 from diffusionlm.evaluation.judge import Judge
 from diffusionlm.evaluation.provenance import corpus_of, fingerprint
 from diffusionlm.evaluation.scoring import check_unconditional
-from diffusionlm.pipelines.auto import open_pipeline
+from diffusionlm.pipelines.auto import open_models
 from diffusionlm.pipelines.diffusion import Pipeline
 from diffusionlm.pipelines.effect import Unused, check_given
 
@@ -43,7 +43,7 @@ class ControlConfig(Settings):
 def evaluate_control(
     judge: str | Path, models: Sequence[str | Path], tasks: Sequence[TaskConfig], config: ControlConfig | None = None,
     *, corpus: Corpus | None = None, out: str | Path | None = None, sampling: Sequence[tuple[str, str]] = (),
-    device: str = "cpu", dtype: str = "fp32", quiet: bool = False,
+    device: str = "cpu", dtype: str = "fp32", quiet: bool = False, adapter: str | Path | None = None,
 ) -> ControlReport:  # fmt: skip
     """Sample the targets of ``tasks`` with ``models`` and measure the samples; continue the evaluation in ``out``.
 
@@ -66,7 +66,7 @@ def evaluate_control(
         raise UserError(f"controls: two tasks are called {min(twice)!r}; give one another title")
     folder = None if out is None else Path(out)
     report = ControlReport.open(folder, {"judge": str(judge), "judge_fingerprint": fingerprint(judge)})
-    pipelines = {path: open_pipeline(path, device, dtype) for path in models}
+    pipelines = dict(open_models(models, device, dtype, adapter))
     judge_model, model_tasks = Judge.load(judge, device), []
     for path, pipeline in pipelines.items():
         if not isinstance(pipeline, Pipeline):

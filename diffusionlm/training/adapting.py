@@ -1,0 +1,51 @@
+"""Runs that train an adapter: the digest of the base model in the run's folder, and the share of trained weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+from transformers import PreTrainedModel
+
+from diffusionlm.config import UserError
+from diffusionlm.files import read_json, write_text
+from diffusionlm.models.adapters import Adapter, P, check_complete, trained_share, weights_digest
+from diffusionlm.models.io import model_folder
+
+BASE = "base.json"  # in the folder of a run that trains an adapter
+
+
+def adapt(model: P, adapter: Adapter, base: str | None) -> P:
+    """Return the model to train: ``model``, from the folder ``base`` if it is not new, with only the adapter's weights trained.
+
+    Where the adapter saves no complete model, ``base_sha256`` of the result is the digest of the weights before.
+
+    Raises:
+        UserError: the base is an adapter itself; the adapter does not fit the model.
+    """
+    if base is not None and not adapter.complete:
+        check_complete(model_folder(base), "init_from")
+        cast(Any, model).base_sha256 = weights_digest(model)
+    return adapter.wrap(model)
+
+
+def begin_adapter(model: PreTrainedModel, base: str | None, folder: Path, quiet: bool) -> None:
+    """Write the digest of the ``base`` model into a run's ``folder``, unless it is there, and print the trained share.
+
+    Does nothing for a model that ``adapt`` left complete.
+
+    Raises:
+        UserError: the run started from other weights; the folder cannot be written.
+    """
+    if (digest := getattr(model, "base_sha256", None)) is None:
+        return
+    path = folder / BASE
+    if not path.exists():
+        write_text(path, json.dumps({"sha256": digest}) + "\n")
+    elif read_json(path) != {"sha256": digest}:
+        raise UserError(f"{folder}: the weights of {base} differ from those that this run started from; choose another --out")
+    if not quiet and os.environ.get("RANK", "0") == "0":
+        print(f"adapter: {100 * trained_share(model):.2g} % of the weights are trained", file=sys.stderr)
