@@ -70,6 +70,8 @@ def _flags(plain: dict[str, object], prefix: str = "") -> list[str]:
 def _training_flags(arguments: list[str]) -> list[str]:
     small = merge(TINY, {"training": {"steps": 2}})
     small["training"].pop("batch_tokens")
+    if "--init-from" in arguments:
+        return _flags({"training": small["training"]})
     if any("judge" in word for word in arguments):
         return _flags({"training": small["training"], "model": {"layers": 1, "width": 16}})
     if any("classifiers" in word for word in arguments):

@@ -1,4 +1,7 @@
-"""Run by the tests under torchrun, and alone: the same updates by two processes, or by one that accumulates two batches."""
+"""Run by the tests under torchrun, and alone: the same updates by two processes, or by one that accumulates two batches.
+
+Once with all weights trained ("full"), and once with an adapter ("lora").
+"""
 
 import sys
 from dataclasses import dataclass
@@ -11,6 +14,7 @@ from torch import Tensor, nn
 from diffusionlm.core.objective import Batch, Objective
 from diffusionlm.data.batches import encode
 from diffusionlm.models.diffusion import DiffusionLM
+from diffusionlm.models.lora import Lora
 from diffusionlm.training.optimizers import OptimizerConfig
 from diffusionlm.training.trainer import DiffusionTrainer
 
@@ -35,7 +39,7 @@ class FixedNoise(Objective):
         return {"cross_entropy": (losses * mask).sum() / mask.sum()}
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, adapter: str) -> None:
     import os
 
     world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -55,15 +59,16 @@ def main(folder: Path) -> None:
     torch.manual_seed(0)
     model = config.model.make(tokenizer, rows, config.data.max_length)
     assert isinstance(model, DiffusionLM)
-    trainer = DiffusionTrainer(
-        FixedNoise(model, model.config.special_ids["pad"]), config.training, folder / f"run-of-{world}", rows, [], quiet=True
-    )
+    model = Lora(rank=2).wrap(model) if adapter == "lora" else model
+    objective, run = FixedNoise(model, model.config.special_ids["pad"]), folder / f"{adapter}-run-of-{world}"
+    trainer = DiffusionTrainer(objective, config.training, run, rows, [], quiet=True)
     assert trainer.accelerator.num_processes == world
     trainer.run()
     rank = trainer.accelerator.process_index
     weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    torch.save({"weights": weights, "noise": torch.randn(8)}, folder / f"rank-{rank}-of-{world}.pt")
+    torch.save({"weights": weights, "noise": torch.randn(8)}, folder / f"{adapter}-rank-{rank}-of-{world}.pt")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    for each in ("full", "lora"):
+        main(Path(sys.argv[1]), each)

@@ -1,21 +1,31 @@
-"""Runs that train an adapter: the digest of the base model in the run's folder, and the share of trained weights."""
+"""Runs that start from a model: its settings; for adapters its digest in the run's folder, and the share of trained weights."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
 from transformers import PreTrainedModel
 
-from diffusionlm.config import UserError
+from diffusionlm.config import UserError, build_untrusted, to_plain
 from diffusionlm.files import read_json, write_text
 from diffusionlm.models.adapters import Adapter, P, check_complete, trained_share, weights_digest
-from diffusionlm.models.io import model_folder
+from diffusionlm.models.io import model_config, model_folder
+from diffusionlm.models.spec import ModelSpec
 
 BASE = "base.json"  # in the folder of a run that trains an adapter
+
+
+def settings_of(base: str) -> dict[str, Any]:
+    """Return the plain ``model`` settings of a model folder; {} where there are none, which its loading will report."""
+    with suppress(UserError):
+        plain = model_config(model_folder(base)).get("settings")
+        return {} if plain is None else {"model": to_plain(build_untrusted(ModelSpec, plain))}
+    return {}
 
 
 def adapt(model: P, adapter: Adapter, base: str | None) -> P:

@@ -41,14 +41,14 @@ from diffusionlm.models.spec import ModelSpec, Rows
 from diffusionlm.pipelines.auto import pipeline_of
 from diffusionlm.pipelines.base import SamplingConfig
 from diffusionlm.recipe.cross_entropy import CrossEntropy
-<<<<<<< HEAD
+<<<<<<< /tmp/cur.py
 from diffusionlm.training.checkpoints import LOCK, check_finite, locked, newest_checkpoint, unclaimed_if_refused
 from diffusionlm.training.texts import Copies, encode_splits, say
 =======
-from diffusionlm.training.adapting import adapt, begin_adapter
+from diffusionlm.training.adapting import adapt, begin_adapter, settings_of
 from diffusionlm.training.checkpoints import LOCK, check_finite, locked, newest_checkpoint
 from diffusionlm.training.texts import encode_splits
->>>>>>> c43b12c (LoRA through peft as an adapter: trained in place, merged into its base when loaded; an adapter names its base by a digest of the weights)
+>>>>>>> /tmp/theirs.py
 from diffusionlm.training.trainer import DiffusionTrainer, TrainingConfig
 
 SHELL = (".log", ".out", ".err", ".txt")  # files that the user's shell may keep in a run folder: none of a run's own
@@ -81,11 +81,16 @@ class RunConfig(Settings):
 def read_config(paths: Sequence[str | Path] = (), assignments: Sequence[tuple[str, str]] = ()) -> RunConfig:
     """Return the defaults, changed by YAML files and then by dotted overrides.
 
+    A run that starts from a model, and gives no settings of one, has that model's.
+
     Raises UserError for a missing file, an unknown key or component, a wrong type.
     """
     given: dict[str, Any] = {}
     for path in paths:
         given = merge(given, _read_plain(Path(path)))
+    start = dict(assignments).get("init_from") or given.get("init_from")
+    if isinstance(start, str) and not any(name.partition(".")[0] == "model" for name in [*given, *dict(assignments)]):
+        given |= settings_of(start)
     # Built once without the overrides, so that one may change a single field of a default component.
     plain = to_plain(build(RunConfig, given))
     return build(RunConfig, override(plain, assignments, RunConfig))
@@ -122,14 +127,14 @@ def train(
         torch.set_num_threads(config.training.threads)
     torch.manual_seed(config.training.seed)
     model, tokenizer, rows, validation = _prepare(config)
-<<<<<<< HEAD
+<<<<<<< /tmp/cur.py
     objective = config.objective.build(config.adapter.wrap(model))
     if validation and not (validation := objective.measurable(validation)):
         say("validation: no text has a label that the training texts have, so no loss is measured on it")
 =======
     model = adapt(model, config.adapter, config.init_from)
     objective = config.objective.build(model)
->>>>>>> c43b12c (LoRA through peft as an adapter: trained in place, merged into its base when loaded; an adapter names its base by a digest of the weights)
+>>>>>>> /tmp/theirs.py
     config.training.check(rows, validation, objective.width)
     with unclaimed_if_refused(folder), locked(folder):
         _refuse_another(config, folder)  # again: it may have begun meanwhile

@@ -285,12 +285,16 @@ def test_two_processes_train_as_one_on_the_joint_batch(tmp_path: Path) -> None:
     done = subprocess.run(launch, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     subprocess.run([sys.executable, script, str(tmp_path)], env=environment, check=True, capture_output=True)
-    first, second = (torch.load(tmp_path / f"rank-{rank}-of-2.pt", weights_only=True) for rank in (0, 1))
-    single = torch.load(tmp_path / "rank-0-of-1.pt", weights_only=True)
-    assert_same(first["weights"], second["weights"])
-    assert not torch.equal(first["noise"], second["noise"])
-    for name, value in single["weights"].items():
-        assert torch.allclose(value, first["weights"][name], atol=1e-5), name
+    for adapter in ("full", "lora"):
+        saved = tmp_path / f"{adapter}-rank"
+        first, second = (torch.load(f"{saved}-{rank}-of-2.pt", weights_only=True) for rank in (0, 1))
+        single = torch.load(f"{saved}-0-of-1.pt", weights_only=True)
+        assert_same(first["weights"], second["weights"])
+        assert not torch.equal(first["noise"], second["noise"])
+        for name, value in single["weights"].items():
+            assert torch.allclose(value, first["weights"][name], atol=1e-5), name
+        updates = [value for name, value in first["weights"].items() if "lora_B" in name]
+        assert bool(updates) == (adapter == "lora") and all(bool(value.any()) for value in updates)
 
 
 @pytest.mark.parametrize(
