@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import pydantic
 import torch
@@ -69,7 +69,7 @@ class Lora(Adapter, name="lora"):
         from peft import get_peft_model_state_dict
 
         weights = get_peft_model_state_dict(model, save_embedding_layers=False)
-        config: dict[str, Any] = model.peft_config["default"].to_dict()  # type: ignore[union-attr, index, operator]
+        config: dict[str, Any] = cast(Any, model).peft_config["default"].to_dict()
         known = {field.name for field in fields(SavedLora)} | {*DESCRIPTIONS}
         plain = {key: value for key, value in config.items() if key in known}
         plain["target_modules"] = sorted({name.rpartition(".lora_")[0] for name in weights})  # peft shortens these names
@@ -84,7 +84,7 @@ class Lora(Adapter, name="lora"):
             expected = f"r {self.rank} and lora_alpha {self.alpha:g} as in adapter.json"
             raise UserError(f"{folder / CONFIG}: expected {expected}, got {saved.r} and {saved.lora_alpha:g}")
         layers, weights = linear_layers(model), load_file(folder / WEIGHTS)
-        if unknown := next((name for name in saved.target_modules if name not in layers), None):
+        if (unknown := next((name for name in saved.target_modules if name not in layers), None)) is not None:
             raise UserError(
                 f"{folder / CONFIG}: target_modules: there is no linear layer {unknown!r}{nearest(unknown, layers)}"
             )
@@ -154,19 +154,21 @@ def target_layers(model: PreTrainedModel, targets: tuple[str, ...]) -> list[str]
     parts = {part for name in layers for part in name.split(".") if not part.isdecimal()}
     chosen = targets or _projections(model)
     if not chosen:
-        backbone = plain_name(type(model.settings.backbone)) if hasattr(model, "settings") else model.config.model_type
+        settings: Any = getattr(model, "settings", None)
+        backbone = plain_name(type(settings.backbone)) if settings is not None else model.config.model_type
         needed = f"expected names of linear layers, since {backbone!r} does not name its query and value projections"
         raise UserError(f"adapter.targets: {needed}; choose from {', '.join(sorted(parts))}")
     found = {target: [name for name in layers if f".{target}." in f".{name}."] for target in chosen}
-    if missing := next((target for target, names in found.items() if not names), None):
+    if (missing := next((target for target, names in found.items() if not names), None)) is not None:
         raise UserError(f"adapter.targets: no linear layer of this model is called {missing!r}{nearest(missing, parts)}")
     return sorted({name for names in found.values() for name in names})
 
 
 def _projections(model: PreTrainedModel) -> tuple[str, ...]:
     """Return the names of the query and value projections: the backbone's own, or for models of transformers those of peft."""
-    if hasattr(model, "settings"):
-        return tuple(model.settings.backbone.projections)
+    settings: Any = getattr(model, "settings", None)
+    if settings is not None:
+        return tuple(settings.backbone.projections)
     from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
     return tuple(TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type, ()))
