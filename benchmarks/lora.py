@@ -24,6 +24,7 @@ from film_reviews import features, naive_bayes, prepare, train_if_missing
 from measure import RESULTS, exit_status
 from safetensors.torch import load_file
 
+from diffusionlm.config import build
 from diffusionlm.data.corpora import Files, TextMetric
 from diffusionlm.evaluation.benchmark import EvaluationConfig, evaluate
 from diffusionlm.evaluation.report import table
@@ -98,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in runs:
             print(f"{name}: {trained_share(folder / name, base / 'model'):.2%} of the weights are trained", flush=True)
         config = EvaluationConfig(temperatures=(options.temperature,), count=options.texts, bound_texts=0, split="test")
-        corpus = Positive(**positive, labelled=paths["train"])
+        corpus = build(Positive, {**positive, "labelled": paths["train"]})
         models = [base, *(folder / name for name in runs)]
         print(table(evaluate(judge, models, config=config, corpus=corpus, out=Path(options.results) / "lora")), end="")
 

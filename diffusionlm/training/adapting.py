@@ -58,4 +58,5 @@ def begin_adapter(model: PreTrainedModel, base: str | None, folder: Path, quiet:
     elif read_json(path) != {"sha256": digest}:
         raise UserError(f"{folder}: the weights of {base} differ from those that this run started from; choose another --out")
     if not quiet and os.environ.get("RANK", "0") == "0":
-        print(f"adapter: {100 * trained_share(model):.2g} % of the weights are trained", file=sys.stderr)
+        percent = 100 * trained_share(model)
+        print(f"adapter: {percent:{'.0f' if percent > 10 else '.2g'}} % of the weights are trained", file=sys.stderr)

@@ -27,7 +27,7 @@ from diffusionlm.models.diffusion import ModelConfig
 from diffusionlm.models.lora import CONFIG, WEIGHTS, Lora
 from diffusionlm.pipelines.auto import open_models, open_pipeline
 from diffusionlm.pipelines.diffusion import Pipeline
-from diffusionlm.training.run import train
+from diffusionlm.training.run import read_config, train
 
 STORED = ROOT / "tests" / "golden" / "format-1"
 
@@ -223,6 +223,17 @@ def test_a_backbone_without_named_projections_needs_targets() -> None:
     assert "adapter.targets: expected names of linear layers, since 'convolutional:Convolutional' does not name" in sentence
     assert "inner" in sentence.rpartition("choose from ")[2].split(", ")
     assert Lora(targets=("inner", "outer")).wrap(model)
+
+
+def test_the_settings_of_the_model_to_start_from_import_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "evil_network.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = Path(shutil.copytree(STORED, tmp_path / "model"))
+    settings = json.loads((folder / "config.json").read_text())["settings"]
+    assert read_config([], [("init_from", str(folder))]).model.dimension == settings["dimension"] == 24  # type: ignore[attr-defined]
+    edit(folder / "config.json", settings={**settings, "backbone": "evil_network:X"})
+    assert read_config([], [("init_from", str(folder))]).model == ModelConfig()
+    assert "evil_network" not in sys.modules
 
 
 def test_training_without_peft_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
