@@ -41,14 +41,9 @@ from diffusionlm.models.spec import ModelSpec, Rows
 from diffusionlm.pipelines.auto import pipeline_of
 from diffusionlm.pipelines.base import SamplingConfig
 from diffusionlm.recipe.cross_entropy import CrossEntropy
-<<<<<<< /tmp/cur.py
+from diffusionlm.training.adapting import adapt, begin_adapter, settings_of
 from diffusionlm.training.checkpoints import LOCK, check_finite, locked, newest_checkpoint, unclaimed_if_refused
 from diffusionlm.training.texts import Copies, encode_splits, say
-=======
-from diffusionlm.training.adapting import adapt, begin_adapter, settings_of
-from diffusionlm.training.checkpoints import LOCK, check_finite, locked, newest_checkpoint
-from diffusionlm.training.texts import encode_splits
->>>>>>> /tmp/theirs.py
 from diffusionlm.training.trainer import DiffusionTrainer, TrainingConfig
 
 SHELL = (".log", ".out", ".err", ".txt")  # files that the user's shell may keep in a run folder: none of a run's own
@@ -127,14 +122,10 @@ def train(
         torch.set_num_threads(config.training.threads)
     torch.manual_seed(config.training.seed)
     model, tokenizer, rows, validation = _prepare(config)
-<<<<<<< /tmp/cur.py
-    objective = config.objective.build(config.adapter.wrap(model))
-    if validation and not (validation := objective.measurable(validation)):
-        say("validation: no text has a label that the training texts have, so no loss is measured on it")
-=======
     model = adapt(model, config.adapter, config.init_from)
     objective = config.objective.build(model)
->>>>>>> /tmp/theirs.py
+    if validation and not (validation := objective.measurable(validation)):
+        say("validation: no text has a label that the training texts have, so no loss is measured on it")
     config.training.check(rows, validation, objective.width)
     with unclaimed_if_refused(folder), locked(folder):
         _refuse_another(config, folder)  # again: it may have begun meanwhile
