@@ -187,6 +187,7 @@ def _convert(options: argparse.Namespace) -> int:
 )  # fmt: skip
 def _generate(options: argparse.Namespace) -> int:
     """Generate texts with a trained model: JSON lines on stdout, each as soon as it is finished."""
+    from diffusionlm.arguments import watcher
     from diffusionlm.controls import read_controls, target_rows
     from diffusionlm.data.annotators import Annotator
     from diffusionlm.pipelines.auto import open_pipeline
@@ -274,8 +275,10 @@ def _score(options: argparse.Namespace) -> int:
 
 @command(
     option("models", "model folders or run folders; differences are to the first", "MODEL", nargs="*"),
-    option("--judge", "judge: a causal language model, or its run folder", "FOLDER", required=True),
+    option("--judge", "judge: a causal language model, or its run folder (all but --references need it)", "FOLDER"),
     several("--texts", "texts of another system (.txt, .jsonl, .csv)"),
+    option("--references", "score --texts against these sources and references (.csv, .jsonl)", "FILE"),
+    flag("--no-ter", "leave TER out, which takes minutes for thousands of references"),
     option("--temperatures", "sampling temperatures (default 0.7 0.8 0.9 1.0)", "X", nargs="+"),
     option("--steps", "sampling steps of diffusion models (default: the model's)", nargs="+"),
     option("--count -n", "texts per row, and reference texts (default 500)"),
@@ -300,6 +303,11 @@ def _evaluate(options: argparse.Namespace) -> int:
     from diffusionlm.evaluation.benchmark import EvaluationConfig, evaluate
     from diffusionlm.evaluation.report import table
 
+    if options.references is not None:
+        return _evaluate_references(options)
+    _refuse(options, "no_ter", "needs --references FILE")
+    if options.judge is None:
+        raise UserError("evaluate: expected --judge FOLDER, or --references FILE, which needs no judge")
     if options.controls:
         return _evaluate_control(options)
     if not (options.models or options.texts):
@@ -308,6 +316,24 @@ def _evaluate(options: argparse.Namespace) -> int:
     given = _given(options, EvaluationConfig)
     settings, shared = build(EvaluationConfig, given), _evaluated(options)
     _print_report(options, evaluate(options.judge, options.models, options.texts, settings, given=given, **shared), table)
+    return 0
+
+
+def _evaluate_references(options: argparse.Namespace) -> int:
+    from diffusionlm.evaluation.reference_report import evaluate_references, json_rows, reference_table
+
+    if options.models or not options.texts:
+        raise UserError("--references: expected the outputs of a system in --texts FILE, and no model")
+    unused = "judge temperatures steps count strata orders controls targets_count samples strengths split bound_texts"
+    _refuse(options, unused, "does not go with --references")
+    corpus = _evaluated(options)["corpus"]
+    if sampling := [name for name, _ in options.overrides if name.startswith("sampling.")]:
+        raise UserError(f"--{sampling[0]}: does not go with --references, which samples nothing")
+    report = evaluate_references(options.references, options.texts, corpus, options.out, options.seed or 0, not options.no_ter)
+    table_to = sys.stdout if options.json or sys.stdout.isatty() else sys.stderr
+    if table_to is sys.stderr:
+        print(json_rows(report), end="")
+    _print_report(options, report, reference_table, table_to)
     return 0
 
 
@@ -335,9 +361,9 @@ def _refuse(options: argparse.Namespace, names: str, reason: str) -> None:
             raise UserError(f"--{name.replace('_', '-')}: {reason}")
 
 
-def _print_report(options: argparse.Namespace, report: Any, table: Callable[[Any], str]) -> None:
+def _print_report(options: argparse.Namespace, report: Any, table: Callable[[Any], str], file: Any = None) -> None:
     shown = json.dumps(report.plain(), indent=2, ensure_ascii=False) + "\n" if options.json else table(report)
-    print(shown, end="")
+    print(shown, end="", file=file)
 
 
 def _evaluated(options: argparse.Namespace) -> dict[str, Any]:
@@ -356,7 +382,7 @@ def _evaluated(options: argparse.Namespace) -> dict[str, Any]:
         if not key.startswith("data.corpus"):
             raise UserError(f"--{key}: expected sampling.NAME or data.corpus.NAME: an evaluation has no other settings")
     models = [options.adapter] if options.adapter else options.models  # of a report: an adapter's run is its model's
-    paths = options.config or list(filter(None, [config_of([*models, options.judge])]))
+    paths = options.config or list(filter(None, [config_of([*models, *filter(None, [options.judge])])]))
     corpus = read_config(paths, rest).data.corpus if options.config or rest else None
     out = options.out or _evaluation_folder(models, "control" if options.controls else "evaluation")
     loading = {name: getattr(options, name) for name in ("device", "dtype", "adapter")}

@@ -89,7 +89,7 @@ class E2E(Corpus, name="e2e"):
     def _read(self, path: Path) -> datasets.Dataset:
         table = read_table(path, "ref")
         pairs = zip(table.column("ref"), table.column("mr"), strict=True)
-        rows = [{"text": text, "attributes": _meaning(mr, table.place(i)), "source": mr} for i, (text, mr) in enumerate(pairs)]
+        rows = [{"text": text, "attributes": meaning(mr, table.place(i)), "source": mr} for i, (text, mr) in enumerate(pairs)]
         return _tidy(Table(table.name, {"text": table.column("ref")}, table.numbers), to_dataset(rows, str(path)))
 
 
@@ -279,7 +279,7 @@ def _check_share(share: float) -> None:
         raise UserError(f"validation_share: expected a share from 0 to below 1, got {share}")
 
 
-def _meaning(text: str, place: str) -> dict[str, str]:
+def meaning(text: str, place: str) -> dict[str, str]:
     """Parse "key[value], key[value]"; a value may hold commas."""
     pairs = re.findall(r"\s*([^,\[\]]+)\[([^\[\]]*)\]\s*(?:,|$)", text)
     if not pairs or re.sub(r"\s", "", ",".join(f"{k}[{v}]" for k, v in pairs)) != re.sub(r"\s", "", text):

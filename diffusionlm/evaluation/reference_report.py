@@ -1,0 +1,212 @@
+"""The report of ``evaluate --references``: a column of figures for each system, the human references first."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from diffusionlm.config import to_plain
+from diffusionlm.data.corpora import Corpus
+from diffusionlm.data.references import Item, read_items, read_outputs
+from diffusionlm.evaluation.jobs import REFERENCE, Job, Progress, ResumableReport, Row
+from diffusionlm.evaluation.provenance import LoadedCorpus
+from diffusionlm.evaluation.references import Figure, left_out, score_outputs
+from diffusionlm.evaluation.text_metrics import TrainingTexts
+from diffusionlm.files import write_text
+
+Outputs = Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class ReferenceRow(Row):
+    """Figures of one system's outputs; see ``references.Scores``. ``fingerprint`` and ``settings`` determine the outputs."""
+
+    system: str
+    fingerprint: str
+    settings: dict[str, Any]
+    sources: int
+    outputs: int
+    figures: dict[str, Figure]
+    signatures: dict[str, str]
+    slots: dict[str, dict[str, float]]
+
+    def replaces(self, other: Self) -> bool:
+        """Return whether ``other`` is a row of the same system with other settings."""
+        return self.system == other.system
+
+
+@dataclass
+class ReferenceReport(ResumableReport):
+    """``references.json``: systems' outputs against one set of references."""
+
+    FILE: ClassVar[str] = "references.json"
+    ROWS: ClassVar[dict[str, type[Row]]] = {"rows": ReferenceRow}
+
+    rows: list[ReferenceRow] = field(default_factory=list)
+
+
+@dataclass
+class ReferenceRunner:
+    """The items that all systems are compared on, and the report; makes the jobs of an evaluation."""
+
+    items: list[Item]
+    report: ReferenceReport
+    training: TrainingTexts | None
+    out: Path | None
+    quiet: bool
+
+    @classmethod
+    def prepare(
+        cls, references: str | Path, corpus: Corpus | None, out: Path | None, seed: int, ter: bool, quiet: bool
+    ) -> ReferenceRunner:
+        """Read the references and the report in ``out`` if there is one; nothing is written yet."""
+        items = read_items(references)
+        counts = [len(item.references) for item in items]
+        about = {
+            "references": str(references), "references_fingerprint": digest(references), "sources": len(items),
+            "reference_texts": sum(counts), "fewest_references": min(counts), "most_references": max(counts),
+            "seed": seed, "ter": ter, "corpus": None if corpus is None else to_plain(corpus),
+        }  # fmt: skip
+        report = ReferenceReport.open(out, about)
+        return cls(items, report, None if corpus is None else LoadedCorpus(corpus).training, out, quiet)
+
+    def human_job(self) -> list[Job]:
+        """Return the job of one reference of each source against its others; none where no source has two."""
+        items, outputs = left_out(self.items, self.report.about["seed"])
+        if not items:
+            return []
+        return [self._job(REFERENCE, "", {}, len(items), lambda: (items, outputs))]
+
+    def file_job(self, path: Path) -> Job:
+        """Return the job of the outputs in a file, which is read and checked now."""
+        outputs = read_outputs(path, self.items)
+        label, fingerprint = self.report.unique(path.name, path), digest(path)
+        self.report.enter(label, {"folder": str(path), "fingerprint": fingerprint, "family": "outputs"})
+        return self.outputs_job(label, fingerprint, {}, sum(map(len, outputs)), lambda: outputs)
+
+    def outputs_job(
+        self, system: str, fingerprint: str, settings: Mapping[str, Any], count: int, generate: Callable[[], Outputs]
+    ) -> Job:
+        """Return the job that takes ``count`` outputs from ``generate()``, some for each item, and computes their figures."""
+        return self._job(system, fingerprint, settings, count, lambda: (self.items, generate()))
+
+    def _job(
+        self, system: str, fingerprint: str, settings: Mapping[str, Any], count: int,
+        generate: Callable[[], tuple[Sequence[Item], Outputs]],
+    ) -> Job:  # fmt: skip
+        identity = {"system": system, "fingerprint": fingerprint, "settings": dict(settings)}
+        about = self.report.about
+
+        def make(progress: Progress) -> ReferenceRow:
+            items, outputs = generate()
+            scores = score_outputs(
+                items, outputs, training=self.training, ter=about["ter"], seed=about["seed"], progress=progress
+            )
+            return ReferenceRow(
+                **identity, sources=scores.sources, outputs=scores.outputs, figures=scores.figures,
+                signatures=scores.signatures, slots=scores.slots,
+            )  # fmt: skip
+
+        return Job(identity, system, count * (4 if about["ter"] else 3), make)
+
+    def finish(self, jobs: Sequence[Job]) -> ReferenceReport:
+        """Make the rows that the report lacks, and write it with its table."""
+        self.report.run(jobs, self.out, self.quiet)
+        if self.out is not None:
+            self.report.save(self.out)
+            write_text(self.out / "table.txt", reference_table(self.report))
+        return self.report
+
+
+def digest(path: str | Path) -> str:
+    """Return a hash of a file."""
+    return hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()[:16]
+
+
+def evaluate_references(
+    references: str | Path, texts: Iterable[str | Path], corpus: Corpus | None = None, out: str | Path | None = None,
+    seed: int = 0, ter: bool = True, quiet: bool = False,
+) -> ReferenceReport:  # fmt: skip
+    """Score files of systems' outputs against references; continue the evaluation in ``out``.
+
+    Args:
+        references: a file of sources and references; see ``data.references.read_items``.
+        texts: files of outputs; see ``data.references.read_outputs``.
+        corpus: whose training texts are compared with the outputs.
+        out: a folder for ``references.json`` and ``table.txt``.
+        seed: of the bootstrap, and of the human reference that is left out.
+        ter: whether TER is computed.
+        quiet: whether to show no progress.
+
+    Raises:
+        UserError: a file is wrong, or ``out`` holds something else.
+    """
+    runner = ReferenceRunner.prepare(references, corpus, None if out is None else Path(out), seed, ter, quiet)
+    jobs = [runner.file_job(Path(path)) for path in texts]
+    return runner.finish([*runner.human_job(), *jobs])
+
+
+def json_rows(report: ReferenceReport) -> str:
+    """Return the rows as JSON lines."""
+    return "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in report.rows)
+
+
+def shown(figure: Figure) -> str:
+    """Return a figure with its standard error; a dash where there is none."""
+    if figure.value is None:
+        return "-"
+    return f"{figure.value:.2f}" + ("" if figure.error is None else f" ± {figure.error:.2f}")
+
+
+EXPLAINED = [
+    "Figures ± standard errors over sources (bootstrap). BLEU, chrF, TER: sacrebleu; NIST: up to 5-grams, tokens as BLEU in lower",
+    "case; ROUGE: F1 of the best reference; ROUGE-L (E2E): as the E2E script. TER and slot errors: lower is better. All but NIST",
+    "in percent (slot errors: of all slots; length ratio: words of the outputs / of the closest references).",
+]
+HUMAN = (
+    "reference text: one reference of each source against its others; a system is compared with all of them, which is easier."
+)
+
+
+def reference_table(report: ReferenceReport) -> str:
+    """Return the report as a table with explanations."""
+    about, systems = report.about, [row.system for row in report.rows]
+    per = f"{about['fewest_references']} to {about['most_references']} per source"
+    title = f"references {about['references']}: {about['sources']} sources, {about['reference_texts']} references ({per})"
+    names = list(dict.fromkeys(name for row in report.rows for name in row.figures))
+    none = Figure(None)
+    cells = [{"figure": name, **{r.system: shown(r.figures.get(name, none)) for r in report.rows}} for name in names]
+    for label, values in (("sources", [r.sources for r in report.rows]), ("outputs", [r.outputs for r in report.rows])):
+        cells.append({"figure": label, **{system: str(value) for system, value in zip(systems, values, strict=True)}})
+    explained = [*EXPLAINED, *[HUMAN] * (REFERENCE in systems)]
+    return report.table(title, cells, explained, [*_reasons(report), *_signatures(report), *_slots(report)])
+
+
+def _reasons(report: ReferenceReport) -> list[str]:
+    found: dict[str, list[str]] = {}
+    for row in report.rows:
+        for name, figure in row.figures.items():
+            if figure.reason and name not in found.setdefault(figure.reason, []):
+                found[figure.reason].append(name)
+    return ["", "Not computed", *(f"  {', '.join(names)}: {reason}" for reason, names in found.items())] if found else []
+
+
+def _signatures(report: ReferenceReport) -> list[str]:
+    pairs = {(name, signature) for row in report.rows for name, signature in row.signatures.items()}
+    return ["", "Signatures", *(f"  {name}: {signature}" for name, signature in sorted(pairs))]
+
+
+def _slots(report: ReferenceReport) -> list[str]:
+    lines = []
+    for row in report.rows:
+        if errors := {slot: kinds for slot, kinds in row.slots.items() if any(kinds.values())}:
+            lines += [f"  {row.system}: " + "; ".join(f"{slot} {_kinds(kinds)}" for slot, kinds in errors.items())]
+    return ["", "Slot errors, percent of all slots", *lines] if lines else []
+
+
+def _kinds(kinds: Mapping[str, float]) -> str:
+    return ", ".join(f"{kind} {share:.2f}" for kind, share in kinds.items() if share)
