@@ -187,7 +187,6 @@ def _convert(options: argparse.Namespace) -> int:
 )  # fmt: skip
 def _generate(options: argparse.Namespace) -> int:
     """Generate texts with a trained model: JSON lines on stdout, each as soon as it is finished."""
-    from diffusionlm.arguments import watcher
     from diffusionlm.controls import read_controls, target_rows
     from diffusionlm.data.annotators import Annotator
     from diffusionlm.pipelines.auto import open_pipeline

@@ -36,6 +36,10 @@ def prepare(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     (folder / "configs").symlink_to(ROOT / "configs")
     (folder / "my_texts.txt").write_text("\n".join(restaurant_texts(120)))
+    texts = restaurant_texts(6)
+    rows = [{"source": f"source {number // 2}", "target": text} for number, text in enumerate(texts)]
+    (folder / "my_references.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "my_outputs.txt").write_text("\n".join(texts[::2]))
     (folder / "held_out.txt").write_text("\n".join(restaurant_texts(3, "test")))
     model = folder / "runs" / "quickstart" / "model"
     claim(RunConfig(), model.parent)
@@ -92,6 +96,8 @@ def small(arguments: list[str]) -> list[str] | None:
             return [*arguments, "--count", "2", *(["--steps", "3"] if "--steps" in arguments else [])]
         case "score":
             return [*arguments[:3], "--strata", "8"]  # the rest is a shell's redirection
+        case "evaluate" if "--references" in arguments:
+            return arguments
         case "evaluate" if "--controls" in arguments:
             return [*arguments, "--targets-count", "2", "--samples", "2"]
         case "evaluate":

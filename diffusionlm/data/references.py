@@ -53,7 +53,7 @@ def read_items(path: str | Path) -> list[Item]:
     sources, targets = table.column("source"), table.column("target")
     items = grouped((sources[row] for row in kept), (targets[row] for row in kept))
     slots = _meanings(items, str(path))
-    return [Item(source, tuple(texts), slots and slots[source]) for source, texts in items.items()]
+    return [Item(source, tuple(texts), None if slots is None else slots[source]) for source, texts in items.items()]
 
 
 def _with_columns(path: str | Path) -> tuple[Table, str, str]:

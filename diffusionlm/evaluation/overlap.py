@@ -22,12 +22,13 @@ _PENALTY = -numpy.log(0.5) / numpy.log(1.5) ** 2  # the factor is 0.5 where the 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])  # as coco-caption removes it
 Words = Sequence[str]
+_tokenizer: Callable[[str], str] = Tokenizer13a()  # type: ignore[no-untyped-call]
 
 
 @lru_cache(maxsize=1 << 16)
 def words_13a(text: str) -> tuple[str, ...]:
     """Return the words of a text as mteval-v13a.pl without -c has them: its tokens, in lower case."""
-    return tuple(Tokenizer13a()(text).lower().split())
+    return tuple(_tokenizer(text).lower().split())
 
 
 def ngrams(words: Words, n: int) -> Counter[tuple[str, ...]]:

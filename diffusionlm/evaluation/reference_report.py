@@ -98,7 +98,7 @@ class ReferenceRunner:
         self, system: str, fingerprint: str, settings: Mapping[str, Any], count: int,
         generate: Callable[[], tuple[Sequence[Item], Outputs]],
     ) -> Job:  # fmt: skip
-        identity = {"system": system, "fingerprint": fingerprint, "settings": dict(settings)}
+        identity: dict[str, Any] = {"system": system, "fingerprint": fingerprint, "settings": dict(settings)}
         about = self.report.about
 
         def make(progress: Progress) -> ReferenceRow:
@@ -163,9 +163,9 @@ def shown(figure: Figure) -> str:
 
 
 EXPLAINED = [
-    "Figures ± standard errors over sources (bootstrap). BLEU, chrF, TER: sacrebleu; NIST: up to 5-grams, tokens as BLEU in lower",
-    "case; ROUGE: F1 of the best reference; ROUGE-L (E2E): as the E2E script. TER and slot errors: lower is better. All but NIST",
-    "in percent (slot errors: of all slots; length ratio: words of the outputs / of the closest references).",
+    "Figures ± standard error over sources (bootstrap). BLEU, chrF, TER: sacrebleu; NIST: up to 5-grams, words as BLEU, lower",
+    "case; ROUGE: F1 of the best reference; ROUGE-L (E2E): as the E2E script. Lower is better for TER and slot errors. Figures",
+    "but NIST are in percent (slot errors: of all slots; length ratio: words of the outputs / of the closest references).",
 ]
 HUMAN = (
     "reference text: one reference of each source against its others; a system is compared with all of them, which is easier."

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy
-from sacrebleu.metrics import BLEU, CHRF, TER
+from sacrebleu import BLEU, CHRF, TER
 
 from diffusionlm.data.references import Item, paired
 from diffusionlm.evaluation import overlap
@@ -72,6 +72,10 @@ def bootstrap(statistics: numpy.ndarray, score: Score, resamples: int = RESAMPLE
     return float(numpy.std([score(row) for row in draws @ statistics], ddof=1))
 
 
+def _score_of(metric: Any) -> Score:
+    return lambda sums: float(metric._compute_score_from_stats(sums).score)
+
+
 @dataclass
 class Scorer:
     """Computes figures of ``outputs`` (for each of ``items``, one or more)."""
@@ -114,7 +118,7 @@ class Scorer:
             counts = {len(item.references) for item in self.items}
             metric.num_refs = counts.pop() if len(counts) == 1 else -1  # what a call with all outputs would set
             self.signatures[name] = str(metric.get_signature())
-            self.add(name, rows, lambda sums, metric=metric: float(metric._compute_score_from_stats(sums).score))
+            self.add(name, rows, _score_of(metric))
             if name == "BLEU":
                 self.add("length ratio", [row[:2] for row in rows], ratio)
 

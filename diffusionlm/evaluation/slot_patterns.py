@@ -13,12 +13,12 @@ SLOTS = ("name", "near", "eatType", "food", "priceRange", "customer rating", "ar
 LOW, MIDDLE, HIGH = ("cheap", "less than £20"), ("moderate", "£20-25"), ("high", "more than £30")
 BAD, AVERAGE, GOOD = ("low", "1 out of 5"), ("average", "3 out of 5"), ("high", "5 out of 5")
 
-_POUND = r"(?:£ ?|gbp ?)?"
+_POUND = r"(?:£ ?|l ?|gbp ?)?"
 _MONEY = r"(?: ?(?:£|gbp|pounds?|quid|euros?|dollars?|l\b))?"
-_PRICED = r"(?:price|cost|pric(?:ed|es|ey|ing)|budget|range|bracket)s?"
+_PRICED = r"(?:price|cost|pric(?:ed|es|ey|ing)|budget|range(?! (?:customer|rating|review))|bracket)s?"
 _OF = (
     r"(?: (?:range|point|bracket|level|tag|menu|food)s?)?(?: (?:is|are|was|of|in|at|a|an|the|its|it|very|quite|"
-    r"rather|fairly|being|considered|relatively|pretty|which|that|somewhat|bit|can|be|ranged|ranges|range|"
+    r"rather|fairly|being|remains?|considered|relatively|pretty|which|that|somewhat|bit|can|be|ranged|ranges|range|"
     r"of their (?:\w+ )?food|·)){0,4} "
 )
 _WHO = (
@@ -65,10 +65,10 @@ def _stars(number: str) -> str:
     """Return a pattern of "3 out of 5", "three-star", "rated 3" and the like."""
     n = f"(?:{_NUMBERS[number]})"
     return (
-        rf"{n} ?(?:out (?:of )?|of |/ ?|in )(?:a )?(?:possible )?(?:5|five)|"
-        rf"(?<!of )(?<!/ )(?<!/)(?<!out ){n}(?: (?:customer|michelin))? stars?|{n} (?:to|on (?:a|"
-        rf"the) scale of) (?:5|five)|{_RATING}{_IS}{n}(?! ?(?:/|out|of|star|to|on))|"
-        rf"(?<!of )(?<!/ )(?<!/)(?<!to )(?<!out )(?:{n}) (?:customer )?rat(?:ed|ings?)"
+        rf"{n} ?(?:out (?:of )?|of |/ ?|in |- ?)(?:a )?(?:possible )?(?:5|five)|"
+        rf"(?<!of )(?<!/ )(?<!/)(?<!-)(?<!out ){n}(?: (?:customer|michelin))? stars?|{n} (?:to|on (?:a|"
+        rf"the) scale of) (?:5|five)|{_RATING}{_IS}{n}(?! ?(?:/|-|out|of|star|to|on))|"
+        rf"(?<!of )(?<!/ )(?<!/)(?<!-)(?<!to )(?<!out )(?:{n}) (?:customer )?rat(?:ed|ings?)"
     )
 
 
@@ -107,7 +107,8 @@ PHRASES: dict[str, tuple[Phrase, ...]] = {
             rf"up to) {_POUND}30{_MONEY}"),
         (("more than £30",), 
             rf"(?:more(?: than| then)?|over|above|at least|exceed\w*|greater than|higher than|(?:starting|starts?|"
-            rf"begin\w*|up)?(?: at| from)|upwards? of|in excess of|beyond|not less than) {_POUND}30{_MONEY}|"
+            rf"begin\w*|up)?(?: at| from)|upwards? of|in excess of|beyond|"
+            rf"minimum(?: cost| price| of)*|not less than) {_POUND}30{_MONEY}|"
             rf"{_POUND}30{_MONEY}(?: ?\+| or (?:more|above|over)| plus| and (?:up|above|over|more))"),
         (("£20-25",), rf"{_POUND}20{_MONEY} ?(?:-|to|and|through|or|until|~)? ?{_POUND}25{_MONEY}"),
         (LOW[:1] + LOW[1:], 

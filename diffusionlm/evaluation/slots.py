@@ -12,12 +12,12 @@ in seven.
 It follows ``slot_error.py`` of Dusek et al. 2019 ("Semantic Noise Matters for Neural Natural Language Generation", repository
 tuetschek/e2e-cleaning), and differs from it:
 
-- A second value beside the right one, and a second place beside the right ``near``, count as one wrong slot; there as one added
-  value each. Repeated values are no error; there they are counted.
+- A second value beside the right one, and a second place beside the right one, make the slot wrong;
+  there each is an added value. Repeated values are no error; there they are counted.
 - Names may be misspelt, shortened to all words but the last, or lack their accent; there they must be verbatim.
 - Words of names are taken out first, so that "Raja Indian Cuisine" states no food.
-- Prices have three levels, in more words ("budget", "upmarket"); an amount ("less than £20") is right only where the MR has that
-  amount. "moderately priced" is wrong for "less than £20", where that script accepts it.
+- Prices have three levels, in more words ("budget", "upmarket"); an amount ("less than £20") is right only where the MR has it.
+  "moderately priced" is wrong for "less than £20", where that script accepts it.
 - Ratings have three levels, and 2 and 4 out of 5, which no MR has.
 - "restaurant" beside the right "pub" or "coffee shop" is a general word and no error.
 - familyFriendly has many more phrasings, and a negation is searched for in the clause before ("does not really welcome kids").
@@ -67,7 +67,7 @@ def _find(name: Sequence[str], words: Sequence[str], exact: bool) -> tuple[int, 
     """Return where ``name`` stands in ``words``: exactly, else misspelt or shortened."""
     for forms in [name] if exact else [name, name[:-1]] if len(name) > 2 else [name]:
         size = len(forms)
-        for start in range(len(words) - size + 1):
+        for start in range(len(words) - size + 1 if size else 0):
             part = words[start : start + size]
             if tuple(part) == tuple(forms) or (not exact and _alike(part, forms)):
                 return start, start + size
@@ -113,8 +113,11 @@ def _place_errors(meaning: Mapping[str, str], stated: set[str], places: Places) 
 def _spans(slot: str, text: str) -> list[tuple[int, int, Phrase]]:
     """Return the phrases of a slot in a text, without those inside a longer one."""
     found = [(*match.span(), phrase) for phrase in PHRASES[slot] for match in phrase.pattern.finditer(text)]
-    inside = lambda a, b: b[0] <= a[0] and a[1] <= b[1] and b[1] - b[0] > a[1] - a[0]  # noqa: E731
-    return [one for one in found if not any(inside(one, other) for other in found)]
+    return [one for one in found if not any(_inside(one[:2], other[:2]) for other in found)]
+
+
+def _inside(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    return other[0] <= one[0] and one[1] <= other[1] and one != other
 
 
 def _value_error(slot: str, value: str | None, text: str) -> str | None:
@@ -158,7 +161,7 @@ def slot_errors(meaning: Mapping[str, str], text: str, places: Places | None = N
     for slot in PHRASES:
         if error := _value_error(slot, meaning.get(slot), plain):
             errors[slot] = error
-    family, friendly = _family(plain), meaning.get("familyFriendly")
+    family, friendly = _family(plain), meaning.get("familyFriendly", "").lower() or None
     if friendly is None and family:
         errors["familyFriendly"] = "added"
     elif friendly is not None and family != {friendly}:
