@@ -109,7 +109,6 @@ class Scorer:
         metrics: dict[str, Any] = {"BLEU": BLEU(), "BLEU, lower case": BLEU(lowercase=True), "chrF": CHRF(), "TER": TER()}
         if not ter:
             del metrics["TER"]
-            self.leave_out("TER", "left out")
         for name, metric in metrics.items():
             rows = []
             for _, item, text in self.pairs:
@@ -121,6 +120,8 @@ class Scorer:
             self.add(name, rows, _score_of(metric))
             if name == "BLEU":
                 self.add("length ratio", [row[:2] for row in rows], ratio)
+        if not ter:
+            self.leave_out("TER", "left out")
 
     def overlap(self) -> None:
         """Add NIST, and ROUGE and METEOR as far as their packages and data are installed."""
