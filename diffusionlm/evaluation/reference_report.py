@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from diffusionlm.config import to_plain
+from diffusionlm.config import UserError, to_plain
 from diffusionlm.data.corpora import Corpus
 from diffusionlm.data.references import Item, read_items, read_outputs
 from diffusionlm.evaluation.jobs import REFERENCE, Job, Progress, ResumableReport, Row
@@ -64,6 +64,8 @@ class ReferenceRunner:
         cls, references: str | Path, corpus: Corpus | None, out: Path | None, seed: int, ter: bool, quiet: bool
     ) -> ReferenceRunner:
         """Read the references and the report in ``out`` if there is one; nothing is written yet."""
+        if seed < 0:
+            raise UserError(f"seed: expected 0 or more, got {seed}")
         items = read_items(references)
         counts = [len(item.references) for item in items]
         about = {

@@ -181,6 +181,11 @@ def test_what_does_not_go_together_is_refused(
     assert said.out == "" and message in said.err and len(said.err.splitlines()) == 1
 
 
+def test_a_negative_seed_is_refused(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command(data, "--seed", "-1")) == 2
+    assert capsys.readouterr().err.endswith("seed: expected 0 or more, got -1\n")
+
+
 def test_a_text_file_with_a_line_too_few_writes_nothing(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (data / "short.txt").write_text("one\ntwo\n")
     assert main(command(data, "--out", str(data / "out"), texts="short.txt")) == 2
