@@ -18,11 +18,12 @@ from typing import Any
 import numpy
 from sacrebleu import BLEU, CHRF, TER
 
+from diffusionlm.data.copies import tokenize
 from diffusionlm.data.references import Item, paired
 from diffusionlm.evaluation import overlap
 from diffusionlm.evaluation.slot_patterns import SLOTS
 from diffusionlm.evaluation.slots import Places, slot_errors
-from diffusionlm.evaluation.text_metrics import TrainingTexts, distinct, self_bleu, tokenize
+from diffusionlm.evaluation.text_metrics import TrainingTexts, distinct, self_bleu
 
 RESAMPLES = 1000
 Score = Callable[[numpy.ndarray], float]  # the sum of statistics -> the figure

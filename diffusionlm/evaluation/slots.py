@@ -22,6 +22,7 @@ tuetschek/e2e-cleaning), and differs from it:
 - "restaurant" beside the right "pub" or "coffee shop" is a general word and no error.
 - familyFriendly has many more phrasings, and a negation is searched for in the clause before ("does not really welcome kids").
 
+A place that no MR of the data set has is not known: a text with it lacks the right name, and does not state a wrong one.
 The agreement of the figures with a reader's judgement is in docs/evaluation.md.
 """
 
