@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 from test_trainer import COMMAND, ENVIRONMENT, assert_same, read_until, weights
 from tiny_runs import ROOT, restaurant_texts, tiny_config, tiny_plain
 
-from diffusionlm.cli import FAMILIES, main
+from diffusionlm.cli import main
 from diffusionlm.training.checkpoints import newest_checkpoint
 from diffusionlm.training.run import train
+from diffusionlm.verbs.showing import FAMILIES
 
 
 @pytest.fixture(scope="module")

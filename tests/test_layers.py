@@ -27,7 +27,7 @@ LAYERS = [
     ("training",),
     ("evaluation",),
     ("restaurants",),
-    ("arguments", "cli", "__main__"),
+    ("arguments", "verbs", "cli", "__main__"),
     ("__init__",),
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffusionlm.cli import FAMILIES, main
+from diffusionlm.cli import main
 from diffusionlm.config import Component, UserError
 from diffusionlm.controls import Reward
 from diffusionlm.data.corpora import Files
@@ -31,6 +31,7 @@ from diffusionlm.pipelines.base import SamplingConfig, placed
 from diffusionlm.pipelines.gradient import Gradient
 from diffusionlm.pipelines.masked import Ancestral
 from diffusionlm.training.run import save_model
+from diffusionlm.verbs.showing import FAMILIES
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "format-1"
 SMALL = Transformer(layers=1, width=16, heads=2)

@@ -1,0 +1,55 @@
+"""``quickstart``, ``train`` and ``convert``."""
+
+from __future__ import annotations
+
+import argparse
+
+from diffusionlm.arguments import command, option
+from diffusionlm.config import UserError
+from diffusionlm.verbs.shared import CONFIG, expect_positive
+
+
+@command(
+    option("--out", "run folder (default %(default)s)", "FOLDER", default="runs/quickstart"),
+    option("--minutes", "training time on this machine (default 4.2)", "X"),
+    option("--steps", "training steps; replaces --minutes"),
+    option("--texts", "texts to generate and evaluate (default %(default)s)", default=500),
+)
+def _quickstart(options: argparse.Namespace) -> int:
+    """Train on the restaurants corpus for a few minutes, generate texts and evaluate them."""
+    from diffusionlm.restaurants.quickstart import quickstart
+
+    expect_positive(options, "steps", "texts")
+    if options.steps is not None and options.minutes is not None:
+        raise UserError("--minutes: --steps replaces it, so it has no effect; give one of the two")
+    quickstart(options.out, options.steps, 4.2 if options.minutes is None else options.minutes, options.texts)
+    return 0
+
+
+@command(
+    CONFIG,
+    option("--out", "run folder: model, log, samples, checkpoints", "FOLDER", required=True),
+    option("--init-from", "fine-tune this model folder on the corpus", "MODEL"),
+    option("--adapter", "train and save a part of the weights, such as lora; see: diffusionlm show adapters", "NAME"),
+    example="train --config configs/e2e-small.yaml --training.steps 500 --data.corpus.folder e2e",
+)
+def _train(options: argparse.Namespace) -> int:
+    """Train a model; after an interruption, the same command resumes the run."""
+    from diffusionlm.training.run import read_config, train
+
+    given = [(name, value) for name in ("init_from", "adapter") if (value := getattr(options, name))]
+    return 0 if train(read_config(options.config, options.overrides + given), options.out) else 130
+
+
+@command(
+    option("checkpoint", "checkpoint (.pt) of Diffusion-LM's or DiffuSeq's own code, or its folder", "CHECKPOINT"),
+    option("--out", "model folder to write", "FOLDER", required=True),
+    option("--tokenizer", "where the tokens are BERT's: the tokenizer's folder, or its vocab.txt", "FOLDER"),
+    option("--heads", "attention heads, where the BERT of the checkpoint is none of the usual sizes"),
+)
+def _convert(options: argparse.Namespace) -> int:
+    """Convert a checkpoint of the original code to a model folder, with training_args.json and vocab.json beside it."""
+    from diffusionlm.training.convert import convert
+
+    convert(options.checkpoint, options.out, options.tokenizer, options.heads)
+    return 0
