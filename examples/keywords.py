@@ -47,7 +47,7 @@ class Keywords(Condition):
         """Return the words of each text."""
         return [[word for word in self.words if word in text.lower().replace(".", " ").split()] for text in rows["text"]]
 
-    def read(self, text: str) -> list[str]:
+    def read(self, text: str, key: str = "") -> list[str]:
         """Return the words of ``--condition cheap,food``."""
         return text.split(",")
 

@@ -56,6 +56,36 @@ def read_items(path: str | Path) -> list[Item]:
     return [Item(source, tuple(texts), None if slots is None else slots[source]) for source, texts in items.items()]
 
 
+def read_sources(path: str) -> list[Item]:
+    """Read sources in their order: the lines of a .txt file or of standard input ("-"), or rows with a column of ``COLUMNS``.
+
+    Where there are references, too, items are as in ``read_items``; else equal sources stay apart.
+
+    Raises:
+        UserError: the file is missing or broken, or has none of the columns; a source is empty.
+    """
+    if path != "-" and not path.lower().removesuffix(".gz").endswith(".txt"):
+        table, failed = None, None
+        for source, target in COLUMNS:
+            try:
+                table = read_table(Path(path), source)
+            except UserError as error:
+                failed = failed or error
+                continue
+            if source in table.columns:
+                return read_items(path) if target in table.columns else _alone(table, source)
+        names = ", ".join(source for source, _ in COLUMNS)
+        raise failed if table is None and failed else UserError(f"{path}: expected a column of sources: {names}")
+    return _alone(read_table(path, "text"), "text")
+
+
+def _alone(table: Table, column: str) -> list[Item]:
+    sources = table.column(column)
+    if empty := {*range(len(sources))} - {*table.texts(column)}:
+        raise UserError(f"{table.place(min(empty))}: expected a source text, got none")
+    return [Item(source, ()) for source in sources]
+
+
 def _with_columns(path: str | Path) -> tuple[Table, str, str]:
     failed: UserError | None = None
     for source, target in COLUMNS:

@@ -231,22 +231,25 @@ class Several(Condition, name="several"):
 
     def values(self, rows: datasets.Dataset) -> list[Any]:
         by_part = [part.values(rows) for part in self.parts]
-        return [dict(zip(self._keys, row, strict=True)) for row in zip(*by_part, strict=True)]
+        return [dict(zip(self.keys, row, strict=True)) for row in zip(*by_part, strict=True)]
 
     @property
-    def _keys(self) -> list[str]:
-        return [part.key for part in self.parts]
+    def keys(self) -> tuple[str, ...]:
+        return tuple(part.key for part in self.parts)
+
+    def read(self, text: str, key: str = "") -> Any:
+        return next((part.read(text) for part in self.parts if part.key == key), text)
 
     def requested(self, given: Any) -> Any:
         if given is None:
             return None
         if not isinstance(given, Mapping):
-            raise UserError(f"condition: expected a value for some of {', '.join(self._keys)}, by name, got {given!r}")
-        check_keys(given, self._keys)
-        return {key: given.get(key) for key in self._keys}
+            raise UserError(f"condition: expected a value for some of {', '.join(self.keys)}, by name, got {given!r}")
+        check_keys(given, self.keys)
+        return {key: given.get(key) for key in self.keys}
 
     def with_source(self, given: Any, text: str) -> Any:
-        if "source" not in self._keys:
+        if "source" not in self.keys:
             return super().with_source(given, text)
         if isinstance(given, Mapping) and given.get("source") is not None:
             raise UserError("condition: the source is given twice; leave one out")
@@ -254,7 +257,7 @@ class Several(Condition, name="several"):
 
     def encoded(self, values: Sequence[Any], tokenizer: PreTrainedTokenizerFast) -> list[Any]:
         by_part = [part.encoded([(value or {}).get(part.key) for value in values], tokenizer) for part in self.parts]
-        return [dict(zip(self._keys, row, strict=True)) for row in zip(*by_part, strict=True)]
+        return [dict(zip(self.keys, row, strict=True)) for row in zip(*by_part, strict=True)]
 
     def collate(self, values: Sequence[Any]) -> dict[str, Tensor]:
         return {

@@ -11,7 +11,7 @@ dropped in training for classifier-free guidance. B batch, S source positions, L
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -122,15 +122,34 @@ class Condition(Component, family="condition"):
         """Return the value of each corpus row. Raises UserError for a missing column or an impossible value."""
         raise NotImplementedError
 
-    def read(self, text: str) -> Any:
-        """Return the value that a ``text`` of the command line stands for."""
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The names of the values in requests."""
+        return (self.key,)
+
+    def read(self, text: str, key: str = "") -> Any:
+        """Return the value, of ``key``, that a ``text`` of the command line stands for."""
         return text
+
+    def read_all(self, texts: Sequence[str]) -> Any:
+        """Return a request of the command line: a value, or NAME=VALUE for some of ``keys``."""
+        named = [text.partition("=") for text in texts]
+        if len(texts) == 1 and not (named[0][1] and named[0][0] in self.keys):
+            return self.read(texts[0])
+        found: dict[str, Any] = {}
+        for name, equals, value in named:
+            if not equals or name in found:
+                problem = "is given twice" if equals else f"has no value: expected NAME=VALUE, of {', '.join(self.keys)}"
+                raise UserError(f"condition: {name!r} {problem}")
+            check_keys([name], self.keys)
+            found[name] = self.read(value, name)
+        return found
 
     def requested(self, given: Any) -> Any:
         """Return the value that a caller gave, itself or in a mapping by ``key``. Raises UserError for another key."""
         if not isinstance(given, Mapping):
             return given
-        check_keys(given, [self.key])
+        check_keys(given, self.keys)
         return given.get(self.key)
 
     def with_source(self, given: Any, text: str) -> Any:
@@ -158,7 +177,7 @@ def one_sentence(condition: Condition, what: str) -> Iterator[None]:
         raise UserError(f"condition: {plain_name(type(condition))} cannot use {what}: {reason}") from error
 
 
-def check_keys(given: Mapping[str, Any], known: Sequence[str]) -> None:
+def check_keys(given: Iterable[str], known: Sequence[str]) -> None:
     """Raise UserError for a key that is not ``known``."""
     for key in given:
         if key not in known:

@@ -136,10 +136,12 @@ class BasePipeline(Generic[M]):
         """Whether the model was trained with a condition."""
         return getattr(getattr(self.model, "settings", None), "condition", None) is not None
 
-    def read_condition(self, text: str) -> Any:
-        """Return the value of the model's condition that a ``text`` of the command line stands for."""
+    def read_condition(self, texts: Sequence[str]) -> Any:
+        """Return the request for the model's condition that ``texts`` of the command line stand for; None for no text."""
+        if not texts:
+            return None
         settings: Any = getattr(self.model, "settings", None)
-        return settings.condition.read(text) if self.conditional else text
+        return settings.condition.read_all(texts) if self.conditional else texts[0]
 
     # Of a model folder, and the base of its adapter or None; raises UserError for a damaged folder or another family.
     load_model: ClassVar[staticmethod[[str | Path, str | Path | None], Any]]

@@ -1,6 +1,10 @@
 """The commands of the command line, a module for each group; a command is a function with its options above it."""
 
-# isort: off, so that the help text has this order
-from diffusionlm.verbs import evaluating, sampling, showing, training
+# The help text has the order of these imports.
+# isort: off
+from diffusionlm.verbs import training
+from diffusionlm.verbs import sampling
+from diffusionlm.verbs import evaluating
+from diffusionlm.verbs import showing
 
 __all__ = ["evaluating", "sampling", "showing", "training"]

@@ -6,15 +6,17 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from diffusionlm.arguments import command, flag, option, several
 from diffusionlm.config import UserError, build, read_value
 from diffusionlm.verbs.shared import LOADING, MODEL, expect_positive, given_options, sampling_settings
 
+if TYPE_CHECKING:
+    from diffusionlm.pipelines.base import BasePipeline, SamplingConfig
 
-@command(
-    MODEL,
-    option("--count -n", "number of texts (default %(default)s)", default=10),
+
+SAMPLING = (
     option("--seed", "random seed; the same seed gives the same texts (default 0)"),
     option("--steps", "sampling steps (default: the model's)"),
     option("--passes", "self-conditioning passes, network evaluations per step (default: the model's)"),
@@ -22,11 +24,11 @@ from diffusionlm.verbs.shared import LOADING, MODEL, expect_positive, given_opti
     option("--temperature", "softmax temperature; lower is more fluent and less diverse (default 1)", "X"),
     option("--step-temperature", "temperature of the prediction that a step moves to (default: --temperature)", "X"),
     option("--sweeps", "refinement sweeps over the finished text (default: the model's)"),
-    option("--length", "tokens per text (default: drawn from the lengths of the training texts)"),
     option("--candidates", "candidates per sample for minimum-Bayes-risk selection (default 1)"),
+    several("--condition", "the model's condition, such as a class label; of several conditions NAME=VALUE", "VALUE"),
+    option("--cfg", "scale of classifier-free guidance on the condition; 1 is none (default 1)", "X"),
+    option("--self-cfg", "likewise on the estimate for self-conditioning (default 1)", "X"),
     several("--control", "food=Japanese, 'Length(20) & ~Words(\"cheap\")'", "EXPRESSION", dest="controls"),
-    option("--targets", ".jsonl or .yaml file of targets with their controls; --count texts for each", "FILE"),
-    option("--condition", "value of the model's condition, such as a class label", "VALUE"),
     option("--annotator", "tags and parses texts to check controls: a name or '{name: tagger, folder: F}' "
             "(default: the corpus's); see: diffusionlm show annotators", "SPEC"),
     option("--strength", "strength of gradient guidance; 0 turns it off (default 1)", "X"),
@@ -36,24 +38,26 @@ from diffusionlm.verbs.shared import LOADING, MODEL, expect_positive, given_opti
     option("--batch-size", "texts per batch (default 128)"),
     *LOADING,
     flag("--watch", "show the texts after every step in the terminal (on stderr)"),
-    example="generate runs/quickstart --sampler.name ddim --sampler.eta 0.5",
 )  # fmt: skip
+LABELS = {"guidance.strength": "--strength", "particles.count": "--particles", "tries": "--ensure"}
+
+
+@command(
+    MODEL,
+    option("--count -n", "number of texts (default 10), of each source (default 1)"),
+    option("--length", "tokens per text (default: drawn from the lengths of the training texts)"),
+    option("--source", "sources to generate from: .txt (one per line), .jsonl, .csv; - is stdin", "FILE"),
+    option("--targets", ".jsonl or .yaml file of targets with their controls; --count texts for each", "FILE"),
+    *SAMPLING,
+    example="generate runs/quickstart --sampler.name ddim --sampler.eta 0.5",
+)
 def _generate(options: argparse.Namespace) -> int:
     """Generate texts with a trained model: JSON lines on stdout, each as soon as it is finished."""
     from diffusionlm.controls import read_controls, target_rows
-    from diffusionlm.data.annotators import Annotator
-    from diffusionlm.pipelines.auto import open_pipeline
-    from diffusionlm.progress import watcher
+    from diffusionlm.data.references import read_sources
 
     expect_positive(options, "count", "ensure")
-    sampling, given = sampling_settings(options)
-    pipeline = open_pipeline(options.model, options.device, options.dtype, options.adapter)
-    if options.annotator is not None:
-        pipeline.set_annotator(build(Annotator, read_value("--annotator", options.annotator), "--annotator"))
-    watch = watcher() if options.watch else None
-    condition = None if options.condition is None else pipeline.read_condition(options.condition)
-    if pipeline.conditional and condition is None:
-        print("no --condition: the samples are those of the model without a condition", file=sys.stderr)
+    pipeline, sampling, given = opened(options)
     common = read_controls(options.controls)
     targets = [("", common)]
     if options.targets is not None:
@@ -63,13 +67,76 @@ def _generate(options: argparse.Namespace) -> int:
                 pipeline.check_controls(controls, sampling)
             except UserError as error:
                 raise UserError(f"{place}: {error}") from None
-    labels = {"guidance.strength": "--strength", "particles.count": "--particles", "tries": "--ensure"}
-    pipeline.check_given(given, sampling, [controls for _, controls in targets], labels)
+    pipeline.check_given(given, sampling, [controls for _, controls in targets], LABELS)
+    request = {"condition": pipeline.read_condition(options.condition), "tries": options.ensure}
+    items = None if options.source is None else read_sources(options.source)
+    if pipeline.conditional and items is None and request["condition"] is None:
+        print("no --condition or --source: the samples are those of the model without a condition", file=sys.stderr)
+    count = options.count or (10 if items is None else 1)
+    sources = None if items is None else [item.source for item in items]
     for number, (_, controls) in enumerate(targets):
-        target = {} if options.targets is None else {"target": number}
-        for row in pipeline.stream(options.count, sampling, watch, controls, options.ensure, condition):
-            print(json.dumps({**target, **row.row()}, ensure_ascii=False), flush=True)
+        target: dict[str, Any] = {} if options.targets is None else {"target": number}
+        for row in pipeline.stream(count, sampling, watcher_of(options), controls, source=sources, **request):
+            references = items[row.index // count].references if items is not None else ()
+            print_row({**target, **row.row(), **({"references": references} if references else {})})
     return 0
+
+
+@command(
+    MODEL,
+    several("--text", "text to edit", "TEXT", dest="texts"),
+    option("--file", "texts to edit: .txt (one per line), .jsonl, .csv; - is stdin", "FILE"),
+    option("--level", "share of the noise: 0 leaves the text, 1 is a new one (default %(default)s)", "X", default=0.5),
+    option("--count -n", "edits of each text (default %(default)s)", default=1),
+    *SAMPLING,
+    example="edit runs/quickstart --text 'It is a cheap pub.' --sampling.guidance.strength 2",
+)
+def _edit(options: argparse.Namespace) -> int:
+    """Edit texts: noise them to a level and denoise them with controls on; JSON lines on stdout, as ``generate``."""
+    from diffusionlm.controls import read_controls
+    from diffusionlm.data.corpora import read_texts
+    from diffusionlm.pipelines.diffusion import Pipeline
+
+    expect_positive(options, "count", "ensure")
+    texts = options.texts + ([] if options.file is None else [text for _, text in read_texts(options.file)])
+    if not texts:
+        raise UserError("edit: expected --text TEXT, or --file FILE")
+    pipeline, sampling, given = opened(options)
+    if not isinstance(pipeline, Pipeline):
+        raise UserError(f"{options.model}: a {pipeline.model.config.model_type} model edits no texts; diffusion models do")
+    controls = read_controls(options.controls)
+    pipeline.check_given(given, sampling, [controls], LABELS)
+    rows = pipeline.edit(
+        texts, options.level, controls, options.count, sampling, watcher_of(options), options.ensure,
+        pipeline.read_condition(options.condition),
+    )  # fmt: skip
+    for row in rows:
+        print_row(row.row())
+    return 0
+
+
+def opened(options: argparse.Namespace) -> tuple[BasePipeline[Any], SamplingConfig, dict[str, Any]]:
+    """Return the pipeline of the options, its sampling settings, and the settings that the user gives."""
+    from diffusionlm.data.annotators import Annotator
+    from diffusionlm.pipelines.auto import open_pipeline
+
+    sampling, given = sampling_settings(options)
+    pipeline = open_pipeline(options.model, options.device, options.dtype, options.adapter)
+    if options.annotator is not None:
+        pipeline.set_annotator(build(Annotator, read_value("--annotator", options.annotator), "--annotator"))
+    return pipeline, sampling, given
+
+
+def watcher_of(options: argparse.Namespace) -> Any:
+    """Return what shows the texts after every step, None where the user does not ask for it."""
+    from diffusionlm.progress import watcher
+
+    return watcher() if options.watch else None
+
+
+def print_row(row: dict[str, Any]) -> None:
+    """Write a row of JSON lines at once."""
+    print(json.dumps(row, ensure_ascii=False), flush=True)
 
 
 @command(

@@ -42,7 +42,7 @@ def refuse(options: argparse.Namespace, names: str, reason: str) -> None:
 
 def sampling_settings(options: argparse.Namespace) -> tuple[SamplingConfig, dict[str, Any]]:
     """Return the model's saved sampling settings, changed by the flags and the dotted overrides, and what these give."""
-    from diffusionlm.pipelines.base import SamplingConfig
+    from diffusionlm.pipelines.base import SamplingConfig, saved_sampling
     from diffusionlm.pipelines.effect import given_names
 
     flags = given_options(options, SamplingConfig)
@@ -51,6 +51,6 @@ def sampling_settings(options: argparse.Namespace) -> tuple[SamplingConfig, dict
     changes += [(name.removeprefix("sampling."), value) for name, value in options.overrides]
     plain = override(to_plain(saved_sampling(options.adapter or options.model)), changes, SamplingConfig)
     sampling = build(SamplingConfig, plain, "sampling")
-    arguments = {"tries": options.ensure, "condition": options.condition, "annotator": options.annotator}
-    given = {name: value for name, value in arguments.items() if value is not None}
+    named = {"tries": "ensure", "condition": "condition", "source": "source", "annotator": "annotator"}
+    given = {name: value for name, option in named.items() if (value := getattr(options, option, None)) not in (None, [])}
     return sampling, given_names((name for name, _ in changes), sampling) | given
