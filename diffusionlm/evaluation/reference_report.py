@@ -5,18 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from diffusionlm.config import UserError, to_plain
+from diffusionlm.config import UserError, build, override, to_plain
 from diffusionlm.data.corpora import Corpus
 from diffusionlm.data.references import Item, read_items, read_outputs
-from diffusionlm.evaluation.jobs import REFERENCE, Job, Progress, ResumableReport, Row
+from diffusionlm.evaluation.jobs import REFERENCE, Job, Progress, ResumableReport, Row, file_name
 from diffusionlm.evaluation.provenance import LoadedCorpus
 from diffusionlm.evaluation.references import Figure, left_out, score_outputs
 from diffusionlm.evaluation.text_metrics import TrainingTexts
 from diffusionlm.files import write_text
+from diffusionlm.pipelines.auto import open_models
+from diffusionlm.pipelines.base import BasePipeline, SamplingConfig
+from diffusionlm.pipelines.conditioning import check_cfg, requested
 
 Outputs = Sequence[Sequence[str]]
 
@@ -96,6 +99,27 @@ class ReferenceRunner:
         """Return the job that takes ``count`` outputs from ``generate()``, some for each item, and computes their figures."""
         return self._job(system, fingerprint, settings, count, lambda: (self.items, generate()))
 
+    def model_job(
+        self, path: str | Path, pipeline: BasePipeline[Any], sampling: SamplingConfig, count: int,
+        changes: Sequence[tuple[str, str]] = (),
+    ) -> Job:  # fmt: skip
+        """Return the job of a conditional model: ``count`` outputs for each source. The source of each item is checked now."""
+        sources = [item.source for item in self.items]
+        pipeline.check(sampling)
+        check_cfg(pipeline.model, sampling.cfg, requested(pipeline.model, pipeline.tokenizer, None, sources))
+        system = self.report.enter_model(path, changes, pipeline.model)
+        settings = {"sampling": to_plain(sampling), "count": count, "dtype": str(pipeline.dtype)}
+
+        def generate() -> Outputs:
+            texts = [row.text for row in pipeline.stream(count, sampling, source=sources)]
+            if self.out is not None:
+                rows = [{"source": sources[i // count], "text": text} for i, text in enumerate(texts)]
+                lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+                write_text(self.out / "texts" / f"{file_name(system)}.jsonl", lines)
+            return [texts[i : i + count] for i in range(0, len(texts), count)]
+
+        return self.outputs_job(system, self.report.systems[system]["fingerprint"], settings, count * len(sources), generate)
+
     def _job(
         self, system: str, fingerprint: str, settings: Mapping[str, Any], count: int,
         generate: Callable[[], tuple[Sequence[Item], Outputs]],
@@ -130,25 +154,36 @@ def digest(path: str | Path) -> str:
 
 
 def evaluate_references(
-    references: str | Path, texts: Iterable[str | Path], corpus: Corpus | None = None, out: str | Path | None = None,
-    seed: int = 0, ter: bool = True, quiet: bool = False,
+    references: str | Path, texts: Iterable[str | Path] = (), corpus: Corpus | None = None, out: str | Path | None = None,
+    seed: int = 0, ter: bool = True, quiet: bool = False, *, models: Sequence[str | Path] = (), count: int = 1,
+    sampling: Sequence[tuple[str, str]] = (), device: str = "cpu", dtype: str = "fp32", adapter: str | Path | None = None,
 ) -> ReferenceReport:  # fmt: skip
-    """Score files of systems' outputs against references; continue the evaluation in ``out``.
+    """Score the outputs of conditional ``models``, and files of other systems' outputs; continue the evaluation in ``out``.
 
     Args:
         references: a file of sources and references; see ``data.references.read_items``.
         texts: files of outputs; see ``data.references.read_outputs``.
         corpus: whose training texts are compared with the outputs.
         out: a folder for ``references.json`` and ``table.txt``.
-        seed: of the bootstrap, and of the human reference that is left out.
+        seed: of the samples, the bootstrap, and the human reference that is left out.
         ter: whether TER is computed.
         quiet: whether to show no progress.
+        models: folders of models that are conditioned on a source.
+        count: outputs of a model for each source.
+        sampling: changes of each model's sampling settings, by dotted name.
+        device: of the models.
+        dtype: of the models' arithmetic, fp32 or bf16.
+        adapter: the folder of an adapter, which is evaluated with the single model as its base.
 
     Raises:
         UserError: a file is wrong, or ``out`` holds something else.
     """
     runner = ReferenceRunner.prepare(references, corpus, None if out is None else Path(out), seed, ter, quiet)
     jobs = [runner.file_job(Path(path)) for path in texts]
+    changes = [*sampling, ("dtype", dtype)] if dtype != "fp32" else sampling
+    for path, pipeline in open_models(models, device, dtype, adapter):
+        settings = build(SamplingConfig, override(to_plain(pipeline.sampling), sampling, SamplingConfig), "sampling")
+        jobs.append(runner.model_job(path, pipeline, replace(settings, seed=seed), count, changes))
     return runner.finish([*runner.human_job(), *jobs])
 
 

@@ -11,18 +11,18 @@ from typing import Any
 
 from diffusionlm.arguments import command, flag, option, several
 from diffusionlm.config import UserError, build
-from diffusionlm.verbs.shared import LOADING, given_options, refuse
+from diffusionlm.verbs.shared import LOADING, expect_positive, given_options, refuse
 
 
 @command(
     option("models", "model folders or run folders; differences are to the first", "MODEL", nargs="*"),
     option("--judge", "judge: a causal language model, or its run folder (all but --references need it)", "FOLDER"),
     several("--texts", "texts of another system (.txt, .jsonl, .csv)"),
-    option("--references", "score --texts against these sources and references (.csv, .jsonl)", "FILE"),
+    option("--references", "sources with references (.csv, .jsonl) for conditional models and --texts", "FILE"),
     flag("--no-ter", "leave TER out, which takes minutes for thousands of references"),
     option("--temperatures", "sampling temperatures (default 0.7 0.8 0.9 1.0)", "X", nargs="+"),
     option("--steps", "sampling steps of diffusion models (default: the model's)", nargs="+"),
-    option("--count -n", "texts per row, and reference texts (default 500)"),
+    option("--count -n", "texts per row, and reference texts (default 500); of each source (default 1)"),
     option("--seed", "random seed of the samples and of the choice of reference texts (default 0)"),
     option("--strata", "noise levels per text in the likelihood bound (default 128)"),
     option("--orders", "random orders of the any-order bound; 0 leaves it out (default 8)"),
@@ -63,14 +63,20 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _evaluate_references(options: argparse.Namespace) -> int:
     from diffusionlm.evaluation.reference_report import evaluate_references, json_rows, reference_table
 
-    if options.models or not options.texts:
-        raise UserError("--references: expected the outputs of a system in --texts FILE, and no model")
-    unused = "judge temperatures steps count strata orders controls targets_count samples strengths split bound_texts"
-    refuse(options, unused, "does not go with --references")
-    corpus = _evaluated(options)["corpus"]
-    if sampling := [name for name, _ in options.overrides if name.startswith("sampling.")]:
-        raise UserError(f"--{sampling[0]}: does not go with --references, which samples nothing")
-    report = evaluate_references(options.references, options.texts, corpus, options.out, options.seed or 0, not options.no_ter)
+    if not (options.models or options.texts):
+        raise UserError("--references: expected a model folder, or the outputs of a system in --texts FILE")
+    unused = "judge temperatures steps strata orders controls targets_count samples strengths split bound_texts"
+    refuse(options, unused, "does not go with --references; see --sampling.NAME")
+    shared, count = _evaluated(options, "references"), 1 if options.count is None else options.count
+    expect_positive(options, "count")
+    sampling = [name for name, _ in options.overrides if name.startswith("sampling.")]
+    if not options.models and (sampling or options.count):
+        name = sampling[0] if sampling else "count"
+        raise UserError(f"--{name}: there is no model to sample from, so this setting has no effect; leave it out")
+    report = evaluate_references(
+        options.references, options.texts, seed=options.seed or 0, ter=not options.no_ter, models=options.models, count=count,
+        **shared,
+    )  # fmt: skip
     table_to = sys.stdout if options.json or sys.stdout.isatty() else sys.stderr
     if table_to is sys.stderr:
         print(json_rows(report), end="")
@@ -101,15 +107,15 @@ def _print_report(options: argparse.Namespace, report: Any, table: Callable[[Any
     print(shown, end="", file=file)
 
 
-def _evaluated(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the arguments that both kinds of evaluation share: corpus, folder, sampling settings, device."""
+def _evaluated(options: argparse.Namespace, kind: str = "") -> dict[str, Any]:
+    """Return the arguments that all kinds of evaluation share: corpus, folder (``kind``), sampling settings, device."""
     from diffusionlm.evaluation.provenance import config_of
     from diffusionlm.training.run import read_config
 
     sampling = [(key.removeprefix("sampling."), value) for key, value in options.overrides if key.startswith("sampling.")]
     rest = [(key, value) for key, value in options.overrides if not key.startswith("sampling.")]
     for name, better in {"steps": "--steps", "temperature": "--temperatures", "seed": "--seed"}.items():
-        if name in dict(sampling) and not (options.controls and name != "seed"):
+        if name in dict(sampling) and not ((options.controls or options.references) and name != "seed"):
             raise UserError(f"--sampling.{name}: an evaluation sets it itself; use {better}")
     if options.strengths and "guidance.strength" in dict(sampling):
         raise UserError("--sampling.guidance.strength: an evaluation sets it itself; use --strengths")
@@ -119,7 +125,7 @@ def _evaluated(options: argparse.Namespace) -> dict[str, Any]:
     models = [options.adapter] if options.adapter else options.models  # of a report: an adapter's run is its model's
     paths = options.config or list(filter(None, [config_of([*models, *filter(None, [options.judge])])]))
     corpus = read_config(paths, rest).data.corpus if options.config or rest else None
-    out = options.out or _evaluation_folder(models, "control" if options.controls else "evaluation")
+    out = options.out or _evaluation_folder(models, kind or ("control" if options.controls else "evaluation"))
     loading = {name: getattr(options, name) for name in ("device", "dtype", "adapter")}
     return {"corpus": corpus, "out": out, "sampling": sampling, **loading}
 

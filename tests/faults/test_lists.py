@@ -40,7 +40,7 @@ def takers() -> list[Callable[[Any], object]]:
     ]
 
 
-@pytest.mark.parametrize("wrong", WRONG, ids=repr)
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: type(wrong).__name__)
 def test_what_is_no_list_of_texts_is_refused(wrong: Any, takers: list[Callable[[Any], object]]) -> None:
     for take in takers:
         with pytest.raises(UserError, match="^texts: expected a list of texts") as caught:
