@@ -116,6 +116,7 @@ class Number(Condition, name="number"):
 
     def __post_init__(self) -> None:
         self.expect("a share from 0 to below 1", "drop")
+        self.expect("a finite number", "mean")
         self.expect("a positive number", "deviation")
 
     @property

@@ -162,7 +162,7 @@ def _score(options: argparse.Namespace) -> int:
     from diffusionlm.pipelines.auto import open_pipeline
     from diffusionlm.progress import intervals
 
-    given = given_options(options, ScoringConfig)
+    given = {name: value for name, value in given_options(options, ScoringConfig).items() if name not in ("device", "dtype")}
     settings = ScoringConfig(**given)
     places, texts = zip(*read_texts(options.file, options.column), strict=True)
     bounds = []

@@ -137,8 +137,8 @@ def test_impossible_step_counts(schedule: NoiseSchedule, limit: int, name: str, 
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"end": -7.0}, "end: expected low <= end < high, got -6.0, -7.0, 9.0"),
-        ({"end": 9.0}, "end: expected low <= end < high, got -6.0, 9.0, 9.0"),
+        ({"end": -7.0}, "low, end, high: expected low <= end < high, got -6.0, -7.0, 9.0"),
+        ({"end": 9.0}, "low, end, high: expected low <= end < high, got -6.0, 9.0, 9.0"),
         ({"scale": 0.0}, "scale: expected a positive number, got 0.0"),
         ({"uniform_share": 1.5}, "uniform_share: expected a share between 0 and 1, got 1.5"),
     ],

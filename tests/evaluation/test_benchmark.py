@@ -254,7 +254,7 @@ def test_the_grammar_accepts_the_restaurants_corpus(folder: Path, tmp_path: Path
         (["RUN", "--bound-texts", "1"], "bound_texts: expected at least 2"),
         (["RUN", "--count", "2", "--no-bound", "--split", "tests"], "split: this corpus has no split 'tests'"),
         (["RUN", "--temperatures", "warm"], "invalid float value: 'warm'"),
-        (["RUN", "--temperatures", "0", "--count", "2", "--no-bound"], "temperature: expected a positive number"),
+        (["RUN", "--temperatures", "0", "--count", "2", "--no-bound"], "temperatures: expected a positive number"),
         (["RUN", "--steps", "0", "--count", "2", "--no-bound"], "steps: expected at least 1, got 0"),
         (["RUN", "--steps", "100000", "--count", "2", "--no-bound"], "steps: expected 1 to 4096"),
         (["RUN", "--count", "2", "--no-bound", "--sampling.samplr", "ddim"], "there is no such setting"),

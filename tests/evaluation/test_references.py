@@ -155,13 +155,13 @@ def test_the_report_is_json_where_that_is_asked_and_training_texts_are_compared(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["evaluate", "--references", "D"], "--references: expected the outputs of a system in --texts FILE"),
         (
-            ["evaluate", "RUN", "--references", "D", "--texts", "T"],
-            "--references: expected the outputs of a system in --texts FILE",
+            ["evaluate", "--references", "D"],
+            "--references: expected a model folder, or the outputs of a system in --texts FILE",
         ),
+        (["evaluate", "RUN", "--references", "D.csv", "--out", "O"], "D.csv: there is no such file"),
         (["evaluate", "--references", "D", "--texts", "T", "--judge", "J"], "--judge: does not go with --references"),
-        (["evaluate", "--references", "D", "--texts", "T", "--count", "3"], "--count: does not go with --references"),
+        (["evaluate", "--references", "D", "--texts", "T", "--count", "3"], "--count: there is no model to sample from"),
         (["evaluate", "--references", "D", "--texts", "T", "--sampling.steps", "3"], "--sampling.steps: "),
         (
             ["evaluate", "--references", "D", "--texts", "T", "--training.steps", "3"],

@@ -161,7 +161,7 @@ def test_files_beside_the_checkpoint_are_missing_or_damaged(
 ) -> None:
     path = checkpoint(tmp_path / "original")
     halve(path.parent / name)
-    assert f"{path.parent / name}: cannot be read as JSON" in refused(path, capsys)
+    assert f"{path.parent / name}: expected JSON, but the file is damaged" in refused(path, capsys)
     (path.parent / name).unlink()
     assert str(path.parent / name) in refused(path, capsys)
 

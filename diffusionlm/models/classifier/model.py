@@ -11,6 +11,7 @@ latent dimension, W features, V words, F fields.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -346,6 +347,6 @@ def find_classifier(model: str | Path, name: str) -> Path:
     if Path(name).name != name:
         raise UserError(f"classifier: there is no folder {name!r}, and {home} holds none of this name ({known})")
     config = f"configs/classifiers/{name}.yaml"
-    config, where = (config, "") if Path(config).is_file() else ("CONFIG.yaml", ", CONFIG.yaml being a classifier's settings")
+    config, where = (config, "") if os.path.isfile(config) else ("CONFIG.yaml", ", CONFIG.yaml being a classifier's settings")
     command = f"diffusionlm train --config {config} --model.denoiser {model} --out {home / name}{where}"
     raise UserError(f"{home}: no classifier is called {name!r} ({known}); train it: {command}")

@@ -228,7 +228,7 @@ def test_a_target_that_cannot_be_satisfied_counts_as_missed(folder: Path, tmp_pa
     ("more", "sentence"),
     [
         (["--count", "3"], "--count: does not go with --controls"),
-        (["--strengths", "-1"], "strength: expected 0 or more"),
+        (["--strengths", "-1"], "strengths: expected 0 or more"),
         (["--samples", "0"], "samples: expected at least 1, got 0"),
         (["--targets-count", "2000"], "targets: expected at most"),
         (["--sampling.guidnace", "adagrad"], "there is no such setting; did you mean 'guidance'?"),
