@@ -256,12 +256,23 @@ def finish(job: Job, expected: Any, what: str) -> str:
         return f"{what}: then {fault}"
     if ended.status != 0:
         return f"{what}: then refused: {ended.stderr.strip().splitlines()[-1]}"
-    return "" if job.result() == expected else f"{what}: the result differs"
+    found = job.result()
+    return "" if found == expected else f"{what}: the result differs: {difference(found, expected)}"
 
 
-def kills(base: Path, count: int) -> list[str]:
-    """Kill each job at random moments, and let the same command finish; return the faults."""
-    draw = random.Random(0)
+def difference(found: Any, expected: Any) -> str:
+    """Name the first row and key, or the files, in which a job's result differs from the expected one."""
+    if len(found[0]) != len(expected[0]):
+        return f"{len(found[0])} rows for {len(expected[0])}"
+    for number, (one, other) in enumerate(zip(found[0], expected[0], strict=True)):
+        if keys := [key for key in {**other, **one} if one.get(key) != other.get(key)]:
+            return f"row {number}, {keys[0]}: {one.get(keys[0])} for {other.get(keys[0])}"
+    return "files " + ", ".join(name for name in {**expected[1], **found[1]} if found[1].get(name) != expected[1].get(name))
+
+
+def kills(base: Path, count: int) -> tuple[int, list[str]]:
+    """Kill each job at random moments, and let the same command finish; return the number of trials and the faults."""
+    draw, done = random.Random(0), 0
     faults: list[str] = []
     for make in jobs(base):
         expected, seconds, name = reference(make, base)
@@ -273,12 +284,13 @@ def kills(base: Path, count: int) -> list[str]:
             what = f"{name} killed after {', '.join(f'{moment:.2f}' for moment in moments)} s"
             faults += filter(None, [finish(job, expected, what)])
             shutil.rmtree(job.folder)
-    return faults
+            done += 1
+    return done, faults
 
 
-def disk(base: Path, quotas: Sequence[int] = (0, 100, 2000, 20000)) -> list[str]:
-    """Let every write of a job fail in turn, and files end at a quota of bytes; return the faults."""
-    faults: list[str] = []
+def disk(base: Path, quotas: Sequence[int] = (0, 100, 2000, 20000)) -> tuple[int, list[str]]:
+    """Let every write of a job fail in turn, and files end at a quota of bytes; return the number of trials and the faults."""
+    done, faults = 0, list[str]()
     for make in jobs(base):
         expected, _, name = reference(make, base)
         trials: list[tuple[str, Callable[[Path], Callable[[], None]]]] = [
@@ -295,9 +307,10 @@ def disk(base: Path, quotas: Sequence[int] = (0, 100, 2000, 20000)) -> list[str]
             fault = ended.fault() if ended.status else ""
             faults += [f"{what}: {fault}"] if fault else filter(None, [finish(job, expected, what)])
             shutil.rmtree(job.folder)
+            done += 1
             if ended.status == 0 and "space" in what:
                 break  # every write has had its turn
-    return faults
+    return done, faults
 
 
 def limit_files(size: int) -> None:
@@ -361,9 +374,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     faults = mutations(kind, options.examples, Path(options.out) if options.out else None, options.seed)
                     counts[kind] = (options.examples, faults)
                 else:
-                    faults = kills(Path(base), options.kills) if kind == "kills" else disk(Path(base))
-                    counts[kind] = (2 * options.kills if kind == "kills" else 0, faults)
-            for fault in faults:
+                    counts[kind] = kills(Path(base), options.kills) if kind == "kills" else disk(Path(base))
+            for fault in counts[kind][1]:
                 print(f"{kind}: {re.sub(r'/tmp/[^ /]*/', '', fault)}", file=sys.stderr)
         print(table(counts))
         return [fault for _, faults in counts.values() for fault in faults]
