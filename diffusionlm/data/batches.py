@@ -22,12 +22,16 @@ TooLong = Literal["truncate", "split", "drop", "error"]
 
 @dataclass(frozen=True)
 class DataConfig(Settings):
-    """The training texts, their tokenizer, and the largest number of tokens (BOS and EOS counted)."""
+    """The training texts, their tokenizer, and the largest number of tokens (BOS and EOS counted).
+
+    ``source`` is the column of the texts that the model is conditioned on, by an encoder unless ``model.condition`` says how.
+    """
 
     corpus: Corpus = field(default_factory=lambda: Corpus.find("restaurants")())  # comes with the library
     tokenizer: TokenizerRecipe = field(default_factory=WordTokenizer)
     max_length: int = 64
     too_long: TooLong = "truncate"
+    source: str | None = None
 
     def __post_init__(self) -> None:
         if self.max_length < 3:

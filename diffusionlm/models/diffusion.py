@@ -29,6 +29,7 @@ from diffusionlm.models.backbones import Backbone
 from diffusionlm.models.conditions import Condition, Conditioned, one_sentence
 from diffusionlm.models.io import SavedConfig, SpecialToken, Whole, check_special_ids, load_pretrained, special_ids
 from diffusionlm.models.leave_one_out import LeaveOneOut
+from diffusionlm.models.source import Source, SourceText
 from diffusionlm.models.spec import ModelSpec, Rows, Splits
 from diffusionlm.recipe.gumbel import Gumbel
 from diffusionlm.recipe.word_init import word_vectors_from
@@ -54,6 +55,12 @@ class WordVectorSpec(ModelSpec):
     @property
     def excludes_self(self) -> bool:
         return self.backbone.excludes_self
+
+    def with_source(self, column: str) -> ModelSpec:
+        condition = Source() if self.condition is None else self.condition
+        if not isinstance(condition, SourceText) or condition.column not in (Source().column, column):
+            raise UserError(f"data.source: expected a condition on the column {column!r}, got {condition}")
+        return replace(self, condition=replace(condition, column=column))  # type: ignore[type-var]
 
     def tokenizer_texts(self, rows: datasets.Dataset) -> list[str]:
         return [*rows["text"], *([] if self.condition is None else self.condition.texts(rows))]

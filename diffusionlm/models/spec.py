@@ -13,7 +13,7 @@ from typing import ClassVar, Self
 import datasets  # type: ignore[import-untyped]
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from diffusionlm.config import Component
+from diffusionlm.config import Component, UserError
 from diffusionlm.data.batches import DataConfig, Encoded
 
 Splits = Mapping[str, datasets.Dataset]
@@ -49,6 +49,13 @@ class ModelSpec(Component, family="model"):
     def excludes_self(self) -> bool:
         """Whether no token's logits depend on the token's own vector, but for a token likelihood term."""
         return False
+
+    def with_source(self, column: str) -> ModelSpec:
+        """Return the settings of a model that is conditioned on the texts in a corpus ``column``.
+
+        Raises UserError where such models have no condition, or read another column.
+        """
+        raise UserError(f"data.source: a {self.name!r} model reads no source; leave it out")
 
     def tokenizer_texts(self, rows: datasets.Dataset) -> list[str]:
         """Return the texts of the training ``rows`` that the tokenizer is made from."""

@@ -65,6 +65,10 @@ class RunConfig(Settings):
     init_from: str | None = None
     adapter: Adapter = field(default_factory=Full)
 
+    def __post_init__(self) -> None:
+        if self.data.source is not None:
+            object.__setattr__(self, "model", self.model.with_source(self.data.source))  # frozen for everyone else
+
     def check(self) -> None:
         """Raise UserError where the settings do not go together."""
         self.objective.check(self.model)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from diffusionlm import DiffusionLM, ModelConfig, UserError
+from diffusionlm.config import build, to_plain
 from diffusionlm.data.batches import encode
 from diffusionlm.data.tokenizers import WordTokenizer
 from diffusionlm.models.attributes import Label, Number, Several
@@ -20,6 +21,7 @@ from diffusionlm.models.leave_one_out import LeaveOneOut
 from diffusionlm.models.masked import MaskedConfig
 from diffusionlm.models.source import PartialNoising, Source, linearised
 from diffusionlm.recipe.cross_entropy import CrossEntropy, CrossEntropyObjective
+from diffusionlm.training.run import RunConfig
 
 ROWS = [
     {"text": "the food is good", "mood": "glad", "stars": "5", "source": "good food"},
@@ -256,3 +258,18 @@ def test_conditions_that_do_not_go_together(parts: tuple[Condition, ...], senten
     with pytest.raises(UserError) as caught:
         Several(parts)
     assert str(caught.value).startswith(sentence)
+
+
+def test_a_column_of_sources_is_read_by_an_encoder_unless_the_model_says_how() -> None:
+    def condition(**plain: Any) -> Any:
+        config = build(RunConfig, {"data": {"source": "src"}, **plain})
+        assert build(RunConfig, to_plain(config)) == config
+        return config.model.condition  # type: ignore[attr-defined]
+
+    assert condition() == Source(column="src")
+    assert condition(model={"name": "masked"}, objective="masked") == Source(column="src")
+    assert condition(model={"condition": "partial-noising"}) == PartialNoising(column="src")
+    with pytest.raises(UserError, match=r"data\.source: expected a condition on the column 'src', got Label"):
+        condition(model={"condition": {"name": "label", "field": "mood"}})
+    with pytest.raises(UserError, match=r"data\.source: a 'causal' model reads no source; leave it out"):
+        condition(model={"name": "causal"}, objective="causal")
