@@ -71,7 +71,7 @@ def _generate(options: argparse.Namespace) -> int:
     request = {"condition": pipeline.read_condition(options.condition), "tries": options.ensure}
     items = None if options.source is None else read_sources(options.source)
     if pipeline.conditional and items is None and request["condition"] is None:
-        print("no --condition or --source: the samples are those of the model without a condition", file=sys.stderr)
+        print(f"no --condition or --source: samples of the model without a condition{unseen(pipeline)}", file=sys.stderr)
     count = options.count or (10 if items is None else 1)
     sources = None if items is None else [item.source for item in items]
     for number, (_, controls) in enumerate(targets):
@@ -125,6 +125,11 @@ def opened(options: argparse.Namespace) -> tuple[BasePipeline[Any], SamplingConf
     if options.annotator is not None:
         pipeline.set_annotator(build(Annotator, read_value("--annotator", options.annotator), "--annotator"))
     return pipeline, sampling, given
+
+
+def unseen(pipeline: BasePipeline[Any]) -> str:
+    """Return what to add to a line on samples without a condition: whether the model was ever trained without one."""
+    return "" if pipeline.model.settings.condition.drop else ", and it was never trained without one (drop: 0)"
 
 
 def watcher_of(options: argparse.Namespace) -> Any:

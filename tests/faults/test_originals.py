@@ -253,10 +253,12 @@ def test_the_working_directory_may_be_the_new_folder(tmp_path: Path, monkeypatch
         ({"vocab": "vocab.txt"}, "vocab: expected 'bert', got 'vocab.txt'"),
         ({"learned_mean_embed": True}, "learned_mean_embed: expected False, got True"),
         ({"hidden_t_dim": 128}, "hidden_t_dim: expected the size of the weights, got 128"),
-        ({}, "this checkpoint of DiffuSeq is complete, but its texts are a source and a target in one sequence"),
+        ({"seq_len": 6}, "seq_len: expected 7 to 100000, got 6"),
+        ({"seq_len": 600}, "position_embeddings.weight: expected the shape (600, 16), got (512, 16)"),
+        ({"use_plm_init": "bert", "hidden_dim": 768}, "hidden_dim: expected the size of the weights, got 768"),
     ],
 )
-def test_checkpoints_of_diffuseq_are_checked_and_then_refused(
+def test_checkpoints_of_diffuseq_that_this_library_has_no_model_for_are_named(
     arguments: dict[str, Any], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "pub"]
