@@ -213,6 +213,10 @@ class Several(Condition, name="several"):
         return max(part.prefix_size for part in self.parts)
 
     @property
+    def shares_length(self) -> bool:
+        return any(part.shares_length for part in self.parts)
+
+    @property
     def clean_prefix(self) -> bool:
         return all(part.clean_prefix for part in self.parts)
 

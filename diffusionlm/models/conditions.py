@@ -95,6 +95,11 @@ class Condition(Component, family="condition"):
         return 0
 
     @property
+    def shares_length(self) -> bool:
+        """Whether the tokens of a prefix count among the model's ``max_tokens``, of which a text is padded to the rest."""
+        return False
+
+    @property
     def clean_prefix(self) -> bool:
         """Whether the network receives time 0 at the tokens of a prefix, else the time of the text."""
         return True
@@ -206,6 +211,7 @@ class Conditioned(nn.Module):
     """Base of models whose network may receive conditions."""
 
     settings: Any  # a spec with ``condition``
+    config: Any
     network: nn.Module
     condition: nn.Module | None
 
@@ -237,6 +243,13 @@ class Conditioned(nn.Module):
         """Gamma at clean given tokens."""
         return 0.0
 
+    def room(self, mask: Tensor, given: Conditioning | None) -> Tensor:
+        """Return ``mask`` (B, L) without the positions that a prefix, where it shares their number, takes from the texts."""
+        if given is None or given.prefix_tokens is None or not self.settings.condition.shares_length:
+            return mask
+        left = self.config.max_tokens - given.prefix_tokens
+        return mask & (torch.arange(mask.shape[1], device=mask.device) < left[:, None])
+
     def run_network(self, inputs: Tensor, t: Tensor, gamma: Tensor, mask: Tensor | None, condition: Any) -> Tensor:
         """Run the network with the condition; without one that it was trained with, with the null condition."""
         if self.condition is None:
@@ -258,6 +271,10 @@ class Conditioned(nn.Module):
         else:
             t, gamma = (x if x.dim() == 1 else x.amax(1) for x in (t, gamma))
         mask = torch.arange(size + length, device=tokens.device) < (tokens + texts)[:, None]
+        if self.settings.condition.shares_length:  # beyond it there is only padding of the batch
+            longest = self.config.max_tokens
+            inputs, mask = inputs[:, :longest], mask[:, :longest]
+            t, gamma = (x if x.dim() == 1 else x[:, :longest] for x in (t, gamma))
         return behind(self.network(inputs, t, gamma, mask, *context), tokens, length)
 
 
@@ -280,8 +297,9 @@ def joined(source: Tensor, target: Tensor, tokens: Tensor) -> Tensor:
 
 
 def behind(joint: Tensor, tokens: Tensor, length: int) -> Tensor:
-    """Return the ``length`` positions behind the first ``tokens`` (B,) of ``joint`` (B, S + L, ...)."""
-    return _gathered(joint, torch.arange(length, device=tokens.device) + tokens[:, None])
+    """Return the ``length`` positions behind the first ``tokens`` (B,) of ``joint`` (B, S + L, ...), or its last."""
+    index = torch.arange(length, device=tokens.device) + tokens[:, None]
+    return _gathered(joint, index.clamp(max=joint.shape[1] - 1))
 
 
 def joined_levels(levels: Tensor, clean: float, tokens: Tensor, size: int, length: int) -> Tensor:

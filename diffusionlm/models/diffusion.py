@@ -51,6 +51,8 @@ class WordVectorSpec(ModelSpec):
                 f"condition: the backbone {self.backbone.name!r} attends to no source; take 'transformer' or 'leave-one-out', "
                 "or the condition 'partial-noising'"
             )
+        if self.condition is not None and self.condition.shares_length and self.explicit_length:
+            raise UserError("condition: the layout 'diffuseq' fills texts up with PAD: it needs explicit_length false")
 
     @property
     def excludes_self(self) -> bool:
@@ -106,7 +108,18 @@ class WordVectorSpec(ModelSpec):
             found[split] = [Example(ids) for ids in texts.ids]
             for row, text in zip(found[split], texts.texts, strict=True):
                 row.condition = values[text]
+                self._check_room(row, split, text, tokenizer.model_max_length)
         return found
+
+    def _check_room(self, row: Example, split: str, text: int, longest: int) -> None:
+        """Raise UserError where source and text together have more than ``longest`` tokens, which they share."""
+        assert self.condition is not None
+        if self.condition.shares_length and row.condition is not None:
+            given = self.condition.collate([row.condition])
+            source = next(int(found) for name, found in given.items() if name.rpartition(".")[2] == "tokens")
+            if source + len(row) > longest:
+                place = f"data.max_length: source and text share {longest} tokens, special ones included"
+                raise UserError(f"{place}, but text {text} of {split} has {len(row)} and its source {source}")
 
 
 @dataclass(frozen=True)

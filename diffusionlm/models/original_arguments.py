@@ -116,7 +116,7 @@ class DiffuSeqArguments(Arguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.expect("3 to 100000", "seq_len")
+        self.expect("7 to 100000", "seq_len")  # a word each: six tokens are special ones
 
     @property
     def sizes(self) -> dict[str, tuple[str, int, int]]:
@@ -129,6 +129,11 @@ class DiffuSeqArguments(Arguments):
     @property
     def max_length(self) -> int:
         return self.seq_len
+
+    @property
+    def longest_source(self) -> int:
+        """The most tokens of a source, without special ones, that leave room for a target of one."""
+        return self.seq_len - 6
 
     @property
     def variance(self) -> Literal["posterior", "upper"]:

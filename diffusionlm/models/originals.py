@@ -23,7 +23,8 @@ from diffusionlm.core.schedule import NoiseSchedule
 from diffusionlm.models.backbones import Bert
 from diffusionlm.models.diffusion import ModelConfig
 from diffusionlm.models.io import not_finite
-from diffusionlm.models.original_arguments import ARGUMENTS, Arguments, read_arguments
+from diffusionlm.models.original_arguments import ARGUMENTS, Arguments, DiffuSeqArguments, read_arguments
+from diffusionlm.models.source import PartialNoising
 
 NAMES = {  # prefixes of tensors there -> here
     "word_embedding.": "embedding.",
@@ -86,9 +87,16 @@ class Original:
                 embedding="free",
                 self_conditioning=False,
                 explicit_length=False,
+                condition=self._condition(),
             )
         except UserError as error:
             raise UserError(f"{self.file}: {error}") from None
+
+    def _condition(self) -> PartialNoising | None:
+        """Return the condition of a DiffuSeq model, whose targets have three tokens or more: [CLS], a word and [SEP]."""
+        if not isinstance(self.arguments, DiffuSeqArguments):
+            return None
+        return PartialNoising(max_length=self.arguments.longest_source, drop=0, times="text", layout="diffuseq")
 
     def state(self, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the tensors under our names, of the names and shapes ``expected``. Raises UserError where they differ."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 
 PLACE = "model.condition"
+FRAME = 3  # BOS and two EOS around a source of DiffuSeq
 
 
 def linearised(attributes: Mapping[str, Any]) -> str:
@@ -160,22 +161,40 @@ class PartialNoising(SourceText, name="partial-noising"):
         drop: share of the sources that are hidden in training, for classifier-free guidance.
         times: that the network receives at the source's tokens: ``clean`` is 0, ``text`` the time of the text, as in DiffuSeq's
             released code.
+        layout: ``joined`` is the source's tokens before a text of its own length; ``diffuseq`` is that of DiffuSeq's released
+            code, BOS source EOS EOS and the text, which PAD fills up to the model's maximum (explicit_length: false).
     """
 
     column: str = "source"
     max_length: int = 64
     drop: float = 0.1
     times: Literal["clean", "text"] = "clean"
+    layout: Literal["joined", "diffuseq"] = "joined"
 
     @property
     def clean_prefix(self) -> bool:
         return self.times == "clean"
 
     @property
+    def shares_length(self) -> bool:
+        return self.layout == "diffuseq"
+
+    @property
     def prefix_size(self) -> int:
-        return self.max_length
+        return 0 if self.shares_length else self.max_length
+
+    def encoded(self, values: Sequence[Any], tokenizer: PreTrainedTokenizerFast) -> list[Any]:
+        found = super().encoded(values, tokenizer)
+        if not self.shares_length:
+            return found
+        start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+        return [None if ids is None else [start, *ids, end, end] for ids in found]
 
     def build(self, model: WordVectorModel) -> nn.Module:
+        longest = model.config.max_tokens - FRAME - 3  # a text has BOS, EOS and a word
+        if self.shares_length and self.max_length > longest:
+            shared = f"source and text share the {model.config.max_tokens} tokens of data.max_length"
+            raise UserError(f"{PLACE}.max_length: expected at most {max(longest, 0)}, since {shared}, got {self.max_length}")
         return Prefix(self, model.config.vocabulary, model.config.max_tokens if model.explicit_length else 0)
 
 

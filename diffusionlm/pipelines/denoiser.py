@@ -65,7 +65,7 @@ class Predictor:
     @cached_property
     def attention_mask(self) -> Tensor | None:
         """The mask where there is padding to hide, else None."""
-        return None if not self.model.explicit_length or bool(self.mask.all()) else self.mask
+        return None if bool(self.mask.all()) else self.mask
 
     def __call__(self, xt: Tensor, t: Tensor, previous: Tensor | None = None) -> Denoised:
         """Return the model's prediction; ``previous`` (B, L, D) is the estimate for self-conditioning."""
@@ -104,9 +104,10 @@ class Predictor:
 
     def rows(self, tokens: Tensor) -> list[list[int]]:
         """Return the ids of each row of ``tokens`` (B, L) without BOS, EOS and padding."""
+        rows = list(zip(tokens.tolist(), self.mask.sum(1).tolist(), strict=True))
         if self.model.explicit_length:
-            return [row[1 : n - 1] for row, n in zip(tokens.tolist(), self.mask.sum(1).tolist(), strict=True)]
-        return [until_end(row, self.model.config.special_ids) for row in tokens.tolist()]
+            return [row[1 : n - 1] for row, n in rows]
+        return [until_end(row[:n], self.model.config.special_ids) for row, n in rows]
 
 
 class WordDenoiser:

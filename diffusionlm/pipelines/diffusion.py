@@ -261,11 +261,12 @@ class Pipeline(BasePipeline[DiffusionLM]):
 
     def length_prior(self, sampling: SamplingConfig, steering: Steering, value: Any = None) -> list[float]:
         """Return the weights of the numbers of tokens, BOS and EOS counted, of samples with a ``value`` of the condition."""
-        if self.model.padded_width is not None:
-            return fixed_length(self.model.padded_width)
-        if sampling.length is not None:
+        if sampling.length is not None and self.model.padded_width is None:
             return fixed_length(sampling.length + 2)
         condition = conditioning(self.model, [value], self.dtype)
+        if self.model.padded_width is not None:
+            width = torch.ones(1, self.model.padded_width, dtype=torch.bool, device=self.model.device)
+            return fixed_length(int(self.model.room(width, condition).sum()))
 
         def predictor(lengths: Sequence[int]) -> Predictor:
             given = condition and condition.rows(torch.zeros(len(lengths), dtype=torch.long, device=self.model.device))

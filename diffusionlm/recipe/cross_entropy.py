@@ -90,6 +90,7 @@ class CrossEntropyObjective(Objective):
         xt = torch.where(noisy[..., None], self.model.process.noise(x0, t), self.model.process.rescale(x0, 0.0))
         t = torch.where(noisy, t, 0)
         condition, terms = self.conditioning(batch)
+        free = free & batch.mask  # a source may take positions from a text's padding
         estimate = self._first_estimate(xt, t, batch, condition, ~cloze)
         logits = self.model.token_logits(xt, t, batch.attend, estimate, evidence_mask, condition)
         losses = F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view(ids.shape) * free

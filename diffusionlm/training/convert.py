@@ -27,10 +27,6 @@ from diffusionlm.pipelines.base import SamplingConfig
 from diffusionlm.training.run import save_model
 
 VOCABULARY = "vocab.json"
-NO_SOURCE = (
-    "this checkpoint of DiffuSeq is complete, but its texts are a source and a target in one sequence, and this version "
-    "has no model that is conditioned on a source; expected a checkpoint of Diffusion-LM"
-)
 ATTENTION_DROPOUT = 0.1  # of BERT's config, which the original code leaves as it is
 
 
@@ -55,8 +51,6 @@ def convert(
     original = read_original(checkpoint)
     words = original_tokenizer(original, tokenizer)
     model = original_model(original, original.settings(heads), words, tokenizer or original.file.parent / VOCABULARY)
-    if isinstance(original.arguments, DiffuSeqArguments):
-        raise UserError(f"{original.file}: {NO_SOURCE}")  # the weights fit: a condition on the source is all that is missing
     save_model(model, words, original_sampling(original.arguments), out.resolve())
     if not quiet:
         for line in remarks(original, model.settings, words):
@@ -118,6 +112,11 @@ def remarks(original: Original, settings: ModelConfig, tokenizer: PreTrainedToke
         lines.append(
             f"{file}: word_embedding.weight and lm_head.weight differ by up to {original.embedding_gap:.2g}: the original "
             "averages only the first, and replaces it by the second when it loads the file; so does this conversion"
+        )
+    if isinstance(arguments, DiffuSeqArguments):
+        lines.append(
+            f"{file}: source and text share the {arguments.max_length} positions; a source has at most "
+            f"{arguments.longest_source} tokens (the original cuts longer ones)"
         )
     if isinstance(arguments, DiffusionLMArguments):
         if arguments.padding_mode == "block":

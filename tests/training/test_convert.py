@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from originals import HEADS, checkpoint, vocabulary
+from originals import HEADS, checkpoint, diffuseq_checkpoint, vocabulary
 
 from diffusionlm.cli import main
 from diffusionlm.config import to_plain
@@ -55,6 +55,23 @@ def test_a_sample_that_is_scored_again_has_the_tokens_that_were_sampled(tmp_path
     text = "The Vaults pub do n't is ."
     assert pipe.tokenizer(text, add_special_tokens=False)["input_ids"] == ids
     assert pipe.tokenizer.backend_tokenizer.decoder.decode(pipe.tokenizer.convert_ids_to_tokens(ids)) == text
+
+
+def test_a_converted_model_of_diffuseq_samples_from_sources(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "pub", "cheap", "is", "a"]
+    (tmp_path / "vocab.txt").write_text("\n".join(pieces))
+    file = diffuseq_checkpoint(tmp_path / "original", len(pieces))
+    model, out = str(tmp_path / "model"), ["--out", str(tmp_path / "model"), *HEADS_OPTION]
+    assert main(["convert", str(file), *out, "--tokenizer", str(tmp_path / "vocab.txt")]) == 0
+    said = capsys.readouterr().err
+    assert "source and text share the 16 positions; a source has at most 10 tokens (the original cuts longer ones)" in said
+    (tmp_path / "sources.jsonl").write_text('{"src": "the pub", "trg": "a pub"}\n{"src": "Cheap", "trg": "it is"}\n')
+    assert main(["generate", model, "--source", str(tmp_path / "sources.jsonl"), "-n", "2", "--steps", "3"]) == 0
+    rows = [json.loads(row) for row in capsys.readouterr().out.splitlines()]
+    assert [row["source"] for row in rows] == ["the pub", "the pub", "Cheap", "Cheap"]
+    assert all(0 <= row["length"] <= 16 - 5 for row in rows) and rows[0]["references"] == ["a pub"]
+    assert main(["generate", model, "-n", "1", "--steps", "3"]) == 0
+    assert "it was never trained without one (drop: 0)" in capsys.readouterr().err
 
 
 def test_a_converted_model_is_fine_tuned_with_its_own_tokenizer(tmp_path: Path) -> None:
