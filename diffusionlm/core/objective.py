@@ -85,9 +85,7 @@ class Objective(nn.Module):
 
     def conditioning(self, batch: Batch) -> tuple[Any, dict[str, Tensor]]:
         """Return what the network receives of the batch's condition, None without one, and its own terms of the loss."""
-        given = batch.condition and self.model.condition_on(batch.condition)
-        if given and self.width is not None:
-            batch["mask"] = self.model.room(batch.mask, given)
+        given = batch.condition and self.model.condition_on_batch(batch)
         return given, given.terms(batch.mask) if given else {}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
 from diffusionlm.config import Component, UserError, nearest, plain_name
+from diffusionlm.core.objective import Batch
 from diffusionlm.models.backbones import Context
 
 if TYPE_CHECKING:
@@ -233,6 +234,12 @@ class Conditioned(nn.Module):
             return given
         context = self.network.context(given.states, given.seen)  # type: ignore[operator]
         return Conditioning(**{**vars(given), "states": None, "seen": None, "context": context})
+
+    def condition_on_batch(self, batch: Batch) -> Conditioning:
+        """Return what the network receives of a batch's condition; narrow the batch's mask to the ``room`` that is left."""
+        given = self.condition_on(batch.condition or {})
+        batch["mask"] = self.room(batch.mask, given)
+        return given
 
     def clean_inputs(self, ids: Tensor) -> Tensor:
         """Return the network's inputs (B, S, I) at clean given tokens."""
