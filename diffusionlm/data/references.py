@@ -64,25 +64,38 @@ def read_sources(path: str) -> list[Item]:
     Raises:
         UserError: the file is missing or broken, or has none of the columns; a source is empty.
     """
-    if path != "-" and not path.lower().removesuffix(".gz").endswith(".txt"):
-        table, failed = None, None
-        for source, target in COLUMNS:
-            try:
-                table = read_table(Path(path), source)
-            except UserError as error:
-                failed = failed or error
-                continue
-            if source in table.columns:
-                return read_items(path) if target in table.columns else _alone(table, source)
-        names = ", ".join(source for source, _ in COLUMNS)
-        raise failed if table is None and failed else UserError(f"{path}: expected a column of sources: {names}")
-    return _alone(read_table(path, "text"), "text")
+    if path == "-" or path.lower().removesuffix(".gz").endswith(".txt"):
+        table = read_table(path, "text")
+        skipped = next((line for row, line in enumerate(table.numbers, 1) if row != line), None)
+        if skipped is not None:  # outputs are lined up with sources by their number
+            raise UserError(f"{table.name}: expected a source on each line before line {skipped}, got an empty one")
+        return _alone(table, "text")
+    table, failed = None, None
+    for source, target in COLUMNS:
+        try:
+            table = read_table(path, source)
+        except UserError as error:
+            failed = failed or error
+            continue
+        if source in table.columns:
+            given = target in table.columns and any(value not in (None, "", []) for value in table.column(target))
+            return read_items(path) if given else _alone(table, source)
+    if table is None and failed:
+        raise failed
+    found = ", ".join(map(repr, table.columns)) if table is not None else ""
+    raise UserError(
+        f"{path}: expected a column of sources, {' or '.join(source for source, _ in COLUMNS)}, got {found or 'none'}"
+    )
 
 
 def _alone(table: Table, column: str) -> list[Item]:
+    if not table.numbers:
+        raise UserError(f"{table.name}: there is no text in it")
     sources = table.column(column)
-    if empty := {*range(len(sources))} - {*table.texts(column)}:
-        raise UserError(f"{table.place(min(empty))}: expected a source text, got none")
+    for row, source in enumerate(sources):
+        if source is None or source == "" or (isinstance(source, str) and not source.strip()):
+            raise UserError(f"{table.place(row)}: expected a source text, got none")
+    table.texts(column)  # checks the rest, such as control characters
     return [Item(source, ()) for source in sources]
 
 

@@ -105,6 +105,7 @@ class ReferenceRunner:
     ) -> Job:  # fmt: skip
         """Return the job of a conditional model: ``count`` outputs for each source. The source of each item is checked now."""
         sources = [item.source for item in self.items]
+        check_source(pipeline, path)
         pipeline.check(sampling)
         check_cfg(pipeline.model, sampling.cfg, requested(pipeline.model, pipeline.tokenizer, None, sources))
         system = self.report.enter_model(path, changes, pipeline.model)
@@ -146,6 +147,14 @@ class ReferenceRunner:
             self.report.save(self.out)
             write_text(self.out / "table.txt", reference_table(self.report))
         return self.report
+
+
+def check_source(pipeline: BasePipeline[Any], path: str | Path) -> None:
+    """Raise UserError for a model that is not conditioned on a source text."""
+    keys = pipeline.model.settings.condition.keys if pipeline.conditional else ()
+    if "source" not in keys:
+        got = f"this one is conditioned on {', '.join(keys)}" if keys else "this one was trained without a condition"
+        raise UserError(f"{path}: expected a model that is conditioned on a source text, but {got}")
 
 
 def digest(path: str | Path) -> str:

@@ -140,7 +140,9 @@ class Condition(Component, family="condition"):
     def read_all(self, texts: Sequence[str]) -> Any:
         """Return a request of the command line: a value, or NAME=VALUE for some of ``keys``."""
         named = [text.partition("=") for text in texts]
-        if len(texts) == 1 and not (named[0][1] and named[0][0] in self.keys):
+        if len(self.keys) == 1 and not any(equals and name in self.keys for name, equals, _ in named):
+            if len(texts) > 1:
+                raise UserError(f"condition: expected a value of {self.key}, got {len(texts)}: {', '.join(map(repr, texts))}")
             return self.read(texts[0])
         found: dict[str, Any] = {}
         for name, equals, value in named:

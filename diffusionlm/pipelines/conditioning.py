@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
@@ -34,6 +36,8 @@ def requested(
 ) -> list[Requested]:
     """Return what a caller asks for: a ``condition`` for all samples, or one for each ``source``.
 
+    Words of sources that the tokenizer does not know are read as [UNK], which a line on stderr says.
+
     Raises:
         UserError: the model has no such condition; a value that is impossible.
     """
@@ -48,9 +52,33 @@ def requested(
         raise UserError("source: expected a text or several, got an empty list")
     given = [condition if text is None else spec.with_source(condition, text) for text in sources]
     with one_sentence(spec, repr(given[0])[:60]):
-        values = spec.encoded([spec.requested(value) for value in given], tokenizer)
+        wanted = [spec.requested(value) for value in given]
+        values = spec.encoded(wanted, tokenizer)
         spec.collate(values)
+    if "source" in spec.keys and (said := unknown_words(_texts(wanted), tokenizer)):
+        _say(f"source: {said}")
     return [Requested(value, text) for value, text in zip(values, sources, strict=True)]
+
+
+def _texts(wanted: Sequence[Any]) -> list[str]:
+    sources = [value.get("source") if isinstance(value, Mapping) else value for value in wanted]
+    return [text for text in sources if isinstance(text, str)]
+
+
+def unknown_words(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> str:
+    """Return a sentence on the words of ``texts`` that become [UNK]: their number and the first one; "" for none."""
+    words = []
+    for text, encoding in zip(texts, encodings(texts, tokenizer), strict=True):
+        spans = zip(encoding.ids, encoding.offsets, strict=True)
+        words += [text[start:end].strip() for i, (start, end) in spans if i == tokenizer.unk_token_id]
+    many = "1 word is" if len(words) == 1 else f"{len(words)} words are"
+    return f"{many} unknown to this model and read as {tokenizer.unk_token}, the first is {words[0]!r}" if words else ""
+
+
+@lru_cache(maxsize=1000)
+def _say(line: str) -> None:
+    """Write a line to stderr, once: the same sources are requested again for each target and each report."""
+    print(line, file=sys.stderr)
 
 
 def check_cfg(model: Any, cfg: float, conditions: Sequence[Requested]) -> None:

@@ -70,8 +70,8 @@ def _generate(options: argparse.Namespace) -> int:
     pipeline.check_given(given, sampling, [controls for _, controls in targets], LABELS)
     request = {"condition": pipeline.read_condition(options.condition), "tries": options.ensure}
     items = None if options.source is None else read_sources(options.source)
-    if pipeline.conditional and items is None and request["condition"] is None:
-        print(f"no --condition or --source: samples of the model without a condition{unseen(pipeline)}", file=sys.stderr)
+    if items is None:
+        say_unconditional(pipeline, request["condition"], sampling)
     count = options.count or (10 if items is None else 1)
     sources = None if items is None else [item.source for item in items]
     for number, (_, controls) in enumerate(targets):
@@ -106,11 +106,11 @@ def _edit(options: argparse.Namespace) -> int:
         raise UserError(f"{options.model}: a {pipeline.model.config.model_type} model edits no texts; diffusion models do")
     controls = read_controls(options.controls)
     pipeline.check_given(given, sampling, [controls], LABELS)
-    rows = pipeline.edit(
-        texts, options.level, controls, options.count, sampling, watcher_of(options), options.ensure,
-        pipeline.read_condition(options.condition),
-    )  # fmt: skip
-    for row in rows:
+    condition = pipeline.read_condition(options.condition)
+    say_unconditional(pipeline, condition, sampling)
+    for row in pipeline.edit(
+        texts, options.level, controls, options.count, sampling, watcher_of(options), options.ensure, condition
+    ):
         print_row(row.row())
     return 0
 
@@ -127,9 +127,11 @@ def opened(options: argparse.Namespace) -> tuple[BasePipeline[Any], SamplingConf
     return pipeline, sampling, given
 
 
-def unseen(pipeline: BasePipeline[Any]) -> str:
-    """Return what to add to a line on samples without a condition: whether the model was ever trained without one."""
-    return "" if pipeline.model.settings.condition.drop else ", and it was never trained without one (drop: 0)"
+def say_unconditional(pipeline: BasePipeline[Any], condition: Any, sampling: SamplingConfig) -> None:
+    """Say on stderr that a conditional model gets no condition; guidance without one is refused later."""
+    if pipeline.conditional and condition is None and sampling.cfg == 1:
+        unseen = "" if pipeline.model.settings.condition.drop else ", and it was never trained without one (drop: 0)"
+        print(f"no condition is given: samples of the model without a condition{unseen}", file=sys.stderr)
 
 
 def watcher_of(options: argparse.Namespace) -> Any:
