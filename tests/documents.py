@@ -1,5 +1,6 @@
 """Runs the commands and the Python of a Markdown page, each with settings small enough for a test."""
 
+import gzip
 import json
 import re
 import shlex
@@ -7,13 +8,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-from originals import HEADS, checkpoint
+from originals import HEADS, checkpoint, diffuseq_checkpoint
 from tiny_runs import ROOT, TINY, restaurant_texts
 from transformers import BertConfig, BertForSequenceClassification
 
 from diffusionlm.cli import main
 from diffusionlm.config import merge
 from diffusionlm.data.tokenizers import BytePairs
+from diffusionlm.models.source import linearised
 from diffusionlm.training.run import RunConfig, claim
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -40,6 +42,7 @@ def prepare(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"source": f"source {number // 2}", "target": text} for number, text in enumerate(texts)]
     (folder / "my_references.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "my_outputs.txt").write_text("\n".join(texts[::2]))
+    pairs(folder)
     (folder / "held_out.txt").write_text("\n".join(restaurant_texts(3, "test")))
     model = folder / "runs" / "quickstart" / "model"
     claim(RunConfig(), model.parent)
@@ -51,6 +54,29 @@ def prepare(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _sentiment_model(folder / "my-sentiment-model")
     (folder / "diffusion_models").mkdir()
     checkpoint(folder / "diffusion_models" / "diff_e2e-tgt")
+    pieces = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *"abcdefghijklmnopqrstuvwxyz[],",
+        *map("##{}".format, "abcdefghijklmnopqrstuvwxyz"),
+    ]
+    (folder / "bert").mkdir()
+    (folder / "bert" / "vocab.txt").write_text("\n".join(pieces))
+    diffuseq_checkpoint(folder / "diffusion_models" / "diffuseq_qqp", len(pieces), seq_len=64)
+
+
+def pairs(folder: Path) -> None:
+    """Write sources with descriptions: ``pairs.jsonl``, the sources of ``sources.txt``, and ``test.jsonl`` with references."""
+    with gzip.open(ROOT / "data" / "restaurants" / "validation.jsonl.gz", "rt", encoding="utf-8") as lines:
+        found = [json.loads(next(lines)) for _ in range(120)]
+    rows = [{"src": linearised(row["attributes"]), "trg": row["text"]} for row in found if row["attributes"]]
+    rows += [{"src": "food[Japanese], food[Italian], price[low]", "trg": "The Golden Fox is a cheap pub."}] * 2
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:3]))
+    (folder / "sources.txt").write_text("food[Japanese], price[low]\nfood[Italian]\n")
 
 
 def _sentiment_model(folder: Path) -> None:
@@ -75,7 +101,8 @@ def _training_flags(arguments: list[str]) -> list[str]:
     small = merge(TINY, {"training": {"steps": 2}})
     small["training"].pop("batch_tokens")
     if "--init-from" in arguments:
-        return _flags({"training": small["training"]})
+        longest = {"data": small["data"]} if "runs/pairs" in arguments else {}  # that run is as small
+        return _flags({"training": small["training"], **longest})
     if any("judge" in word for word in arguments):
         return _flags({"training": small["training"], "model": {"layers": 1, "width": 16}})
     if any("classifiers" in word for word in arguments):
@@ -95,7 +122,8 @@ def small(arguments: list[str]) -> list[str] | None:
         case "generate":
             return [*arguments, "--count", "2", *(["--steps", "3"] if "--steps" in arguments else [])]
         case "score":
-            return [*arguments[:3], "--strata", "8"]  # the rest is a shell's redirection
+            end = arguments.index(">") if ">" in arguments else None  # the rest is a shell's redirection
+            return [*arguments[:end], "--strata", "8"]
         case "evaluate" if "--references" in arguments:
             return arguments
         case "evaluate" if "--controls" in arguments:

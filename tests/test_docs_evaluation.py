@@ -27,4 +27,4 @@ def test_the_page_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_every_page_is_run_by_a_test() -> None:
-    assert {page.stem for page in PAGES if page.parent.name == "docs"} == {*VERBS, "sampling", "control"}
+    assert {page.stem for page in PAGES if page.parent.name == "docs"} == {*VERBS, "sampling", "control", "conditional"}

@@ -61,7 +61,7 @@ def test_its_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     prepare(tmp_path, monkeypatch)
     (tmp_path / "runs" / "quickstart").rename(tmp_path / "trained")  # the first command trains it anew
     assert next(arguments[0] for arguments in commands(README)) == "quickstart"
-    assert run_commands(README, capsys) == {"quickstart", "train", "generate"}
+    assert run_commands(README, capsys) == {"quickstart", "train", "generate", "evaluate", "edit"}
     assert (tmp_path / "runs" / "quickstart" / "quickstart.json").exists()
 
 
