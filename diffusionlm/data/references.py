@@ -64,12 +64,39 @@ def read_sources(path: str) -> list[Item]:
     Raises:
         UserError: the file is missing or broken, or has none of the columns; a source is empty.
     """
-    if path == "-" or path.lower().removesuffix(".gz").endswith(".txt"):
-        table = read_table(path, "text")
-        skipped = next((line for row, line in enumerate(table.numbers, 1) if row != line), None)
-        if skipped is not None:  # outputs are lined up with sources by their number
-            raise UserError(f"{table.name}: expected a source on each line before line {skipped}, got an empty one")
-        return _alone(table, "text")
+    if _has_lines(path):
+        return _lines(path)
+    table, source, target = source_table(path)
+    given = target in table.columns and any(value not in (None, "", []) for value in table.column(target))
+    return read_items(path) if given else _alone(table, source)
+
+
+def read_source_of_each(path: str) -> list[str]:
+    """Return the source of each line or row of a file that ``read_sources`` reads, whether or not it has references."""
+    if _has_lines(path):
+        return [item.source for item in _lines(path)]
+    table, source, _ = source_table(path)
+    return [item.source for item in _alone(table, source)]
+
+
+def _has_lines(path: str) -> bool:
+    return path == "-" or path.lower().removesuffix(".gz").endswith(".txt")
+
+
+def _lines(path: str) -> list[Item]:
+    table = read_table(path, "text")
+    skipped = next((line for row, line in enumerate(table.numbers, 1) if row != line), None)
+    if skipped is not None:  # outputs are lined up with sources by their number
+        raise UserError(f"{table.name}: expected a source on each line before line {skipped}, got an empty one")
+    return _alone(table, "text")
+
+
+def source_table(path: str) -> tuple[Table, str, str]:
+    """Return a table or JSON lines with the names of its column of sources and of the column that would hold the targets.
+
+    Raises:
+        UserError: the file is missing or broken, or has none of the columns of ``COLUMNS``.
+    """
     table, failed = None, None
     for source, target in COLUMNS:
         try:
@@ -78,14 +105,26 @@ def read_sources(path: str) -> list[Item]:
             failed = failed or error
             continue
         if source in table.columns:
-            given = target in table.columns and any(value not in (None, "", []) for value in table.column(target))
-            return read_items(path) if given else _alone(table, source)
+            return table, source, target
     if table is None and failed:
         raise failed
     found = ", ".join(map(repr, table.columns)) if table is not None else ""
     raise UserError(
         f"{path}: expected a column of sources, {' or '.join(source for source, _ in COLUMNS)}, got {found or 'none'}"
     )
+
+
+def read_pairs(path: str, column: str) -> tuple[list[str], list[str], list[str]]:
+    """Return the places, the texts in ``column`` and the sources of the rows of a file that have a text.
+
+    Raises:
+        UserError: as ``source_table``; a row with a text has no source.
+    """
+    table, source, _ = source_table(path)
+    rows, sources = table.texts(column), table.column(source)
+    kept = Table(table.name, {source: [sources[row] for row in rows]}, [table.numbers[row] for row in rows], table.noun)
+    found = [item.source for item in _alone(kept, source)]
+    return [table.place(row) for row in rows], [table.column(column)[row] for row in rows], found
 
 
 def _alone(table: Table, column: str) -> list[Item]:

@@ -12,7 +12,8 @@ It holds for any function x0(x_gamma, gamma), so also for one that denoises the 
 any low < high; a learned schedule's are its ``end`` and ``high``, and else it changes only the variance of the estimate. x_0 =
 E_w exactly, so the lower end has no further term. With explicit length, BOS and EOS are given and have no loss, and the length
 term accounts for EOS; where PAD is a word like others its positions count and account for the length. The paper's recipe has a
-bound of T steps, with noise on x_0 (Li et al. 2022, equation 2): ``regression.bound_term``.
+bound of T steps, with noise on x_0 (Li et al. 2022, equation 2): ``regression.bound_term``. A model's condition is given to
+each evaluation, and the bound is that of -log p(w | condition).
 
 The any-order bound denoises one word at a time, in a random order: each goes from noise to clean in one step, given the clean
 words before it in that order and noise in place of those after it. With K random orders
@@ -46,7 +47,9 @@ from diffusionlm.core.process import Gaussian, alpha, over_coordinates, sigma
 from diffusionlm.core.sampler import Denoise, Denoised, given
 from diffusionlm.core.schedule import StepSchedule
 from diffusionlm.data.batches import boundaries
+from diffusionlm.models.conditions import Conditioning
 from diffusionlm.models.diffusion import DiffusionLM
+from diffusionlm.pipelines.conditioning import conditioning, expected_counts, repeated, room_of
 from diffusionlm.recipe.gumbel import Gumbel
 from diffusionlm.recipe.regression import bound_term, prior_kl
 
@@ -188,9 +191,11 @@ def stratified_variance(values: Tensor) -> float:
 def bound(
     model: DiffusionLM, rows: Sequence[Sequence[int]], texts: Sequence[str] | None = None,
     *, strata: int = 128, orders: int = 0, seed: int = 0, batch_size: int = 64,
-    temperature: float = 1.0, dtype: torch.dtype = torch.float32,
+    temperature: float = 1.0, dtype: torch.dtype = torch.float32, conditions: Sequence[Any] | None = None,
 ) -> Iterator[Bound]:  # fmt: skip
     """Yield the bound of each text, ``rows`` of token ids with BOS and EOS; ``texts`` give the number of characters.
+
+    It is that of -log p(text | condition) where ``conditions`` are the encoded values of the model's condition, one for each.
 
     A text's draws depend on ``seed`` and its number alone. Without ``orders`` it is the joint bound, with them the any-order
     bound. ``dtype`` is that of the network's arithmetic.
@@ -202,14 +207,16 @@ def bound(
     for name, value, without in (("orders", orders, 0), ("temperature", temperature, 1)):
         if value != without and not model.has_logits:
             raise UserError(f"{name}: this model predicts {model.settings.prediction}, not logits; leave it at {without}")
-    explicit, longest, pad = model.explicit_length, model.config.max_tokens, model.config.special_ids["pad"]
+    explicit, pad = model.explicit_length, model.config.special_ids["pad"]
     for number, row in enumerate(rows):
+        condition = None if conditions is None else conditioning(model, [conditions[number]], dtype)
+        longest = room_of(model, condition)
         ids = collate([row], pad, None if explicit and len(row) <= longest else longest)["ids"].to(model.device)
         draws: dict[str, Any] = {"strata": strata, "seed": (seed, number), "batch_size": batch_size}
         if not model.has_logits:
-            terms = discrete_time_terms(model, ids, dtype=dtype, **draws)
+            terms = discrete_time_terms(model, ids, dtype=dtype, condition=condition, **draws)
         else:
-            denoise, known = denoiser(model, ids, temperature, dtype)
+            denoise, known = denoiser(model, ids, temperature, dtype, condition)
             x0 = model.encode(ids)[0]
             if orders:
                 draw = numpy.random.default_rng([seed, number])
@@ -217,7 +224,7 @@ def bound(
                 terms = any_order_terms(losses, ~known, draw, orders=orders, batch_size=batch_size)
             else:
                 terms = continuous_terms(at_levels(model, denoise, known, x0), x0, ids[0], ~known, proposal_for(model), **draws)
-        yield completed(terms, model, row, texts[number] if texts else "", explicit)
+        yield completed(terms, model, row, texts[number] if texts else "", explicit, condition)
 
 
 def check_draws(strata: int, orders: int) -> None:
@@ -243,8 +250,9 @@ def proposal_for(model: DiffusionLM) -> Proposal:
 
 
 def denoiser(
-    model: DiffusionLM, ids: Tensor, temperature: float = 1.0, dtype: torch.dtype = torch.float32
-) -> tuple[Denoise, Tensor]:
+    model: DiffusionLM, ids: Tensor, temperature: float = 1.0, dtype: torch.dtype = torch.float32,
+    condition: Conditioning | None = None,
+) -> tuple[Denoise, Tensor]:  # fmt: skip
     """Return the denoiser of a text ``ids`` (1, L), and the positions (L,) that are given and have no loss."""
     E, special, explicit = model.word_vectors(), model.config.special_ids, model.explicit_length
     barred = torch.zeros(len(E), device=ids.device)
@@ -256,8 +264,9 @@ def denoiser(
     def twice(xt: Tensor, t: Tensor) -> Denoised:
         xt = model.process.rescale(xt, t)
         with torch.autocast(xt.device.type, dtype, enabled=dtype != torch.float32):
-            estimate = model(xt, t).x0 if model.self_conditions else None
-            logits = model.token_logits(xt, t, None, estimate)
+            each = repeated(condition, len(xt))
+            estimate = model(xt, t, condition=each).x0 if model.self_conditions else None
+            logits = model.token_logits(xt, t, None, estimate, None, each)
         logits = (logits + barred) / temperature
         return Denoised(logits.softmax(-1) @ E, logits)
 
@@ -290,6 +299,7 @@ def at_levels(model: DiffusionLM, denoise: Denoise, known: Tensor, x0: Tensor) -
 def discrete_time_terms(
     model: DiffusionLM, ids: Tensor,
     *, strata: int = 128, seed: Sequence[int] = (0,), batch_size: int = 64, dtype: torch.dtype = torch.float32,
+    condition: Conditioning | None = None,
 ) -> Bound:  # fmt: skip
     """Estimate the bound of T steps of one text ``ids`` (1, L), over all positions, as the paper's objective."""
     q, schedule = model.process, model.settings.schedule
@@ -308,7 +318,7 @@ def discrete_time_terms(
         x0 = embedded + lowest_deviation(q, schedule.T) * first
         xt = q.noise(x0, t, second)
         with torch.autocast(ids.device.type, dtype, enabled=dtype != torch.float32):
-            denoised = model(xt, t)
+            denoised = model(xt, t, condition=repeated(condition, len(xt)))
         term = bound_term(q, schedule.T, denoised, embedded, x0, xt, t, ids.expand(len(part), -1), variance, model)
         nats.append(term.double().sum(1).cpu() * words.shape[-1])
     prior = prior_kl(q, schedule.T, words).double().sum() * words.shape[-1]
@@ -325,15 +335,22 @@ def _steps(schedule: StepSchedule, u: Tensor) -> tuple[Tensor, Tensor]:
     return index + 2, 1 / mass[index]
 
 
-def length_nats(model: PreTrainedModel, tokens: int) -> float:
-    """Return -log p(length) of a row of ``tokens``, BOS and EOS counted, with add-one smoothing."""
-    counts = model.config.length_counts
+def length_nats(model: PreTrainedModel, tokens: int, condition: Conditioning | None = None) -> float:
+    """Return -log p(length) of a row of ``tokens``, BOS and EOS counted, with add-one smoothing.
+
+    The counts are those of the training texts, or those that the model expects for a ``condition`` that predicts lengths.
+    """
+    expected = expected_counts(model, condition)
+    counts = model.config.length_counts if expected is None else expected[0]
     seen = counts[tokens] if tokens < len(counts) else 0
     return -math.log((seen + 1) / (sum(counts) + model.config.max_tokens - 2))
 
 
-def completed(terms: Bound, model: PreTrainedModel, row: Sequence[int], text: str, explicit_length: bool = True) -> Bound:
+def completed(
+    terms: Bound, model: PreTrainedModel, row: Sequence[int], text: str, explicit_length: bool = True,
+    condition: Conditioning | None = None,
+) -> Bound:  # fmt: skip
     """Return ``terms`` with the length term, where there is one, and the counts of a row of ids with BOS and EOS."""
-    length = length_nats(model, len(row)) if explicit_length else 0.0
+    length = length_nats(model, len(row), condition) if explicit_length else 0.0
     unknown = sum(i == model.config.special_ids.get("unk") for i in row[1:-1])
     return replace(terms, length=length, tokens=len(row) - 1, characters=len(text), unknown=unknown)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import numpy
 import torch
@@ -18,13 +19,16 @@ from torch import Tensor
 
 from diffusionlm.config import UserError
 from diffusionlm.evaluation.likelihood import Bound, any_order_terms, check_draws, completed, stratified_variance
+from diffusionlm.models.conditions import Conditioning
 from diffusionlm.models.masked import MaskedLM, hide, masked_token_losses, word_positions
+from diffusionlm.pipelines.conditioning import conditioning, repeated
 
 
 @torch.no_grad()
 def masked_bound(
     model: MaskedLM, rows: Sequence[Sequence[int]], texts: Sequence[str] | None = None,
     *, strata: int = 128, orders: int = 0, seed: int = 0, batch_size: int = 64, dtype: torch.dtype = torch.float32,
+    conditions: Sequence[Any] | None = None,
 ) -> Iterator[Bound]:  # fmt: skip
     """Yield the likelihood bound of each text, as ``likelihood.bound`` does.
 
@@ -40,19 +44,21 @@ def masked_bound(
             raise UserError(f"text {number}: expected {longest} tokens or fewer, BOS and EOS included, got {len(row)}")
         ids = torch.tensor([row], device=model.device)
         words, draw = word_positions(torch.ones_like(ids, dtype=torch.bool))[0], numpy.random.default_rng([seed, number])
-        losses = partial(_losses, model, ids, dtype)
+        given = None if conditions is None else conditioning(model, [conditions[number]], dtype)
+        losses = partial(_losses, model, ids, dtype, given)
         if orders:
             terms = any_order_terms(losses, words, draw, orders=orders, batch_size=batch_size)
         else:  # the masking process has no prior and no reconstruction term
             nats = _text_nats(losses, words, draw, strata, batch_size)
             terms = Bound(diffusion=float(nats.mean()), deviation=math.sqrt(stratified_variance(nats)))
-        yield completed(terms, model, row, texts[number] if texts else "")
+        yield completed(terms, model, row, texts[number] if texts else "", condition=given)
 
 
-def _losses(model: MaskedLM, ids: Tensor, dtype: torch.dtype, hidden: Tensor) -> Tensor:
+def _losses(model: MaskedLM, ids: Tensor, dtype: torch.dtype, condition: Conditioning | None, hidden: Tensor) -> Tensor:
     """Return -log p of each ``hidden`` word (K, L) of a text ``ids`` (1, L), given the others (K, L)."""
     with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
-        return masked_token_losses(model, ids.expand_as(hidden), torch.ones_like(hidden), hidden)
+        given = repeated(condition, len(hidden))
+        return masked_token_losses(model, ids.expand_as(hidden), torch.ones_like(hidden), hidden, given)
 
 
 def _text_nats(

@@ -21,6 +21,7 @@ from diffusionlm.evaluation.likelihood import Bound, bound, check_draws
 from diffusionlm.evaluation.masked_likelihood import masked_bound
 from diffusionlm.pipelines.auto import open_pipeline
 from diffusionlm.pipelines.base import BasePipeline
+from diffusionlm.pipelines.conditioning import conditioning, requested, room_of
 from diffusionlm.pipelines.effect import check_given
 
 TERMS = ("prior", "reconstruction", "diffusion", "length")
@@ -54,14 +55,17 @@ class ScoringConfig(Settings):
 
 
 Rows = Sequence[Sequence[int]]  # token ids with BOS and EOS
-Scorer = Callable[[BasePipeline[Any], Rows, Sequence[str], ScoringConfig], Iterator[Bound]]
+Scorer = Callable[[BasePipeline[Any], Rows, Sequence[str], ScoringConfig, Sequence[Any] | None], Iterator[Bound]]
 
 
 def score(
     model: str | Path | BasePipeline[Any], texts: Sequence[str], options: ScoringConfig | None = None,
     *, places: Sequence[str] | None = None, given: Collection[str] | None = None,
+    condition: Any = None, source: Sequence[str] | None = None,
 ) -> Iterator[tuple[str, Bound]]:  # fmt: skip
     """Yield each of ``texts`` with its likelihood under ``model``; empty texts are skipped.
+
+    The likelihood of a model with a condition is that of a text given it, -log p(text | condition).
 
     Args:
         model: a model folder or a run's, or a pipeline, which has its own device and dtype.
@@ -69,43 +73,75 @@ def score(
         options: the settings.
         places: the place of each text for error messages, such as "reviews.csv, line 7".
         given: the options that the user gave, which must have an effect; by default those that differ from the defaults.
+        condition: the value of the model's condition, for all texts, as ``Pipeline.stream`` takes it.
+        source: the source text of each text.
 
     Raises:
-        UserError: before the first text is scored: not a model folder, an option that has no effect for the model, a model
-            trained with a condition, or a text longer than the model's maximum (a mean without it would be another figure).
+        UserError: before the first text is scored: not a model folder, an option that has no effect for the model, a condition
+            missing or impossible, or a text longer than the model's maximum (a mean without it would be another figure).
     """
     check_list(texts)
     options = ScoringConfig() if options is None else options
     pipeline = model if isinstance(model, BasePipeline) else open_pipeline(model, options.device, options.dtype)
     check_given(given_of(options, given), [unused_in_scoring(pipeline, options, pipeline is model)])
-    check_unconditional(pipeline)
-    longest = sys.maxsize if pipeline.exact_likelihood else pipeline.model.config.max_position_embeddings
+    values = condition_values(pipeline, len(texts), condition, source)
     encoded = encode(texts, pipeline.tokenizer, sys.maxsize)
-    for number, row in zip(encoded.texts, encoded.ids, strict=True):
+    values = None if values is None else [values[number] for number in encoded.texts]
+    for index, (number, row) in enumerate(zip(encoded.texts, encoded.ids, strict=True)):
+        longest = longest_text(pipeline, None if values is None else values[index])
         if len(row) > longest:
             place = f"text {number}" if places is None else places[number]
             got = f"{len(row) - 2} tokens, more than this model's maximum of {longest - 2}"
             raise UserError(f"{place}: {got}; shorten the text or leave it out")
     kept = [texts[number] for number in encoded.texts]
-    return zip(kept, SCORERS[pipeline.model.config.model_type](pipeline, encoded.ids, kept, options), strict=True)
+    return zip(kept, SCORERS[pipeline.model.config.model_type](pipeline, encoded.ids, kept, options, values), strict=True)
+
+
+def condition_values(pipeline: BasePipeline[Any], count: int, condition: Any, source: Sequence[str] | None) -> list[Any] | None:
+    """Return the encoded value of the model's condition for each of ``count`` texts; None for a model without one.
+
+    Raises:
+        UserError: a condition that the model does not have, or none; a number of sources that is not that of the texts.
+    """
+    if pipeline.conditional and condition is None and source is None:
+        names = ", ".join(pipeline.model.settings.condition.keys)
+        raise UserError(f"condition: this model was trained with one, {names}: expected its value, or the source of each text")
+    if source is not None and pipeline.conditional:
+        check_list(source)
+        if len(source) != count:
+            raise UserError(f"source: expected one for each of {count} texts, got {len(source)}")
+    found = [each.value for each in requested(pipeline.model, pipeline.tokenizer, condition, source)]
+    return None if not pipeline.conditional else found if source is not None else found * count
+
+
+def longest_text(pipeline: BasePipeline[Any], value: Any) -> int:
+    """Return the most tokens, BOS and EOS counted, of a text with this encoded value of the model's condition."""
+    if pipeline.exact_likelihood:
+        return sys.maxsize
+    longest: int = pipeline.model.config.max_position_embeddings
+    if value is None or not pipeline.model.settings.condition.shares_length:
+        return longest
+    return room_of(pipeline.model, conditioning(pipeline.model, [value]))
 
 
 def check_unconditional(pipeline: BasePipeline[Any], where: str = "model") -> None:
-    """Raise UserError for a model that was trained with a condition, which likelihoods and evaluations do not give."""
+    """Raise UserError for a model that was trained with a condition, which evaluations do not give."""
     if pipeline.conditional:
         without = "its figures without one would be those of another model; generate --condition gives its samples"
         raise UserError(f"{where}: expected a model without a condition, but this one was trained with one: {without}")
 
 
 def by_bound(function: Callable[..., Iterator[Bound]]) -> Scorer:
-    """Return the scorer of a ``bound(model, rows, texts, *, strata, orders, seed, batch_size, dtype)``."""
-    return lambda pipeline, rows, texts, options: function(
+    """Return the scorer of a ``bound(model, rows, texts, *, strata, orders, seed, batch_size, dtype, conditions)``."""
+    return lambda pipeline, rows, texts, options, conditions: function(
         pipeline.model, rows, texts, strata=options.strata, orders=options.orders,
-        seed=options.seed, batch_size=options.batch_size, dtype=pipeline.dtype,
+        seed=options.seed, batch_size=options.batch_size, dtype=pipeline.dtype, conditions=conditions,
     )  # fmt: skip
 
 
-def exactly(pipeline: BasePipeline[Any], rows: Rows, texts: Sequence[str], options: ScoringConfig) -> Iterator[Bound]:
+def exactly(
+    pipeline: BasePipeline[Any], rows: Rows, texts: Sequence[str], options: ScoringConfig, conditions: Any = None
+) -> Iterator[Bound]:
     """Yield the exact likelihood under an autoregressive model."""
     judge = Judge(pipeline.model, pipeline.tokenizer, pipeline.dtype)
     for first in range(0, len(texts), options.batch_size):

@@ -106,6 +106,17 @@ def conditioning(model: Any, values: Sequence[Any], dtype: torch.dtype = torch.f
     return given.rows(torch.arange(len(runs)).repeat_interleave(torch.tensor([*map(len, runs)])).to(model.device))
 
 
+def repeated(given: Conditioning | None, count: int) -> Conditioning | None:
+    """Return the conditioning of ``count`` samples that all have that of one."""
+    return None if given is None else given.rows(torch.zeros(count, dtype=torch.long))
+
+
+def room_of(model: Any, given: Conditioning | None) -> int:
+    """Return the most tokens of a text with this condition: all of the model's, but those that a source takes of them."""
+    longest: int = model.config.max_tokens
+    return int(model.room(torch.ones(1, longest, dtype=torch.bool, device=model.device), given).sum())
+
+
 def expected_counts(model: Any, given: Conditioning | None) -> list[list[float]] | None:
     """Return the numbers of training texts of 0, 1, 2, ... tokens that the model expects for each of B conditions.
 

@@ -43,7 +43,7 @@ from diffusionlm.pipelines.base import (
     check_length,
 )
 from diffusionlm.pipelines.compile import compile_controls
-from diffusionlm.pipelines.conditioning import Requested, check_cfg, conditioning, edited, expected_counts, requested
+from diffusionlm.pipelines.conditioning import Requested, check_cfg, conditioning, edited, expected_counts, requested, room_of
 from diffusionlm.pipelines.denoiser import Predictor, WordDenoiser
 from diffusionlm.pipelines.draft import draft_pass
 from diffusionlm.pipelines.effect import CONDITIONAL, UNCONDITIONAL, Unused, two_candidates
@@ -265,8 +265,7 @@ class Pipeline(BasePipeline[DiffusionLM]):
             return fixed_length(sampling.length + 2)
         condition = conditioning(self.model, [value], self.dtype)
         if self.model.padded_width is not None:
-            width = torch.ones(1, self.model.padded_width, dtype=torch.bool, device=self.model.device)
-            return fixed_length(int(self.model.room(width, condition).sum()))
+            return fixed_length(room_of(self.model, condition))
 
         def predictor(lengths: Sequence[int]) -> Predictor:
             given = condition and condition.rows(torch.zeros(len(lengths), dtype=torch.long, device=self.model.device))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -150,6 +151,8 @@ def print_row(row: dict[str, Any]) -> None:
     MODEL,
     option("file", "texts: .txt (one per line), .jsonl, .csv, each also .gz, or .parquet; - is stdin", "FILE"),
     option("--column", "column of the texts (default %(default)s)", "NAME", default="text"),
+    option("--source", "source of each text, in their order (default: the file's column source, mr or src)", "FILE"),
+    several("--condition", "the model's condition, for all texts; of several conditions NAME=VALUE", "VALUE"),
     option("--strata", "noise levels per text; more is more precise (default 128)"),
     option("--orders", "random orders of the any-order bound; 0 computes the joint bound (default 0)"),
     option("--seed", "random seed of the noise (default 0)"),
@@ -160,24 +163,43 @@ def _score(options: argparse.Namespace) -> int:
     """Compute the negative log-likelihood of texts, or a bound: JSON lines on stdout, a summary on stderr.
 
     The tokens of a text are its words and one end token. Texts longer than the model's maximum length are refused;
-    unknown words are scored as [UNK] and counted.
+    unknown words are scored as [UNK] and counted. With a condition, it is that of each text given the condition.
     """
     from tqdm import tqdm
 
-    from diffusionlm.data.corpora import read_texts
     from diffusionlm.evaluation.scoring import ScoringConfig, score, summary
     from diffusionlm.pipelines.auto import open_pipeline
     from diffusionlm.progress import intervals
 
     given = {name: value for name, value in given_options(options, ScoringConfig).items() if name not in ("device", "dtype")}
     settings = ScoringConfig(**given)
-    places, texts = zip(*read_texts(options.file, options.column), strict=True)
     bounds = []
     pipeline = open_pipeline(options.model, options.device, options.dtype, options.adapter)
-    scored = score(pipeline, texts, settings, places=places, given=given)
+    condition = pipeline.read_condition(options.condition)
+    places, texts, sources = texts_to_score(options, pipeline, condition)
+    scored = score(pipeline, texts, settings, places=places, given=given, condition=condition, source=sources)
     for index, (text, bound) in enumerate(tqdm(scored, total=len(texts), desc="scoring", unit="text", **intervals())):
         figures = {"length_nats" if name == "length" else name: value for name, value in asdict(bound).items()}
         print(json.dumps({"text": text, "index": index, "nats": bound.nats, **figures}, ensure_ascii=False), flush=True)
         bounds.append(bound)
     print(summary(bounds), file=sys.stderr)
     return 0
+
+
+def texts_to_score(
+    options: argparse.Namespace, pipeline: BasePipeline[Any], condition: Any
+) -> tuple[Sequence[str], Sequence[str], list[str] | None]:
+    """Return the places of the texts, the texts, and the source of each, None where the model takes none."""
+    from diffusionlm.data.corpora import read_texts
+    from diffusionlm.data.references import read_pairs, read_source_of_each
+
+    keys = pipeline.model.settings.condition.keys if pipeline.conditional else ()
+    given = condition is not None and (len(keys) == 1 or (isinstance(condition, dict) and "source" in condition))
+    if "source" in keys and options.source is None and not given:
+        if options.file == "-":
+            raise UserError("--source: expected a file with the source of each text, since standard input has texts alone")
+        return read_pairs(options.file, options.column)
+    if options.source is not None and options.source == options.file:
+        raise UserError("--source: expected another file than that of the texts; without --source its own column is read")
+    places, texts = zip(*read_texts(options.file, options.column), strict=True)
+    return places, texts, None if options.source is None else read_source_of_each(options.source)

@@ -356,7 +356,7 @@ class TwoWords:
     def decode(self, x: Tensor) -> Tensor:
         return x * torch.tensor([-1.0, 1.0], dtype=x.dtype) / self.deviation**2
 
-    def __call__(self, xt: Tensor, t: Tensor) -> Denoised:
+    def __call__(self, xt: Tensor, t: Tensor, condition: None = None) -> Denoised:
         a, s = (level(Sqrt().gamma(t)).view(-1, 1, 1) for level in (alpha, sigma))
         spread = a**2 * self.deviation**2 + s**2
         word = torch.tanh(a * xt / spread)

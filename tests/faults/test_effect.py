@@ -236,7 +236,7 @@ def test_show_lists_every_family_of_components(capsys: pytest.CaptureFixture[str
 
 
 def test_a_model_with_a_condition_is_neither_scored_nor_evaluated_without_it(models: dict[str, str]) -> None:
-    with pytest.raises(UserError, match="expected a model without a condition"):
+    with pytest.raises(UserError, match="condition: this model was trained with one"):
         score(models["condition"], ["a b"])
     with pytest.raises(UserError, match="expected a model without a condition"):
         evaluate(models["causal"], [models["condition"]], corpus=_corpus(models), config=EvaluationConfig(count=2), quiet=True)

@@ -152,7 +152,8 @@ def test_sources_that_leave_no_room_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"expected at most 10, since source and text share the 16 tokens of data.max_length, got 11"
     ):
-        replace(settings, condition=replace(settings.condition, max_length=11)).make(pipe.tokenizer, [], SEQUENCE)
+        longer = replace(settings.condition, max_length=11)  # type: ignore[type-var]
+        replace(settings, condition=longer).make(pipe.tokenizer, [], SEQUENCE)
     with pytest.raises(UserError, match=r"^condition: the layout 'diffuseq' fills texts up with PAD: it needs explicit_length"):
         ModelConfig(condition=PartialNoising(layout="diffuseq"))
 

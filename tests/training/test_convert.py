@@ -72,6 +72,12 @@ def test_a_converted_model_of_diffuseq_samples_from_sources(tmp_path: Path, caps
     assert all(0 <= row["length"] <= 16 - 5 for row in rows) and rows[0]["references"] == ["a pub"]
     assert main(["generate", model, "-n", "1", "--steps", "3"]) == 0
     assert "it was never trained without one (drop: 0)" in capsys.readouterr().err
+    score = ["score", model, str(tmp_path / "sources.jsonl"), "--column", "trg", "--strata", "4"]
+    assert main(score) == 0
+    assert [json.loads(row)["tokens"] for row in capsys.readouterr().out.splitlines()] == [3, 3]
+    (tmp_path / "sources.jsonl").write_text(json.dumps({"src": "the pub", "trg": "cheap " * 10}))
+    assert main(score) == 2  # [CLS] the pub [SEP] [SEP] leave 11 of 16 positions
+    assert "10 tokens, more than this model's maximum of 9" in capsys.readouterr().err
 
 
 def test_a_converted_model_is_fine_tuned_with_its_own_tokenizer(tmp_path: Path) -> None:
