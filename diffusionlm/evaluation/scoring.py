@@ -127,7 +127,7 @@ def longest_text(pipeline: BasePipeline[Any], value: Any) -> int:
 def check_unconditional(pipeline: BasePipeline[Any], where: str = "model") -> None:
     """Raise UserError for a model that was trained with a condition, which evaluations do not give."""
     if pipeline.conditional:
-        without = "its figures without one would be those of another model; generate --condition gives its samples"
+        without = "its figures without one would be those of another model; evaluate --references takes such models"
         raise UserError(f"{where}: expected a model without a condition, but this one was trained with one: {without}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import datasets  # type: ignore[import-untyped]
 import pytest
 import torch
 from originals import DIMENSION, HEADS, WORDS, alpha_bar, diffuseq_checkpoint, forward, rounded
+from tiny_conditions import pairs
+from tiny_runs import ROOT, TINY
 from torch import Tensor
 
 from diffusionlm.config import UserError
@@ -21,6 +24,7 @@ from diffusionlm.models.source import PartialNoising
 from diffusionlm.pipelines.conditioning import conditioning
 from diffusionlm.pipelines.diffusion import Pipeline
 from diffusionlm.training.convert import convert
+from diffusionlm.training.run import read_config, train
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 PAD, CLS, SEP = 0, 2, 3
@@ -167,3 +171,21 @@ def test_pairs_that_do_not_fit_together_are_refused_before_training(tmp_path: Pa
     sentence = r"share 16 tokens, special ones included, but text 1 of train has 9 and its source 8"
     with pytest.raises(UserError, match=sentence):
         pipe.model.settings.rows(encoded, splits, pipe.tokenizer)
+
+
+def test_the_published_recipe_trains_samples_and_is_fine_tuned(tmp_path: Path) -> None:
+    small = {
+        "data.corpus": json.dumps({"name": "pairs", "path": str(pairs(tmp_path)), "source": "source", "target": "text"}),
+        "data.tokenizer": "words", "data.max_length": str(SEQUENCE), "model.condition.max_length": "10",
+        "model.backbone": json.dumps({"name": "bert", "layers": 1, "width": 16, "heads": 2, "feedforward": 16}),
+        "model.dimension": "8", **{f"training.{name}": json.dumps(value) for name, value in TINY["training"].items()},
+        "training.steps": "2", "sampling.steps": "3", "sampling.candidates": "1",
+    }  # fmt: skip
+    config = read_config([ROOT / "configs" / "diffuseq.yaml"], list(small.items()))
+    assert train(config, tmp_path / "run", quiet=True)
+    pipe = Pipeline.from_pretrained(tmp_path / "run")
+    rows = pipe(2, source=["ant bee", "cat"])
+    assert [row.source for row in rows] == ["ant bee"] * 2 + ["cat"] * 2
+    assert pipe.model.settings.condition == config.model.condition  # type: ignore[attr-defined]
+    tuned = {**small, "init_from": str(tmp_path / "run"), "training.steps": "3"}
+    assert train(read_config([ROOT / "configs" / "diffuseq.yaml"], list(tuned.items())), tmp_path / "tuned", quiet=True)
