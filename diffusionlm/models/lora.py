@@ -112,7 +112,9 @@ class SavedLora(Settings):
     init_lora_weights: Literal[True] = True  # other starts change the base's weights
 
     def __post_init__(self) -> None:
+        self.expect("at least 1", "r")
         self.expect("a positive number", "lora_alpha")
+        self.expect("a share from 0 to below 1", "lora_dropout")
         if not self.target_modules:
             raise UserError("target_modules: expected the names of linear layers, got none")
 

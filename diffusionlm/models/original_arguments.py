@@ -79,6 +79,7 @@ class DiffusionLMArguments(Arguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.expect("at least 1", "in_channel", "out_channel", "num_channels")
         self.expect("2 to 100", "image_size")  # the sequence is a square: two tokens are BOS and EOS
 
     @property
@@ -116,6 +117,7 @@ class DiffuSeqArguments(Arguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.expect("at least 1", "hidden_dim", "hidden_t_dim")
         self.expect("7 to 100000", "seq_len")  # a word each: six tokens are special ones
 
     @property

@@ -11,19 +11,20 @@ from functools import partial
 from typing import Any
 
 import pytest
+from originals import DIFFUSEQ, DIFFUSION_LM
 
 import diffusionlm
 from diffusionlm import UserError
 from diffusionlm.config import Settings, _leaves, _types, build
 from diffusionlm.models.io import SavedConfig
-from diffusionlm.models.lora import SavedLora
-from diffusionlm.models.original_arguments import Arguments
 
 NUMBERS = (math.nan, math.inf, -1)
 NEEDED: dict[str, Any] = {  # values of the fields without a default
     "train": "a.txt", "folder": "f", "path": "p", "denoiser": "d", "labels": ("x",), "control": {"name": "words", "words": ["x"]},
     "classifier": "x", "label": "NP", "tags": "NOUN", "tree": "(S (NP it))", "first": 0, "last": 1, "weight": 1.0, "low": 1,
-    "function": "math:fsum", "task": {"name": "attributes"}, "field": "price", "parts": [{"name": "label", "field": "price"}],
+    "function": "math:fsum", "task": {"name": "attributes"}, "field": "f", "parts": [{"name": "label", "field": "f"}],
+    "peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["query"],
+    **{name: value for name, value in {**DIFFUSION_LM, **DIFFUSEQ}.items() if name != "seed"}, "vocab_size": 22,
 }  # fmt: skip
 ALLOWED: dict[str, tuple[list[float], str]] = {  # the numbers that a field takes, and why
     "Gumbel.location": ([-1], "gamma, the logarithm of a ratio"),
@@ -31,7 +32,7 @@ ALLOWED: dict[str, tuple[list[float], str]] = {  # the numbers that a field take
     "Gumbel.end": ([-1], "gamma"),
     "Gumbel.training_shift": ([-1], "a difference of gamma"),
     "Gradient.max_logit_step": ([math.inf], "infinity is no limit, and the default of this setting"),
-    "Number.mean": ([-1], "of the user's own numbers"),
+    "Number.mean": ([-1], "the mean of any numbers"),
     "Reward.passes": ([-1], "a score of the user's own function"),
     "SamplingConfig.length": ([-1], "is compared with the longest text of the model, check_length"),
 }
@@ -46,14 +47,14 @@ def kinds(base: Any) -> Iterator[Any]:
 def numeric_fields() -> Iterator[tuple[Any, dataclasses.Field[Any], bool]]:
     """Yield the numeric fields of all settings of the library, with whether a field takes fractions.
 
-    What files hold is left out: it is read by ``build`` alone, and other tests of faults mutate it.
+    ``SavedConfig`` is left out: what a model folder holds is read by ``build`` alone, and test_damage mutates it.
     """
     for _, name, _ in pkgutil.walk_packages(diffusionlm.__path__, "diffusionlm."):
         if not name.endswith("__main__"):
             importlib.import_module(name)
     found: list[Any] = sorted({*kinds(Settings)}, key=lambda kind: f"{kind.__module__}.{kind.__name__}")
     for kind in found:
-        own = kind.__module__.startswith("diffusionlm.") and not issubclass(kind, SavedConfig | SavedLora | Arguments)
+        own = kind.__module__.startswith("diffusionlm.") and not issubclass(kind, SavedConfig)
         for field in dataclasses.fields(kind) if own and dataclasses.is_dataclass(kind) else ():
             if (leaves := {*_leaves(_types(kind)[field.name])}) & {int, float}:
                 yield kind, field, float in leaves
