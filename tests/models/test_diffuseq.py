@@ -174,11 +174,12 @@ def test_pairs_that_do_not_fit_together_are_refused_before_training(tmp_path: Pa
 
 
 def test_the_published_recipe_trains_samples_and_is_fine_tuned(tmp_path: Path) -> None:
+    training: Any = TINY["training"]
     small = {
         "data.corpus": json.dumps({"name": "pairs", "path": str(pairs(tmp_path)), "source": "source", "target": "text"}),
         "data.tokenizer": "words", "data.max_length": str(SEQUENCE), "model.condition.max_length": "10",
         "model.backbone": json.dumps({"name": "bert", "layers": 1, "width": 16, "heads": 2, "feedforward": 16}),
-        "model.dimension": "8", **{f"training.{name}": json.dumps(value) for name, value in TINY["training"].items()},
+        "model.dimension": "8", **{f"training.{name}": json.dumps(value) for name, value in training.items()},
         "training.steps": "2", "sampling.steps": "3", "sampling.candidates": "1",
     }  # fmt: skip
     config = read_config([ROOT / "configs" / "diffuseq.yaml"], list(small.items()))
