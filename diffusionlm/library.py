@@ -36,12 +36,14 @@ LIBRARY: dict[str, dict[str, str]] = {
         "regression": "diffusionlm.recipe.regression:Regression",
         "masked": "diffusionlm.models.masked:MaskedWords",
         "causal": "diffusionlm.models.causal:NextToken",
+        "seq2seq": "diffusionlm.models.seq2seq:SourceToText",
         "classification": "diffusionlm.models.classifier.objective:Classification",
     },
     "model": {
         "diffusion": "diffusionlm.models.diffusion:ModelConfig",
         "masked": "diffusionlm.models.masked:MaskedConfig",
         "causal": "diffusionlm.models.causal:CausalConfig",
+        "seq2seq": "diffusionlm.models.seq2seq:Seq2SeqConfig",
         "classifier": "diffusionlm.models.classifier.model:ClassifierConfig",
     },
 }

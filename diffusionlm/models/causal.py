@@ -119,9 +119,13 @@ class NextTokenObjective(Objective):
         if self.training and self.spec.dropped_share:
             hidden = torch.rand(context.shape, device=ids.device) < self.spec.dropped_share
             context = context.masked_fill(hidden & free[:, :-1], self.pad_id)
-        logits = self.model(input_ids=context, attention_mask=mask[:, :-1].long(), use_cache=False).logits.float()
-        losses = F.cross_entropy(logits.transpose(1, 2), wanted, reduction="none")
+        losses = F.cross_entropy(self.logits(context, mask[:, :-1], batch).transpose(1, 2), wanted, reduction="none")
         return {"cross_entropy": (losses * counted).sum() / counted.sum()}
+
+    def logits(self, context: Tensor, mask: Tensor, batch: Batch) -> Tensor:
+        """Return the logits (B, L, V) of the token after each of ``context`` (B, L), whose ``mask`` is True at tokens."""
+        logits: Tensor = self.model(input_ids=context, attention_mask=mask.long(), use_cache=False).logits
+        return logits.float()
 
 
 def reach(model: PreTrainedModel) -> int:

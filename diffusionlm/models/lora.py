@@ -156,8 +156,8 @@ def target_layers(model: PreTrainedModel, targets: tuple[str, ...]) -> list[str]
     parts = {part for name in layers for part in name.split(".") if not part.isdecimal()}
     chosen = targets or _projections(model)
     if not chosen:
-        settings: Any = getattr(model, "settings", None)
-        backbone = plain_name(type(settings.backbone)) if settings is not None else model.config.model_type
+        backbone: Any = _backbone(model)
+        backbone = model.config.model_type if backbone is None else plain_name(type(backbone))
         needed = f"expected names of linear layers, since {backbone!r} does not name its query and value projections"
         raise UserError(f"adapter.targets: {needed}; choose from {', '.join(sorted(parts))}")
     found = {target: [name for name in layers if f".{target}." in f".{name}."] for target in chosen}
@@ -168,9 +168,13 @@ def target_layers(model: PreTrainedModel, targets: tuple[str, ...]) -> list[str]
 
 def _projections(model: PreTrainedModel) -> tuple[str, ...]:
     """Return the names of the query and value projections: the backbone's own, or for models of transformers those of peft."""
-    settings: Any = getattr(model, "settings", None)
-    if settings is not None:
-        return tuple(settings.backbone.projections)
+    if (backbone := _backbone(model)) is not None:
+        return tuple(backbone.projections)
     from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
     return tuple(TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type, ()))
+
+
+def _backbone(model: PreTrainedModel) -> Any:
+    """Return the backbone of the library's own models, None for networks of transformers."""
+    return getattr(getattr(model, "settings", None), "backbone", None)

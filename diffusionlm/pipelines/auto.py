@@ -17,11 +17,13 @@ from diffusionlm.pipelines.base import BasePipeline
 from diffusionlm.pipelines.causal import CausalPipeline
 from diffusionlm.pipelines.diffusion import Pipeline
 from diffusionlm.pipelines.masked import MaskedPipeline
+from diffusionlm.pipelines.seq2seq import Seq2SeqPipeline
 
 PIPELINES: dict[str, type[BasePipeline[Any]]] = {
     DiffusionLMConfig.model_type: Pipeline,
     MaskedLMConfig.model_type: MaskedPipeline,
     "llama": CausalPipeline,
+    "t5": Seq2SeqPipeline,
 }
 
 

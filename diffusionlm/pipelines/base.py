@@ -22,7 +22,7 @@ from diffusionlm.data.annotators import Annotator
 from diffusionlm.data.folders import read_object
 from diffusionlm.data.tokenizers import decode_texts, load_tokenizer
 from diffusionlm.models.io import check_tokenizer, model_folder
-from diffusionlm.pipelines.conditioning import requested
+from diffusionlm.pipelines.conditioning import check_cfg, requested
 from diffusionlm.pipelines.effect import OFF, Unused, check_given, given_settings
 from diffusionlm.pipelines.gradient import Gradient
 from diffusionlm.pipelines.particles import Particles
@@ -232,7 +232,7 @@ class BasePipeline(Generic[M]):
 
     def preview(self, count: int) -> list[str]:
         """Return ``count`` samples with little computation, for progress reports during training."""
-        return [row.text for row in self.stream(count, replace(self.sampling, candidates=1))]
+        return [row.text for row in self.stream(count, replace(self.sampling, candidates=1, cfg=1.0))]  # without a condition
 
     @classmethod
     def from_pretrained(
@@ -272,6 +272,7 @@ class UnguidedPipeline(BasePipeline[M]):
         self.check(sampling)
         self.check_request(sampling, (), tries, condition, source)
         conditions = requested(self.model, self.tokenizer, condition, source)
+        check_cfg(self.model, sampling.cfg, conditions)
         for indices in batches(count * len(conditions), sampling):
             seeds = [(sampling.seed, index, c) for index in indices for c in range(sampling.candidates)]
             ids = self.sample_ids(seeds, sampling, watch, [conditions[index // count].value for _, index, _ in seeds])

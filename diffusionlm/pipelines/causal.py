@@ -5,12 +5,13 @@ w_i ~ p(w_i | BOS, w_1, ..., w_(i-1))        until EOS
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from diffusionlm.config import UserError
@@ -74,22 +75,57 @@ def write_ids(
     Raises:
         UserError: the tokenizer has no BOS token.
     """
-    start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    start = tokenizer.bos_token_id
     if start is None:
         raise UserError("write: expected a tokenizer with a BOS token to start sampling from, but this one has none")
     room = reach(model) - 2  # as in training: BOS and EOS are among the tokens that the model reads
     longest = room if max_tokens is None else min(max_tokens, room)
-    barred = sorted({*tokenizer.all_special_ids} - {end} | {*range(len(tokenizer), model.config.vocab_size)})
-    draws = [numpy.random.default_rng(list(seed)) for seed in seeds]
     ids = torch.tensor([[start, *begun]] * len(seeds), device=model.device)
+    return draw_ids(CachedLogits(model, "input_ids", dtype), tokenizer, ids, seeds, temperature, longest, watch)
+
+
+class CachedLogits:
+    """The logits of the next token, as a function of all ids so far: each call runs a model on the new ones alone.
+
+    The ids are the model's argument ``name``; ``given`` are its other arguments, the same in each call.
+    """
+
+    def __init__(self, model: PreTrainedModel, name: str, dtype: torch.dtype, **given: Any) -> None:
+        self.model, self.name, self.dtype, self.given = model, name, dtype, given
+        self.cache: dict[str, Any] = {}  # called "past_key_values" by transformers up to 5.23, "cache" from 5.24 on
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """Return logits (B, V) after ``ids`` (B, L)."""
+        new = {self.name: ids[:, -1:] if self.cache else ids}
+        with torch.autocast(ids.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            output = self.model(**new, use_cache=True, **self.given, **self.cache)
+        self.cache = {name: output[name] for name in {*output.keys()} & {"cache", "past_key_values"}}
+        logits: Tensor = output.logits[:, -1]
+        return logits
+
+
+@torch.no_grad()
+def draw_ids(
+    next_logits: Callable[[Tensor], Tensor],
+    tokenizer: PreTrainedTokenizerFast,
+    ids: Tensor,
+    seeds: Sequence[Sequence[int]],
+    temperature: float,
+    longest: int,
+    watch: Watch | None = None,
+) -> list[list[int]]:
+    """Continue ``ids`` (B, L), which begin with BOS, as ``write_ids`` does, to ``longest`` tokens without BOS.
+
+    ``next_logits`` maps all ids so far to the logits of the next token, for at least as many words as the tokenizer has.
+    """
+    end = tokenizer.eos_token_id
+    barred = sorted({*tokenizer.all_special_ids} - {end})
+    draws = [numpy.random.default_rng(list(seed)) for seed in seeds]
     ended = torch.zeros(len(seeds), dtype=torch.bool)
-    cache: dict[str, Any] = {}  # called "past_key_values" by transformers up to 5.23, "cache" from 5.24 on
     while ids.shape[1] <= longest and not bool(ended.all()):
-        with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
-            output = model(input_ids=ids[:, -1:] if cache else ids, use_cache=True, **cache)
-        cache = {name: output[name] for name in {*output.keys()} & {"cache", "past_key_values"}}
-        logits = output.logits[:, -1].double().cpu() / temperature
+        logits = next_logits(ids).double().cpu() / temperature
         logits[:, barred] = -torch.inf
+        logits[:, len(tokenizer) :] = -torch.inf
         cumulative = logits.softmax(-1).cumsum(-1)
         point = torch.tensor([draw.random() for draw in draws], dtype=torch.float64)[:, None] * cumulative[:, -1:]
         drawn = torch.searchsorted(cumulative, point, right=True)

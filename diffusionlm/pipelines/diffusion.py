@@ -294,7 +294,7 @@ class Pipeline(BasePipeline[DiffusionLM]):
 
     def preview(self, count: int) -> list[str]:
         steps = min(32, self.model.settings.schedule.max_steps)
-        return [row.text for row in self.stream(count, replace(self.sampling, steps=steps, candidates=1))]
+        return [row.text for row in self.stream(count, replace(self.sampling, steps=steps, candidates=1, cfg=1.0))]
 
     def check(self, sampling: SamplingConfig) -> None:
         model, schedule = self.model, self.model.settings.schedule

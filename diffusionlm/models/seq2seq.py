@@ -1,0 +1,216 @@
+"""Encoder-decoders: an autoregressive model of a text given its source, the peer of conditional diffusion.
+
+    log p(w | source) = sum over i of log p(w_i | BOS, w_1, ..., w_(i-1), source)        the last w_i is EOS
+
+The likelihood is exact. The network is transformers' T5 (Raffel et al. 2020; gated perceptrons as in version 1.1). The encoder
+reads BOS and the words of the source; BOS alone is the null condition. B batch, S source positions, L positions, V words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+
+from diffusionlm.config import FORMAT_VERSION, Settings, UserError, build_untrusted, to_plain
+from diffusionlm.core.objective import Batch, expect_family
+from diffusionlm.data.folders import damage_errors, load_folder
+from diffusionlm.models.causal import NextToken, NextTokenObjective
+from diffusionlm.models.conditional import ConditionalSpec
+from diffusionlm.models.conditions import Condition, kept
+from diffusionlm.models.io import (
+    SpecialToken,
+    Text,
+    Whole,
+    check_config,
+    check_special_ids,
+    model_config,
+    read_model,
+    special_ids,
+)
+from diffusionlm.models.source import Source
+from diffusionlm.models.spec import ModelSpec
+
+# Keys of a config that neither the settings nor the tokenizer determine, or that change no number.
+FREE = ("architectures", "dtype", "torch_dtype", "transformers_version", "length_counts", "use_cache", "_name_or_path")
+
+
+@dataclass(frozen=True)
+class Seq2SeqConfig(ConditionalSpec, name="seq2seq"):
+    """Hyperparameters of an encoder-decoder; the perceptrons are ``expansion * width`` wide.
+
+    Args:
+        layers: of the decoder; the encoder's are those of the condition.
+        dropout: of the decoder; the encoder's is that of the condition.
+        condition: a ``source``.
+    """
+
+    layers: int = 4
+    width: int = 128
+    heads: int = 4
+    expansion: float = 2.67
+    dropout: float = 0.1
+    condition: Condition | None = field(default_factory=Source)
+
+    def __post_init__(self) -> None:
+        self.expect("1 to 1000", "layers", "heads")
+        self.expect("1 to 100000", "width")
+        self.expect("a positive number", "expansion")
+        self.expect("a share from 0 to below 1", "dropout")
+        if self.width % self.heads:
+            raise UserError(f"heads: expected the width {self.width} to be a multiple of the heads, got {self.heads}")
+        if self.expansion * self.width < 1:
+            raise UserError(f"expansion: expected at least {1 / self.width}, got {self.expansion}")
+        if type(self.condition) is not Source:
+            got = "none" if self.condition is None else repr(self.condition.name)
+            other = "; the model 'causal' has no condition" if self.condition is None else ""
+            raise UserError(f"condition: expected 'source', the text that the encoder reads, got {got}{other}")
+
+    @property
+    def explicit_length(self) -> bool:
+        return False
+
+    @property
+    def excludes_self(self) -> bool:
+        return True
+
+    @property
+    def source(self) -> Source:
+        """The condition."""
+        assert isinstance(self.condition, Source)
+        return self.condition
+
+    def make(
+        self, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[int]], max_length: int
+    ) -> T5ForConditionalGeneration:
+        ids = special_ids(tokenizer)
+        check_special_ids(ids, len(tokenizer))
+        return self.attached(T5ForConditionalGeneration(self.network(len(tokenizer), ids, max_length)))
+
+    def network(self, vocabulary: int, ids: Mapping[SpecialToken, int], max_length: int) -> T5Config:
+        """Return the config of the network, which also holds these settings."""
+        added: dict[str, Any] = {
+            "bos_token_id": ids["start"],
+            "decoder_start_token_id": ids["start"],
+            "max_position_embeddings": max_length,  # T5 has relative positions; this is the most tokens of a text
+            "special_ids": dict(ids),
+            "settings": to_plain(self),
+            "format_version": FORMAT_VERSION,
+        }
+        return T5Config(
+            vocab_size=vocabulary,
+            d_model=self.width,
+            d_kv=self.width // self.heads,
+            d_ff=round(self.expansion * self.width),
+            num_layers=self.source.layers,
+            num_decoder_layers=self.layers,
+            num_heads=self.heads,
+            dropout_rate=self.dropout,
+            feed_forward_proj="gated-gelu",
+            pad_token_id=ids["pad"],
+            eos_token_id=ids["end"],
+            **added,
+        )
+
+    def attached(self, model: T5ForConditionalGeneration) -> T5ForConditionalGeneration:
+        """Give ``model`` these settings, and its encoder the dropout of the source: T5's config has one for both parts."""
+        model.settings = self  # type: ignore[assignment]
+        share = self.source.dropout
+        for module in model.encoder.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = share
+            elif hasattr(module, "dropout") and not isinstance(module.dropout, nn.Module):
+                module.dropout = share  # type: ignore[assignment]
+        return model
+
+    def load(self, folder: str | Path) -> T5ForConditionalGeneration:
+        return load_seq2seq(folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedSeq2Seq(Settings):
+    """The keys of ``config.json`` that the library adds to T5's, and those that they have to fit."""
+
+    model_type: Text
+    format_version: Whole
+    settings: dict[str, Any]
+    special_ids: dict[SpecialToken, Whole]
+    vocab_size: Whole
+    max_position_embeddings: Whole
+    length_counts: list[Whole] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        check_special_ids(self.special_ids, self.vocab_size)
+        self.expect("3 to 1000000", "max_position_embeddings")  # BOS, a token, EOS
+
+
+def load_seq2seq(folder: str | Path, base: str | Path | None = None) -> T5ForConditionalGeneration:
+    """Load a model folder, from safetensors and JSON only; ``base`` is as in ``io.read_model``.
+
+    Raises:
+        UserError: the folder is missing or damaged, holds another family or a newer format, or a T5 that this library has not
+            trained: what its sources look like, and where its texts begin, is not known.
+    """
+    path, plain = Path(folder) / "config.json", model_config(folder)
+    if plain.get("model_type") == T5Config.model_type and "settings" not in plain:
+        raise UserError(f"{path}: expected a model that this library trained, with its settings, got a T5 from elsewhere")
+    own = {each.name: plain[each.name] for each in fields(SavedSeq2Seq) if each.name in plain}
+    check_config(SimpleNamespace(model_type=T5Config.model_type, saved=SavedSeq2Seq, place=""), own, path)
+    with damage_errors(folder):
+        settings = build_untrusted(Seq2SeqConfig, plain["settings"], "settings")
+    check_network(settings, load_folder(T5Config, folder), path)
+    return settings.attached(read_model(T5ForConditionalGeneration, T5Config, folder, base)).train(False)
+
+
+def check_network(settings: Seq2SeqConfig, config: Any, path: Path) -> None:
+    """Raise UserError where T5's ``config``, read from ``path``, is not that of the ``settings``: it gives other numbers."""
+    expected = settings.network(config.vocab_size, config.special_ids, config.max_position_embeddings).to_dict()
+    got = config.to_dict()
+    for name in sorted({*expected, *got} - {*FREE}):
+        if expected.get(name) != got.get(name):
+            raise UserError(f"{path}: {name}: expected {expected.get(name)!r}, as its settings say, got {got.get(name)!r}")
+
+
+def encode_sources(model: T5ForConditionalGeneration, ids: Tensor, tokens: Tensor) -> dict[str, Any]:
+    """Return the arguments of the decoder for sources ``ids`` (B, S) of ``tokens`` (B,): the encoder's states, and their mask.
+
+    A source without tokens is the null condition.
+    """
+    start = torch.full_like(ids[:, :1], model.config.bos_token_id)
+    read = torch.cat([start, ids], 1)
+    mask = (torch.arange(read.shape[1], device=ids.device) <= tokens[:, None]).long()
+    return {"encoder_outputs": (model.encoder(input_ids=read, attention_mask=mask)[0],), "attention_mask": mask}
+
+
+@dataclass(frozen=True)
+class SourceToText(NextToken, name="seq2seq"):
+    """Mean cross-entropy of the next token given the source, EOS included: the exact negative log-likelihood.
+
+    In nats per token. ``dropped_share`` is that of the context in the decoder, as in ``causal``.
+    """
+
+    def check(self, model: ModelSpec) -> None:
+        expect_family(self, model, "seq2seq")
+
+    def build(self, model: T5ForConditionalGeneration) -> SourceToTextObjective:  # type: ignore[override]
+        return SourceToTextObjective(self, model)
+
+
+class SourceToTextObjective(NextTokenObjective):
+    """The module of ``SourceToText``."""
+
+    def logits(self, context: Tensor, mask: Tensor, batch: Batch) -> Tensor:
+        given = batch.condition
+        assert given is not None
+        tokens = given["tokens"] * kept(self, len(context), self.model.settings.condition.drop, context.device)
+        logits: Tensor = self.model(
+            decoder_input_ids=context, decoder_attention_mask=mask.long(), use_cache=False,
+            **encode_sources(self.model, given["ids"], tokens),
+        ).logits  # fmt: skip
+        return logits.float()
