@@ -19,6 +19,7 @@ from diffusionlm.evaluation.effect import given_of, unused_in_scoring
 from diffusionlm.evaluation.judge import Judge
 from diffusionlm.evaluation.likelihood import Bound, bound, check_draws
 from diffusionlm.evaluation.masked_likelihood import masked_bound
+from diffusionlm.evaluation.source_likelihood import source_likelihood
 from diffusionlm.pipelines.auto import open_pipeline
 from diffusionlm.pipelines.base import BasePipeline
 from diffusionlm.pipelines.conditioning import conditioning, requested, room_of
@@ -116,7 +117,7 @@ def condition_values(pipeline: BasePipeline[Any], count: int, condition: Any, so
 
 def longest_text(pipeline: BasePipeline[Any], value: Any) -> int:
     """Return the most tokens, BOS and EOS counted, of a text with this encoded value of the model's condition."""
-    if pipeline.exact_likelihood:
+    if pipeline.exact_likelihood and not pipeline.conditional:
         return sys.maxsize
     longest: int = pipeline.model.config.max_position_embeddings
     if value is None or not pipeline.model.settings.condition.shares_length:
@@ -152,6 +153,9 @@ SCORERS: dict[str, Scorer] = {  # by the model_type in the model's config, like 
     "diffusionlm": by_bound(bound),
     "diffusionlm-masked": by_bound(masked_bound),
     "llama": exactly,
+    "t5": lambda pipeline, rows, texts, options, conditions: source_likelihood(
+        pipeline, rows, texts, options.batch_size, conditions or [None] * len(rows)
+    ),
 }
 
 

@@ -147,7 +147,10 @@ def edited(saved: Path, folder: Path, **changes: Any) -> Path:
         ({"max_position_embeddings": "8"}, "max_position_embeddings: expected a valid integer, got '8'"),
         ({"max_position_embeddings": None}, "max_position_embeddings"),
         ({"num_heads": 4}, "num_heads: expected 2, as its settings say, got 4"),
-        ({"feed_forward_proj": "gated-relu"}, "feed_forward_proj: expected 'gated-gelu', as its settings say, got 'gated-relu'"),
+        (
+            {"feed_forward_proj": "gated-relu"},
+            "feed_forward_proj: expected 'gated-gelu', as its settings say, got 'gated-relu'",
+        ),
         ({"relative_attention_num_buckets": 16}, "relative_attention_num_buckets: expected 32, as its settings say, got 16"),
         ({"num_layers": 10**9}, "num_layers: expected at most 10000, got 1000000000"),
         ({"vocab_size": 4000}, "the weights have other shapes than those that the config describes"),

@@ -18,11 +18,13 @@ from tiny_adapters import LORA
 from diffusionlm.cli import main
 from diffusionlm.config import UserError, build, merge
 from diffusionlm.evaluation.reference_report import evaluate_references
-from diffusionlm.evaluation.scoring import score
+from diffusionlm.evaluation.scoring import ScoringConfig, score
 from diffusionlm.pipelines.auto import open_pipeline
 from diffusionlm.pipelines.base import SamplingConfig
 from diffusionlm.pipelines.seq2seq import Seq2SeqPipeline
 from diffusionlm.training.run import RunConfig, train
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "format-1"
 
 
 def config(folder: Path, **changes: Any) -> RunConfig:
@@ -110,7 +112,13 @@ def test_requests_that_do_not_fit_the_model(trained: Seq2SeqPipeline) -> None:
         lambda: trained(1, source=" "): "source: expected a text, got ' '",
         lambda: trained(1, condition={"kind": "x"}): "condition: this model has no condition called 'kind'",
         lambda: list(trained.stream(1, SamplingConfig(length=3), source="ant")): "length: an autoregressive model samples EOS",
-        lambda: list(score(trained, ["ant"])): "model: expected a model without a condition, but this one was trained with one",
+        lambda: list(score(trained, ["ant"])): "condition: this model was trained with one, source: expected its value",
+        lambda: list(score(trained, ["ant"], source=["ant"] * 2)): "source: expected one for each of 1 texts, got 2",
+        lambda: list(score(trained, ["ant"], source="ant")): "texts: expected a list of texts",
+        lambda: list(score(trained, ["ant"], source=[" "])): "source: expected a text, got ' '",
+        lambda: list(score(trained, ["ant " * 7], source=["ant"])): "text 0: 7 tokens, more than this model's maximum of 6",
+        lambda: list(score(trained, ["a"], ScoringConfig(orders=2), source=["a"])): "orders: an autoregressive model's",
+        lambda: list(score(GOLDEN, ["ant"], source=["ant"])): "source: this model was trained without a condition",
     }
     for call, sentence in calls.items():
         with pytest.raises(UserError) as caught:
@@ -129,6 +137,32 @@ def test_a_model_that_always_had_a_source_needs_one(home: Path, tmp_path: Path) 
         pipe(1)
     with pytest.raises(UserError, match="^cfg: this model was trained without dropping its condition"):
         pipe(1, source="ant", cfg=2.0)
+
+
+def test_the_likelihood_of_a_text_is_that_given_its_source(
+    home: Path, trained: Seq2SeqPipeline, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Texts of unequal lengths, scored together, have the loss of transformers each."""
+    texts = [" ".join(reversed(source.split())) for source in SOURCES]
+    found = dict(score(trained, [*texts, " "], source=[*SOURCES, "ant"]))
+    assert [*found] == texts
+    for source, text in zip(SOURCES, texts, strict=True):
+        ids, labels = ([*trained.tokenizer(each, add_special_tokens=False)["input_ids"]] for each in (source, text))
+        asked = {"input_ids": torch.tensor([[2, *ids]]), "labels": torch.tensor([[*labels, 3]])}
+        with torch.no_grad():
+            mean = float(trained.model(**asked).loss)
+        assert (found[text].nats, found[text].tokens) == (pytest.approx(mean * (len(labels) + 1), rel=1e-4), len(labels) + 1)
+        assert found[text].exact
+    wrong = [bound.nats for _, bound in score(trained, texts, source=SOURCES[::-1])]
+    assert all(nats > found[text].nats + 1 for nats, text in zip(wrong, texts, strict=True))
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps({"mr": s, "text": t}) + "\n" for s, t in zip(SOURCES, texts, strict=True)))
+    assert main(["score", str(home / "run"), str(pairs)]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["nats"] for row in rows] == pytest.approx([found[text].nats for text in texts])
+    pairs.write_text('{"mr": "ant", "text": "ant"}\n{"mr": "", "text": "bee"}\n')
+    assert main(["score", str(home / "run"), str(pairs)]) == 2
+    assert "line 2" in capsys.readouterr().err
 
 
 def test_a_run_resumes_with_the_same_bits(home: Path, tmp_path: Path) -> None:
