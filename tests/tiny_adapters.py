@@ -25,6 +25,11 @@ FAMILIES: dict[str, dict[str, Any]] = {  # settings of the run of a tiny model
         "objective": "causal",
         "sampling": {"passes": 1, "sweeps": 0},
     },
+    "seq2seq": {
+        "model": {"name": "seq2seq", "layers": 1, "width": 16, "heads": 2, "condition": {"column": "text", "layers": 1}},
+        "objective": "seq2seq",
+        "sampling": {},
+    },
 }
 
 

@@ -26,6 +26,7 @@ from diffusionlm.models.causal import CausalConfig
 from diffusionlm.models.conditions import Condition, Conditioning
 from diffusionlm.models.diffusion import ModelConfig
 from diffusionlm.models.masked import MaskedConfig
+from diffusionlm.models.seq2seq import Seq2SeqConfig
 from diffusionlm.pipelines.auto import open_pipeline
 from diffusionlm.pipelines.base import SamplingConfig, placed
 from diffusionlm.pipelines.gradient import Gradient
@@ -67,6 +68,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "condition": (ModelConfig(dimension=16, backbone=SMALL, condition=Digit()), SamplingConfig(**least)),
         "masked": (MaskedConfig(backbone=SMALL), SamplingConfig(steps=2, sampler=Ancestral())),
         "causal": (CausalConfig(layers=1, width=16, heads=2), SamplingConfig()),
+        "seq2seq": (Seq2SeqConfig(layers=1, width=16, heads=2), SamplingConfig()),
     }
     for name, (config, sampling) in made.items():
         model = config.make(tokenizer, [[2, 4, 5, 6, 3]], 12)
@@ -76,17 +78,17 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"texts": str(home / "texts.txt"), **{name: str(home / name) for name in made}, "guided": str(GOLDEN)}
 
 
-UNGUIDED = "diffusion masked causal"
+UNGUIDED = "diffusion masked causal seq2seq"
 EVERYWHERE = "diffusion exact gradient reward masked causal"
 TABLE = {  # an option with a value, and where it has no effect
-    "--steps 3": "causal",
-    "--passes 2": "masked causal",
-    "--sampler ancestral": "causal",
-    "--step-temperature 0.5": "masked causal",
-    "--sweeps 1": "masked causal",
-    "--sampling.sweep_odds 4": "diffusion exact reward masked causal",  # the guided model's settings have sweeps
-    "--clamp": "masked causal",
-    "--length 6": "causal",
+    "--steps 3": "causal seq2seq",
+    "--passes 2": "masked causal seq2seq",
+    "--sampler ancestral": "causal seq2seq",
+    "--step-temperature 0.5": "masked causal seq2seq",
+    "--sweeps 1": "masked causal seq2seq",
+    "--sampling.sweep_odds 4": "diffusion exact reward masked causal seq2seq",  # the guided model's settings have sweeps
+    "--clamp": "masked causal seq2seq",
+    "--length 6": "causal seq2seq",
     "--candidates 2": UNGUIDED,
     "--candidates 3": "",
     "--temperature 0.9": "",
@@ -115,6 +117,7 @@ KINDS = {
     "reward": ("diffusion", ["--control", 'Reward("test_effect:shorter")']),
     "masked": ("masked", []),
     "causal": ("causal", []),
+    "seq2seq": ("seq2seq", []),
 }
 
 
@@ -128,7 +131,7 @@ def test_an_option_without_effect_is_refused_and_every_other_one_acts(
     kind: str, option: str, models: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, controls = KINDS[kind]
-    words = option.replace("ancestral", "ancestral" if kind in ("masked", "causal") else "ddim").split()
+    words = option.replace("ancestral", "ancestral" if kind in ("masked", "causal", "seq2seq") else "ddim").split()
     quick = ["--guidance.draft", "0", "--steps", "2", "--sweeps", "0"] if kind == "gradient" else []
     quick = [] if option.startswith(("--steps", "--sweeps", "--sampling.sweep", "--guidance.name")) else quick
     if kind in TABLE[option].split():

@@ -45,11 +45,17 @@ def of_family(model: dict[str, Any], **changes: Any) -> Callable[[Path], Path]:
 
 MASKED = of_family({**SMALL["model"], "name": "masked"}, objective="masked", sampling={"sampler": "ancestral"})
 CAUSAL = of_family({"name": "causal", "layers": 1, "width": 16, "heads": 2}, objective="causal", sampling={})
+SEQ2SEQ = of_family(
+    {"name": "seq2seq", "layers": 1, "width": 16, "heads": 2, "condition": {"column": "text", "layers": 1}},
+    objective="seq2seq",
+    sampling={},
+)
 READERS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], object]]] = {
     "a diffusion model": (stored, open_pipeline),
     "the model to start from": (stored, DiffusionLM.load),
     "a masked model": (MASKED, open_pipeline),
     "an autoregressive model": (CAUSAL, open_pipeline),
+    "an encoder-decoder": (SEQ2SEQ, open_pipeline),
     "a classifier": (stored_classifier, LatentClassifier.load),
     "a judge": (gpt2, Judge.load),
     "a sequence classifier": (sequence_classifier, lambda folder: bound().sequence_classifier(str(folder))),
