@@ -39,7 +39,7 @@ class Seq2SeqPipeline(UnguidedPipeline[T5ForConditionalGeneration]):
     def condition(self) -> Source:
         """The condition of the model."""
         settings: Any = self.model.settings
-        return settings.source  # type: ignore[no-any-return]
+        return settings.source
 
     def check(self, sampling: SamplingConfig) -> None:
         check_unused(sampling, UNUSED)

@@ -187,6 +187,29 @@ def test_a_model_that_never_saw_the_null_condition_is_not_guided(labelled: Pipel
         pipe.model.settings = settings
 
 
+@pytest.mark.parametrize("family", ["diffusion", "masked"])
+def test_saved_guidance_needs_no_condition_in_training_and_one_in_sampling(family: str, tmp_path: Path) -> None:
+    sampler = {"sampler": "ancestral"} if family == "masked" else {"passes": 1, "sweeps": 0}
+    changes = {} if family == "diffusion" else {"objective": "masked"}
+    plain: dict[str, Any] = {
+        "data": {"corpus": str(corpus(tmp_path)), "max_length": 8},
+        "model": {
+            "name": family,
+            "backbone": {"name": "transformer", "layers": 1, "width": 16, "heads": 2},
+            "condition": {"name": "label", "field": "kind"},
+        },
+        "training": {"steps": 2, "batch_tokens": 256, "threads": 1, "precision": "fp32"},
+        "sampling": {"steps": 2, "cfg": 2.0, **sampler},
+        **changes,
+    }
+    assert train(build(RunConfig, plain), tmp_path / "run", quiet=True)
+    assert len((tmp_path / "run/samples/step-2.txt").read_text().splitlines()) == 10
+    pipe = open_pipeline(tmp_path / "run")
+    assert len(pipe(2, condition="animal")) == 2
+    with pytest.raises(UserError, match="^cfg: there is no condition to guide to; leave it at 1"):
+        pipe(2)
+
+
 # Edits
 
 
