@@ -123,9 +123,10 @@ def draw_ids(
     draws = [numpy.random.default_rng(list(seed)) for seed in seeds]
     ended = torch.zeros(len(seeds), dtype=torch.bool)
     while ids.shape[1] <= longest and not bool(ended.all()):
-        logits = next_logits(ids).double().cpu() / temperature
+        logits = next_logits(ids).double().cpu()
         logits[:, barred] = -torch.inf
         logits[:, len(tokenizer) :] = -torch.inf
+        logits = (logits - logits.amax(-1, keepdim=True)) / temperature  # finite at its largest, however low the temperature
         cumulative = logits.softmax(-1).cumsum(-1)
         point = torch.tensor([draw.random() for draw in draws], dtype=torch.float64)[:, None] * cumulative[:, -1:]
         drawn = torch.searchsorted(cumulative, point, right=True)

@@ -77,6 +77,7 @@ def test_near_temperature_0_samples_are_greedy(trained: Seq2SeqPipeline) -> None
     """The same as ``generate`` of transformers."""
     model, tokenizer = trained.model, trained.tokenizer
     rows = trained(2, source=SOURCES, temperature=1e-6)
+    assert rows == trained(2, source=SOURCES, temperature=1e-310)
     assert [row.text for row in rows[::2]] == [row.text for row in rows[1::2]]
     for row in rows[::2]:
         asked = torch.tensor([[2, *tokenizer(row.source, add_special_tokens=False)["input_ids"]]])
