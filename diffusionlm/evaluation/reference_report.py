@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self
 from diffusionlm.config import UserError, build, override, to_plain
 from diffusionlm.data.corpora import Corpus
 from diffusionlm.data.references import Item, read_items, read_outputs
+from diffusionlm.evaluation.effect import check_sampling
 from diffusionlm.evaluation.jobs import REFERENCE, Job, Progress, ResumableReport, Row, file_name
 from diffusionlm.evaluation.provenance import LoadedCorpus
 from diffusionlm.evaluation.references import Figure, left_out, score_outputs
@@ -190,7 +191,9 @@ def evaluate_references(
     runner = ReferenceRunner.prepare(references, corpus, None if out is None else Path(out), seed, ter, quiet)
     jobs = [runner.file_job(Path(path)) for path in texts]
     changes = [*sampling, ("dtype", dtype)] if dtype != "fp32" else sampling
-    for path, pipeline in open_models(models, device, dtype, adapter):
+    opened = open_models(models, device, dtype, adapter)
+    check_sampling([name.removesuffix(".name") for name, _ in sampling], (each.unused(each.sampling) for _, each in opened))
+    for path, pipeline in opened:
         settings = build(SamplingConfig, override(to_plain(pipeline.sampling), sampling, SamplingConfig), "sampling")
         jobs.append(runner.model_job(path, pipeline, replace(settings, seed=seed), count, changes))
     return runner.finish([*runner.human_job(), *jobs])

@@ -205,3 +205,5 @@ def test_the_command_line_generates_and_evaluates(home: Path, capsys: pytest.Cap
     pairs.write_text("".join(json.dumps(line) + "\n" for line in lines))
     report = evaluate_references(pairs, models=[home / "run"], sampling=[("temperature", "0.5")], ter=False, quiet=True)
     assert report.rows[-1].figures["BLEU"].value == pytest.approx(100)
+    with pytest.raises(UserError, match=r"^sampling\.steps: an autoregressive model samples one token after the other"):
+        evaluate_references(pairs, models=[home / "run"], sampling=[("steps", "9")], quiet=True)
