@@ -114,6 +114,19 @@ def source_table(path: str) -> tuple[Table, str, str]:
     )
 
 
+def read_pairs(path: str, column: str) -> tuple[list[str], list[str], list[str]]:
+    """Return the places, the texts in ``column`` and the sources of the rows of a file that have a text.
+
+    Raises:
+        UserError: as ``source_table``; a row with a text has no source.
+    """
+    table, source, _ = source_table(path)
+    rows, sources = table.texts(column), table.column(source)
+    kept = Table(table.name, {source: [sources[row] for row in rows]}, [table.numbers[row] for row in rows], table.noun)
+    found = [item.source for item in _alone(kept, source)]
+    return [table.place(row) for row in rows], [table.column(column)[row] for row in rows], found
+
+
 def _alone(table: Table, column: str) -> list[Item]:
     if not table.numbers:
         raise UserError(f"{table.name}: there is no text in it")
