@@ -7,8 +7,9 @@ A backbone's spec is a component whose ``build`` returns the network.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -218,7 +219,46 @@ class ContextReader(nn.Module):
         return Context(tuple(layer.read(states) for layer in layers), seen)
 
 
-class TransformerNetwork(InputEmbedding, ContextReader):
+Residuals = Sequence[Sequence[Tensor]]  # (B, L, W) for the first layers of each stack of layers
+
+
+class LayeredNetwork(ContextReader):
+    """Base of networks that a control branch can read and change: stacks of layers, each of a stream (B, L, W).
+
+    ``forward`` takes ``residuals`` last, as ``hidden`` does.
+    """
+
+    def stacks(self) -> list[nn.ModuleList]:
+        """Return the stacks of layers, in the order of ``hidden``."""
+        raise NotImplementedError
+
+    def hidden(
+        self, latents: Tensor, gamma: Tensor, mask: Tensor | None, context: Context | None = None,
+        signal: Tensor | None = None, residuals: Residuals = (),
+    ) -> list[list[Tensor]]:  # fmt: skip
+        """Return the stream after each layer of each stack.
+
+        ``signal`` (B, L, W) is added to the input of each stack, and ``residuals`` to the outputs of its first layers.
+        """
+        raise NotImplementedError
+
+
+def through(
+    layers: Iterable[nn.Module], stream: Tensor, added: Sequence[Tensor], *given: Any, contexts: Iterator[Any]
+) -> list[Tensor]:
+    """Return the ``stream`` after each of ``layers``, to the first of which ``added`` is added.
+
+    A layer receives the stream, what is ``given``, and the next of the ``contexts``, or None behind the last.
+    """
+    streams: list[Tensor] = []
+    for number, layer in enumerate(layers):
+        stream = layer(stream, *given, next(contexts, None))
+        stream = stream + added[number].to(stream) if number < len(added) else stream
+        streams.append(stream)
+    return streams
+
+
+class TransformerNetwork(InputEmbedding, LayeredNetwork):
     """The network of ``Transformer``."""
 
     def __init__(self, spec: Transformer, inputs: int, outputs: int, max_length: int, context: bool = False) -> None:
@@ -227,13 +267,26 @@ class TransformerNetwork(InputEmbedding, ContextReader):
         self.norm = nn.RMSNorm(spec.width)
         self.down = nn.Linear(spec.width, outputs)
 
-    def forward(self, latents: Tensor, t: Tensor, gamma: Tensor, mask: Tensor | None, context: Context | None = None) -> Tensor:
-        hidden, _ = self.read(latents, gamma, mask)
-        bias = None if mask is None else attention_bias(mask[:, None, None, :]).to(hidden)
-        bias = bias if context is None else context.bias(bias, hidden.shape[1])
-        for number, block in enumerate(self.blocks):
-            hidden = block(hidden, bias, mask, None if context is None else context.layers[number])
-        return self.down(self.norm(hidden))
+    def forward(
+        self, latents: Tensor, t: Tensor, gamma: Tensor, mask: Tensor | None, context: Context | None = None,
+        residuals: Residuals = (),
+    ) -> Tensor:  # fmt: skip
+        (streams,) = self.hidden(latents, gamma, mask, context, None, residuals)
+        return self.down(self.norm(streams[-1]))
+
+    def stacks(self) -> list[nn.ModuleList]:
+        return [self.blocks]
+
+    def hidden(
+        self, latents: Tensor, gamma: Tensor, mask: Tensor | None, context: Context | None = None,
+        signal: Tensor | None = None, residuals: Residuals = (),
+    ) -> list[list[Tensor]]:  # fmt: skip
+        stream, _ = self.read(latents, gamma, mask)
+        bias = None if mask is None else attention_bias(mask[:, None, None, :]).to(stream)
+        bias = bias if context is None else context.bias(bias, stream.shape[1])
+        stream = stream if signal is None else stream + signal.to(stream)
+        (added,) = residuals or ((),)
+        return [through(self.blocks, stream, added, bias, mask, contexts=iter(() if context is None else context.layers))]
 
 
 def attention_bias(seen: Tensor) -> Tensor:

@@ -16,10 +16,12 @@ from diffusionlm.models.backbones import (
     AttentionBackbone,
     Block,
     Context,
-    ContextReader,
     InputEmbedding,
+    LayeredNetwork,
+    Residuals,
     Sublayers,
     attention_bias,
+    through,
 )
 
 
@@ -63,7 +65,7 @@ class LeaveOneOut(AttentionBackbone, name="leave-one-out"):
         return LeaveOneOutNetwork(self, inputs, outputs, max_length, context)
 
 
-class LeaveOneOutNetwork(InputEmbedding, ContextReader):
+class LeaveOneOutNetwork(InputEmbedding, LayeredNetwork):
     """The network of ``LeaveOneOut``; its streams and its queries attend to the states of an encoder."""
 
     def __init__(self, spec: LeaveOneOut, inputs: int, outputs: int, max_length: int, context: bool = False) -> None:
@@ -79,19 +81,34 @@ class LeaveOneOutNetwork(InputEmbedding, ContextReader):
         self.norm = nn.RMSNorm(spec.width)
         self.down = nn.Linear(spec.width, outputs)
 
-    def forward(self, latents: Tensor, t: Tensor, gamma: Tensor, mask: Tensor | None, context: Context | None = None) -> Tensor:
-        given = iter(() if context is None else context.layers)
+    def forward(
+        self, latents: Tensor, t: Tensor, gamma: Tensor, mask: Tensor | None, context: Context | None = None,
+        residuals: Residuals = (),
+    ) -> Tensor:  # fmt: skip
+        queries = self.hidden(latents, gamma, mask, context, None, residuals)[-1]
+        return self.down(self.norm(queries[-1]))
+
+    def stacks(self) -> list[nn.ModuleList]:
+        """Return the layers of the left and of the right stream, and those of the queries."""
+        return [*cast(list[nn.ModuleList], list(self.streams)), self.queries]
+
+    def hidden(
+        self, latents: Tensor, gamma: Tensor, mask: Tensor | None, context: Context | None = None,
+        signal: Tensor | None = None, residuals: Residuals = (),
+    ) -> list[list[Tensor]]:  # fmt: skip
+        contexts = iter(() if context is None else context.layers)
+        added = residuals or ((), (), ())
         hidden, positions = self.read(latents, gamma, mask)
+        hidden = hidden if signal is None else hidden + signal.to(hidden)
         place = torch.arange(latents.shape[1], device=latents.device)
         behind = place[None, :] - place[:, None]  # negative to the left of a position
         real = torch.ones_like(behind[None, None], dtype=torch.bool) if mask is None else mask[:, None, None, :]
-        streams = []
-        for blocks, norm, seen in zip(self.streams, self.norms, (behind <= 0, behind >= 0), strict=True):
-            stream, bias = hidden, attention_bias(seen & real).to(hidden)
+        stacks, streams = [], []
+        for number, (norm, seen) in enumerate(zip(self.norms, (behind <= 0, behind >= 0), strict=True)):
+            bias = attention_bias(seen & real).to(hidden)
             bias = bias if context is None else context.bias(bias, hidden.shape[1])
-            for block in cast(nn.ModuleList, blocks):
-                stream = block(stream, bias, mask, next(given, None))
-            streams.append(norm(stream))
+            stacks.append(through(self.stacks()[number], hidden, added[number], bias, mask, contexts=contexts))
+            streams.append(norm(stacks[-1][-1]))
         left, right = (move(stream) for move, stream in zip(self.beside, streams, strict=True))
         if mask is not None:
             right = right * mask[..., None].to(right)
@@ -99,9 +116,8 @@ class LeaveOneOutNetwork(InputEmbedding, ContextReader):
         query = self.norm_query(positions + left + right)
         bias = torch.cat([attention_bias((behind < 0) & real), attention_bias((behind > 0) & real)], -1).to(hidden)
         bias = bias if context is None else context.bias(bias, 2 * hidden.shape[1])
-        for block in self.queries:
-            query = block(query, streams, bias, next(given, None))
-        return self.down(self.norm(query))
+        query = query if signal is None else query + signal.to(query)
+        return [*stacks, through(self.queries, query, added[-1], streams, bias, contexts=contexts)]
 
 
 class CrossAttentionBlock(Sublayers):
