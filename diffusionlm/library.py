@@ -18,7 +18,7 @@ LIBRARY: dict[str, dict[str, str]] = {
         "maskgit": "diffusionlm.pipelines.masked:MaskGIT",
     },
     "guidance": {"gradient": "diffusionlm.pipelines.gradient:Gradient"},
-    "adapter": {"lora": "diffusionlm.models.lora:Lora"},
+    "adapter": {"lora": "diffusionlm.models.lora:Lora", "control-branch": "diffusionlm.models.control_branch:ControlBranch"},
     "backbone": {
         "bert": "diffusionlm.models.backbones:Bert",
         "transformer": "diffusionlm.models.backbones:Transformer",
@@ -29,6 +29,7 @@ LIBRARY: dict[str, dict[str, str]] = {
         "partial-noising": "diffusionlm.models.source:PartialNoising",
         "label": "diffusionlm.models.attributes:Label",
         "number": "diffusionlm.models.attributes:Number",
+        "tags": "diffusionlm.models.tags:Tags",
         "several": "diffusionlm.models.attributes:Several",
     },
     "objective": {

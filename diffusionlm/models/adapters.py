@@ -10,22 +10,43 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, Self, TypeVar, cast
 
 import torch
 from transformers import PreTrainedModel
 
 from diffusionlm.config import FORMAT_VERSION, Component, UserError, build_untrusted, to_plain
 from diffusionlm.data.folders import is_folder, read_object
+from diffusionlm.models.spec import ModelSpec, Splits
 
 P = TypeVar("P", bound=PreTrainedModel)
 FILE = "adapter.json"
 
 
 class Adapter(Component, family="adapter"):
-    """Base of the adapters. ``complete`` is True where ``save`` writes all weights, so that no base model is needed."""
+    """Base of the adapters.
+
+    ``complete`` is True where ``save`` writes all weights, so that no base model is needed; ``merges`` where a loaded model is
+    one like any other, which can be trained further.
+    """
 
     complete: ClassVar[bool] = False
+    merges: ClassVar[bool] = True
+
+    def fitted(self, splits: Splits) -> Self:
+        """Return the adapter with what it takes from the corpus, such as the labels of a condition that it adds."""
+        return self
+
+    def of(self, model: PreTrainedModel) -> Self:
+        """Return the adapter as the adapted ``model`` has it."""
+        return self
+
+    def adapted(self, spec: ModelSpec) -> ModelSpec:
+        """Return the settings of an adapted model, whose training rows these make, for those of the base.
+
+        Raises UserError where the adapter does not fit them.
+        """
+        return spec
 
     def wrap(self, model: P) -> P:
         """Return the model to train, of the same class: ``model`` with weights frozen or modules added, in place."""
@@ -108,7 +129,7 @@ def save_adapted(adapter: Adapter, model: PreTrainedModel, folder: Path, base: s
     adapter.save(model, folder)
     if not adapter.complete:
         named = {"base": str(Path(str(base)).resolve()), "base_sha256": cast(Any, model).base_sha256}
-        plain = {"format_version": FORMAT_VERSION, **named, "adapter": to_plain(adapter)}
+        plain = {"format_version": FORMAT_VERSION, **named, "adapter": to_plain(adapter.of(model))}
         (folder / FILE).write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
 from diffusionlm.config import UserError, nearest
-from diffusionlm.models.conditions import Condition, Conditioning, check_keys, column, kept
+from diffusionlm.models.conditions import Condition, Conditioning, at_positions, check_keys, column, kept
 
 if TYPE_CHECKING:
     import datasets  # type: ignore[import-untyped]
@@ -217,6 +217,10 @@ class Several(Condition, name="several"):
         return any(part.shares_length for part in self.parts)
 
     @property
+    def of_positions(self) -> bool:
+        return any(part.of_positions for part in self.parts)
+
+    @property
     def clean_prefix(self) -> bool:
         return all(part.clean_prefix for part in self.parts)
 
@@ -264,6 +268,13 @@ class Several(Condition, name="several"):
         by_part = [part.encoded([(value or {}).get(part.key) for value in values], tokenizer) for part in self.parts]
         return [dict(zip(self.keys, row, strict=True)) for row in zip(*by_part, strict=True)]
 
+    def of_piece(self, value: Any, start: int, tokens: int) -> Any:
+        return {part.key: part.of_piece((value or {}).get(part.key), start, tokens) for part in self.parts}
+
+    def length(self, value: Any) -> int | None:
+        lengths = (part.length((value or {}).get(part.key)) for part in self.parts)
+        return next((length for length in lengths if length is not None), None)
+
     def collate(self, values: Sequence[Any]) -> dict[str, Tensor]:
         return {
             f"{number}.{name}": tensor
@@ -282,10 +293,12 @@ class Merged(nn.Module):
     def forward(self, **tensors: Tensor) -> Conditioning:
         """Return the conditioning of all parts; a name is ``<number of the part>.<its own name>``."""
         found: dict[str, Any] = {}
-        features = []
+        features: list[Tensor] = []
         for number, part in self.parts.items():
             own = {name.partition(".")[2]: tensor for name, tensor in tensors.items() if name.partition(".")[0] == number}
             given: Conditioning = part(**own)
             features += [] if given.features is None else [given.features]
             found |= {name: value for name, value in vars(given).items() if value is not None}
+        if positions := max((each.shape[1] for each in features if each.dim() == 3), default=0):
+            features = [at_positions(each, positions) for each in features]
         return Conditioning(**{**found, "features": torch.cat(features, -1) if features else None})

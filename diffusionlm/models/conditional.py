@@ -69,8 +69,11 @@ class ConditionalSpec(ModelSpec):
             if split == "train" and all(value is None for value in values):
                 raise UserError(f"model.condition: no training text has a value for {self.condition.key!r}")
             found[split] = [Example(ids) for ids in texts.ids]
+            start, before = 0, -1  # of a piece in its text, in tokens
             for row, text in zip(found[split], texts.texts, strict=True):
-                row.condition = values[text]
+                start = start if text == before else 0
+                row.condition = self.condition.of_piece(values[text], start, len(row) - 2)
+                start, before = start + len(row) - 2, text
                 self._check_room(row, split, text, tokenizer.model_max_length)
         return found
 

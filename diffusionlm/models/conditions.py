@@ -101,6 +101,11 @@ class Condition(Component, family="condition"):
         return False
 
     @property
+    def of_positions(self) -> bool:
+        """Whether the features are those of each position."""
+        return False
+
+    @property
     def clean_prefix(self) -> bool:
         """Whether the network receives time 0 at the tokens of a prefix, else the time of the text."""
         return True
@@ -168,6 +173,14 @@ class Condition(Component, family="condition"):
         """Return the values as ``collate`` takes them; texts become token ids. Raises UserError for an impossible value."""
         return list(values)
 
+    def of_piece(self, value: Any, start: int, tokens: int) -> Any:
+        """Return the encoded value of ``tokens`` tokens of a text from token ``start`` on, where the text was cut or split."""
+        return value
+
+    def length(self, value: Any) -> int | None:
+        """Return the number of tokens, BOS and EOS not counted, of all texts with an encoded ``value``; None if any."""
+        return None
+
     def collate(self, values: Sequence[Any]) -> dict[str, Tensor]:
         """Return the tensors of B encoded values. Raises UserError for an impossible value."""
         raise NotImplementedError
@@ -211,19 +224,26 @@ def kept(module: nn.Module, count: int, drop: float, device: torch.device) -> Te
 
 
 class Conditioned(nn.Module):
-    """Base of models whose network may receive conditions."""
+    """Base of models whose network may receive conditions, itself or through a ``branch`` (``models.control_branch``)."""
 
     settings: Any  # a spec with ``condition``
     config: Any
     network: nn.Module
     condition: nn.Module | None
+    branch: nn.Module | None
 
     def build_network(self, settings: Any, inputs: int, outputs: int, longest: int) -> None:
         """Build the network for texts of up to ``longest`` tokens and the module of the condition, if there is one."""
         condition: Condition | None = settings.condition
+        self.branch = None
         if condition is None:
             self.network, self.condition = settings.backbone.build(inputs, outputs, longest), None
             return
+        if condition.of_positions and settings.backbone.excludes_self:
+            raise UserError(
+                f"condition: {condition.key!r} are of each position, which {settings.backbone.name!r} predicts without its own "
+                "inputs; take the backbone 'transformer', or train them as an adapter 'control-branch'"
+            )
         size = (inputs + condition.size, outputs, longest + condition.prefix_size)
         self.network = settings.backbone.build(*size, **({"context": True} if condition.has_states else {}))
         self.condition = condition.build(self)  # type: ignore[arg-type]
@@ -232,10 +252,13 @@ class Conditioned(nn.Module):
         """Return what the network receives of the tensors of ``Condition.collate``, the same at all noise levels."""
         assert self.condition is not None
         given: Conditioning = self.condition(**tensors)
+        if self.branch is not None:
+            given = self.branch.weigh_lengths(given)  # type: ignore[operator]
         if given.states is None:
             return given
-        context = self.network.context(given.states, given.seen)  # type: ignore[operator]
-        return Conditioning(**{**vars(given), "states": None, "seen": None, "context": context})
+        reader: Any = self.network if self.branch is None else self.branch.network
+        context = reader.context(given.states, given.seen)
+        return replace(given, states=None, seen=None, context=context)
 
     def condition_on_batch(self, batch: Batch) -> Conditioning:
         """Return what the network receives of a batch's condition; narrow the batch's mask to the ``room`` that is left."""
@@ -268,13 +291,17 @@ class Conditioned(nn.Module):
         if given is None:
             null = self.settings.condition.collate([None] * len(inputs))
             given = self.condition_on({name: tensor.to(inputs.device) for name, tensor in null.items()})
+        if self.branch is not None:
+            output = self.branch(self.network, inputs, t, gamma, mask, given)
+            return output
         length, inputs = inputs.shape[1], with_features(inputs, given.features)
         context = [] if given.context is None else [given.context]
         if given.prefix is None or given.prefix_tokens is None:
             return self.network(inputs, t, gamma, mask, *context)
         tokens, size = given.prefix_tokens, given.prefix.shape[1]
         texts = torch.full_like(tokens, length) if mask is None else mask.sum(1)
-        inputs = joined(with_features(self.clean_inputs(given.prefix), given.features), inputs, tokens)
+        features = given.features if given.features is None or given.features.dim() == 2 else given.features[:, :0]
+        inputs = joined(with_features(self.clean_inputs(given.prefix), features), inputs, tokens)
         if self.settings.condition.clean_prefix:
             t, gamma = (joined_levels(x, level, tokens, size, length) for x, level in ((t, 0.0), (gamma, self.clean_level)))
         else:
@@ -288,13 +315,21 @@ class Conditioned(nn.Module):
 
 
 def with_features(inputs: Tensor, features: Tensor | None) -> Tensor:
-    """Return ``inputs`` (B, L, I) with ``features``, (B, C) or (B, L, C), at each position."""
-    if features is None:
-        return inputs
-    features = features if features.dim() == 3 else features[:, None]
-    if features.shape[1] not in (1, inputs.shape[1]):  # features of each token, and the inputs of a prefix
-        features = features.new_zeros(len(features), 1, features.shape[2])
-    return torch.cat([inputs, features.expand(-1, inputs.shape[1], -1).to(inputs)], -1)
+    """Return ``inputs`` (B, L, I) with ``features``, (B, C) or (B, S, C), at each position."""
+    return inputs if features is None else torch.cat([inputs, at_positions(features, inputs.shape[1]).to(inputs)], -1)
+
+
+def at_positions(features: Tensor, length: int) -> Tensor:
+    """Return ``features`` (B, C) of texts at each position (B, length, C), or those (B, S, C) of the first S, then 0.
+
+    Raises:
+        UserError: there are features of more positions.
+    """
+    if features.dim() == 2:
+        return features[:, None].expand(-1, length, -1)
+    if features.shape[1] > length:
+        raise UserError(f"condition: expected features of up to {length} positions, got {features.shape[1]}")
+    return F.pad(features, (0, 0, 0, length - features.shape[1]))
 
 
 def joined(source: Tensor, target: Tensor, tokens: Tensor) -> Tensor:

@@ -291,7 +291,8 @@ class DiffusionLM(DenoisingModel, WordVectorModel):
         """Replace the noise schedule, such as by a learned one, in the process and in the config."""
         self.settings = replace(self.settings, schedule=schedule)
         self.process = type(self.process)(**{**vars(self.process), "schedule": schedule})
-        self.config.settings = to_plain(self.settings)
+        base = self.settings if self.branch is None else replace(self.settings, condition=None)
+        self.config.settings = to_plain(base)
 
 
 AutoConfig.register(DiffusionLMConfig.model_type, DiffusionLMConfig)

@@ -22,7 +22,7 @@ from diffusionlm.data.annotators import Annotator
 from diffusionlm.data.folders import read_object
 from diffusionlm.data.tokenizers import decode_texts, load_tokenizer
 from diffusionlm.models.io import check_tokenizer, model_folder
-from diffusionlm.pipelines.conditioning import check_cfg, requested
+from diffusionlm.pipelines.conditioning import at_length, check_cfg, requested
 from diffusionlm.pipelines.effect import OFF, Unused, check_given, given_settings
 from diffusionlm.pipelines.gradient import Gradient
 from diffusionlm.pipelines.particles import Particles
@@ -273,6 +273,7 @@ class UnguidedPipeline(BasePipeline[M]):
         self.check_request(sampling, (), tries, condition, source)
         conditions = requested(self.model, self.tokenizer, condition, source)
         check_cfg(self.model, sampling.cfg, conditions)
+        sampling = at_length(sampling, self.model, conditions)
         for indices in batches(count * len(conditions), sampling):
             seeds = [(sampling.seed, index, c) for index in indices for c in range(sampling.candidates)]
             ids = self.sample_ids(seeds, sampling, watch, [conditions[index // count].value for _, index, _ in seeds])

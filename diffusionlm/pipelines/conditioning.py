@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,11 @@ from transformers import PreTrainedTokenizerFast
 from diffusionlm.config import UserError
 from diffusionlm.data.batches import encodings
 from diffusionlm.models.conditions import Condition, Conditioning, one_sentence
+
+if TYPE_CHECKING:
+    from diffusionlm.pipelines.base import SamplingConfig
+
+S = TypeVar("S", bound="SamplingConfig")
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,25 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr)
 
 
+def at_length(sampling: S, model: Any, conditions: Sequence[Requested]) -> S:
+    """Return the settings with the length that a condition fixes, such as tags of each position.
+
+    Raises:
+        UserError: it is longer than the model's texts, or another length is given.
+    """
+    spec: Condition | None = getattr(getattr(model, "settings", None), "condition", None)
+    for length in {spec.length(each.value) for each in conditions} - {None} if spec is not None else ():
+        longest = model.config.max_tokens - 2
+        if length > longest:
+            raise UserError(f"condition: expected values for 1 to {longest} tokens, got one for {length}")
+        if not model.explicit_length:
+            continue
+        if sampling.length not in (None, length):
+            raise UserError(f"length: the condition is for {length} tokens, got {sampling.length}; leave the length out")
+        sampling = replace(sampling, length=length)
+    return sampling
+
+
 def check_cfg(model: Any, cfg: float, conditions: Sequence[Requested]) -> None:
     """Raise UserError for classifier-free guidance without a condition, or of a model that never saw the null condition."""
     if cfg == 1:
@@ -136,10 +160,13 @@ def edited(model: Any, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str],
         UserError: a text is empty, too long, or has words that the model does not know.
     """
     longest, unknown = model.config.max_tokens - 2, model.config.special_ids.get("unk")
+    length = None if model.settings.condition is None else model.settings.condition.length(given.value)
     found = []
     for text, encoding in zip(texts, encodings(texts, tokenizer), strict=True):
         if not 1 <= len(encoding.ids) <= longest:
             raise UserError(f"text: expected 1 to {longest} tokens, got {len(encoding.ids)}: {text[:60]!r}")
+        if length not in (None, len(encoding.ids)):
+            raise UserError(f"text: the condition is for {length} tokens, got {len(encoding.ids)}: {text[:60]!r}")
         if unknown in encoding.ids:
             start, end = encoding.offsets[encoding.ids.index(unknown)]
             raise UserError(f"text: the model does not know the word {text[start:end].strip()!r} of {text[:60]!r}")

@@ -43,7 +43,16 @@ from diffusionlm.pipelines.base import (
     check_length,
 )
 from diffusionlm.pipelines.compile import compile_controls
-from diffusionlm.pipelines.conditioning import Requested, check_cfg, conditioning, edited, expected_counts, requested, room_of
+from diffusionlm.pipelines.conditioning import (
+    Requested,
+    at_length,
+    check_cfg,
+    conditioning,
+    edited,
+    expected_counts,
+    requested,
+    room_of,
+)
 from diffusionlm.pipelines.denoiser import Predictor, WordDenoiser
 from diffusionlm.pipelines.draft import draft_pass
 from diffusionlm.pipelines.effect import CONDITIONAL, UNCONDITIONAL, Unused, two_candidates
@@ -90,6 +99,7 @@ class Pipeline(BasePipeline[DiffusionLM]):
         sampling, controls = self.sampling if sampling is None else sampling, read_controls(controls)
         self.check_request(sampling, controls, tries, condition, source)
         conditions = requested(self.model, self.tokenizer, condition, source)
+        sampling = at_length(sampling, self.model, conditions)
         yield from self.samples(self.request(conditions, count, sampling, watch, controls, tries), tries)
 
     def edit(

@@ -11,9 +11,9 @@ from typing import Any, cast
 
 from transformers import PreTrainedModel
 
-from diffusionlm.config import UserError, build_untrusted, to_plain
+from diffusionlm.config import UserError, build_untrusted, plain_name, to_plain
 from diffusionlm.files import read_json, write_text
-from diffusionlm.models.adapters import Adapter, P, check_complete, trained_share, weights_digest
+from diffusionlm.models.adapters import Adapter, P, check_complete, saved_adapter, trained_share, weights_digest
 from diffusionlm.models.io import model_config, model_folder
 from diffusionlm.models.spec import ModelSpec
 
@@ -26,6 +26,13 @@ def settings_of(base: str) -> dict[str, Any]:
         plain = model_config(model_folder(base)).get("settings")
         return {} if plain is None else {"model": to_plain(build_untrusted(ModelSpec, plain))}
     return {}
+
+
+def check_start(base: Path) -> None:
+    """Raise UserError where the model folder ``base`` holds an adapter that cannot be merged into its own base."""
+    if (saved := saved_adapter(base)) is not None and not saved.adapter.merges:
+        name = plain_name(type(saved.adapter))
+        raise UserError(f"init_from: {base} holds a {name!r} of {saved.base}, which a run cannot start from; take its base")
 
 
 def adapt(model: P, adapter: Adapter, base: str | None) -> P:

@@ -41,7 +41,7 @@ from diffusionlm.models.spec import ModelSpec, Rows
 from diffusionlm.pipelines.auto import pipeline_of
 from diffusionlm.pipelines.base import SamplingConfig
 from diffusionlm.recipe.cross_entropy import CrossEntropy
-from diffusionlm.training.adapting import adapt, begin_adapter, settings_of
+from diffusionlm.training.adapting import adapt, begin_adapter, check_start, settings_of
 from diffusionlm.training.checkpoints import LOCK, check_finite, locked, newest_checkpoint, unclaimed_if_refused
 from diffusionlm.training.texts import Copies, encode_splits, say
 from diffusionlm.training.trainer import DiffusionTrainer, TrainingConfig
@@ -126,7 +126,6 @@ def train(
         torch.set_num_threads(config.training.threads)
     torch.manual_seed(config.training.seed)
     model, tokenizer, rows, validation = _prepare(config)
-    model = adapt(model, config.adapter, config.init_from)
     objective = config.objective.build(model)
     if validation and not (validation := objective.measurable(validation)):
         say("validation: no text has a label that the training texts have, so no loss is measured on it")
@@ -182,13 +181,15 @@ def _prepare(config: RunConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerFas
     splits = config.data.corpus.load()
     spec = config.model.fitted(splits)
     tokenizer, model = _start_from(config, spec.tokenizer_texts(splits["train"]))
-    spec = spec if model is None else config.model.of(model)
+    adapter = config.adapter.fitted(splits)
+    spec = adapter.adapted(spec if model is None else config.model.of(model))
     rows = spec.rows(encode_splits(splits, tokenizer, config.data), splits, tokenizer)
     if model is None:
         model = spec.make(tokenizer, rows["train"], config.data.max_length)
     if config.model.generates:
         model.config.length_counts = torch.bincount(torch.tensor([len(row) for row in rows["train"]])).tolist()
         pipeline_of(model)(model, tokenizer, config.sampling).check(config.sampling)
+    model = adapt(model, adapter, config.init_from)
     return model, tokenizer, rows["train"], rows.get("validation", [])
 
 
@@ -229,6 +230,7 @@ def _start_from(config: RunConfig, texts: list[str]) -> tuple[PreTrainedTokenize
     if config.init_from is None:
         return config.model.tokenizer(config.data, texts), None
     start = model_folder(config.init_from)
+    check_start(start)
     model, tokenizer = config.model.load(start), load_tokenizer(start)
     check_tokenizer(tokenizer, model, start)
     if config.data.tokenizer != DataConfig().tokenizer:
