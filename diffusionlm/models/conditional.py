@@ -54,7 +54,7 @@ class ConditionalSpec(ModelSpec):
             return self
         with one_sentence(self.condition, "the training rows"):
             fitted = self.condition.fitted(splits["train"])
-            fitted.values(splits["train"].select(range(1)))
+            fitted.values(splits["train"])
         return replace(self, condition=fitted)  # type: ignore[type-var]
 
     def rows(self, encoded: Mapping[str, Encoded], splits: Splits, tokenizer: PreTrainedTokenizerFast) -> Mapping[str, Rows]:

@@ -57,7 +57,6 @@ class ControlBranch(Adapter, name="control-branch"):
         try:
             with one_sentence(self.condition, "the training rows"):
                 condition = self.condition.fitted(splits["train"])
-                condition.values(splits["train"].select(range(1)))
         except UserError as error:
             raise UserError(str(error).replace("model.condition", "adapter.condition", 1)) from None
         return replace(self, condition=condition)

@@ -240,7 +240,7 @@ class BasePipeline(Generic[M]):
     ) -> Self:
         """Load a model folder; ``dtype`` is that of the network's arithmetic, fp32 or bf16.
 
-        ``adapter`` is the folder of an adapter that was trained on this model: its weights are merged into the model's, and
+        ``adapter`` is the folder of an adapter that was trained on this model: its weights are added to the model's, and
         tokenizer, lengths and sampling settings are its own. Classifiers are those of ``folder``.
 
         Raises:

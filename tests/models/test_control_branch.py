@@ -143,12 +143,12 @@ def test_gradients_reach_the_branch_alone(condition: Condition, value: Any, back
     texts = encode(SPLITS["train"]["text"][:], tokenizer)
     rows = adapter.adapted(base.settings).rows({"train": texts}, SPLITS, tokenizer)["train"]
     objective = CrossEntropy().build(model.train())
-    sum(objective(objective.collate(rows)).values()).backward()  # type: ignore[union-attr]
+    sum(objective(objective.collate(rows)).values()).backward()
     moved = {name for name, weight in model.named_parameters() if weight.grad is not None and weight.grad.abs().sum() > 0}
     assert moved and all(name.startswith("branch.projections.") or name == "branch.length" for name in moved)  # others are 0
     perturbed(model, 0.1)
     objective.zero_grad()
-    sum(objective(objective.collate(rows)).values()).backward()  # type: ignore[union-attr]
+    sum(objective(objective.collate(rows)).values()).backward()
     reached = {name for name, weight in model.named_parameters() if weight.grad is not None}
     assert reached == {name for name, _ in model.named_parameters() if name.startswith(("branch.", "condition."))}
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
