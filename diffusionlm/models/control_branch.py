@@ -45,7 +45,7 @@ class ControlBranch(Adapter, name="control-branch"):
     merges: ClassVar[bool] = False
 
     condition: Condition
-    layers: int = 2
+    layers: int = 1
 
     def __post_init__(self) -> None:
         self.expect("1 to 1000", "layers")
