@@ -43,7 +43,7 @@ from diffusionlm.pipelines.base import SamplingConfig
 from diffusionlm.recipe.cross_entropy import CrossEntropy
 from diffusionlm.training.adapting import adapt, begin_adapter, check_start, settings_of
 from diffusionlm.training.checkpoints import LOCK, check_finite, locked, newest_checkpoint, unclaimed_if_refused
-from diffusionlm.training.texts import Copies, encode_splits, say
+from diffusionlm.training.texts import Copies, encode_splits, report_unknown_sources, say
 from diffusionlm.training.trainer import DiffusionTrainer, TrainingConfig
 
 SHELL = (".log", ".out", ".err", ".txt")  # files that the user's shell may keep in a run folder: none of a run's own
@@ -184,6 +184,8 @@ def _prepare(config: RunConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerFas
     adapter = config.adapter.fitted(splits)
     spec = adapter.adapted(spec if model is None else config.model.of(model))
     rows = spec.rows(encode_splits(splits, tokenizer, config.data), splits, tokenizer)
+    if config.init_from is not None:
+        report_unknown_sources(spec, splits["train"], tokenizer)
     if model is None:
         model = spec.make(tokenizer, rows["train"], config.data.max_length)
     if config.model.generates:

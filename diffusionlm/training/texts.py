@@ -6,13 +6,14 @@ import sys
 from collections.abc import Mapping
 from functools import cached_property
 
+import datasets  # type: ignore[import-untyped]
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from diffusionlm.data.batches import DataConfig, Encoded, encode
+from diffusionlm.data.batches import DataConfig, Encoded, encode, encodings
 from diffusionlm.data.copies import KnownTexts
 from diffusionlm.data.tokenizers import BytePairs, TokenizerRecipe, WordTokenizer, decode_texts
-from diffusionlm.models.spec import Rows, Splits
+from diffusionlm.models.spec import ModelSpec, Rows, Splits
 from diffusionlm.processes import is_first
 
 UNKNOWN = 0.05  # of the tokens of held-out texts: a larger share is reported
@@ -54,6 +55,19 @@ def unknown_words(encoded: Mapping[str, Encoded], tokenizer: PreTrainedTokenizer
     }
     cure = cures.get(type(data.tokenizer), "use more texts, or another data.tokenizer")
     return [f"{sentence}; {cure}" for sentence in found]
+
+
+def report_unknown_sources(spec: ModelSpec, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Say where many tokens of the texts of a model's condition are unknown to the ``tokenizer`` of its base."""
+    condition = getattr(spec, "condition", None)
+    texts = [] if condition is None else condition.texts(rows)
+    if not texts or tokenizer.unk_token_id is None:
+        return
+    ids = np.array([i for encoding in encodings(texts, tokenizer) for i in encoding.ids])
+    if (share := float(np.mean(ids == tokenizer.unk_token_id))) > UNKNOWN:
+        rest = "which cannot be told apart; train a model on both from the start, or take another base"
+        unknown = f"are not in the vocabulary of the base ({tokenizer.unk_token})"
+        say(f"train: {share:.0%} of the tokens of the sources {unknown}, {rest}")
 
 
 class Copies:

@@ -81,6 +81,18 @@ def test_conditions_that_do_not_fit_the_corpus_or_the_base(
     assert not (tmp_path / "run").exists()
 
 
+def test_sources_of_other_words_than_the_bases_are_reported(
+    runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"text": "The Vaults is cheap .", "source": "cheap xylophones"}] * 40
+    path = tmp_path / "pairs.jsonl"
+    to_dataset(rows).to_json(path)
+    adapter = {"name": "control-branch", "condition": {"name": "source", "layers": 1}}
+    plain = {"data": {"corpus": str(path)}, "training": {"steps": 1}, "init_from": str(runs[0]), "adapter": adapter}
+    assert train(tiny_family(runs[0].parent, "diffusion", **plain), tmp_path / "run", write_samples=False, quiet=True)
+    assert "train: 50% of the tokens of the sources are not in the vocabulary of the base ([UNK])" in capsys.readouterr().err
+
+
 def test_a_prefix_is_refused_where_the_settings_are_read() -> None:
     with pytest.raises(UserError, match="^adapter.condition: a branch reads no prefix of the text, as 'partial-noising' has"):
         build(RunConfig, {"adapter": {**TAGS, "condition": "partial-noising"}, "init_from": "base"})

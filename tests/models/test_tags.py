@@ -50,7 +50,7 @@ def rows_of(condition: Condition, tokenizer: Any = WORDS, rows: datasets.Dataset
 
 def test_the_tags_are_those_of_the_training_texts() -> None:
     assert Tags().fitted(CORPUS) == FITTED and Tags().describes(FITTED)
-    assert build(Condition, to_plain(FITTED)) == FITTED  # type: ignore[type-abstract]
+    assert build(Condition, to_plain(FITTED)) == FITTED
     assert Tags(labels=("N", "V")).fitted(CORPUS).labels == ("N", "V")
     with pytest.raises(UserError, match="no training text has the tag 'VB'; did you mean 'V'"):
         Tags(labels=("N", "VB")).fitted(CORPUS)
