@@ -40,6 +40,14 @@ def test_training_goes_on_when_nobody_reads_its_messages(tmp_path: Path) -> None
     assert (tmp_path / "run" / "model" / "finished").is_file()
 
 
+def test_training_goes_on_where_the_shell_closed_standard_error(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tiny_plain(tmp_path, training={"steps": 2})))
+    command = [*COMMAND, "train", "--config", str(tmp_path / "config.yaml"), "--out", str(tmp_path / "run")]
+    done = subprocess.run(["bash", "-c", '"$@" 2>&-', "bash", *command], env=ENVIRONMENT, capture_output=True)
+    assert done.returncode == 0
+    assert (tmp_path / "run" / "model" / "finished").is_file()
+
+
 def test_messages_are_lost_and_not_raised() -> None:
     reading, writing = os.pipe()
     with open(writing, "w") as stream:
