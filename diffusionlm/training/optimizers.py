@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from diffusionlm.config import Component, UserError
 
+MOST_RATE = 1e6  # of learning and of decay: far more than trains, and a step with it is a number that 32 bits hold
+
 
 class OptimizerConfig(Component, family="optimizer"):
     """Base of the optimizers' settings."""
@@ -22,6 +24,8 @@ class OptimizerConfig(Component, family="optimizer"):
             values = value if isinstance(value, tuple) else (value,)
             if name.endswith(("learning_rate", "weight_decay")) and not 0 <= value < math.inf:
                 raise UserError(f"{name}: expected 0 or more, got {value}")
+            if name.endswith(("learning_rate", "weight_decay")) and value > MOST_RATE:
+                raise UserError(f"{name}: expected at most {MOST_RATE:.0f}, got {value}")
             if name in ("betas", "momentum") and not all(0 <= share < 1 for share in values):
                 raise UserError(f"{name}: expected at least 0 and below 1, got {', '.join(map(str, values))}")
 

@@ -62,6 +62,11 @@ def test_the_settings_that_are_not_named_stay_those_of_the_default() -> None:
             "training.optimizer.lr: there is no such setting; choose from betas, ",
         ),
         (RunConfig, {"training": {"optimizer": {"learning_rate": -1}}}, "training.optimizer.learning_rate: expected 0 or more"),
+        (
+            RunConfig,
+            {"training": {"optimizer": {"name": "adamw", "learning_rate": 1e39}}},
+            "training.optimizer.learning_rate: expected at most 1000000, got 1e+39",
+        ),
         (ModelConfig, {"condition": {"field": "x"}}, "condition: expected the name of a condition, or a mapping with its name"),
         (DataConfig, {"corpus": {"train": "a.txt"}}, "corpus.train: there is no such setting"),
     ],
