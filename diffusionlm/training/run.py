@@ -42,7 +42,7 @@ from diffusionlm.pipelines.auto import pipeline_of
 from diffusionlm.pipelines.base import SamplingConfig
 from diffusionlm.recipe.cross_entropy import CrossEntropy
 from diffusionlm.training.adapting import adapt, begin_adapter, check_start, settings_of
-from diffusionlm.training.checkpoints import LOCK, check_finite, locked, newest_checkpoint, unclaimed_if_refused
+from diffusionlm.training.checkpoints import LOCK, check_finite, locked, unclaimed_if_refused
 from diffusionlm.training.texts import Copies, encode_splits, report_unknown_sources, say
 from diffusionlm.training.trainer import DiffusionTrainer, TrainingConfig
 
@@ -147,7 +147,7 @@ def _train(
     config: RunConfig, tokenizer: PreTrainedTokenizerFast, folder: Path, held_out: Rows, trainer: DiffusionTrainer, quiet: bool
 ) -> bool:
     """Train, measure and export; return whether the run is finished."""
-    if trainer.is_world_process_zero() and newest_checkpoint(folder) is None:
+    if trainer.is_world_process_zero():
         _check_saving(config, tokenizer, folder, trainer.averaged.model)
     finished = trainer.run()
     if finished and trainer.is_world_process_zero():

@@ -144,6 +144,15 @@ def test_a_model_that_cannot_be_saved_is_refused_before_the_first_step(tmp_path:
     assert not (tmp_path / "run" / "log.jsonl").exists() and not list((tmp_path / "run").glob("model*"))
 
 
+def test_a_run_that_cannot_save_its_model_is_refused_before_it_goes_on(trained: Path, stopped: Path) -> None:
+    (stopped / "model.new").mkdir()
+    (stopped / "model.new" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="model.new: this place is needed to prepare model/"):
+        train(tiny_config(trained.parent, **CHANGES), stopped, quiet=True)
+    assert not (stopped / "checkpoints" / "checkpoint-4").exists()
+    assert (stopped / "model.new" / "notes.txt").read_text() == "mine"
+
+
 def test_the_last_checkpoint_and_samples_are_not_doubled(tmp_path: Path) -> None:
     near = {"training": {"steps": 11, "save_every": 10, "sample_every": 10, "evaluate_every": 10, "keep": 5}}
     assert train(tiny_config(tmp_path, **near), tmp_path / "run", quiet=True)
