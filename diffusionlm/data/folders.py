@@ -95,6 +95,10 @@ def damage_errors(folder: str | Path, what: str = DAMAGED) -> Iterator[None]:
             raise UserError(f"{folder}: it needs Python code that came with it, which is never run") from None
         if "ignore_mismatched_sizes" in reason:
             reason = "the weights have other shapes than those that the config describes"
+        if "instantiate the backend tokenizer" in reason:  # a paragraph on packages to install, which would not help
+            reason = "expected tokenizer.json, or the files of another tokenizer that its tokenizer_config.json names"
+        if isinstance(error, KeyError) and error.args:  # its text is nothing but the key
+            reason = f"nothing is called {error.args[0]!r}"
         raise UserError(f"{folder}: {what}: {reason}") from error
 
 

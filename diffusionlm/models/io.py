@@ -140,7 +140,8 @@ def read_weights(kind: Any, folder: str | Path, weights: str | Path, **given: An
     safe: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True, "dtype": torch.float32}
     model, report = load_folder(kind, weights, **safe, **given)
     if wrong := sorted(report["missing_keys"]) + sorted(report["unexpected_keys"]):
-        raise UserError(f"{folder}: the weights do not fit the config: {wrong[0]} and {len(wrong) - 1} more differ")
+        differ = f"{wrong[0]} and {len(wrong) - 1} more differ" if wrong[1:] else f"{wrong[0]} differs"
+        raise UserError(f"{folder}: the weights do not fit the config: {differ}")
     check_finite(model, weights)
     return model
 

@@ -96,9 +96,21 @@ def test_weights_of_the_head_that_are_missing_are_not_drawn_at_random(pipe: Pipe
 def test_a_folder_without_tokenizer_is_refused(pipe: Pipeline, tmp_path: Path) -> None:
     folder = classifier(tmp_path / "model", pipe)
     (folder / "tokenizer.json").unlink()
-    assert "the tokenizer is missing or damaged" in refusal(folder, pipe)
+    assert "the tokenizer is missing or damaged: expected tokenizer.json, or" in refusal(folder, pipe)
     (folder / "tokenizer_config.json").unlink()
     assert "the tokenizer is missing or damaged" in refusal(folder, pipe)
+
+
+def test_one_weight_that_is_too_much_is_the_only_one_named(pipe: Pipeline, tmp_path: Path) -> None:
+    path = classifier(tmp_path / "model", pipe) / "model.safetensors"
+    save_file(load_file(path) | {"extra.weight": torch.zeros(1)}, path, {"format": "pt"})
+    assert refusal(path.parent, pipe).endswith("the weights do not fit the config: extra.weight differs")
+
+
+def test_a_name_that_transformers_does_not_know_is_said_to_be_unknown(pipe: Pipeline, tmp_path: Path) -> None:
+    folder = classifier(tmp_path / "model", pipe)
+    edit(folder / "config.json", hidden_act="swish-like")
+    assert refusal(folder, pipe).endswith("nothing is called 'swish-like'")
 
 
 @pytest.mark.parametrize(
