@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def entry() -> NoReturn:
     """Run the command line of this process: its streams are UTF-8 in any locale, and a closed standard error stops no work."""
     if sys.stderr is None:  # closed by the shell (2>&-): another file would get its number, and messages would go into it
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        sys.stderr = open(os.devnull, "w")
         os.dup2(sys.stderr.fileno(), 2)
     for stream, errors in ((sys.stdin, "strict"), (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):
