@@ -62,16 +62,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _reopen() -> None:
+    """Open the standard streams that the shell has closed (``2>&-``): another file would get the number of one of them.
+
+    Input is then empty, messages are lost, and output cannot be written, so that no command reports that it has.
+    """
+    for number, (name, mode) in enumerate({"stdin": "r", "stdout": "w", "stderr": "w"}.items()):
+        if getattr(sys, name) is None:
+            closed = os.open(os.devnull, os.O_WRONLY if name == "stderr" else os.O_RDONLY)
+            if closed != number:
+                os.dup2(closed, number)
+                os.close(closed)
+            setattr(sys, name, open(number, mode))
+
+
+def _written(status: int) -> int:
+    """Write what is left of the output; return ``status``, or that of a failure to write it where all went well before."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python would try it once more, and end with 120
+        if status == 0 and not isinstance(error, BrokenPipeError):
+            print(f"diffusionlm: output: {error.strerror or error}", file=sys.stderr)
+        return status or (128 + signal.SIGPIPE if isinstance(error, BrokenPipeError) else 2)
+    return status
+
+
 def entry() -> NoReturn:
     """Run the command line of this process: its streams are UTF-8 in any locale, and a closed standard error stops no work."""
-    if sys.stderr is None:  # closed by the shell (2>&-): another file would get its number, and messages would go into it
-        sys.stderr = open(os.devnull, "w")
-        os.dup2(sys.stderr.fileno(), 2)
+    _reopen()
     for stream, errors in ((sys.stdin, "strict"), (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors=errors)
     sys.stderr = Messages(sys.stderr)
-    sys.exit(main())
+    sys.exit(_written(main()))
 
 
 if __name__ == "__main__":

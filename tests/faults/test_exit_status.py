@@ -48,6 +48,18 @@ def test_training_goes_on_where_the_shell_closed_standard_error(tmp_path: Path) 
     assert (tmp_path / "run" / "model" / "finished").is_file()
 
 
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        (f"generate {STORED} --steps 2 --count 1 >&-", "diffusionlm: output: Bad file descriptor\n"),
+        (f"score {STORED} - <&-", "diffusionlm: standard input: "),
+    ],
+)
+def test_input_and_output_that_the_shell_closed_are_no_success(command: str, sentence: str) -> None:
+    done = subprocess.run(["bash", "-c", f'"$@" {command}', "bash", *COMMAND], env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith(sentence) and done.stderr.count("\n") == 1
+
+
 def test_messages_are_lost_and_not_raised() -> None:
     reading, writing = os.pipe()
     with open(writing, "w") as stream:
