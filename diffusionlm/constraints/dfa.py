@@ -23,6 +23,7 @@ from diffusionlm.config import UserError
 Array = NDArray[Any]
 
 LARGEST = 20_000  # most states of an automaton
+MOST_STEPS = 10_000_000  # most transitions that are looked up to make an automaton deterministic: a few seconds
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,8 +244,11 @@ def _refined(parts: Sequence[DFA]) -> tuple[Array, Array]:
 
 def _determinise(classes: Array, rows: list[list[int]], start: int, accepting: int) -> DFA:
     """Return the subset construction (Rabin and Scott 1959); ``rows`` has the set of next states of each state, by class."""
-    known, order, step = {start: 0}, [start], []
+    known, order, step, steps = {start: 0}, [start], [], 0
     for states in order:
+        steps += states.bit_count() * len(rows[0])
+        if steps > MOST_STEPS:
+            raise UserError("control: the constraint takes too long to build; nest fewer repetitions, or repeat fewer times")
         after = [0] * len(rows[0])
         while states:
             lowest = states & -states

@@ -55,6 +55,7 @@ from diffusionlm.recipe.regression import bound_term, prior_kl
 
 LEAST_GAMMA = -4.0  # lower end for schedules without one of their own: the noise is a seventh of the signal
 DenoiseLevel = Callable[[Tensor, Tensor], Denoised]  # as ``Denoise``, of gamma in place of the time
+MOST_STRATA, MOST_ORDERS = 100_000, 10_000  # of a text: more take hours or all memory, and show no smaller deviation
 UNIFORM_SHARE = 0.2  # of the proposal, so that no noise level's weight is large
 
 
@@ -228,11 +229,14 @@ def bound(
 
 
 def check_draws(strata: int, orders: int) -> None:
-    """Check the number of draws per text. Raises UserError where they do not determine a standard error."""
+    """Check the number of draws per text. Raises UserError where there are too few for a standard error, or too many."""
     if strata < 2:
         raise UserError(f"strata: expected 2 or more, got {strata}")
     if orders < 0 or orders == 1:
         raise UserError(f"orders: expected 0 (the joint bound) or 2 or more, got {orders}")
+    for name, value, most in (("strata", strata, MOST_STRATA), ("orders", orders, MOST_ORDERS)):
+        if value > most:
+            raise UserError(f"{name}: expected at most {most}, got {value}")
 
 
 def proposal_for(model: DiffusionLM) -> Proposal:

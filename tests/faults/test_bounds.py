@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -11,6 +13,8 @@ from diffusionlm import Pipeline, RunConfig, UserError
 from diffusionlm.config import build
 from diffusionlm.constraints.spelling import spelling
 from diffusionlm.controls import read_controls
+from diffusionlm.evaluation.benchmark import EvaluationConfig
+from diffusionlm.evaluation.scoring import ScoringConfig
 from diffusionlm.pipelines.base import SamplingConfig
 
 
@@ -59,6 +63,21 @@ def test_repetitions_beyond_the_longest_text_are_alike(pipe: Pipeline) -> None:
 def test_nested_repetitions_are_refused_before_they_are_built(pipe: Pipeline) -> None:
     with pytest.raises(UserError, match="the constraint automaton needs more than 20,000 states; combine fewer constraints"):
         states(pipe, 'Pattern("((.{1,60}){1,60}){1,60}")')
+
+
+@pytest.mark.parametrize("pattern", ["(a{1,200}){1,200}", "((a|pub){1,60} cheap{0,60}){1,60}"])
+def test_nested_repetitions_are_built_or_refused_in_seconds(pattern: str, pipe: Pipeline) -> None:
+    before = time.process_time()
+    with suppress(UserError):
+        states(pipe, f'Pattern("{pattern}")')
+    assert time.process_time() - before < 10
+
+
+@pytest.mark.parametrize("draws", [{"strata": 10**9}, {"orders": 10**9}])
+def test_draws_beyond_any_use_are_refused(draws: dict[str, int]) -> None:
+    for kind in (ScoringConfig, EvaluationConfig):
+        with pytest.raises(UserError, match=f"{next(iter(draws))}: expected at most 10+, got 1000000000"):
+            kind(**draws)
 
 
 def test_hundreds_of_alternatives_are_one_automaton(pipe: Pipeline) -> None:
