@@ -52,6 +52,7 @@ MEMBERS = [
 
 
 VALUES: dict[str, object] = {  # of settings that have no default and are no words
+    "condition": {"name": "label", "field": "food"},
     "control": {"name": "prefix", "text": "a"},
     "controls": [{"name": "prefix", "text": "a"}, {"name": "length", "low": 3}],
     "first": 0,
