@@ -25,6 +25,7 @@ NEEDED: dict[str, Any] = {  # values of the fields without a default
     "function": "math:fsum", "task": {"name": "attributes"}, "field": "f", "parts": [{"name": "label", "field": "f"}],
     "peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["query"],
     **{name: value for name, value in {**DIFFUSION_LM, **DIFFUSEQ}.items() if name != "seed"}, "vocab_size": 22,
+    "condition": {"name": "tags"},
 }  # fmt: skip
 ALLOWED: dict[str, tuple[list[float], str]] = {  # the numbers that a field takes, and why
     "Gumbel.location": ([-1], "gamma, the logarithm of a ratio"),
