@@ -10,6 +10,7 @@ commas between digits (``1,000.50``). Clitics (``'s``, ``n't``) and punctuation 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +109,9 @@ class Pretrained(TokenizerRecipe, name="pretrained"):
 
 def _download(name: str) -> PreTrainedTokenizerFast:
     """Return the tokenizer of a repository that the user named, from the hub or its cache."""
-    with damage_errors(name, "cannot load a tokenizer from here"):
+    if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):  # as repositories are called
+        raise UserError(f"tokenizer.path: there is no folder {name!r}")
+    with damage_errors(name, "there is no such folder, and no tokenizer of this name can be downloaded"):
         loaded = AutoTokenizer.from_pretrained(name, local_files_only=False, trust_remote_code=False)
     return _checked(loaded, name)
 

@@ -271,3 +271,9 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(plain))
     with pytest.raises(UserError, match="the tokenizer has 540 tokens, the model 541"):
         open_pipeline(folder)
+
+
+@pytest.mark.parametrize("path", ["./tokenizre", "/tokenizre", "runs/mine/tokenizre", "../tokenizre"])
+def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(path: str) -> None:
+    with pytest.raises(UserError, match=r"^tokenizer\.path: there is no folder "):
+        Pretrained(path).make([])
