@@ -46,13 +46,17 @@ def read_items(path: str | Path) -> list[Item]:
     Raises:
         UserError: the file is missing or broken, or has none of the pairs of columns, or a value is no text.
     """
-    table = _expanded(*_with_columns(path))
+    return _items(*source_table(path, with_targets=True))
+
+
+def _items(table: Table, source: str, target: str) -> list[Item]:
+    path, table = table.name, _expanded(table, source, target)
     kept = sorted({*table.texts("source")} & {*table.texts("target")})
     if not kept:
         raise UserError(f"{path}: no row has both a source and a reference")
     sources, targets = table.column("source"), table.column("target")
     items = grouped((sources[row] for row in kept), (targets[row] for row in kept))
-    slots = _meanings(items, str(path))
+    slots = _meanings(items, path)
     return [Item(source, tuple(texts), None if slots is None else slots[source]) for source, texts in items.items()]
 
 
@@ -68,7 +72,7 @@ def read_sources(path: str) -> list[Item]:
         return _lines(path)
     table, source, target = source_table(path)
     given = target in table.columns and any(value not in (None, "", []) for value in table.column(target))
-    return read_items(path) if given else _alone(table, source)
+    return _items(table, source, target) if given else _alone(table, source)
 
 
 def read_source_of_each(path: str) -> list[str]:
@@ -91,27 +95,28 @@ def _lines(path: str) -> list[Item]:
     return _alone(table, "text")
 
 
-def source_table(path: str) -> tuple[Table, str, str]:
+def source_table(path: str | Path, with_targets: bool = False) -> tuple[Table, str, str]:
     """Return a table or JSON lines with the names of its column of sources and of the column that would hold the targets.
 
     Raises:
-        UserError: the file is missing or broken, or has none of the columns of ``COLUMNS``.
+        UserError: the file is missing or broken, or has none of the columns of ``COLUMNS``, or not both ``with_targets``.
     """
     table, failed = None, None
     for source, target in COLUMNS:
-        try:
-            table = read_table(path, source)
+        try:  # the name of a column decides which delimiter a table has
+            table = read_table(Path(path), source)
         except UserError as error:
             failed = failed or error
             continue
-        if source in table.columns:
+        if source in table.columns and (target in table.columns or not with_targets):
             return table, source, target
-    if table is None and failed:
+    if failed and (table is None or with_targets):
         raise failed
     found = ", ".join(map(repr, table.columns)) if table is not None else ""
-    raise UserError(
-        f"{path}: expected a column of sources, {' or '.join(source for source, _ in COLUMNS)}, got {found or 'none'}"
-    )
+    wanted = f"a column of sources, {' or '.join(source for source, _ in COLUMNS)}"
+    if with_targets:
+        wanted = f"the columns {'; '.join(' and '.join(pair) for pair in COLUMNS)}"
+    raise UserError(f"{path}: expected {wanted}, got {found or 'none'}")
 
 
 def read_pairs(path: str, column: str) -> tuple[list[str], list[str], list[str]]:
@@ -136,22 +141,6 @@ def _alone(table: Table, column: str) -> list[Item]:
             raise UserError(f"{table.place(row)}: expected a source text, got none")
     table.texts(column)  # checks the rest, such as control characters
     return [Item(source, ()) for source in sources]
-
-
-def _with_columns(path: str | Path) -> tuple[Table, str, str]:
-    failed: UserError | None = None
-    for source, target in COLUMNS:
-        try:  # the name of a column decides which delimiter a table has
-            table = read_table(Path(path), source)
-        except UserError as error:
-            failed = failed or error
-            continue
-        if source in table.columns and target in table.columns:
-            return table, source, target
-    if failed:
-        raise failed
-    pairs = "; ".join(" and ".join(pair) for pair in COLUMNS)
-    raise UserError(f"{path}: expected the columns {pairs}, got {', '.join(map(repr, table.columns)) or 'none'}")
 
 
 def _expanded(table: Table, source: str, target: str) -> Table:
