@@ -77,7 +77,7 @@ def _reopen() -> None:
 
 
 def _written(status: int) -> int:
-    """Write what is left of the output; return ``status``, or that of a failure to write it where all went well before."""
+    """Write the buffered output; return ``status``, or where it is 0 the status of a failure to write it."""
     try:
         sys.stdout.flush()
     except OSError as error:

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from safetensors import SafetensorError
 
-from diffusionlm.config import UserError, nearest
+from diffusionlm.config import FORMAT_VERSION, UserError, nearest
 
 KINDS = ("txt", "jsonl", "json", "csv", "tsv")
 SUFFIXES = (*(f".{kind}{packed}" for packed in ("", ".gz") for kind in KINDS), ".parquet")
@@ -113,6 +113,18 @@ def _with_nul(data: bytes) -> str:
 def read_json(path: Path) -> Any:
     """Return the value of a JSON file. Raises UserError where it cannot be read or is damaged."""
     return _json(path)
+
+
+def taken_version(plain: dict[str, Any], where: str | Path) -> int:
+    """Remove ``format_version``, 1 where it is missing, from the object of a JSON file and return it.
+
+    Raises:
+        UserError: it is no whole number, or newer than this library.
+    """
+    version = plain.pop("format_version", 1)
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise UserError(f"{where}: format_version: expected a whole number up to {FORMAT_VERSION}, got {version!r}")
+    return version
 
 
 def read_object(path: Path) -> dict[str, Any]:

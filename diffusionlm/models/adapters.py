@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from diffusionlm.config import FORMAT_VERSION, Component, UserError, build_untrusted, to_plain
 from diffusionlm.data.folders import is_folder, read_object
+from diffusionlm.files import taken_version
 from diffusionlm.models.spec import ModelSpec, Splits
 
 P = TypeVar("P", bound=PreTrainedModel)
@@ -150,9 +151,7 @@ def saved_adapter(folder: Path, base: Path | None = None) -> SavedAdapter | None
     plain = read_object(path)
     if not {"base", "adapter"} <= plain.keys():
         raise UserError(f"{path}: expected the keys base and adapter, got {', '.join(plain) or 'none'}")
-    version = plain.get("format_version", 1)
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise UserError(f"{path}: format_version: expected a whole number up to {FORMAT_VERSION}, got {version!r}")
+    taken_version(plain, path)
     if not isinstance(plain["base"], str):
         raise UserError(f"{path}: base: expected the folder of the base model, got {plain['base']!r}")
     adapter = build_untrusted(Adapter, plain["adapter"], f"{path}: adapter")

@@ -17,14 +17,12 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
 from diffusionlm.config import UserError, nearest
-from diffusionlm.models.conditions import Condition, Conditioning, at_positions, check_keys, column, kept
+from diffusionlm.models.conditions import Condition, Conditioning, at_positions, check_keys, column, fitted_labels, kept
 
 if TYPE_CHECKING:
     import datasets  # type: ignore[import-untyped]
 
     from diffusionlm.models.diffusion import WordVectorModel
-
-MOST_LABELS = 1000
 
 
 @dataclass(frozen=True)
@@ -60,16 +58,9 @@ class Label(Condition, name="label"):
         return OneHot(self)
 
     def fitted(self, rows: datasets.Dataset) -> Self:
-        found = sorted({value for value in self._strings(rows) if value is not None})
-        if self.labels:
-            if missing := {*self.labels} - {*found}:
-                raise UserError(
-                    f"model.condition: no training text has {self.field} {min(missing)!r}{nearest(min(missing), found)}"
-                )
-            return self
-        if not 2 <= len(found) <= MOST_LABELS:
-            raise UserError(f"model.condition: expected 2 to {MOST_LABELS} labels in {self.field!r}, got {len(found)}")
-        return replace(self, labels=tuple(found))
+        found = [value for value in self._strings(rows) if value is not None]
+        names = {"place": "model.condition", "one": self.field, "all": f"labels in {self.field!r}"}
+        return replace(self, labels=fitted_labels(self.labels, found, **names))
 
     def values(self, rows: datasets.Dataset) -> list[Any]:
         return [value if value in self.labels else None for value in self._strings(rows)]

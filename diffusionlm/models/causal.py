@@ -32,8 +32,20 @@ from diffusionlm.models.io import check_special_ids, model_config, read_model, s
 from diffusionlm.models.spec import ModelSpec
 
 
+class AutoregressiveSpec(ModelSpec):
+    """Base of the hyperparameters of models that predict each token, EOS included, from those before it."""
+
+    @property
+    def explicit_length(self) -> bool:
+        return False
+
+    @property
+    def excludes_self(self) -> bool:
+        return True
+
+
 @dataclass(frozen=True)
-class CausalConfig(ModelSpec, name="causal"):
+class CausalConfig(AutoregressiveSpec, name="causal"):
     """Hyperparameters of an autoregressive model; the perceptrons are ``expansion * width`` wide."""
 
     layers: int = 4
@@ -49,14 +61,6 @@ class CausalConfig(ModelSpec, name="causal"):
             raise UserError(f"heads: expected the width {self.width} to be a multiple of twice the heads, got {self.heads}")
         if self.expansion * self.width < 1:
             raise UserError(f"expansion: expected at least {1 / self.width}, got {self.expansion}")
-
-    @property
-    def explicit_length(self) -> bool:
-        return False
-
-    @property
-    def excludes_self(self) -> bool:
-        return True
 
     def make(self, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Sequence[int]], max_length: int) -> LlamaForCausalLM:
         check_special_ids(special_ids(tokenizer), len(tokenizer))

@@ -51,6 +51,11 @@ class Conditioning:
     prefix_tokens: Tensor | None = None
     length_logits: Tensor | None = None
 
+    @property
+    def contexts(self) -> list[Context]:
+        """The last argument of the network, where there is a context."""
+        return [] if self.context is None else [self.context]
+
     def rows(self, index: Tensor) -> Conditioning:
         """Return the conditioning of the samples ``index``."""
 
@@ -66,6 +71,7 @@ class Conditioning:
         return {"length": LENGTH_WEIGHT * F.cross_entropy(self.length_logits.float(), mask.sum(1))}
 
 
+MOST_LABELS = 1000
 LENGTH_WEIGHT = 0.1  # of the length's cross-entropy in the loss: it must not steer the encoder
 
 
@@ -186,6 +192,12 @@ class Condition(Component, family="condition"):
         raise NotImplementedError
 
 
+def condition_of(model: Any) -> Condition | None:
+    """Return the condition that a model of any family was trained with, None without one."""
+    found: Condition | None = getattr(getattr(model, "settings", None), "condition", None)
+    return found
+
+
 @contextmanager
 def one_sentence(condition: Condition, what: str) -> Iterator[None]:
     """Turn what a condition's method raises into a UserError: it is third-party code, for values that nobody checked."""
@@ -214,6 +226,21 @@ def column(rows: datasets.Dataset, name: str, place: str) -> list[Any]:
     if name not in known:
         raise UserError(f"{place}: the corpus has no column {name!r}{nearest(name, [*rows.column_names, *sorted(known)])}")
     return [(each or {}).get(name) for each in attributes]
+
+
+def fitted_labels(labels: tuple[str, ...], found: Iterable[str], *, place: str, one: str, all: str) -> tuple[str, ...]:
+    """Return ``labels``, or if there are none those ``found`` in the training texts, sorted.
+
+    Raises:
+        UserError: one of ``labels`` is not found; fewer than 2 or more than ``MOST_LABELS`` are. The message begins with
+            ``place`` and calls a label ``one``, and them ``all``.
+    """
+    known = sorted({*found})
+    if absent := {*labels} - {*known}:
+        raise UserError(f"{place}: no training text has {one} {min(absent)!r}{nearest(min(absent), known)}")
+    if not labels and not 2 <= len(known) <= MOST_LABELS:
+        raise UserError(f"{place}: expected 2 to {MOST_LABELS} {all}, got {len(known)}")
+    return labels or tuple(known)
 
 
 def kept(module: nn.Module, count: int, drop: float, device: torch.device) -> Tensor:
@@ -294,10 +321,14 @@ class Conditioned(nn.Module):
         if self.branch is not None:
             output = self.branch(self.network, inputs, t, gamma, mask, given)
             return output
+        if given.prefix is not None:
+            return self._behind_prefix(inputs, t, gamma, mask, given)
+        return self.network(with_features(inputs, given.features), t, gamma, mask, *given.contexts)
+
+    def _behind_prefix(self, inputs: Tensor, t: Tensor, gamma: Tensor, mask: Tensor | None, given: Conditioning) -> Tensor:
+        """Run the network on each prefix joined with its text, and return the outputs at the text."""
+        assert given.prefix is not None and given.prefix_tokens is not None
         length, inputs = inputs.shape[1], with_features(inputs, given.features)
-        context = [] if given.context is None else [given.context]
-        if given.prefix is None or given.prefix_tokens is None:
-            return self.network(inputs, t, gamma, mask, *context)
         tokens, size = given.prefix_tokens, given.prefix.shape[1]
         texts = torch.full_like(tokens, length) if mask is None else mask.sum(1)
         features = given.features if given.features is None or given.features.dim() == 2 else given.features[:, :0]
@@ -311,7 +342,7 @@ class Conditioned(nn.Module):
             longest = self.config.max_tokens
             inputs, mask = inputs[:, :longest], mask[:, :longest]
             t, gamma = (x if x.dim() == 1 else x[:, :longest] for x in (t, gamma))
-        return behind(self.network(inputs, t, gamma, mask, *context), tokens, length)
+        return behind(self.network(inputs, t, gamma, mask, *given.contexts), tokens, length)
 
 
 def with_features(inputs: Tensor, features: Tensor | None) -> Tensor:

@@ -22,13 +22,13 @@ from transformers import PreTrainedModel
 from diffusionlm.config import Settings, UserError, build, nearest, plain_name
 from diffusionlm.data.folders import read_object
 from diffusionlm.models.adapters import Adapter, P
+from diffusionlm.models.io import Text
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # of the weights' names in peft's files
 # Keys of peft's config that only describe the folder, or its defaults that are not empty: any other key has to be empty.
 DESCRIPTIONS = ("peft_version", "base_model_name_or_path", "revision", "inference_mode")
 DEFAULTS = {"megatron_core": "megatron.core", "qalora_group_size": 16}
-Text = Annotated[str, pydantic.Strict()]
 
 
 @dataclass(frozen=True)

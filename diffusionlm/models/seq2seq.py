@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGene
 from diffusionlm.config import FORMAT_VERSION, Settings, UserError, build_untrusted, to_plain
 from diffusionlm.core.objective import Batch, expect_family
 from diffusionlm.data.folders import damage_errors, load_folder
-from diffusionlm.models.causal import NextToken, NextTokenObjective
+from diffusionlm.models.causal import AutoregressiveSpec, NextToken, NextTokenObjective
 from diffusionlm.models.conditional import ConditionalSpec
 from diffusionlm.models.conditions import Condition, kept
 from diffusionlm.models.io import (
@@ -42,7 +42,7 @@ FREE = ("architectures", "dtype", "torch_dtype", "transformers_version", "length
 
 
 @dataclass(frozen=True)
-class Seq2SeqConfig(ConditionalSpec, name="seq2seq"):
+class Seq2SeqConfig(AutoregressiveSpec, ConditionalSpec, name="seq2seq"):
     """Hyperparameters of an encoder-decoder; the perceptrons are ``expansion * width`` wide.
 
     Args:
@@ -71,14 +71,6 @@ class Seq2SeqConfig(ConditionalSpec, name="seq2seq"):
             got = "none" if self.condition is None else repr(self.condition.name)
             other = "; the model 'causal' has no condition" if self.condition is None else ""
             raise UserError(f"condition: expected 'source', the text that the encoder reads, got {got}{other}")
-
-    @property
-    def explicit_length(self) -> bool:
-        return False
-
-    @property
-    def excludes_self(self) -> bool:
-        return True
 
     @property
     def source(self) -> Source:

@@ -83,7 +83,7 @@ class SourceText(Condition):
 
     def collate(self, values: Sequence[Any]) -> dict[str, Tensor]:
         rows = [value or [] for value in values]
-        size = max(1, *map(len, rows)) if len(rows) > 1 else max(1, len(rows[0]))
+        size = max([1, *map(len, rows)])
         return {
             "ids": torch.tensor([[*row, *[0] * (size - len(row))] for row in rows]),
             "tokens": torch.tensor([len(row) for row in rows]),

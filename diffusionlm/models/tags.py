@@ -17,8 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from diffusionlm.config import UserError, nearest
 from diffusionlm.data.annotators import Annotator, annotated
 from diffusionlm.data.batches import encodings
-from diffusionlm.models.attributes import MOST_LABELS
-from diffusionlm.models.conditions import Condition, Conditioning, column, kept
+from diffusionlm.models.conditions import Condition, Conditioning, column, fitted_labels, kept
 
 if TYPE_CHECKING:
     import datasets  # type: ignore[import-untyped]
@@ -78,14 +77,9 @@ class Tags(Condition, name="tags"):
         return OneHotTags(self)
 
     def fitted(self, rows: datasets.Dataset) -> Self:
-        found = sorted({tag for value in self.values(rows) if value is not None for tag in value.tags})
-        if self.labels:
-            if missing := {*self.labels} - {*found}:
-                raise UserError(f"{PLACE}: no training text has the tag {min(missing)!r}{nearest(min(missing), found)}")
-            return self
-        if not 2 <= len(found) <= MOST_LABELS:
-            raise UserError(f"{PLACE}: expected 2 to {MOST_LABELS} different tags in {self.column!r}, got {len(found)}")
-        return replace(self, labels=tuple(found))
+        found = (tag for value in self.values(rows) if value is not None for tag in value.tags)
+        names = {"place": PLACE, "one": "the tag", "all": f"different tags in {self.column!r}"}
+        return replace(self, labels=fitted_labels(self.labels, found, **names))
 
     def values(self, rows: datasets.Dataset) -> list[Any]:
         if self.annotator is None:

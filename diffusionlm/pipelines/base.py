@@ -14,13 +14,15 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from diffusionlm.config import FORMAT_VERSION, Settings, UserError, build, build_untrusted, merge, to_plain, upgraded
+from diffusionlm.config import Settings, UserError, build, build_untrusted, merge, to_plain, upgraded
 from diffusionlm.controls import Control, Outcome, read_controls
 from diffusionlm.core.guidance import Guidance
 from diffusionlm.core.sampler import DDPM, Sampler
 from diffusionlm.data.annotators import Annotator
 from diffusionlm.data.folders import read_object
 from diffusionlm.data.tokenizers import decode_texts, load_tokenizer
+from diffusionlm.files import taken_version
+from diffusionlm.models.conditions import condition_of
 from diffusionlm.models.io import check_tokenizer, model_folder
 from diffusionlm.pipelines.conditioning import at_length, check_cfg, requested
 from diffusionlm.pipelines.effect import OFF, Unused, check_given, given_settings
@@ -134,14 +136,14 @@ class BasePipeline(Generic[M]):
     @property
     def conditional(self) -> bool:
         """Whether the model was trained with a condition."""
-        return getattr(getattr(self.model, "settings", None), "condition", None) is not None
+        return condition_of(self.model) is not None
 
     def read_condition(self, texts: Sequence[str]) -> Any:
         """Return the request for the model's condition that ``texts`` of the command line stand for; None for no text."""
         if not texts:
             return None
-        settings: Any = getattr(self.model, "settings", None)
-        return settings.condition.read_all(texts) if self.conditional else texts[0]
+        condition = condition_of(self.model)
+        return texts[0] if condition is None else condition.read_all(texts)
 
     # Of a model folder, and the base of its adapter or None; raises UserError for a damaged folder or another family.
     load_model: ClassVar[staticmethod[[str | Path, str | Path | None], Any]]
@@ -165,7 +167,7 @@ class BasePipeline(Generic[M]):
 
         ``labels`` say how the user wrote a setting, where that is not its name.
         """
-        # What has an effect without controls has one with them, too: only what is left compiles the controls.
+        # A setting that has an effect without controls has one with them, so controls are compiled for the other settings only.
         check_given(given, (self.unused(sampling, each) for each in [(), *requests]), labels)
 
     def check_controls(self, controls: Sequence[Control], sampling: SamplingConfig) -> None:
@@ -334,7 +336,5 @@ def saved_sampling(folder: str | Path) -> SamplingConfig:
     if not path.exists():
         return SamplingConfig()
     plain: Any = read_object(path)
-    version = plain.pop("format_version", 1)
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise UserError(f"{path}: format_version: expected a whole number up to {FORMAT_VERSION}, got {version!r}")
+    version = taken_version(plain, path)
     return build_untrusted(SamplingConfig, upgraded(plain, "sampling") if version == 1 else plain, str(path))

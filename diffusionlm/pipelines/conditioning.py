@@ -11,12 +11,13 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from tokenizers import Encoding
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from diffusionlm.config import UserError
 from diffusionlm.data.batches import encodings
-from diffusionlm.models.conditions import Condition, Conditioning, one_sentence
+from diffusionlm.models.conditions import Conditioning, condition_of, one_sentence
 
 if TYPE_CHECKING:
     from diffusionlm.pipelines.base import SamplingConfig
@@ -46,7 +47,7 @@ def requested(
     Raises:
         UserError: the model has no such condition; a value that is impossible.
     """
-    spec: Condition | None = getattr(getattr(model, "settings", None), "condition", None)
+    spec = condition_of(model)
     if spec is None:
         if condition is not None or source is not None:
             name = "condition" if source is None else "source"
@@ -74,10 +75,15 @@ def unknown_words(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> s
     """Return a sentence on the words of ``texts`` that become [UNK]: their number and the first one; "" for none."""
     words = []
     for text, encoding in zip(texts, encodings(texts, tokenizer), strict=True):
-        spans = zip(encoding.ids, encoding.offsets, strict=True)
-        words += [text[start:end].strip() for i, (start, end) in spans if i == tokenizer.unk_token_id]
+        words += unknown_in(text, encoding, tokenizer.unk_token_id)
     many = "1 word is" if len(words) == 1 else f"{len(words)} words are"
     return f"{many} unknown to this model and read as {tokenizer.unk_token}, the first is {words[0]!r}" if words else ""
+
+
+def unknown_in(text: str, encoding: Encoding, unknown: int | None) -> list[str]:
+    """Return the words of a ``text`` whose ids are ``unknown`` in its ``encoding``."""
+    spans = zip(encoding.ids, encoding.offsets, strict=True)
+    return [text[start:end].strip() for i, (start, end) in spans if i == unknown]
 
 
 @lru_cache(maxsize=1000)
@@ -92,7 +98,7 @@ def at_length(sampling: S, model: Any, conditions: Sequence[Requested]) -> S:
     Raises:
         UserError: it is longer than the model's texts, or another length is given.
     """
-    spec: Condition | None = getattr(getattr(model, "settings", None), "condition", None)
+    spec = condition_of(model)
     for length in {spec.length(each.value) for each in conditions} - {None} if spec is not None else ():
         longest = model.config.max_tokens - 2
         if length > longest:
@@ -123,11 +129,18 @@ def conditioning(model: Any, values: Sequence[Any], dtype: torch.dtype = torch.f
     """
     if all(value is None for value in values):
         return None
+    tensors, rows = distinct(model, values)
+    with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
+        given: Conditioning = model.condition_on(tensors)
+    return given.rows(rows)
+
+
+def distinct(model: Any, values: Sequence[Any]) -> tuple[dict[str, Tensor], Tensor]:
+    """Return the tensors of encoded ``values``, equal consecutive ones once, and the row of each value among them (B,)."""
     runs = [list(group) for _, group in groupby(values)]
     collated = model.settings.condition.collate([run[0] for run in runs])
-    with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
-        given: Conditioning = model.condition_on({name: tensor.to(model.device) for name, tensor in collated.items()})
-    return given.rows(torch.arange(len(runs)).repeat_interleave(torch.tensor([*map(len, runs)])).to(model.device))
+    rows = torch.arange(len(runs)).repeat_interleave(torch.tensor([*map(len, runs)]))
+    return {name: tensor.to(model.device) for name, tensor in collated.items()}, rows.to(model.device)
 
 
 def repeated(given: Conditioning | None, count: int) -> Conditioning | None:
@@ -167,9 +180,8 @@ def edited(model: Any, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str],
             raise UserError(f"text: expected 1 to {longest} tokens, got {len(encoding.ids)}: {text[:60]!r}")
         if length not in (None, len(encoding.ids)):
             raise UserError(f"text: the condition is for {length} tokens, got {len(encoding.ids)}: {text[:60]!r}")
-        if unknown in encoding.ids:
-            start, end = encoding.offsets[encoding.ids.index(unknown)]
-            raise UserError(f"text: the model does not know the word {text[start:end].strip()!r} of {text[:60]!r}")
+        if words := unknown_in(text, encoding, unknown):
+            raise UserError(f"text: the model does not know the word {words[0]!r} of {text[:60]!r}")
         found.append(Requested(given.value, text, tuple(encoding.ids)))
     return found
 

@@ -42,7 +42,7 @@ from diffusionlm.pipelines.base import (
     batches,
     check_length,
 )
-from diffusionlm.pipelines.compile import compile_controls
+from diffusionlm.pipelines.compile import compile_controls, why_impossible
 from diffusionlm.pipelines.conditioning import (
     Requested,
     at_length,
@@ -50,6 +50,7 @@ from diffusionlm.pipelines.conditioning import (
     conditioning,
     edited,
     expected_counts,
+    repeated,
     requested,
     room_of,
 )
@@ -123,8 +124,10 @@ class Pipeline(BasePipeline[DiffusionLM]):
         texts = [text] if isinstance(text, str) else list(text)
         (given,) = requested(self.model, self.tokenizer, condition)
         request = self.request(edited(self.model, self.tokenizer, texts, given), count, sampling, watch, controls, tries)
-        for length in sorted({len(each.ids or ()) for each in request.conditions}):
-            self.steering(controls, replace(sampling, length=length))  # is that length possible?
+        if (automaton := request.steering.automaton) is not None:
+            needed = {len(each.ids or ()) for each in request.conditions}
+            if impossible := needed.difference(automaton.lengths(self.model.config.max_tokens - 2)):
+                raise UserError(why_impossible(controls, self.binding, min(impossible)))
         yield from self.samples(replace(request, level=level), tries)
 
     def request(
@@ -278,8 +281,7 @@ class Pipeline(BasePipeline[DiffusionLM]):
             return fixed_length(room_of(self.model, condition))
 
         def predictor(lengths: Sequence[int]) -> Predictor:
-            given = condition and condition.rows(torch.zeros(len(lengths), dtype=torch.long, device=self.model.device))
-            return self.predictor(lengths, given, torch.float32, sampling)
+            return self.predictor(lengths, repeated(condition, len(lengths)), torch.float32, sampling)
 
         counts = expected_counts(self.model, condition)
         known = steering.compiled.length_probabilities

@@ -6,11 +6,9 @@ w_i ~ p(w_i | BOS, w_1, ..., w_(i-1), source)        until EOS
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import T5ForConditionalGeneration
 
 from diffusionlm.config import UserError
@@ -21,7 +19,7 @@ from diffusionlm.models.source import Source
 from diffusionlm.pipelines.base import SamplingConfig, UnguidedPipeline, Watch, check_unused
 from diffusionlm.pipelines.causal import UNUSED as CAUSAL
 from diffusionlm.pipelines.causal import CachedLogits, draw_ids
-from diffusionlm.pipelines.conditioning import guided
+from diffusionlm.pipelines.conditioning import distinct, guided
 from diffusionlm.pipelines.effect import CONDITIONAL, Unused, two_candidates
 
 UNUSED: Unused = {name: reason for name, reason in CAUSAL.items() if name not in CONDITIONAL}
@@ -75,12 +73,9 @@ class Seq2SeqPipeline(UnguidedPipeline[T5ForConditionalGeneration]):
 
     def _next_logits(self, values: Sequence[Any]) -> CachedLogits:
         """Return the decoder for encoded sources, one for each sample; equal consecutive ones are encoded once."""
-        runs = [list(group) for _, group in groupby(values)]
-        given = self.condition.collate([run[0] for run in runs])
-        tensors: dict[str, Tensor] = {name: tensor.to(self.model.device) for name, tensor in given.items()}
+        tensors, rows = distinct(self.model, values)
         with torch.autocast(self.model.device.type, self.dtype, enabled=self.dtype != torch.float32):
             encoded = encode_sources(self.model, **tensors)
-        rows = torch.arange(len(runs)).repeat_interleave(torch.tensor([*map(len, runs)])).to(self.model.device)
         states, mask = encoded["encoder_outputs"][0], encoded["attention_mask"]
         return CachedLogits(
             self.model, "decoder_input_ids", self.dtype, encoder_outputs=(states[rows],), attention_mask=mask[rows]

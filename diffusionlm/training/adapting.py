@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ from diffusionlm.files import read_json, write_text
 from diffusionlm.models.adapters import Adapter, P, check_complete, saved_adapter, trained_share, weights_digest
 from diffusionlm.models.io import model_config, model_folder
 from diffusionlm.models.spec import ModelSpec
+from diffusionlm.processes import is_first
 
 BASE = "base.json"  # in the folder of a run that trains an adapter
 
@@ -64,6 +64,6 @@ def begin_adapter(model: PreTrainedModel, base: str | None, folder: Path, quiet:
         write_text(path, json.dumps({"sha256": digest}) + "\n")
     elif read_json(path) != {"sha256": digest}:
         raise UserError(f"{folder}: the weights of {base} differ from those that this run started from; choose another --out")
-    if not quiet and os.environ.get("RANK", "0") == "0":
+    if not quiet and is_first():
         percent = 100 * trained_share(model)
         print(f"adapter: {percent:{'.0f' if percent > 10 else '.2g'}} % of the weights are trained", file=sys.stderr)

@@ -74,10 +74,14 @@ class Copies:
     """Compares samples with the training texts, ``rows`` of token ids; ``dropout`` is the name of the run's setting of it."""
 
     def __init__(self, rows: Rows, tokenizer: PreTrainedTokenizerFast, recipe: TokenizerRecipe, dropout: str) -> None:
-        self.rows, self.tokenizer, self.dropout = rows, tokenizer, dropout
+        self.rows, self.tokenizer, self.recipe, self.dropout = rows, tokenizer, recipe, dropout
         # A text of one token can be generated in no other words.
         self.single = sum(len(row) <= 3 for row in rows) > len(rows) / 2
-        self.unspaced = isinstance(recipe, WordTokenizer) and (self.single or _once(rows) > ONCE)
+
+    @cached_property
+    def unspaced(self) -> bool:
+        """Whether words seem to be whole lines, or occur once."""
+        return isinstance(self.recipe, WordTokenizer) and (self.single or _once(self.rows) > ONCE)
 
     @cached_property
     def known(self) -> KnownTexts:

@@ -180,7 +180,7 @@ def _score(options: argparse.Namespace) -> int:
     scored = score(pipeline, texts, settings, places=places, given=given, condition=condition, source=sources)
     for index, (text, bound) in enumerate(tqdm(scored, total=len(texts), desc="scoring", unit="text", **intervals())):
         figures = {"length_nats" if name == "length" else name: value for name, value in asdict(bound).items()}
-        print(json.dumps({"text": text, "index": index, "nats": bound.nats, **figures}, ensure_ascii=False), flush=True)
+        print_row({"text": text, "index": index, "nats": bound.nats, **figures})
         bounds.append(bound)
     print(summary(bounds), file=sys.stderr)
     return 0

@@ -1,4 +1,4 @@
-"""A run whose samples are copies of its training texts says so, with what helps; a run whose samples are not says nothing."""
+"""Samples that are copies of training texts are reported, with what helps; samples that are not are not."""
 
 from __future__ import annotations
 

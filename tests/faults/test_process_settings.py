@@ -4,36 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from tiny_runs import ROOT, tiny_config
-from torch import Tensor
+from variance_exploding import VarianceExploding as Scaled
 
 from diffusionlm import DiffusionLM, ModelConfig, Pipeline, UserError
 from diffusionlm.config import build, to_plain
-from diffusionlm.core.process import Process, VariancePreserving
-from diffusionlm.core.schedule import NoiseSchedule, Sqrt
+from diffusionlm.core.process import VariancePreserving
+from diffusionlm.core.schedule import Sqrt
 from diffusionlm.training.run import RunConfig, read_config, train
 
 GOLDEN = ROOT / "tests" / "golden" / "format-1"
-NAME = "test_process_settings:Scaled"
-
-
-@dataclass(frozen=True)
-class Scaled(Process):
-    """The variance-exploding process times ``scale``."""
-
-    schedule: NoiseSchedule
-    scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        self.expect("a positive number", "scale")
-
-    def alpha_sigma(self, gamma: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.full_like(gamma, self.scale), self.scale * torch.exp(gamma / 2)
+NAME = "variance_exploding:VarianceExploding"
 
 
 def model(config: RunConfig) -> ModelConfig:
