@@ -1,0 +1,55 @@
+"""Functions of the user that score texts: found by import path, called, and their result checked."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusionlm.config import UserError
+
+ScoringFunction = Callable[..., Any]  # texts -> a finite number for each, higher is better
+
+
+def imported(function: ScoringFunction | str, where: str) -> ScoringFunction:
+    """Return ``function``, imported if it is a path ``module:name``.
+
+    Raises:
+        UserError: it cannot be imported, or cannot be called; the message begins with ``where``.
+    """
+    found: Any = function
+    if isinstance(found, str):
+        module, _, name = found.partition(":")
+        try:
+            found = getattr(importlib.import_module(module), name)
+        except Exception as error:  # of any kind: the module is the user's
+            raise UserError(f"{where}: cannot import {function!r}, expected module:function: {error}") from None
+    if not callable(found):
+        raise UserError(f"{where}: {function!r} cannot be called; expected a function of texts")
+    checked: ScoringFunction = found
+    return checked
+
+
+def scores_of(function: ScoringFunction, texts: Sequence[str], where: str, **named: Any) -> Tensor:
+    """Return the scores (N,) of N ``texts``; ``named`` are further arguments.
+
+    Raises:
+        UserError: the function fails, or returns no finite number for each text; the message begins with ``where``.
+    """
+    try:
+        found = function(list(texts), **named)
+    except UserError:
+        raise
+    except Exception as error:  # of any kind: the function is the user's
+        raise UserError(f"{where}: the function fails for {len(texts)} texts: {type(error).__name__}: {error}") from error
+    try:
+        scores = torch.as_tensor(found, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):  # None, text, rows of different lengths
+        scores = torch.empty(0)
+    if scores.squeeze().shape not in ((len(texts),), ()) or scores.numel() != len(texts) or not scores.isfinite().all():
+        shown = str(found) if len(str(found)) <= 60 else f"{str(found)[:60]} ..."
+        raise UserError(f"{where}: expected a finite score for each of {len(texts)} texts, got {shown}")
+    return scores.flatten()
