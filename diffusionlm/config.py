@@ -59,7 +59,7 @@ def _setting(argument: str) -> str:
 
 # Whether an import path may be imported. A saved model must not import code: there, a third-party component is found only
 # where its module has been imported already.
-_may_import: ContextVar[bool] = ContextVar("may_import", default=True)
+may_import: ContextVar[bool] = ContextVar("may_import", default=True)
 
 
 RANGES: dict[str, Callable[[float], bool]] = {  # what ``Settings.expect`` may expect, as its messages say it
@@ -158,7 +158,7 @@ class Component(Settings):
                 member = getattr(importlib.import_module(module), attribute)
             return typing.cast("type[Self]", member)
         try:
-            if not _may_import.get() and module not in sys.modules:
+            if not may_import.get() and module not in sys.modules:
                 raise UserError(
                     f"{name!r} is code from outside the library: import {module} first (--import {module}) if you trust it"
                 )
@@ -219,11 +219,11 @@ def build(kind: type[T], plain: object, where: str = "") -> T:
 
 def build_untrusted(kind: type[T], plain: object, where: str = "") -> T:
     """Do as ``build`` for a saved model, and import no module that is not imported yet."""
-    token = _may_import.set(False)
+    token = may_import.set(False)
     try:
         return build(kind, plain, where)
     finally:
-        _may_import.reset(token)
+        may_import.reset(token)
 
 
 def plain_name(kind: type[Component]) -> str:

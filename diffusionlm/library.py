@@ -17,6 +17,7 @@ LIBRARY: dict[str, dict[str, str]] = {
         "mask-predict": "diffusionlm.pipelines.masked:MaskPredict",
         "maskgit": "diffusionlm.pipelines.masked:MaskGIT",
     },
+    "ranking": {"likelihood": "diffusionlm.evaluation.ranking:LikelihoodRanking"},
     "guidance": {"gradient": "diffusionlm.pipelines.gradient:Gradient"},
     "adapter": {"lora": "diffusionlm.models.lora:Lora", "control-branch": "diffusionlm.models.control_branch:ControlBranch"},
     "backbone": {

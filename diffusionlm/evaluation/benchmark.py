@@ -18,10 +18,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from diffusionlm.config import Settings, UserError, build, override, to_plain
+from diffusionlm.config import Settings, UserError, to_plain
 from diffusionlm.data.batches import encode
 from diffusionlm.data.corpora import Corpus, Files
-from diffusionlm.evaluation.effect import check_evaluation
+from diffusionlm.evaluation.effect import changed_sampling, check_evaluation
 from diffusionlm.evaluation.jobs import JUDGE, REFERENCE, Job, Progress, file_name
 from diffusionlm.evaluation.judge import Judge, perplexity
 from diffusionlm.evaluation.likelihood import check_draws
@@ -32,6 +32,7 @@ from diffusionlm.evaluation.text_metrics import SELF_BLEU_TEXTS, diversity, mean
 from diffusionlm.files import write_text
 from diffusionlm.pipelines.auto import open_models
 from diffusionlm.pipelines.base import BasePipeline, SamplingConfig
+from diffusionlm.pipelines.conditioning import Requested
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,7 @@ class BenchmarkRunner:
 
     def model_jobs(self, system: str, pipeline: BasePipeline[Any], changes: Sequence[tuple[str, str]], dtype: str) -> list[Job]:
         """Return a model's jobs over steps and temperatures, as far as it has them, with their settings checked."""
-        base = build(SamplingConfig, override(to_plain(pipeline.sampling), changes, SamplingConfig), "sampling")
+        base = changed_sampling(pipeline, changes)
         steps = [None] if pipeline.exact_likelihood else self.config.steps or [base.steps]  # one token at a time: no steps
         temperatures = self.config.temperatures if pipeline.has_logits else (1.0,)
         if temperatures != self.config.temperatures:
@@ -190,6 +191,7 @@ class BenchmarkRunner:
         for n, temperature in itertools.product(dict.fromkeys(steps), dict.fromkeys(temperatures)):
             sampling = replace(base, steps=base.steps if n is None else n, temperature=temperature, seed=self.config.seed)
             pipeline.check(sampling)
+            pipeline.check_requested(sampling, [Requested()])
             settings = {"sampling": to_plain(sampling), "dtype": dtype}
             jobs.append(self.sample_job(system, "model", partial(self._sampled, pipeline, sampling), n, temperature, settings))
         return jobs

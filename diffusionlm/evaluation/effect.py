@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from diffusionlm.config import Settings, UserError
+from diffusionlm.config import Settings, UserError, build, override, to_plain
 from diffusionlm.pipelines.base import BasePipeline, SamplingConfig
 from diffusionlm.pipelines.effect import Unused, check_given
 
@@ -52,7 +52,12 @@ def check_evaluation(
         alone = dict.fromkeys(("steps", "bound_texts", "strata", "orders", "dtype", *names), nothing)
         check_given({**chosen, **dict.fromkeys(names), **({} if dtype == "fp32" else {"dtype": dtype})}, [alone])
     check_given(chosen, (unused_in_evaluation(pipeline, config) for pipeline in pipelines.values()))
-    check_sampling(names, (pipeline.unused(pipeline.sampling) for pipeline in pipelines.values()))
+    check_sampling(names, (pipeline.unused(changed_sampling(pipeline, sampling)) for pipeline in pipelines.values()))
+
+
+def changed_sampling(pipeline: BasePipeline[Any], changes: Sequence[tuple[str, str]]) -> SamplingConfig:
+    """Return a model's sampling settings with ``changes``, dotted. Raises UserError where one is wrong."""
+    return build(SamplingConfig, override(to_plain(pipeline.sampling), changes, SamplingConfig), "sampling")
 
 
 def check_sampling(names: Sequence[str], uses: Iterator[Unused]) -> None:

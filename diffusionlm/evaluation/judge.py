@@ -53,15 +53,16 @@ class Judge:
         return cls(model, tokenizer, placed(model, device, dtype))
 
     @torch.no_grad()
-    def score(self, texts: Sequence[str], batch_tokens: int = 8192) -> list[Bound]:
+    def score(self, texts: Sequence[str], batch_tokens: int = 8192, rows: Sequence[Sequence[int]] | None = None) -> list[Bound]:
         """Return each text's exact likelihood; a batch holds at most ``batch_tokens`` tokens with its padding.
 
         A text's tokens and the EOS after it are scored, as the reconstruction term: there is no noise. Without an EOS in the
         tokenizer there is none; without a BOS the first token is context only. A text longer than the model's maximum is
-        scored in windows, in which every token has at least half of that maximum as context.
+        scored in windows, in which every token has at least half of that maximum as context. ``rows`` are the token ids of the
+        texts, where these are not those of the tokenizer, such as sampled ones.
         """
         check_list(texts)
-        rows = [self._encode(text) for text in texts]
+        rows = [self._encode(text) for text in texts] if rows is None else rows
         nats = [0.0] * len(rows)
         pieces = [(i, *window) for i, row in enumerate(rows) for window in windows(len(row), reach(self.model) + 1)]
         pieces.sort(key=lambda piece: piece[2] - piece[1])
@@ -112,7 +113,7 @@ class Judge:
             raise UserError("score: this tokenizer has no BOS and no EOS, so an empty text has no likelihood")
         return row
 
-    def _losses(self, rows: list[list[int]]) -> torch.Tensor:
+    def _losses(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
         """Return the nats (B, L - 1) of every token but the first of each row, on the CPU in float64."""
         batch = send_to_device(collate(rows, 0), self.model.device)
         ids, mask = batch.ids, batch.mask

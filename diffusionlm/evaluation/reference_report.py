@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from diffusionlm.config import UserError, build, override, to_plain
+from diffusionlm.config import UserError, to_plain
 from diffusionlm.data.corpora import Corpus
 from diffusionlm.data.references import Item, read_items, read_outputs
-from diffusionlm.evaluation.effect import check_sampling
+from diffusionlm.evaluation.effect import changed_sampling, check_sampling
 from diffusionlm.evaluation.jobs import REFERENCE, Job, Progress, ResumableReport, Row, file_name
 from diffusionlm.evaluation.provenance import LoadedCorpus
 from diffusionlm.evaluation.references import Figure, left_out, score_outputs
@@ -20,7 +20,7 @@ from diffusionlm.evaluation.text_metrics import TrainingTexts
 from diffusionlm.files import write_text
 from diffusionlm.pipelines.auto import open_models
 from diffusionlm.pipelines.base import BasePipeline, SamplingConfig
-from diffusionlm.pipelines.conditioning import check_cfg, requested
+from diffusionlm.pipelines.conditioning import requested
 
 Outputs = Sequence[Sequence[str]]
 
@@ -108,7 +108,7 @@ class ReferenceRunner:
         sources = [item.source for item in self.items]
         check_source(pipeline, path)
         pipeline.check(sampling)
-        check_cfg(pipeline.model, sampling.cfg, requested(pipeline.model, pipeline.tokenizer, None, sources))
+        pipeline.check_requested(sampling, requested(pipeline.model, pipeline.tokenizer, None, sources))
         system = self.report.enter_model(path, changes, pipeline.model)
         settings = {"sampling": to_plain(sampling), "count": count, "dtype": str(pipeline.dtype)}
 
@@ -192,10 +192,10 @@ def evaluate_references(
     jobs = [runner.file_job(Path(path)) for path in texts]
     changes = [*sampling, ("dtype", dtype)] if dtype != "fp32" else sampling
     opened = open_models(models, device, dtype, adapter)
-    check_sampling([name.removesuffix(".name") for name, _ in sampling], (each.unused(each.sampling) for _, each in opened))
-    for path, pipeline in opened:
-        settings = build(SamplingConfig, override(to_plain(pipeline.sampling), sampling, SamplingConfig), "sampling")
-        jobs.append(runner.model_job(path, pipeline, replace(settings, seed=seed), count, changes))
+    names, settings = [name.removesuffix(".name") for name, _ in sampling], [changed_sampling(p, sampling) for _, p in opened]
+    check_sampling(names, (each.unused(changed) for (_, each), changed in zip(opened, settings, strict=True)))
+    for (path, pipeline), changed in zip(opened, settings, strict=True):
+        jobs.append(runner.model_job(path, pipeline, replace(changed, seed=seed), count, changes))
     return runner.finish([*runner.human_job(), *jobs])
 
 

@@ -35,6 +35,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import lru_cache
 
+from diffusionlm.data.corpora import meaning
 from diffusionlm.evaluation.slot_patterns import ADULT, FRIENDLY, NEGATION, PHRASES, Phrase
 
 
@@ -168,3 +169,15 @@ def slot_errors(meaning: Mapping[str, str], text: str, places: Places | None = N
     elif friendly is not None and family != {friendly}:
         errors["familyFriendly"] = "wrong" if family else "missing"
     return errors
+
+
+def realised(texts: Sequence[str], sources: Sequence[str]) -> list[int]:
+    """Return minus the number of slot errors of each text against its source, a meaning representation.
+
+    For the ranking ``function``. A place that the source lacks is no error: which places there are is not known here.
+
+    Raises:
+        UserError: a source is no meaning representation.
+    """
+    meanings = {source: meaning(source, "source") for source in dict.fromkeys(sources)}
+    return [-len(slot_errors(meanings[source], text)) for text, source in zip(texts, sources, strict=True)]

@@ -24,11 +24,11 @@ from diffusionlm.data.tokenizers import decode_texts, load_tokenizer
 from diffusionlm.files import taken_version
 from diffusionlm.models.conditions import condition_of
 from diffusionlm.models.io import check_tokenizer, model_folder
-from diffusionlm.pipelines.conditioning import at_length, check_cfg, requested
+from diffusionlm.pipelines.conditioning import Requested, at_length, check_cfg, requested
 from diffusionlm.pipelines.effect import OFF, Unused, check_given, given_settings
 from diffusionlm.pipelines.gradient import Gradient
 from diffusionlm.pipelines.particles import Particles
-from diffusionlm.pipelines.ranking import best_candidates
+from diffusionlm.pipelines.ranking import MinimumBayesRisk, Ranking, best_candidates
 
 M = TypeVar("M", bound=PreTrainedModel)
 Controls = Sequence[str | Control] | str | Control
@@ -58,7 +58,8 @@ class SamplingConfig(Settings):
         self_cfg: likewise on the estimate for self-conditioning.
         clamp: replace each predicted vector by its nearest word vector (Diffusion-LM's clamping trick).
         length: tokens per sample, BOS and EOS not counted; empty draws from the training-length histogram.
-        candidates: candidates per sample for minimum-Bayes-risk selection (Kumar and Byrne 2004); 1 is plain sampling.
+        candidates: candidates per sample, of which the best is kept; 1 is plain sampling.
+        ranking: which of several candidates is the best.
         batch_size: samples per batch.
         seed: of the noise and the lengths.
     """
@@ -77,6 +78,7 @@ class SamplingConfig(Settings):
     clamp: bool = False
     length: int | None = None
     candidates: int = 1
+    ranking: Ranking = field(default_factory=MinimumBayesRisk)
     batch_size: int = 128
     seed: int = 0
 
@@ -185,6 +187,12 @@ class BasePipeline(Generic[M]):
         given = {"tries": tries, **{name: value for name, value in wanted.items() if value is not None}}
         self.check_given(given, sampling, [controls])
 
+    def check_requested(self, sampling: SamplingConfig, conditions: Sequence[Requested]) -> None:
+        """Raise UserError where guidance or the ranking of candidates does not fit what samples are conditioned on."""
+        check_cfg(self.model, sampling.cfg, conditions)
+        if sampling.candidates > 1:
+            sampling.ranking.check(self, conditions)
+
     def set_annotator(self, annotator: Annotator) -> None:
         """Check the controls of finished samples with ``annotator``. Raises UserError for a model that takes no controls."""
         raise self.unsteered("annotator")
@@ -274,14 +282,16 @@ class UnguidedPipeline(BasePipeline[M]):
         self.check(sampling)
         self.check_request(sampling, (), tries, condition, source)
         conditions = requested(self.model, self.tokenizer, condition, source)
-        check_cfg(self.model, sampling.cfg, conditions)
+        self.check_requested(sampling, conditions)
         sampling = at_length(sampling, self.model, conditions)
         for indices in batches(count * len(conditions), sampling):
             seeds = [(sampling.seed, index, c) for index in indices for c in range(sampling.candidates)]
             ids = self.sample_ids(seeds, sampling, watch, [conditions[index // count].value for _, index, _ in seeds])
             texts = decode_texts(self.tokenizer, ids)
-            for index, row in zip(indices, best_candidates(texts, sampling.candidates), strict=True):
-                yield Generated(texts[row], index, sampling.seed, len(ids[row]), conditions[index // count].source)
+            given = [conditions[index // count] for index in indices]
+            best = best_candidates(self, sampling, indices, given, ids, texts)
+            for index, row, each in zip(indices, best, given, strict=True):
+                yield Generated(texts[row], index, sampling.seed, len(ids[row]), each.source)
 
 
 def batches(count: int, sampling: SamplingConfig) -> Iterator[range]:

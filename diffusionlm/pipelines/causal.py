@@ -19,7 +19,7 @@ from diffusionlm.controls import Control
 from diffusionlm.data.tokenizers import decode_texts
 from diffusionlm.models.causal import load_causal, reach
 from diffusionlm.pipelines.base import SamplingConfig, UnguidedPipeline, Watch, check_unused
-from diffusionlm.pipelines.effect import CONDITIONAL, Unused, two_candidates, without_latents
+from diffusionlm.pipelines.effect import CONDITIONAL, Unused, unused_ranking, without_latents
 
 UNUSED: Unused = {
     **without_latents("an autoregressive model"),
@@ -48,7 +48,7 @@ class CausalPipeline(UnguidedPipeline[PreTrainedModel]):
         check_unused(sampling, UNUSED)
 
     def unused(self, sampling: SamplingConfig, controls: Sequence[Control] = ()) -> Unused:
-        return {**UNUSED, **two_candidates(sampling.candidates)}
+        return {**UNUSED, **unused_ranking(self, sampling)}
 
     def sample_ids(
         self, seeds: Sequence[Sequence[int]], sampling: SamplingConfig, watch: Watch | None, values: Sequence[Any] = ()

@@ -8,7 +8,7 @@
 6  refinement sweeps           sweeps.refine                 tokens -> tokens that the automaton still accepts
 7  particles                   particles.ParticleFilter      resampled in the loop by their rewards; one is drawn at the end
 8  checks                      controls.outcomes             texts -> passed and score of each control
-9  ranking                     ranking.best_candidates       candidates that pass, then minimum Bayes risk
+9  ranking                     ranking.best_candidates       candidates that pass, then the best of them
 
 Samples that fail their checks go through 3 to 9 again with another seed, as often as ``tries`` allows.
 """
@@ -46,7 +46,6 @@ from diffusionlm.pipelines.compile import compile_controls, why_impossible
 from diffusionlm.pipelines.conditioning import (
     Requested,
     at_length,
-    check_cfg,
     conditioning,
     edited,
     expected_counts,
@@ -56,7 +55,7 @@ from diffusionlm.pipelines.conditioning import (
 )
 from diffusionlm.pipelines.denoiser import Predictor, WordDenoiser
 from diffusionlm.pipelines.draft import draft_pass
-from diffusionlm.pipelines.effect import CONDITIONAL, UNCONDITIONAL, Unused, two_candidates
+from diffusionlm.pipelines.effect import CONDITIONAL, UNCONDITIONAL, Unused, unused_ranking
 from diffusionlm.pipelines.gradient import unguided_settings
 from diffusionlm.pipelines.lengths import draw_lengths, fixed_length, length_prior
 from diffusionlm.pipelines.noise import RowNoise, generator_of
@@ -136,7 +135,7 @@ class Pipeline(BasePipeline[DiffusionLM]):
     ) -> Request:  # fmt: skip
         """Return a checked request, with its controls compiled."""
         self.check(sampling)
-        check_cfg(self.model, sampling.cfg, conditions)
+        self.check_requested(sampling, conditions)
         steering = self.steering(controls, sampling, tries)  # 1
 
         @cache
@@ -229,11 +228,11 @@ class Pipeline(BasePipeline[DiffusionLM]):
         sampling, steering = request.sampling, request.steering
         texts = decode_texts(self.tokenizer, ids)
         checks = outcomes(steering.controls, texts, steering.binding)  # 8
-        chosen = zip(indices, best_candidates(texts, sampling.candidates, checks), strict=True)  # 9
-        sources = [request.conditions[index // request.count].source for index in indices]
+        given = [request.conditions[index // request.count] for index in indices]
+        chosen = best_candidates(self, sampling, indices, given, ids, texts, checks)  # 9
         rows = [
-            (Generated(texts[row], index, sampling.seed, len(ids[row]), source), checks[row])
-            for (index, row), source in zip(chosen, sources, strict=True)
+            (Generated(texts[row], index, sampling.seed, len(ids[row]), each.source), checks[row])
+            for index, row, each in zip(indices, chosen, given, strict=True)
         ]
         if not steering.controls:
             return [row for row, _ in rows]
@@ -241,7 +240,7 @@ class Pipeline(BasePipeline[DiffusionLM]):
 
     def unused(self, sampling: SamplingConfig, controls: Sequence[Control] = ()) -> Unused:
         checked = any(control.checkable(self.binding) for control in controls)
-        found = {} if checked else two_candidates(sampling.candidates)
+        found = unused_ranking(self, sampling, checked)
         if self.model.settings.condition is None:
             found |= dict.fromkeys(CONDITIONAL, UNCONDITIONAL)
         if not self.model.self_conditions:

@@ -6,9 +6,12 @@ A setting that the user gives and that would change nothing is refused; settings
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffusionlm.config import UserError, to_plain
+
+if TYPE_CHECKING:
+    from diffusionlm.pipelines.base import BasePipeline, SamplingConfig
 
 Unused = Mapping[str, str]  # a setting without effect, or a group of settings, to the reason and what to do
 
@@ -16,6 +19,7 @@ Unused = Mapping[str, str]  # a setting without effect, or a group of settings, 
 OFF: dict[str, Any] = {
     "clamp": False, "passes": 1, "step_temperature": None, "sweeps": 0, "length": None, "candidates": 1, "tries": 1,
     "guidance.strength": 0, "cfg": 1, "self_cfg": 1, "particles.count": 1, "orders": 0, "bound_texts": 0,
+    "ranking.per_token": False,
 }  # fmt: skip
 
 
@@ -32,12 +36,18 @@ def without_latents(model: str) -> dict[str, str]:
 
 CONDITIONAL = ("condition", "source", "cfg")
 UNCONDITIONAL = "this model was trained without a condition; leave it out"
+TWO = "of two candidates minimum-Bayes-risk selection prefers none, so this setting has no effect; give 3 or more, or 1"
 
 
-def two_candidates(candidates: int) -> dict[str, str]:
-    """Return why two ``candidates`` without checks are one, if there are two: each has the same BLEU against the other."""
-    reason = "of two candidates minimum-Bayes-risk selection prefers none, so this setting has no effect; give 3 or more, or 1"
-    return {"candidates": reason} if candidates == 2 else {}
+def unused_ranking(pipeline: BasePipeline[Any], sampling: SamplingConfig, checked: bool = False) -> dict[str, str]:
+    """Return what has no effect of the candidates and their ranking; ``checked`` is whether checks choose among them first."""
+    ranking = sampling.ranking
+    if sampling.candidates == 1:
+        return {"ranking": "there is one candidate, so this setting has no effect; leave it out, or give candidates"}
+    found = {f"ranking.{name}": reason for name, reason in ranking.unused(pipeline, sampling).items()}
+    if sampling.candidates == 2 and not (checked or ranking.ranks_two):
+        found["candidates"] = TWO
+    return found
 
 
 def given_settings(plain: Mapping[str, Any], place: str = "") -> dict[str, Any]:

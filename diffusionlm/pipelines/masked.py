@@ -26,7 +26,7 @@ from diffusionlm.models.conditions import Conditioning
 from diffusionlm.models.masked import MaskedLM, lowest, word_positions
 from diffusionlm.pipelines.base import SamplingConfig, UnguidedPipeline, Watch, check_length, check_unused
 from diffusionlm.pipelines.conditioning import conditioning, expected_counts, guided
-from diffusionlm.pipelines.effect import CONDITIONAL, UNCONDITIONAL, Unused, two_candidates, without_latents
+from diffusionlm.pipelines.effect import CONDITIONAL, UNCONDITIONAL, Unused, unused_ranking, without_latents
 from diffusionlm.pipelines.lengths import draw_lengths, fixed_length
 from diffusionlm.pipelines.noise import RowNoise
 
@@ -176,7 +176,7 @@ class MaskedPipeline(UnguidedPipeline[MaskedLM]):
         return {
             **UNUSED,
             **(dict.fromkeys(CONDITIONAL, UNCONDITIONAL) if unconditional else {}),
-            **two_candidates(sampling.candidates),
+            **unused_ranking(self, sampling),
         }
 
     @torch.no_grad()

@@ -20,7 +20,7 @@ from diffusionlm.pipelines.base import SamplingConfig, UnguidedPipeline, Watch, 
 from diffusionlm.pipelines.causal import UNUSED as CAUSAL
 from diffusionlm.pipelines.causal import CachedLogits, draw_ids
 from diffusionlm.pipelines.conditioning import distinct, guided
-from diffusionlm.pipelines.effect import CONDITIONAL, Unused, two_candidates
+from diffusionlm.pipelines.effect import CONDITIONAL, Unused, unused_ranking
 
 UNUSED: Unused = {name: reason for name, reason in CAUSAL.items() if name not in CONDITIONAL}
 ALONE = "this model was trained with a source for every text (drop: 0) and generates from a source alone"
@@ -43,7 +43,7 @@ class Seq2SeqPipeline(UnguidedPipeline[T5ForConditionalGeneration]):
         check_unused(sampling, UNUSED)
 
     def unused(self, sampling: SamplingConfig, controls: Sequence[Control] = ()) -> Unused:
-        return {**UNUSED, **two_candidates(sampling.candidates)}
+        return {**UNUSED, **unused_ranking(self, sampling)}
 
     def check_request(
         self, sampling: SamplingConfig, controls: Sequence[Control], tries: int, condition: Any, source: Any = None

@@ -22,6 +22,7 @@ from diffusionlm.config import (
     Settings,
     UserError,
     build,
+    build_untrusted,
     merge,
     override,
     plain_name,
@@ -75,6 +76,7 @@ class RunConfig(Settings):
         if not self.adapter.complete and self.init_from is None:
             name = plain_name(type(self.adapter))
             raise UserError(f"init_from: expected a base model, since the adapter {name!r} saves no complete model")
+        build_untrusted(SamplingConfig, to_plain(self.sampling), "sampling")  # as the saved model is read
 
 
 def read_config(paths: Sequence[str | Path] = (), assignments: Sequence[tuple[str, str]] = ()) -> RunConfig:

@@ -22,6 +22,7 @@ FAMILIES = {  # the families that ``show`` lists, with the import paths of their
     "optimizers": "diffusionlm.training.optimizers:OptimizerConfig",
     "controls": "diffusionlm.controls:Control",
     "guidance": "diffusionlm.core.guidance:Guidance",
+    "rankings": "diffusionlm.pipelines.ranking:Ranking",
     "annotators": "diffusionlm.data.annotators:Annotator",
     "tasks": "diffusionlm.evaluation.control.tasks:Task",
     "corpora": "diffusionlm.data.corpora:Corpus",

@@ -39,6 +39,7 @@ from diffusionlm.evaluation.provenance import LoadedCorpus, fingerprint
 from diffusionlm.evaluation.text_metrics import diversity, mean_present
 from diffusionlm.files import disk_errors, write_text
 from diffusionlm.pipelines.base import SamplingConfig
+from diffusionlm.pipelines.conditioning import Requested
 from diffusionlm.pipelines.diffusion import Pipeline
 from diffusionlm.pipelines.effect import Unused
 
@@ -110,6 +111,7 @@ class ModelTask:
         plain = override(merge(to_plain(pipeline.sampling), config.sampling), changes, SamplingConfig)
         sampling = replace(build(SamplingConfig, plain, f"{config.title}: sampling"), seed=config.seed)
         pipeline.check(sampling)
+        pipeline.check_requested(sampling, [Requested()])
         annotator = config.annotator or corpus.annotator()
         binding = pipeline.binding = Binding(pipeline.model, pipeline.tokenizer, pipeline.folder, annotator)
         rows = None if isinstance(config.task, FileTargets) else loaded(corpus).split(config.split)
