@@ -91,6 +91,18 @@ TABLE = {  # an option with a value, and where it has no effect
     "--length 6": "causal seq2seq",
     "--candidates 2": UNGUIDED,
     "--candidates 3": "",
+    "--ranking likelihood": f"{UNGUIDED} exact gradient reward",
+    "--candidates 3 --ranking mbr": "",
+    "--candidates 2 --ranking likelihood": "",
+    "--candidates 2 --ranking likelihood --ranking.strata 2": "causal seq2seq",
+    "--candidates 2 --ranking likelihood --ranking.per_token yes": "",
+    "--candidates 2 --ranking likelihood --ranking.per_token no --length 4": "causal seq2seq",
+    "--candidates 2 --ranking likelihood --ranking.per_token yes --length 4": f"{UNGUIDED} exact gradient reward",
+    "--candidates 2 --ranking function --ranking.function test_effect:shorter": "",
+    "--candidates 2 --ranking function --ranking.function test_effect:shorter --ranking.then mbr": (
+        f"{UNGUIDED} exact gradient reward"
+    ),
+    "--candidates 2 --ranking function --ranking.function test_effect:shorter --ranking.then likelihood": "",
     "--temperature 0.9": "",
     "--batch-size 2": "",
     "--seed 3": "",

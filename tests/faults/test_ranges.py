@@ -91,7 +91,13 @@ def test_a_number_out_of_range_is_refused_by_name(kind: Any, field: dataclasses.
 def test_all_families_were_walked_through() -> None:
     found = {str(param.id) for param in FIELDS}
     names = "ModelConfig.evidence Transformer.dropout TrainingConfig.ema AdamW.betas Files.validation_share Sqrt.T DDIM.eta"
-    assert {*names.split(), "DataConfig.max_length", "CrossEntropy.cloze_share", *ALLOWED} <= found and len(found) > 120
+    assert {
+        *names.split(),
+        "DataConfig.max_length",
+        "CrossEntropy.cloze_share",
+        "LikelihoodRanking.strata",
+        *ALLOWED,
+    } <= found and len(found) > 120
 
 
 @pytest.mark.parametrize("dropout", [1.0, 1.5, -0.1, math.nan])
