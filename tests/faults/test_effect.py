@@ -229,6 +229,15 @@ def test_steps_given_to_several_models_pass_if_one_has_steps(models: dict[str, s
     check_evaluation(EvaluationConfig(steps=(3,), strata=4), None, [("passes", "2")], "fp32", pipelines)
 
 
+def test_changes_of_an_evaluation_are_judged_together(models: dict[str, str]) -> None:
+    pipelines = {"diffusion": open_pipeline(models["diffusion"])}
+    for changes in ({"sweeps": "1", "sweep_odds": "4"}, {"candidates": "2", "ranking": "likelihood", "ranking.strata": "4"}):
+        check_evaluation(EvaluationConfig(), None, [*changes.items()], "fp32", pipelines)
+    for changes in ({"candidates": "2"}, {"ranking": "likelihood"}):
+        with pytest.raises(UserError, match=f"^sampling.{next(iter(changes))}: .* so this setting has no effect"):
+            check_evaluation(EvaluationConfig(), None, [*changes.items()], "fp32", pipelines)
+
+
 def test_quickstart_and_show_refuse_options_that_another_one_replaces(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["quickstart", "--steps", "5", "--minutes", "1", "--out", "nowhere"]) == 2
     assert "--minutes: --steps replaces it" in capsys.readouterr().err
