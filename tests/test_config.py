@@ -56,6 +56,7 @@ VALUES: dict[str, object] = {  # of settings that have no default and are no wor
     "control": {"name": "prefix", "text": "a"},
     "controls": [{"name": "prefix", "text": "a"}, {"name": "length", "low": 3}],
     "first": 0,
+    "function": "math:fsum",
     "labels": ["somewhere"],
     "parts": [{"name": "label", "field": "food"}, {"name": "source"}],
     "last": 2,
