@@ -1,7 +1,8 @@
 """Evaluate models with one judge LM: perplexity, diversity and likelihood over temperatures and steps.
 
 A low perplexity alone is no evidence of quality, since repetitive texts have one too: every row also has entropy, distinct-n,
-self-BLEU, copies and lengths of the same texts, all of equally many texts. The first row is the reference texts.
+self-BLEU, copies and lengths of the same texts, all of equally many texts. The first row is the reference texts. A model with a
+condition samples given those of the reference texts, each once, and its likelihoods are given the texts' own conditions.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import datasets  # type: ignore[import-untyped]
+
 from diffusionlm.config import Settings, UserError, to_plain
 from diffusionlm.data.batches import encode
 from diffusionlm.data.corpora import Corpus, Files
@@ -27,12 +30,12 @@ from diffusionlm.evaluation.judge import Judge, perplexity
 from diffusionlm.evaluation.likelihood import check_draws
 from diffusionlm.evaluation.provenance import LoadedCorpus, corpus_of, described, fingerprint
 from diffusionlm.evaluation.report import EvaluationRow, Likelihood, Report, draw, table
-from diffusionlm.evaluation.scoring import TERMS, ScoringConfig, check_unconditional, score, summary
+from diffusionlm.evaluation.scoring import TERMS, ScoringConfig, longest_text, score, summary
 from diffusionlm.evaluation.text_metrics import SELF_BLEU_TEXTS, diversity, mean_error, mean_present, word_counts
 from diffusionlm.files import write_text
 from diffusionlm.pipelines.auto import open_models
 from diffusionlm.pipelines.base import BasePipeline, SamplingConfig
-from diffusionlm.pipelines.conditioning import Requested
+from diffusionlm.pipelines.conditioning import Requested, at_length, conditions_of
 
 
 @dataclass(frozen=True)
@@ -103,18 +106,17 @@ def evaluate(
     config = config or EvaluationConfig()
     opened = {str(path): pipeline for path, pipeline in open_models(models, device, dtype, adapter)}
     check_evaluation(config, given, sampling, dtype, opened)
-    for name, pipeline in opened.items():
-        check_unconditional(pipeline, name)
     runner = BenchmarkRunner.prepare(judge, corpus, config, folder, device, quiet)
     jobs = [*runner.reference_jobs(), *(runner.file_job(Path(path)) for path in texts)]
     changes = [*sampling, ("dtype", dtype)] if dtype != "fp32" else sampling
     pipelines = {}
     for path, pipeline in opened.items():
-        pipelines[runner.report.enter_model(path, changes, pipeline.model)] = pipeline
+        pipelines[runner.enter(path, changes, pipeline)] = pipeline
     for system, pipeline in pipelines.items():
         jobs += runner.model_jobs(system, pipeline, sampling, dtype)
+    bounds = [job for system, pipeline in pipelines.items() for job in runner.likelihood_jobs(system, pipeline)]
     runner.run(jobs)
-    runner.run([job for system, pipeline in pipelines.items() for job in runner.likelihood_jobs(system, pipeline)])
+    runner.run(bounds)
     lengths = runner.corpus.training.lengths
     runner.report.finish(folder, table(runner.report), lambda out: draw(runner.report, lengths, out))
     return runner.report
@@ -124,14 +126,14 @@ def evaluate(
 class BenchmarkRunner:
     """The judge LM, the texts that all rows are compared with, and the report; makes the jobs of an evaluation.
 
-    ``real`` are the reference texts, ``bounded`` the held-out texts whose likelihood is computed.
+    ``real`` are the corpus rows of the reference texts, ``bounded`` those of the texts whose likelihood is computed.
     """
 
     judge: Judge
     config: EvaluationConfig
     corpus: LoadedCorpus
-    real: list[str]
-    bounded: list[str]
+    real: datasets.Dataset
+    bounded: datasets.Dataset
     report: Report
     out: Path | None
     quiet: bool
@@ -142,7 +144,7 @@ class BenchmarkRunner:
     ) -> BenchmarkRunner:
         """Load the corpus, the judge and the report in ``out`` if there is one; nothing is written yet."""
         loaded = LoadedCorpus(corpus)
-        held = loaded.split(config.split)["text"][:]
+        held = loaded.split(config.split)
         if len(held) < 2:
             raise UserError(f"split: expected 2 texts or more in {config.split}, got {len(held)}; choose another --split")
         if len(held) < config.count:
@@ -154,9 +156,23 @@ class BenchmarkRunner:
         report = Report.open(out, about)
         model = Judge.load(judge, device)
         report.enter(JUDGE, described(judge, model.model))
-        real = random.Random(config.seed).sample(held, config.count)
-        bounded = random.Random(config.seed).sample(held, min(config.bound_texts, len(held)))
+        real, bounded = (
+            held.select(random.Random(config.seed).sample(range(len(held)), count))
+            for count in (config.count, min(config.bound_texts, len(held)))
+        )
         return cls(model, config, loaded, real, bounded, report, out, quiet)
+
+    def enter(self, path: str | Path, changes: Sequence[tuple[str, str]], pipeline: BasePipeline[Any]) -> str:
+        """Describe a model, with the names of its condition's values if it has one; return its label."""
+        system = self.report.enter_model(path, changes, pipeline.model)
+        if pipeline.conditional:
+            self.report.systems[system]["condition"] = list(pipeline.model.settings.condition.keys)
+        return system
+
+    def conditions(self, system: str, pipeline: BasePipeline[Any], rows: datasets.Dataset) -> list[Requested] | None:
+        """Return the conditions of ``rows``. Raises UserError where the corpus does not have the model's condition."""
+        where = f"{system}: conditions of {len(rows)} texts of {self.config.split}"
+        return conditions_of(pipeline.model, pipeline.tokenizer, rows, where)
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Make the rows that the report lacks."""
@@ -164,7 +180,7 @@ class BenchmarkRunner:
 
     def reference_jobs(self) -> Iterator[Job]:
         """Yield the jobs of the reference texts and of the judge's own samples."""
-        yield self.sample_job(REFERENCE, "real", lambda: self.real)
+        yield self.sample_job(REFERENCE, "real", lambda: self.real["text"][:])
         for temperature in sorted({*self.config.temperatures, 1.0}):
             generate = partial(self.judge.sample, self.config.count, self.config.seed, temperature)
             yield self.sample_job(JUDGE, "judge", generate, temperature=temperature)
@@ -187,17 +203,22 @@ class BenchmarkRunner:
         temperatures = self.config.temperatures if pipeline.has_logits else (1.0,)
         if temperatures != self.config.temperatures:
             print(f"{system}: has no temperature (it predicts no logits): sampled at 1 only", file=sys.stderr)
-        jobs = []
+        jobs, given = [], self.conditions(system, pipeline, self.real)
         for n, temperature in itertools.product(dict.fromkeys(steps), dict.fromkeys(temperatures)):
             sampling = replace(base, steps=base.steps if n is None else n, temperature=temperature, seed=self.config.seed)
             pipeline.check(sampling)
-            pipeline.check_requested(sampling, [Requested()])
+            pipeline.check_requested(sampling, given or [Requested()])
+            if given is not None:
+                at_length(sampling, pipeline.model, given)
             settings = {"sampling": to_plain(sampling), "dtype": dtype}
-            jobs.append(self.sample_job(system, "model", partial(self._sampled, pipeline, sampling), n, temperature, settings))
+            generate = partial(self._sampled, pipeline, sampling, given)
+            jobs.append(self.sample_job(system, "model", generate, n, temperature, settings))
         return jobs
 
-    def _sampled(self, pipeline: BasePipeline[Any], sampling: SamplingConfig) -> Iterator[str]:
-        return (row.text for row in pipeline.stream(self.config.count, sampling))
+    def _sampled(self, pipeline: BasePipeline[Any], sampling: SamplingConfig, given: list[Requested] | None) -> Iterator[str]:
+        """Yield ``count`` samples, of a model with a condition one for each that is ``given``."""
+        rows = pipeline.stream(self.config.count if given is None else 1, sampling, condition=given)
+        return (row.text for row in rows)
 
     def sample_job(
         self, system: str, kind: str, generate: Callable[[], Iterable[str]], steps: int | None = None,
@@ -235,26 +256,37 @@ class BenchmarkRunner:
 
     def likelihood_jobs(self, system: str, pipeline: BasePipeline[Any]) -> list[Job]:
         """Return the jobs of a model's likelihoods: the exact one or the joint bound, and the any-order bound."""
-        config, limit = self.config, pipeline.model.config.max_position_embeddings
+        config = self.config
         if not self.bounded:
             return []
-        texts = [self.bounded[i] for i in encode(self.bounded, pipeline.tokenizer, limit, "drop").texts]
+        texts, conditions = self._fitting(pipeline, self.conditions(system, pipeline, self.bounded))
         strata = None if pipeline.exact_likelihood else config.strata
         settings = {"texts": config.bound_texts, "strata": strata, "dtype": str(pipeline.dtype)}
         known = {"system": system, "fingerprint": self.report.systems[system]["fingerprint"], "settings": settings}
         jobs = []
         for orders in [0, *[config.orders] * bool(config.orders and pipeline.any_order_bound)]:
             title, identity = f"{system}, likelihood" + ", any-order" * bool(orders), {**known, "orders": orders}
-            jobs.append(Job(identity, title, len(texts), partial(self._likelihood, pipeline, texts, identity)))
+            jobs.append(Job(identity, title, len(texts), partial(self._likelihood, pipeline, texts, conditions, identity)))
         return jobs
 
+    def _fitting(self, pipeline: BasePipeline[Any], given: list[Requested] | None) -> tuple[list[str], list[Requested] | None]:
+        """Return the held-out texts that are not longer than the model's maximum, with those of ``given`` conditions."""
+        texts = self.bounded["text"][:]
+        found = encode(texts, pipeline.tokenizer, pipeline.model.config.max_position_embeddings, "drop")
+        if given is None:
+            return [texts[i] for i in found.texts], None
+        sizes = zip(found.texts, found.ids, strict=True)
+        kept = [i for i, ids in sizes if len(ids) <= longest_text(pipeline, given[i].value)]
+        return [texts[i] for i in kept], [given[i] for i in kept]
+
     def _likelihood(
-        self, pipeline: BasePipeline[Any], texts: list[str], identity: Mapping[str, Any], progress: Progress
-    ) -> Likelihood:
-        """Compute the likelihoods of ``texts`` under a model and the judge."""
+        self, pipeline: BasePipeline[Any], texts: list[str], conditions: list[Requested] | None,
+        identity: Mapping[str, Any], progress: Progress,
+    ) -> Likelihood:  # fmt: skip
+        """Compute the likelihoods of ``texts`` under a model, given their ``conditions``, and the judge."""
         options = ScoringConfig(strata=self.config.strata, orders=identity["orders"], seed=self.config.seed)
         bounds = []
-        for _, one in score(pipeline, texts, options, given=()):
+        for _, one in score(pipeline, texts, options, given=(), condition=conditions):
             bounds.append(one)
             progress(1)
         own, judged, tokens = summary(bounds), self.judge.score(texts), [one.tokens for one in bounds]

@@ -155,7 +155,7 @@ def table(report: Report) -> str:
     """Return the report as a table with explanations."""
     about, rows = report.about, [*report.reference, *(row for rows in report.frontiers().values() for row in rows)]
     settings = f"{about['count']} texts per row, seed {about['seed']}; reference texts: {about['split']}"
-    explained = EXPLAINED + OWN_METRICS * any(row.metrics for row in rows)
+    explained = EXPLAINED + OWN_METRICS * any(row.metrics for row in rows) + _conditions(report)
     details = [*_comparison_lines(report), *_likelihood_lines(report)]
     return report.table(f"judge LM {about['judge']}; {settings}", [format_row(row) for row in rows], explained, details)
 
@@ -166,6 +166,20 @@ EXPLAINED = [
     "texts): shares of the texts; lengths: earth mover's distance to the training texts' lengths, words.",
 ]
 OWN_METRICS = ["The columns after lengths are the corpus's own metrics, means over the texts that they apply to."]
+
+
+def _conditions(report: Report) -> list[str]:
+    """Return lines on each model that is conditioned."""
+    lines = []
+    for system, about in report.systems.items():
+        if about.get("condition"):
+            keys = " and ".join(about["condition"])
+            once = f"of the reference texts ({report.about['split']}), each used once, the same at every setting"
+            lines += [
+                f"{system}: samples are conditional on the {keys} {once};",
+                f"the likelihood of a text is given its own {keys}.",
+            ]
+    return [*lines, "The judge LM has no condition."] if lines else []
 
 
 def format_row(row: EvaluationRow) -> dict[str, str]:

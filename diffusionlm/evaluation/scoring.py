@@ -74,7 +74,8 @@ def score(
         options: the settings.
         places: the place of each text for error messages, such as "reviews.csv, line 7".
         given: the options that the user gave, which must have an effect; by default those that differ from the defaults.
-        condition: the value of the model's condition, for all texts, as ``Pipeline.stream`` takes it.
+        condition: the value of the model's condition, for all texts, as ``Pipeline.stream`` takes it; or a list of
+            ``conditioning.Requested``, one for each text.
         source: the source text of each text.
 
     Raises:
@@ -112,7 +113,11 @@ def condition_values(pipeline: BasePipeline[Any], count: int, condition: Any, so
         if len(source) != count:
             raise UserError(f"source: expected one for each of {count} texts, got {len(source)}")
     found = [each.value for each in requested(pipeline.model, pipeline.tokenizer, condition, source)]
-    return None if not pipeline.conditional else found if source is not None else found * count
+    if not pipeline.conditional:
+        return None
+    if len(found) not in (1, count):
+        raise UserError(f"condition: expected one for all or for each of {count} texts, got {len(found)}")
+    return found if len(found) == count else found * count
 
 
 def longest_text(pipeline: BasePipeline[Any], value: Any) -> int:

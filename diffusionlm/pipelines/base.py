@@ -136,6 +136,12 @@ class BasePipeline(Generic[M]):
         return self.has_logits and not self.exact_likelihood
 
     @property
+    def network(self) -> torch.nn.Module:
+        """The module that sampling calls again and again, on a row for each sample; encoders of conditions are not in it."""
+        network: torch.nn.Module = self.model.network
+        return network
+
+    @property
     def conditional(self) -> bool:
         """Whether the model was trained with a condition."""
         return condition_of(self.model) is not None
@@ -216,6 +222,7 @@ class BasePipeline(Generic[M]):
             controls: constraints and targets, for diffusion models.
             tries: attempts per sample until one passes the checks of all controls; the last is kept if none does.
             condition: the value of the model's condition, for all samples; of several conditions, a mapping of their values.
+                A list of ``conditioning.Requested`` has one for each ``count`` samples.
             source: the source text of a model with such a condition, or a list of them.
 
         Raises:

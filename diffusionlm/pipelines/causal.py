@@ -44,6 +44,10 @@ class CausalPipeline(UnguidedPipeline[PreTrainedModel]):
 
     load_model = staticmethod(load_causal)
 
+    @property
+    def network(self) -> torch.nn.Module:
+        return self.model
+
     def check(self, sampling: SamplingConfig) -> None:
         check_unused(sampling, UNUSED)
 

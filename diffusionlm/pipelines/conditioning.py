@@ -17,9 +17,11 @@ from transformers import PreTrainedTokenizerFast
 
 from diffusionlm.config import UserError
 from diffusionlm.data.batches import encodings
-from diffusionlm.models.conditions import Conditioning, condition_of, one_sentence
+from diffusionlm.models.conditions import Condition, Conditioning, condition_of, one_sentence
 
 if TYPE_CHECKING:
+    import datasets  # type: ignore[import-untyped]
+
     from diffusionlm.pipelines.base import SamplingConfig
 
 S = TypeVar("S", bound="SamplingConfig")
@@ -42,6 +44,8 @@ def requested(
 ) -> list[Requested]:
     """Return what a caller asks for: a ``condition`` for all samples, or one for each ``source``.
 
+    A list of ``Requested`` as the ``condition``, one for each sample, is returned as it is.
+
     Words of sources that the tokenizer does not know are read as [UNK], which a line on stderr says.
 
     Raises:
@@ -53,17 +57,42 @@ def requested(
             name = "condition" if source is None else "source"
             raise UserError(f"{name}: this model was trained without a condition; leave it out")
         return [Requested()]
+    if source is None and isinstance(condition, list) and condition and all(isinstance(each, Requested) for each in condition):
+        return condition
     sources: Sequence[Any] = [None] if source is None else [source] if isinstance(source, str) else list(source)
     if not sources:
         raise UserError("source: expected a text or several, got an empty list")
     given = [condition if text is None else spec.with_source(condition, text) for text in sources]
     with one_sentence(spec, repr(given[0])[:60]):
         wanted = [spec.requested(value) for value in given]
-        values = spec.encoded(wanted, tokenizer)
-        spec.collate(values)
+        values = _encoded(spec, wanted, tokenizer)
+    return [Requested(value, text) for value, text in zip(values, sources, strict=True)]
+
+
+def conditions_of(model: Any, tokenizer: PreTrainedTokenizerFast, rows: datasets.Dataset, where: str) -> list[Requested] | None:
+    """Return the conditions of corpus ``rows``, as ``stream`` and ``score`` take them; None for a model without a condition.
+
+    Raises:
+        UserError: a row has no value, or an impossible one; the sentence begins with ``where``.
+    """
+    spec = condition_of(model)
+    if spec is None:
+        return None
+    try:
+        with one_sentence(spec, "the rows"):
+            values = _encoded(spec, spec.values(rows), tokenizer)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    return [Requested(value) for value in values]
+
+
+def _encoded(spec: Condition, wanted: Sequence[Any], tokenizer: PreTrainedTokenizerFast) -> list[Any]:
+    """Return encoded values, which can be collated, and say which words of their sources are unknown."""
+    values = spec.encoded(wanted, tokenizer)
+    spec.collate(values)
     if "source" in spec.keys and (said := unknown_words(_texts(wanted), tokenizer)):
         _say(f"source: {said}")
-    return [Requested(value, text) for value, text in zip(values, sources, strict=True)]
+    return values
 
 
 def _texts(wanted: Sequence[Any]) -> list[str]:
@@ -93,22 +122,27 @@ def _say(line: str) -> None:
 
 
 def at_length(sampling: S, model: Any, conditions: Sequence[Requested]) -> S:
-    """Return the settings with the length that a condition fixes, such as tags of each position.
+    """Return the settings with the length that the conditions fix, such as tags of each position, if all fix the same one.
 
     Raises:
         UserError: it is longer than the model's texts, or another length is given.
     """
-    spec = condition_of(model)
-    for length in {spec.length(each.value) for each in conditions} - {None} if spec is not None else ():
+    lengths = {fixed_tokens(model, each.value) for each in conditions}
+    for length in lengths - {None}:
         longest = model.config.max_tokens - 2
         if length > longest:
             raise UserError(f"condition: expected values for 1 to {longest} tokens, got one for {length}")
-        if not model.explicit_length:
-            continue
-        if sampling.length not in (None, length):
+        if model.explicit_length and sampling.length not in (None, length):
             raise UserError(f"length: the condition is for {length} tokens, got {sampling.length}; leave the length out")
-        sampling = replace(sampling, length=length)
-    return sampling
+    if len(lengths) > 1 or None in lengths or not model.explicit_length:  # of several lengths each sample has its own
+        return sampling
+    return replace(sampling, length=lengths.pop())
+
+
+def fixed_tokens(model: Any, value: Any) -> int | None:
+    """Return the number of tokens, BOS and EOS not counted, that an encoded value of a model's condition fixes, or None."""
+    spec = condition_of(model)
+    return None if spec is None else spec.length(value)
 
 
 def check_cfg(model: Any, cfg: float, conditions: Sequence[Requested]) -> None:

@@ -49,6 +49,7 @@ from diffusionlm.pipelines.conditioning import (
     conditioning,
     edited,
     expected_counts,
+    fixed_tokens,
     repeated,
     requested,
     room_of,
@@ -273,8 +274,9 @@ class Pipeline(BasePipeline[DiffusionLM]):
 
     def length_prior(self, sampling: SamplingConfig, steering: Steering, value: Any = None) -> list[float]:
         """Return the weights of the numbers of tokens, BOS and EOS counted, of samples with a ``value`` of the condition."""
-        if sampling.length is not None and self.model.padded_width is None:
-            return fixed_length(sampling.length + 2)
+        tokens = fixed_tokens(self.model, value) if sampling.length is None else sampling.length
+        if tokens is not None and self.model.padded_width is None:
+            return fixed_length(tokens + 2)
         condition = conditioning(self.model, [value], self.dtype)
         if self.model.padded_width is not None:
             return fixed_length(room_of(self.model, condition))

@@ -25,7 +25,7 @@ from diffusionlm.data.tokenizers import decode_texts
 from diffusionlm.models.conditions import Conditioning
 from diffusionlm.models.masked import MaskedLM, lowest, word_positions
 from diffusionlm.pipelines.base import SamplingConfig, UnguidedPipeline, Watch, check_length, check_unused
-from diffusionlm.pipelines.conditioning import conditioning, expected_counts, guided
+from diffusionlm.pipelines.conditioning import conditioning, expected_counts, fixed_tokens, guided
 from diffusionlm.pipelines.effect import CONDITIONAL, UNCONDITIONAL, Unused, unused_ranking, without_latents
 from diffusionlm.pipelines.lengths import draw_lengths, fixed_length
 from diffusionlm.pipelines.noise import RowNoise
@@ -185,11 +185,7 @@ class MaskedPipeline(UnguidedPipeline[MaskedLM]):
     ) -> list[list[int]]:
         assert isinstance(sampling.sampler, Unmasking)
         condition = conditioning(self.model, values, self.dtype)
-        if sampling.length is None and (counts := expected_counts(self.model, condition)) is not None:
-            lengths = [draw_lengths(prior, [seed])[0] for prior, seed in zip(counts, seeds, strict=True)]
-        else:
-            prior = self.model.config.length_counts if sampling.length is None else fixed_length(sampling.length + 2)
-            lengths = draw_lengths(prior, seeds)
+        lengths = self._lengths(seeds, sampling, values, condition)
         mask = text_mask(lengths, self.model.device)
         _, ids = boundaries(mask, self.model.config.special_ids)
         states = unmask(
@@ -202,6 +198,19 @@ class MaskedPipeline(UnguidedPipeline[MaskedLM]):
             if watch is not None:
                 watch(state, decode_texts(self.tokenizer, rows))
         return rows
+
+    def _lengths(
+        self, seeds: Sequence[Sequence[int]], sampling: SamplingConfig, values: Sequence[Any], condition: Conditioning | None
+    ) -> list[int]:
+        """Return the number of tokens of each sample, BOS and EOS counted: given, fixed by its condition, or drawn."""
+        if sampling.length is not None:
+            return draw_lengths(fixed_length(sampling.length + 2), seeds)
+        priors = expected_counts(self.model, condition) or [self.model.config.length_counts] * len(seeds)
+        fixed = [fixed_tokens(self.model, value) for value in values] or [None] * len(seeds)
+        return [
+            draw_lengths(prior, [seed])[0] if tokens is None else tokens + 2
+            for prior, seed, tokens in zip(priors, seeds, fixed, strict=True)
+        ]
 
     def _predict(self, mask: Tensor, condition: Conditioning | None = None, cfg: float = 1.0) -> Predict:
         """Return the model for samples of ``mask`` (B, L), with probability 0 for [UNK]."""

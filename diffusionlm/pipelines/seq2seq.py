@@ -34,6 +34,10 @@ class Seq2SeqPipeline(UnguidedPipeline[T5ForConditionalGeneration]):
     load_model = staticmethod(load_seq2seq)
 
     @property
+    def network(self) -> torch.nn.Module:
+        return self.model.decoder
+
+    @property
     def condition(self) -> Source:
         """The condition of the model."""
         settings: Any = self.model.settings

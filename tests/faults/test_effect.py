@@ -19,6 +19,7 @@ from diffusionlm.controls import Reward
 from diffusionlm.data.corpora import Files
 from diffusionlm.data.tokenizers import WordTokenizer
 from diffusionlm.evaluation.benchmark import EvaluationConfig, evaluate
+from diffusionlm.evaluation.control.evaluation import evaluate_control
 from diffusionlm.evaluation.effect import check_evaluation
 from diffusionlm.evaluation.scoring import ScoringConfig, score
 from diffusionlm.models.backbones import Transformer
@@ -263,7 +264,12 @@ def test_a_model_with_a_condition_is_neither_scored_nor_evaluated_without_it(mod
     with pytest.raises(UserError, match="condition: this model was trained with one"):
         score(models["condition"], ["a b"])
     with pytest.raises(UserError, match="expected a model without a condition"):
-        evaluate(models["causal"], [models["condition"]], corpus=_corpus(models), config=EvaluationConfig(count=2), quiet=True)
+        evaluate_control(models["causal"], [models["condition"]], [])
+    config = EvaluationConfig(count=2, split="train")
+    with pytest.raises(
+        UserError, match=r"^condition: conditions of 2 texts of train: .* cannot use the rows: ZeroDivisionError"
+    ):
+        evaluate(models["causal"], [models["condition"]], corpus=Files(models["texts"], validation_share=0), config=config)
 
 
 def test_a_value_that_a_condition_does_not_take_is_refused_and_a_missing_one_is_said(
