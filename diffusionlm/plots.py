@@ -27,8 +27,15 @@ def available() -> bool:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a PNG. Raises UserError where it cannot be written."""
-    write(path, lambda staged: figure.savefig(staged, format="png", dpi=150))
+    """Write a PNG or an SVG, as the suffix says. Raises UserError where it cannot be written."""
+    import matplotlib
+
+    kind = path.suffix[1:]
+    with matplotlib.rc_context({"svg.hashsalt": "diffusionlm"}):  # the same figure is the same file
+        write(
+            path,
+            lambda staged: figure.savefig(staged, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None),
+        )
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,49 @@ ENTROPY = "unigram entropy (nats; more diverse to the right)"
 def frontier(lines: Sequence[Line], title: str, across: str = ENTROPY) -> Figure:
     """Draw judge perplexity (log scale) with its standard error against ``across``, the x axis; a ``peer`` is dashed."""
     figure, axes = _new(8.0, 5.5, across, "judge perplexity (lower is more fluent)")
+    _draw_lines(axes, lines)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.tick_params(axis="y", which="minor", labelsize=7)
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize=8)
+    return figure
+
+
+def trade_off(
+    lines: Sequence[Line], title: str, variety: str, setting: str,
+    errors: Mapping[str, Sequence[Sequence[tuple[float, float, float, str]]]],
+) -> Figure:  # fmt: skip
+    """Draw BLEU against ``variety``, and where there are any, the shares of slot errors against a ``setting`` beside it.
+
+    ``errors`` has points (setting, percent, standard error, "") for each kind of slot error and each of ``lines``.
+    """
+    errors = {kind: each for kind, each in errors.items() if any(each)}
+    figure, axes = _new(11.0 if errors else 7.0, 5.2, variety, "BLEU", columns=2 if errors else 1)
+    figure.suptitle(title, fontsize=10)
+    _draw_lines(axes, lines)
+    axes.margins(x=0.1)  # for the marks
+    axes.grid(alpha=0.3)
+    figure.legend(*axes.get_legend_handles_labels(), fontsize=8, loc="outside lower center")  # no data is under it
+    if not errors:
+        return figure
+    beside = figure.add_subplot(1, 2, 2, xlabel=setting, ylabel="slots with an error (% of all slots)")
+    for style, (kind, of_lines) in zip(("-o", "--s"), errors.items(), strict=True):
+        beside.plot([], [], style, color="black", markersize=5, label=kind)  # for the legend
+        for number, points in enumerate(of_lines):
+            if points:
+                xs, ys, bars, _ = zip(*points, strict=True)
+                beside.errorbar(xs, ys, bars, fmt=style, color=f"C{number % 10}", elinewidth=0.7, markersize=5)
+    beside.set_ylim(bottom=0)
+    beside.grid(alpha=0.3)
+    beside.legend(fontsize=8)
+    return figure
+
+
+def _draw_lines(axes: Axes, lines: Sequence[Line]) -> None:
+    """Draw lines with their standard errors and marks; a ``peer`` is dashed."""
     colours = (f"C{number % 10}" for number in itertools.count())
     for line in lines:
         points = line.points if line.ordered else sorted(line.points, key=lambda point: point[:2])
@@ -61,14 +111,6 @@ def frontier(lines: Sequence[Line], title: str, across: str = ENTROPY) -> Figure
         offset, side = ((-8, -10), "right") if alone else ((5, -10), "left")
         for x, y, mark in zip(xs, ys, marks, strict=True):
             axes.annotate(mark, (x, y), offset, textcoords="offset points", fontsize=7, color=colour, ha=side)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}")
-    axes.tick_params(axis="y", which="minor", labelsize=7)
-    axes.set_title(title, fontsize=10)
-    axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=8)
-    return figure
 
 
 def lengths(histograms: Mapping[str, Mapping[int, int]]) -> Figure:
@@ -117,8 +159,8 @@ def by_noise(log_snrs: Sequence[float], lines: Mapping[str, tuple[Sequence[float
     return figure
 
 
-def _new(width: float, height: float, across: str, up: str) -> tuple[Figure, Axes]:
+def _new(width: float, height: float, across: str, up: str, columns: int = 1) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
     figure = Figure((width, height), layout="constrained")
-    return figure, figure.add_subplot(xlabel=across, ylabel=up)
+    return figure, figure.add_subplot(1, columns, 1, xlabel=across, ylabel=up)

@@ -107,17 +107,15 @@ class ResumableReport:
     def enter_model(self, folder: str | Path, changes: Sequence[tuple[str, str]], model: Any) -> str:
         """Describe a model; return its label: its run's name with the changed settings, its folder where that is taken."""
         path = Path(folder).resolve()
-        label = path.parent.name if path.name == "model" else path.name
-        if changes:
-            label += f" ({', '.join(f'{key} {value}' for key, value in changes)})"
-        label = self.unique(label, folder)
+        name, changed = path.parent.name if path.name == "model" else path.name, bracketed(changes)
+        label = self.unique(name + changed, folder, f"{folder}{changed}")
         self.enter(label, described(folder, model))
         return label
 
-    def unique(self, label: str, path: str | Path) -> str:
-        """Return ``label``, or the ``path`` where another system has this label."""
+    def unique(self, label: str, path: str | Path, other: str | None = None) -> str:
+        """Return ``label``, or where another system has it the ``other`` one, by default the ``path``."""
         taken = label in (REFERENCE, JUDGE) or (label in self.systems and self.systems[label]["folder"] != str(path))
-        return str(path) if taken else label
+        return (other or str(path)) if taken else label
 
     def run(self, jobs: Sequence[Job], folder: Path | None, quiet: bool) -> None:
         """Make the rows that the report does not hold yet; each is saved at once, in place of those that it replaces."""
@@ -176,6 +174,11 @@ def aligned(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     align = ["left", *["right"] * (len(header) - 1)]
     text = tabulate([header, *rows], tablefmt="plain", disable_numparse=True, colalign=align, preserve_whitespace=True)
     return [line.rstrip() for line in text.splitlines()]
+
+
+def bracketed(changes: Sequence[tuple[str, str]]) -> str:
+    """Return the end of the label of a model with changed settings; "" without any."""
+    return f" ({', '.join(f'{key} {value}' for key, value in changes)})" if changes else ""
 
 
 def file_name(label: str) -> str:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from diffusionlm import plots
 from diffusionlm.config import UserError, to_plain
 from diffusionlm.data.corpora import Corpus
 from diffusionlm.data.references import Item, read_items, read_outputs
+from diffusionlm.evaluation.cost import Cost, metered
 from diffusionlm.evaluation.effect import changed_sampling, check_sampling
-from diffusionlm.evaluation.jobs import REFERENCE, Job, Progress, ResumableReport, Row, file_name
+from diffusionlm.evaluation.frontiers import LISTED, draw_frontiers, frontiers
+from diffusionlm.evaluation.jobs import REFERENCE, Job, Progress, ResumableReport, Row, bracketed, file_name
 from diffusionlm.evaluation.provenance import LoadedCorpus
 from diffusionlm.evaluation.references import Figure, left_out, score_outputs
 from diffusionlm.evaluation.text_metrics import TrainingTexts
@@ -23,11 +28,15 @@ from diffusionlm.pipelines.base import BasePipeline, SamplingConfig
 from diffusionlm.pipelines.conditioning import requested
 
 Outputs = Sequence[Sequence[str]]
+Sampled = tuple[Sequence[Item], Outputs, Cost | None]
 
 
 @dataclass(frozen=True)
 class ReferenceRow(Row):
-    """Figures of one system's outputs; see ``references.Scores``. ``fingerprint`` and ``settings`` determine the outputs."""
+    """Figures of one system's outputs; see ``references.Scores``. ``fingerprint`` and ``settings`` determine the outputs.
+
+    ``cost`` is that of a model's outputs, None of a file's and in reports of versions that did not measure it.
+    """
 
     system: str
     fingerprint: str
@@ -37,6 +46,7 @@ class ReferenceRow(Row):
     figures: dict[str, Figure]
     signatures: dict[str, str]
     slots: dict[str, dict[str, float]]
+    cost: Cost | None = None
 
     def replaces(self, other: Self) -> bool:
         """Return whether ``other`` is a row of the same system with other settings."""
@@ -85,7 +95,7 @@ class ReferenceRunner:
         items, outputs = left_out(self.items, self.report.about["seed"])
         if not items:
             return []
-        return [self._job(REFERENCE, "", {}, len(items), lambda: (items, outputs))]
+        return [self._job(REFERENCE, "", {}, len(items), lambda: (items, outputs, None))]
 
     def file_job(self, path: Path) -> Job:
         """Return the job of the outputs in a file, which is read and checked now."""
@@ -98,7 +108,7 @@ class ReferenceRunner:
         self, system: str, fingerprint: str, settings: Mapping[str, Any], count: int, generate: Callable[[], Outputs]
     ) -> Job:
         """Return the job that takes ``count`` outputs from ``generate()``, some for each item, and computes their figures."""
-        return self._job(system, fingerprint, settings, count, lambda: (self.items, generate()))
+        return self._job(system, fingerprint, settings, count, lambda: (self.items, generate(), None))
 
     def model_job(
         self, path: str | Path, pipeline: BasePipeline[Any], sampling: SamplingConfig, count: int,
@@ -110,43 +120,51 @@ class ReferenceRunner:
         pipeline.check(sampling)
         pipeline.check_requested(sampling, requested(pipeline.model, pipeline.tokenizer, None, sources))
         system = self.report.enter_model(path, changes, pipeline.model)
+        others = [(name, value) for name, value in changes if name not in LISTED]
+        self.report.systems[system]["frontier"] = system.removesuffix(bracketed(changes)) + bracketed(others)
         settings = {"sampling": to_plain(sampling), "count": count, "dtype": str(pipeline.dtype)}
 
-        def generate() -> Outputs:
-            texts = [row.text for row in pipeline.stream(count, sampling, source=sources)]
+        def generate() -> Sampled:
+            with metered(pipeline) as meter:
+                texts = [row.text for row in pipeline.stream(count, sampling, source=sources)]
             if self.out is not None:
                 rows = [{"source": sources[i // count], "text": text} for i, text in enumerate(texts)]
                 lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
                 write_text(self.out / "texts" / f"{file_name(system)}.jsonl", lines)
-            return [texts[i : i + count] for i in range(0, len(texts), count)]
+            outputs = [texts[i : i + count] for i in range(0, len(texts), count)]
+            return self.items, outputs, meter.cost(len(texts), sampling.candidates)
 
-        return self.outputs_job(system, self.report.systems[system]["fingerprint"], settings, count * len(sources), generate)
+        return self._job(system, self.report.systems[system]["fingerprint"], settings, count * len(sources), generate)
 
     def _job(
         self, system: str, fingerprint: str, settings: Mapping[str, Any], count: int,
-        generate: Callable[[], tuple[Sequence[Item], Outputs]],
+        generate: Callable[[], Sampled],
     ) -> Job:  # fmt: skip
         identity: dict[str, Any] = {"system": system, "fingerprint": fingerprint, "settings": dict(settings)}
         about = self.report.about
 
         def make(progress: Progress) -> ReferenceRow:
-            items, outputs = generate()
+            items, outputs, cost = generate()
             scores = score_outputs(
                 items, outputs, training=self.training, ter=about["ter"], seed=about["seed"], progress=progress
             )
             return ReferenceRow(
                 **identity, sources=scores.sources, outputs=scores.outputs, figures=scores.figures,
-                signatures=scores.signatures, slots=scores.slots,
+                signatures=scores.signatures, slots=scores.slots, cost=cost,
             )  # fmt: skip
 
         return Job(identity, system, count * (4 if about["ter"] else 3), make)
 
     def finish(self, jobs: Sequence[Job]) -> ReferenceReport:
-        """Make the rows that the report lacks, and write it with its table."""
+        """Make the rows that the report lacks, and write it with its table and, where it has frontiers, their figure."""
         self.report.run(jobs, self.out, self.quiet)
         if self.out is not None:
             self.report.save(self.out)
             write_text(self.out / "table.txt", reference_table(self.report))
+            if plots.available():
+                draw_frontiers(self.report, self.out)
+            elif frontiers(self.report):
+                print("no figure: matplotlib is not installed (pip install matplotlib)", file=sys.stderr)
         return self.report
 
 
@@ -167,6 +185,7 @@ def evaluate_references(
     references: str | Path, texts: Iterable[str | Path] = (), corpus: Corpus | None = None, out: str | Path | None = None,
     seed: int = 0, ter: bool = True, quiet: bool = False, *, models: Sequence[str | Path] = (), count: int = 1,
     sampling: Sequence[tuple[str, str]] = (), device: str = "cpu", dtype: str = "fp32", adapter: str | Path | None = None,
+    cfg: Sequence[float] = (), temperatures: Sequence[float] = (),
 ) -> ReferenceReport:  # fmt: skip
     """Score the outputs of conditional ``models``, and files of other systems' outputs; continue the evaluation in ``out``.
 
@@ -174,7 +193,7 @@ def evaluate_references(
         references: a file of sources and references; see ``data.references.read_items``.
         texts: files of outputs; see ``data.references.read_outputs``.
         corpus: whose training texts are compared with the outputs.
-        out: a folder for ``references.json`` and ``table.txt``.
+        out: a folder for ``references.json``, ``table.txt``, the models' outputs and ``frontier.svg``.
         seed: of the samples, the bootstrap, and the human reference that is left out.
         ter: whether TER is computed.
         quiet: whether to show no progress.
@@ -184,19 +203,37 @@ def evaluate_references(
         device: of the models.
         dtype: of the models' arithmetic, fp32 or bf16.
         adapter: the folder of an adapter, which is evaluated with the single model as its base.
+        cfg: scales of classifier-free guidance; there is a row for each of them and each of ``temperatures``.
+        temperatures: of the sampling.
 
     Raises:
         UserError: a file is wrong, or ``out`` holds something else.
     """
     runner = ReferenceRunner.prepare(references, corpus, None if out is None else Path(out), seed, ter, quiet)
     jobs = [runner.file_job(Path(path)) for path in texts]
-    changes = [*sampling, ("dtype", dtype)] if dtype != "fp32" else sampling
+    changes = [("dtype", dtype)] if dtype != "fp32" else []
+    listed = combinations(sampling, {"cfg": cfg, "temperature": temperatures})
     opened = open_models(models, device, dtype, adapter)
-    names, settings = [name.removesuffix(".name") for name, _ in sampling], [changed_sampling(p, sampling) for _, p in opened]
-    check_sampling(names, (each.unused(changed) for (_, each), changed in zip(opened, settings, strict=True)))
-    for (path, pipeline), changed in zip(opened, settings, strict=True):
-        jobs.append(runner.model_job(path, pipeline, replace(changed, seed=seed), count, changes))
+    names = [name.removesuffix(".name") for name, _ in sampling]
+    check_sampling(names, (each.unused(changed_sampling(each, sampling)) for _, each in opened))
+    for (path, pipeline), own in itertools.product(opened, listed):
+        settings = replace(changed_sampling(pipeline, [*sampling, *own]), seed=seed)
+        jobs.append(runner.model_job(path, pipeline, settings, count, [*sampling, *own, *changes]))
     return runner.finish([*runner.human_job(), *jobs])
+
+
+def combinations(sampling: Sequence[tuple[str, str]], lists: Mapping[str, Sequence[float]]) -> list[list[tuple[str, str]]]:
+    """Return the changes of the sampling settings that ``lists`` of their values stand for: each value with each of the others.
+
+    Raises:
+        UserError: ``sampling`` changes a setting that is listed.
+    """
+    if twice := [name for name, _ in sampling if lists.get(name)]:
+        raise UserError(f"sampling.{twice[0]}: expected one value or a list of values, got both; leave one out")
+    given = [
+        [(name, repr(value).removesuffix(".0")) for value in dict.fromkeys(values)] for name, values in lists.items() if values
+    ]
+    return [list(each) for each in itertools.product(*given)]
 
 
 def json_rows(report: ReferenceReport) -> str:
@@ -221,17 +258,36 @@ HUMAN = (
 )
 
 
+COST = [
+    "Evaluations: of the network (of an autoregressive model the decoder), over steps, passes, sweeps and guidance; encoders",
+    "of sources do not count. CPU seconds: of all threads, in sampling alone. -: outputs of a file, or a row of an old report.",
+]
+
+
+def costs_of(cost: Cost) -> dict[str, str]:
+    """Return the cost of a model's outputs by row of the table."""
+    return {
+        "evaluations per candidate": f"{cost.per_candidate:,.6g}",
+        "evaluations per output": f"{cost.evaluations:,.6g}",
+        "CPU seconds per output": f"{cost.cpu_seconds:.4g}",
+        "threads": str(cost.threads),
+    }
+
+
 def reference_table(report: ReferenceReport) -> str:
     """Return the report as a table with explanations."""
     about, systems = report.about, [row.system for row in report.rows]
     per = f"{about['fewest_references']} to {about['most_references']} per source"
     title = f"references {about['references']}: {about['sources']} sources, {about['reference_texts']} references ({per})"
     names = list(dict.fromkeys(name for row in report.rows for name in row.figures))
+    costs = {row.system: {} if row.cost is None else costs_of(row.cost) for row in report.rows}
     none = Figure(None)
     cells = [{"figure": name, **{r.system: shown(r.figures.get(name, none)) for r in report.rows}} for name in names]
     for label, values in (("sources", [r.sources for r in report.rows]), ("outputs", [r.outputs for r in report.rows])):
         cells.append({"figure": label, **{system: str(value) for system, value in zip(systems, values, strict=True)}})
-    explained = [*EXPLAINED, *[HUMAN] * (REFERENCE in systems)]
+    for label in dict.fromkeys(label for each in costs.values() for label in each):
+        cells.append({"figure": label, **{system: each.get(label, "-") for system, each in costs.items()}})
+    explained = [*EXPLAINED, *[HUMAN] * (REFERENCE in systems), *COST * any(costs.values())]
     return report.table(title, cells, explained, [*_reasons(report), *_signatures(report), *_slots(report)])
 
 

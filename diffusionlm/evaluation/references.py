@@ -152,9 +152,14 @@ class Scorer:
         self.add(name, [[share, 1.0] for share in shares], ratio, of_sources)
 
     def variety(self) -> None:
-        """Add distinct-n, self-BLEU and the share of distinct outputs, each of the outputs of one source, then the mean."""
+        """Add distinct-n, self-BLEU and the share of distinct outputs, each of the outputs of one source, then the mean.
+
+        Also the share of distinct ones of the outputs of all sources together, which is no mean and has no standard error.
+        """
         for n in (1, 2):
             self.mean(f"distinct-{n}", [distinct(texts, n) for texts in self.outputs], of_sources=True)
+        texts = [text for _, _, text in self.pairs]
+        self.figures["distinct outputs of all sources"] = Figure(100 * len({*texts}) / len(texts))
         if min(map(len, self.outputs)) < 2:
             self.leave_out("self-BLEU, unique outputs", SEVERAL)
             return
@@ -172,7 +177,7 @@ class Scorer:
 
     def slots(self) -> dict[str, dict[str, float]]:
         """Add the slot errors, and return their shares by slot and kind, where the sources are E2E meaning representations."""
-        names = "slot errors, slots missing, slots wrong, slots added, outputs without slot error"
+        names = "slot errors, slots missing, slots wrong, slots missing or wrong, slots added, outputs without slot error"
         if any(item.slots is None or not {*item.slots} <= {*SLOTS} for item in self.items):
             self.leave_out(names, "the sources are not meaning representations of the E2E challenge")
             return {}
@@ -181,8 +186,9 @@ class Scorer:
         kinds = ("missing", "wrong", "added")
         counts = [[sum(kind == each for each in errors.values()) for kind in kinds] for _, errors in found]
         self.add("slot errors", [[sum(row), len(mr)] for row, (mr, _) in zip(counts, found, strict=True)], ratio)
-        for i, kind in enumerate(kinds):
-            self.add(f"slots {kind}", [[row[i], len(mr)] for row, (mr, _) in zip(counts, found, strict=True)], ratio)
+        for name, columns in {"missing": [0], "wrong": [1], "missing or wrong": [0, 1], "added": [2]}.items():
+            rows = [[sum(row[i] for i in columns), len(mr)] for row, (mr, _) in zip(counts, found, strict=True)]
+            self.add(f"slots {name}", rows, ratio)
         self.mean("outputs without slot error", [float(not errors) for _, errors in found])
         total = sum(len(mr) for mr, _ in found)
         return {

@@ -20,7 +20,8 @@ from diffusionlm.verbs.shared import LOADING, expect_positive, given_options, re
     several("--texts", "texts of another system (.txt, .jsonl, .csv)"),
     option("--references", "sources with references (.csv, .jsonl) for conditional models and --texts", "FILE"),
     flag("--no-ter", "leave TER out, which takes minutes for thousands of references"),
-    option("--temperatures", "sampling temperatures (default 0.7 0.8 0.9 1.0)", "X", nargs="+"),
+    option("--temperatures", "sampling temperatures (default 0.7 0.8 0.9 1.0; with --references the model's)", "X", nargs="+"),
+    option("--cfg", "scales of classifier-free guidance, one row each, with --references", "X", nargs="+"),
     option("--steps", "sampling steps of diffusion models (default: the model's)", nargs="+"),
     option("--count -n", "texts per row, and reference texts (default 500); of each source (default 1)"),
     option("--seed", "random seed of the samples and of the choice of reference texts (default 0)"),
@@ -46,7 +47,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     if options.references is not None:
         return _evaluate_references(options)
-    refuse(options, "no_ter", "needs --references FILE")
+    refuse(options, "no_ter cfg", "needs --references FILE")
     if options.judge is None:
         raise UserError("evaluate: expected --judge FOLDER, or --references FILE, which needs no judge")
     if options.controls:
@@ -65,17 +66,17 @@ def _evaluate_references(options: argparse.Namespace) -> int:
 
     if not (options.models or options.texts):
         raise UserError("--references: expected a model folder, or the outputs of a system in --texts FILE")
-    unused = "judge temperatures steps strata orders controls targets_count samples strengths split bound_texts"
+    unused = "judge steps strata orders controls targets_count samples strengths split bound_texts"
     refuse(options, unused, "does not go with --references; see --sampling.NAME")
     shared, count = _evaluated(options, "references"), 1 if options.count is None else options.count
     expect_positive(options, "count")
     sampling = [name for name, _ in options.overrides if name.startswith("sampling.")]
-    if not options.models and (sampling or options.count):
-        name = sampling[0] if sampling else "count"
-        raise UserError(f"--{name}: there is no model to sample from, so this setting has no effect; leave it out")
+    given = [*sampling, *(name for name in ("count", "cfg", "temperatures") if getattr(options, name) is not None)]
+    if not options.models and given:
+        raise UserError(f"--{given[0]}: there is no model to sample from, so this setting has no effect; leave it out")
     report = evaluate_references(
         options.references, options.texts, seed=options.seed or 0, ter=not options.no_ter, models=options.models, count=count,
-        **shared,
+        cfg=options.cfg or (), temperatures=options.temperatures or (), **shared,
     )  # fmt: skip
     table_to = sys.stdout if options.json or sys.stdout.isatty() else sys.stderr
     if table_to is sys.stderr:
