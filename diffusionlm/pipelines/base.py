@@ -138,7 +138,8 @@ class BasePipeline(Generic[M]):
     @property
     def network(self) -> torch.nn.Module:
         """The module that sampling calls again and again, on a row for each sample; encoders of conditions are not in it."""
-        network: torch.nn.Module = self.model.network
+        model: Any = self.model
+        network: torch.nn.Module = model.network
         return network
 
     @property

@@ -137,7 +137,8 @@ def test_the_figure_shows_quality_against_variety_and_slot_errors_against_the_sc
     assert [text.get_text() for text in left.texts] == ["1", "2"]
     shown = [numpy.asarray(line.get_xydata()).tolist() for line in right.lines]
     assert [line for line in shown if line] == [[[1, 10], [2, 5]], [[1, 1], [2, 2]]]
-    assert [text.get_text() for text in right.get_legend().get_texts()] == ["missing or wrong", "added"]
+    legend = right.get_legend()
+    assert legend is not None and [text.get_text() for text in legend.get_texts()] == ["missing or wrong", "added"]
 
 
 def test_without_slots_there_is_one_panel_and_without_frontiers_no_figure() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_conditions import SOURCE, trained
@@ -23,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("source", "plain"):
         trained(folder, name)
     base = merge(TINY, {"data": {"corpus": str(folder / "pairs.jsonl"), "max_length": 8}, "training": {"steps": 1}})
-    models = {
+    models: dict[str, dict[str, Any]] = {
         "undropped": {"model": {"condition": {**SOURCE, "drop": 0.0}}},
         "vectors": {
             "model": {"condition": SOURCE, "prediction": "x0", "schedule": "sqrt", "self_conditioning": False},
