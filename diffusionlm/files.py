@@ -197,8 +197,10 @@ def write_folder(folder: Path, save: Callable[[Path], object], trial: bool = Fal
             open_permissions(staged)
             if not trial:
                 folder.mkdir(exist_ok=True)
-                for file in sorted(path for path in staged.iterdir() if path.name != STAGED):
-                    os.replace(file, folder / file.name)
+                for file in sorted(path for path in staged.rglob("*") if path.is_file() and path.name != STAGED):
+                    place = folder / file.relative_to(staged)
+                    place.parent.mkdir(exist_ok=True)
+                    os.replace(file, place)
         finally:
             shutil.rmtree(staged, ignore_errors=True)
 

@@ -10,11 +10,12 @@ commas between digits (``1,000.50``). Clitics (``'s``, ``n't``) and punctuation 
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
@@ -26,6 +27,7 @@ from diffusionlm.data.folders import damage_errors, is_folder, load_folder
 PAD, UNKNOWN, START, END = "[PAD]", "[UNK]", "[START]", "[END]"
 SPECIAL_TOKENS = [PAD, UNKNOWN, START, END]
 BLANK = "▁"
+SOURCES = "source_tokenizer"  # of a tokenizer and of a model folder: where the tokenizer of its sources is
 RARE = "☃ꙮ𒀀"  # characters that hardly a vocabulary has
 
 _LETTER = r"[\p{L}\p{M}\p{N}£$€]"
@@ -158,6 +160,32 @@ def check_ids(tokenizer: PreTrainedTokenizerFast, where: str | Path) -> None:
     if ids != list(range(len(ids))):
         wrong = next((i for i, found in enumerate(ids) if i != found), len(ids))
         raise UserError(f"{where}: expected the ids 0 to {len(ids) - 1}, each of one token, but {wrong} is of none or several")
+
+
+def join_sources(tokenizer: PreTrainedTokenizerFast, sources: PreTrainedTokenizerFast) -> None:
+    """Give the ``tokenizer`` of a model's texts that of its ``sources``, which are read by another.
+
+    One object then has the words of both sides, as transformers' MarianTokenizer has for two languages, and whatever receives
+    the tokenizer of a model reads its sources, too. Saved folders are of one tokenizer each.
+    """
+    setattr(cast(Any, tokenizer), SOURCES, sources)
+
+
+def of_sources(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast | None:
+    """Return the tokenizer that ``join_sources`` gave a ``tokenizer``; None where sources are read by the same as texts."""
+    return cast("PreTrainedTokenizerFast | None", getattr(tokenizer, SOURCES, None))
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write a tokenizer's files, and in the folder ``SOURCES`` those of the tokenizer of its sources if they have their own."""
+    tokenizer.save_pretrained(folder)
+    if (sources := of_sources(tokenizer)) is not None:
+        sources.save_pretrained(folder / SOURCES)
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerFast) -> str:
+    """Return the SHA-256 of what decides which ids a text becomes."""
+    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
 def split_words(text: str) -> list[str]:

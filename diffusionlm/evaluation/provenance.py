@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from diffusionlm.config import UserError, nearest
 from diffusionlm.data.corpora import Corpus
+from diffusionlm.data.tokenizers import SOURCES
 from diffusionlm.evaluation.text_metrics import TrainingTexts
 from diffusionlm.files import read_text
 from diffusionlm.models.io import model_folder
@@ -52,9 +53,10 @@ def _processor() -> str:
 
 
 def fingerprint(folder: str | Path) -> str:
-    """Return a hash of a model's weights, config and tokenizer, which differs after the model is trained again."""
+    """Return a hash of a model's weights, config and tokenizers, which differs after the model is trained again."""
     digest = hashlib.sha256()
-    for path in sorted(model_folder(folder).glob("*")):
+    model = model_folder(folder)
+    for path in sorted([*model.glob("*"), *model.glob(f"{SOURCES}/tokenizer.json")]):
         if path.suffix == ".safetensors" or path.name in ("config.json", "tokenizer.json", "adapter.json"):
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())

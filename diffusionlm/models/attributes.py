@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import datasets  # type: ignore[import-untyped]
 
     from diffusionlm.models.diffusion import WordVectorModel
+    from diffusionlm.models.source import SourceText
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,7 @@ class Several(Condition, name="several"):
         if (
             sum(isinstance(part, Several) for part in self.parts)
             or sum(part.has_states or part.prefix_size > 0 for part in self.parts) > 1
+            or sum(part.with_own_tokenizer is not None for part in self.parts) > 1
         ):
             raise UserError("parts: expected at most one source, and no 'several' within 'several'")
 
@@ -214,6 +216,10 @@ class Several(Condition, name="several"):
     @property
     def clean_prefix(self) -> bool:
         return all(part.clean_prefix for part in self.parts)
+
+    @property
+    def with_own_tokenizer(self) -> SourceText | None:
+        return next((part.with_own_tokenizer for part in self.parts if part.with_own_tokenizer is not None), None)
 
     def build(self, model: WordVectorModel) -> nn.Module:
         return Merged([part.build(model) for part in self.parts])

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import datasets  # type: ignore[import-untyped]
 
     from diffusionlm.models.diffusion import WordVectorModel
+    from diffusionlm.models.source import SourceText
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,11 @@ class Condition(Component, family="condition"):
         """Whether the network receives time 0 at the tokens of a prefix, else the time of the text."""
         return True
 
+    @property
+    def with_own_tokenizer(self) -> SourceText | None:
+        """The condition, itself or a part of it, whose texts are read by another tokenizer than the model's texts."""
+        return None
+
     def build(self, model: WordVectorModel) -> nn.Module:
         """Return the module of a ``model`` that maps the tensors of ``collate``, its keyword arguments, to a Conditioning."""
         raise NotImplementedError
@@ -132,7 +138,7 @@ class Condition(Component, family="condition"):
         return replace(self, **open_here) == fitted  # type: ignore[type-var]
 
     def texts(self, rows: datasets.Dataset) -> list[str]:
-        """Return the texts among the values, which the tokenizer has to know."""
+        """Return the texts among the values, which the model's tokenizer has to know."""
         return []
 
     def values(self, rows: datasets.Dataset) -> list[Any]:

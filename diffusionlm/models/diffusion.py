@@ -23,6 +23,7 @@ from diffusionlm.core.process import Process, VariancePreserving
 from diffusionlm.core.sampler import Denoised
 from diffusionlm.core.schedule import NoiseSchedule
 from diffusionlm.data.folders import damage_errors
+from diffusionlm.data.tokenizers import of_sources
 from diffusionlm.models.backbones import Backbone
 from diffusionlm.models.conditional import ConditionalSpec
 from diffusionlm.models.conditions import Condition, Conditioned
@@ -137,12 +138,14 @@ class SavedDiffusionLM(SavedConfig):
 
     length_counts: list[Whole]
     special_ids: dict[SpecialToken, Whole]
+    source_vocabulary: Whole | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.model_type == "diffusionlm" and "schedule" not in self.settings:
             raise UserError("settings: expected the noise schedule that the model was trained with, got none")
         check_special_ids(self.special_ids, self.vocabulary)
+        self.expect("1 to 10000000", "source_vocabulary")
         if len(self.length_counts) > self.max_tokens + 1:
             longest = f"a text of {len(self.length_counts) - 1} tokens"
             raise UserError(f"length_counts: expected texts of up to max_tokens {self.max_tokens}, got {longest}")
@@ -157,6 +160,7 @@ class DiffusionLMConfig(PreTrainedConfig):
         max_tokens: the most tokens of a text, BOS and EOS included.
         length_counts: number of training texts with 0, 1, 2, ... tokens.
         special_ids: the ids of ``pad``, ``unk``, ``start`` and ``end``, without those that the tokenizer lacks.
+        source_vocabulary: number of tokens of the sources' tokenizer, where it is not that of the texts.
     """
 
     model_type = "diffusionlm"
@@ -167,12 +171,13 @@ class DiffusionLMConfig(PreTrainedConfig):
     def __init__(
         self, settings: dict[str, Any] | None = None, vocabulary: int = 4, max_tokens: int = 64,
         length_counts: list[int] | None = None, special_ids: dict[str, int] | None = None,
-        format_version: int = FORMAT_VERSION, **kwargs: Any,
+        format_version: int = FORMAT_VERSION, source_vocabulary: int | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
         super().__init__(**kwargs)
         self.settings = settings or to_plain(ModelConfig())
         self.vocabulary, self.max_tokens, self.format_version = vocabulary, max_tokens, format_version
         self.length_counts = length_counts or []
+        self.source_vocabulary = source_vocabulary
         self.special_ids = special_ids or {"pad": 0, "unk": 1, "start": 2, "end": 3}
 
 
@@ -201,7 +206,7 @@ class WordVectorModel(PreTrainedModel, WordVectors, Conditioned):
     ) -> Self:
         """Return a model with random weights; normalised word vectors start from co-occurrences in ``rows`` of token ids."""
         config_class: Any = cls.config_class
-        ids = special_ids(tokenizer)
+        ids, sources = special_ids(tokenizer), of_sources(tokenizer)
         check_special_ids(ids, len(tokenizer))
         model = cls(
             config_class(
@@ -209,6 +214,7 @@ class WordVectorModel(PreTrainedModel, WordVectors, Conditioned):
                 vocabulary=len(tokenizer),
                 max_tokens=max_length,
                 special_ids=dict(ids),
+                source_vocabulary=None if sources is None else len(sources),
             )
         )
         if settings.cooccurrence and model.normalised:

@@ -16,8 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from diffusionlm.config import FORMAT_VERSION, Settings, UserError, build, upgraded
 from diffusionlm.data.folders import check_folder, damage_errors, is_folder, load_folder, read_object, refuse_peft
-from diffusionlm.data.tokenizers import check_ids
+from diffusionlm.data.tokenizers import SOURCES, check_ids, join_sources, load_tokenizer
 from diffusionlm.models.adapters import FILE, SavedAdapter, check_complete, saved_adapter
+from diffusionlm.models.conditions import condition_of
 
 P = TypeVar("P", bound=PreTrainedModel)
 Whole = Annotated[int, pydantic.Strict(), pydantic.Field(ge=0)]
@@ -166,6 +167,29 @@ def check_special_ids(ids: Mapping[SpecialToken, int], vocabulary: int) -> None:
         names = [name for name in typing.get_args(SpecialToken) if name in ids]
         shared = next(f"{a} and {b}" for a, b in combinations(names, 2) if ids[a] == ids[b])
         raise UserError(f"special_ids: expected another id for each, but {shared} are one token")
+
+
+def model_tokenizer(model: PreTrainedModel, folder: str | Path) -> PreTrainedTokenizerFast:
+    """Return the tokenizer in the ``folder`` of a ``model``, with that of its sources where these have their own.
+
+    Raises:
+        UserError: one is missing or damaged, or is that of another model.
+    """
+    tokenizer, sources = load_tokenizer(Path(folder)), Path(folder) / SOURCES
+    check_tokenizer(tokenizer, model, folder)
+    condition, expected = condition_of(model), getattr(model.config, "source_vocabulary", None)
+    if condition is None or condition.with_own_tokenizer is None:
+        if sources.exists() or expected is not None:
+            raise UserError(f"{sources}: expected no tokenizer of sources, since this model's settings name none")
+        return tokenizer
+    if not is_folder(sources):
+        raise UserError(f"{sources}: expected the tokenizer of this model's sources, but there is no such folder")
+    own = load_tokenizer(sources)
+    if len(own) != expected:
+        raise UserError(f"{sources}: the tokenizer has {len(own)} tokens, the model's encoder of sources {expected}")
+    check_ids(own, sources)
+    join_sources(tokenizer, own)
+    return tokenizer
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel, folder: str | Path) -> None:

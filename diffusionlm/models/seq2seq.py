@@ -3,7 +3,8 @@
     log p(w | source) = sum over i of log p(w_i | BOS, w_1, ..., w_(i-1), source)        the last w_i is EOS
 
 The likelihood is exact. The network is transformers' T5 (Raffel et al. 2020; gated perceptrons as in version 1.1). The encoder
-reads BOS and the words of the source; BOS alone is the null condition. B batch, S source positions, L positions, V words.
+reads BOS and the words of the source; BOS alone is the null condition. It shares the word vectors of the texts, or has its own
+for sources with a tokenizer of their own. B batch, S source positions, L positions, V words.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGene
 from diffusionlm.config import FORMAT_VERSION, Settings, UserError, build_untrusted, to_plain
 from diffusionlm.core.objective import Batch, expect_family
 from diffusionlm.data.folders import damage_errors, load_folder
+from diffusionlm.data.tokenizers import of_sources
 from diffusionlm.models.causal import AutoregressiveSpec, NextToken, NextTokenObjective
 from diffusionlm.models.conditional import ConditionalSpec
 from diffusionlm.models.conditions import Condition, kept
@@ -83,9 +85,18 @@ class Seq2SeqConfig(AutoregressiveSpec, ConditionalSpec, name="seq2seq"):
     ) -> T5ForConditionalGeneration:
         ids = special_ids(tokenizer)
         check_special_ids(ids, len(tokenizer))
-        return self.attached(T5ForConditionalGeneration(self.network(len(tokenizer), ids, max_length)))
+        sources = of_sources(tokenizer)
+        size = None if sources is None else len(sources)
+        return self.attached(self.network_class(self.network(len(tokenizer), ids, max_length, size)))
 
-    def network(self, vocabulary: int, ids: Mapping[SpecialToken, int], max_length: int) -> T5Config:
+    @property
+    def network_class(self) -> type[T5ForConditionalGeneration]:
+        """The class of the network."""
+        return T5ForConditionalGeneration if self.source.tokenizer is None else TwoVocabularies
+
+    def network(
+        self, vocabulary: int, ids: Mapping[SpecialToken, int], max_length: int, source_vocabulary: int | None
+    ) -> T5Config:
         """Return the config of the network, which also holds these settings."""
         added: dict[str, Any] = {
             "bos_token_id": ids["start"],
@@ -94,6 +105,7 @@ class Seq2SeqConfig(AutoregressiveSpec, ConditionalSpec, name="seq2seq"):
             "special_ids": dict(ids),
             "settings": to_plain(self),
             "format_version": FORMAT_VERSION,
+            **({} if source_vocabulary is None else {"source_vocabulary": source_vocabulary}),
         }
         return T5Config(
             vocab_size=vocabulary,
@@ -125,6 +137,24 @@ class Seq2SeqConfig(AutoregressiveSpec, ConditionalSpec, name="seq2seq"):
         return load_seq2seq(folder)
 
 
+class TwoVocabularies(T5ForConditionalGeneration):
+    """T5 whose encoder has its own word vectors, of the tokens of the sources; the last one is that of BOS."""
+
+    _tied_weights_keys: ClassVar[dict[str, str]] = {
+        name: vectors
+        for name, vectors in T5ForConditionalGeneration._tied_weights_keys.items()
+        if not name.startswith("encoder.")
+    }
+
+    def __init__(self, config: T5Config) -> None:
+        """Make a model with random weights. Raises UserError where ``config`` has no ``source_vocabulary``."""
+        size = build_untrusted(Seq2SeqConfig, config.settings, "settings").source.vocabulary(config)
+        super().__init__(config)  # type: ignore[no-untyped-call]
+        vectors = nn.Embedding(size + 1, config.d_model)
+        nn.init.normal_(vectors.weight, std=config.initializer_factor)  # as T5's
+        self.encoder.set_input_embeddings(vectors)  # type: ignore[no-untyped-call]
+
+
 @dataclass(frozen=True, kw_only=True)
 class SavedSeq2Seq(Settings):
     """The keys of ``config.json`` that the library adds to T5's, and those that they have to fit."""
@@ -136,9 +166,11 @@ class SavedSeq2Seq(Settings):
     vocab_size: Whole
     max_position_embeddings: Whole
     length_counts: list[Whole] = field(default_factory=list)
+    source_vocabulary: Whole | None = None
 
     def __post_init__(self) -> None:
         check_special_ids(self.special_ids, self.vocab_size)
+        self.expect("1 to 10000000", "source_vocabulary")
         self.expect("3 to 1000000", "max_position_embeddings")  # BOS, a token, EOS
 
 
@@ -157,12 +189,13 @@ def load_seq2seq(folder: str | Path, base: str | Path | None = None) -> T5ForCon
     with damage_errors(folder):
         settings = build_untrusted(Seq2SeqConfig, plain["settings"], "settings")
     check_network(settings, load_folder(T5Config, folder), path)
-    return settings.attached(read_model(T5ForConditionalGeneration, T5Config, folder, base)).train(False)
+    return settings.attached(read_model(settings.network_class, T5Config, folder, base)).train(False)
 
 
 def check_network(settings: Seq2SeqConfig, config: Any, path: Path) -> None:
     """Raise UserError where T5's ``config``, read from ``path``, is not that of the ``settings``: it gives other numbers."""
-    expected = settings.network(config.vocab_size, config.special_ids, config.max_position_embeddings).to_dict()
+    sources = getattr(config, "source_vocabulary", None)
+    expected = settings.network(config.vocab_size, config.special_ids, config.max_position_embeddings, sources).to_dict()
     got = config.to_dict()
     for name in sorted(expected.keys() - {*FREE}):
         if expected.get(name) != got.get(name):
@@ -174,7 +207,8 @@ def encode_sources(model: T5ForConditionalGeneration, ids: Tensor, tokens: Tenso
 
     A source without tokens is the null condition.
     """
-    start = torch.full_like(ids[:, :1], model.config.bos_token_id)
+    bos = model.config.source_vocabulary if isinstance(model, TwoVocabularies) else model.config.bos_token_id
+    start = torch.full_like(ids[:, :1], bos)
     read = torch.cat([start, ids], 1)
     mask = (torch.arange(read.shape[1], device=ids.device) <= tokens[:, None]).long()
     return {"encoder_outputs": (model.encoder(input_ids=read, attention_mask=mask)[0],), "attention_mask": mask}

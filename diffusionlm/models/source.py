@@ -3,7 +3,9 @@
     source            encoder(source) -> states, to which each layer attends      (SeqDiffuSeq, Yuan et al. 2022; Difformer)
     partial-noising   [source, x_t], of which only x_t is noised                    (DiffuSeq, Gong et al. 2023, section 3)
 
-Both predict the number of tokens from the source where the model draws lengths. S source positions, W width, V words.
+Both predict the number of tokens from the source where the model draws lengths. A ``source`` may be read by another tokenizer
+than the texts: it goes with that of the texts (``data.tokenizers.join_sources``), and the config of the model has its number of
+tokens, ``source_vocabulary``. S source positions, W width, V words.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from diffusionlm.config import UserError
 from diffusionlm.data.batches import encodings
+from diffusionlm.data.tokenizers import TokenizerRecipe, of_sources
 from diffusionlm.models.backbones import AttentionBackbone, Block, Transformer, attention_bias
 from diffusionlm.models.conditions import Condition, Conditioning, column, kept
 
@@ -39,11 +42,13 @@ def linearised(attributes: Mapping[str, Any]) -> str:
 class SourceText(Condition):
     """Base of the conditions on a text of up to ``max_length`` tokens in the corpus column ``column``.
 
-    Mappings in the column, such as ``attributes``, are linearised.
+    Mappings in the column, such as ``attributes``, are linearised. ``tokenizer`` is that of the sources, made from those of the
+    training rows; without one they share that of the texts, which then has to know their words.
     """
 
     column: str
     max_length: int
+    tokenizer: TokenizerRecipe | None
 
     def __post_init__(self) -> None:
         self.expect("1 to 100000", "max_length")
@@ -53,8 +58,44 @@ class SourceText(Condition):
     def key(self) -> str:
         return "source"
 
+    @property
+    def with_own_tokenizer(self) -> SourceText | None:
+        return None if self.tokenizer is None else self
+
+    def vocabulary(self, config: Any) -> int:
+        """Return the number of tokens of sources for a model with this ``config``. Raises UserError where it has none."""
+        found: int | None = config.vocab_size if self.tokenizer is None else getattr(config, "source_vocabulary", None)
+        if found is None:
+            raise UserError("source_vocabulary: expected the number of tokens of the sources' own tokenizer, got none")
+        return found
+
+    def reader(self, tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+        """Return the tokenizer of the sources: the model's ``tokenizer``, or the one that goes with it.
+
+        Raises:
+            UserError: none goes with it, and the sources are not read by the model's.
+        """
+        if self.tokenizer is None:
+            return tokenizer
+        if (own := of_sources(tokenizer)) is None:
+            raise UserError(
+                "source: this model reads its sources with a tokenizer of their own, and it has the texts' alone; "
+                "open its folder by Pipeline.from_pretrained, which loads both"
+            )
+        return own
+
     def texts(self, rows: datasets.Dataset) -> list[str]:
-        return [text for text in self.values(rows) if text is not None]
+        return self.values(rows) if self.tokenizer is None else []
+
+    def new_tokenizer(self, rows: datasets.Dataset) -> PreTrainedTokenizerFast:
+        """Return the sources' own tokenizer, made from the training rows. Raises UserError where that is not possible."""
+        assert self.tokenizer is not None
+        sources = self.values(rows)
+        try:
+            return self.tokenizer.make(sources, self.max_length + 2)  # BOS and EOS count
+        except UserError as error:
+            place = f"{PLACE}." if str(error).startswith("tokenizer") else f"{PLACE}.tokenizer: "
+            raise UserError(f"{place}{error}".replace("training texts hold", "sources hold")) from None
 
     def values(self, rows: datasets.Dataset) -> list[Any]:
         values = [linearised(value) if isinstance(value, Mapping) else value for value in column(rows, self.column, PLACE)]
@@ -72,7 +113,8 @@ class SourceText(Condition):
         for value in values:
             if value is not None and not (isinstance(value, str) and value.strip()):
                 raise UserError(f"source: expected a text, got {value!r}")
-        found = iter(encodings([value for value in values if value is not None], tokenizer))
+        texts = [value for value in values if value is not None]
+        found = iter(encodings(texts, self.reader(tokenizer)) if texts else ())
         return [None if value is None else self._fitting(next(found).ids, value) for value in values]
 
     def _fitting(self, ids: list[int], text: str) -> list[int]:
@@ -100,6 +142,7 @@ class Source(SourceText, name="source"):
         layers: layers of the encoder.
         drop: share of the sources that are hidden in training, for classifier-free guidance (Ho and Salimans 2021).
         dropout: of the encoder.
+        tokenizer: of the sources, made from those of the training rows; empty shares that of the texts.
     """
 
     column: str = "source"
@@ -107,6 +150,7 @@ class Source(SourceText, name="source"):
     layers: int = 2
     drop: float = 0.1
     dropout: float = 0.1
+    tokenizer: TokenizerRecipe | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -118,8 +162,8 @@ class Source(SourceText, name="source"):
         return True
 
     def build(self, model: WordVectorModel) -> nn.Module:
-        backbone = model.settings.backbone
-        return SourceEncoder(self, backbone, model.config.vocabulary, model.config.max_tokens if model.explicit_length else 0)
+        words, longest = self.vocabulary(model.config), model.config.max_tokens if model.explicit_length else 0
+        return SourceEncoder(self, model.settings.backbone, words, longest)
 
 
 class SourceEncoder(nn.Module):
@@ -163,6 +207,7 @@ class PartialNoising(SourceText, name="partial-noising"):
             released code.
         layout: ``joined`` is the source's tokens before a text of its own length; ``diffuseq`` is that of DiffuSeq's released
             code, BOS source EOS EOS and the text, which PAD fills up to the model's maximum (explicit_length: false).
+        tokenizer: none but that of the texts, which are in one sequence with the source.
     """
 
     column: str = "source"
@@ -170,6 +215,15 @@ class PartialNoising(SourceText, name="partial-noising"):
     drop: float = 0.1
     times: Literal["clean", "text"] = "clean"
     layout: Literal["joined", "diffuseq"] = "joined"
+    tokenizer: TokenizerRecipe | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tokenizer is not None:
+            raise UserError(
+                "tokenizer: expected none, since 'partial-noising' joins source and text to one sequence with the same word "
+                "vectors; leave it out, or take the condition 'source'"
+            )
 
     @property
     def clean_prefix(self) -> bool:

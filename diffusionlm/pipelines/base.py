@@ -20,10 +20,10 @@ from diffusionlm.core.guidance import Guidance
 from diffusionlm.core.sampler import DDPM, Sampler
 from diffusionlm.data.annotators import Annotator
 from diffusionlm.data.folders import read_object
-from diffusionlm.data.tokenizers import decode_texts, load_tokenizer
+from diffusionlm.data.tokenizers import decode_texts
 from diffusionlm.files import taken_version
 from diffusionlm.models.conditions import condition_of
-from diffusionlm.models.io import check_tokenizer, model_folder
+from diffusionlm.models.io import model_folder, model_tokenizer
 from diffusionlm.pipelines.conditioning import Requested, at_length, check_cfg, requested
 from diffusionlm.pipelines.effect import OFF, Unused, check_given, given_settings
 from diffusionlm.pipelines.gradient import Gradient
@@ -267,8 +267,7 @@ class BasePipeline(Generic[M]):
         folder = model_folder(folder)
         own = folder if adapter is None else model_folder(adapter)
         model = cls.load_model(own, None if adapter is None else folder)
-        tokenizer = load_tokenizer(own)
-        check_tokenizer(tokenizer, model, own)
+        tokenizer = model_tokenizer(model, own)
         return cls(model, tokenizer, saved_sampling(own), placed(model, device, dtype), folder)
 
 

@@ -90,8 +90,10 @@ def _encoded(spec: Condition, wanted: Sequence[Any], tokenizer: PreTrainedTokeni
     """Return encoded values, which can be collated, and say which words of their sources are unknown."""
     values = spec.encoded(wanted, tokenizer)
     spec.collate(values)
-    if "source" in spec.keys and (said := unknown_words(_texts(wanted), tokenizer)):
-        _say(f"source: {said}")
+    if "source" in spec.keys and (texts := _texts(wanted)):
+        own = spec.with_own_tokenizer
+        if said := unknown_words(texts, tokenizer if own is None else own.reader(tokenizer)):
+            _say(f"source: {said}")
     return values
 
 

@@ -33,18 +33,18 @@ from diffusionlm.config import (
 from diffusionlm.core.objective import ObjectiveConfig
 from diffusionlm.data.batches import DataConfig
 from diffusionlm.data.reading import read_text
-from diffusionlm.data.tokenizers import load_tokenizer
+from diffusionlm.data.tokenizers import of_sources, save_tokenizer, tokenizer_digest
 from diffusionlm.files import read_json, write_folder, write_text
 from diffusionlm.models.adapters import Adapter, Full, save_adapted
 from diffusionlm.models.diffusion import ModelConfig
-from diffusionlm.models.io import check_tokenizer, model_folder
+from diffusionlm.models.io import model_folder, model_tokenizer
 from diffusionlm.models.spec import ModelSpec, Rows
 from diffusionlm.pipelines.auto import pipeline_of
 from diffusionlm.pipelines.base import SamplingConfig
 from diffusionlm.recipe.cross_entropy import CrossEntropy
 from diffusionlm.training.adapting import adapt, begin_adapter, check_start, settings_of
 from diffusionlm.training.checkpoints import LOCK, check_finite, locked, unclaimed_if_refused
-from diffusionlm.training.texts import Copies, encode_splits, report_unknown_sources, say
+from diffusionlm.training.texts import Copies, add_source_tokenizer, encode_splits, report_unknown_sources, say
 from diffusionlm.training.trainer import DiffusionTrainer, TrainingConfig
 
 SHELL = (".log", ".out", ".err", ".txt")  # files that the user's shell may keep in a run folder: none of a run's own
@@ -134,7 +134,7 @@ def train(
     config.training.check(rows, validation, objective.width)
     with unclaimed_if_refused(folder), locked(folder):
         _refuse_another(config, folder)  # again: it may have begun meanwhile
-        claim(config, folder, rows)
+        claim(config, folder, rows, of_sources(tokenizer))
         begin_adapter(model, config.init_from, folder, quiet)
         trainer = DiffusionTrainer(
             objective, config.training, folder, rows, validation,
@@ -185,9 +185,10 @@ def _prepare(config: RunConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerFas
     tokenizer, model = _start_from(config, spec.tokenizer_texts(splits["train"]))
     adapter = config.adapter.fitted(splits)
     spec = adapter.adapted(spec if model is None else config.model.of(model))
+    made = add_source_tokenizer(spec, splits["train"], tokenizer, model)
     rows = spec.rows(encode_splits(splits, tokenizer, config.data), splits, tokenizer)
-    if config.init_from is not None:
-        report_unknown_sources(spec, splits["train"], tokenizer)
+    if made or config.init_from is not None:
+        report_unknown_sources(spec, splits["train"], tokenizer, made)
     if model is None:
         model = spec.make(tokenizer, rows["train"], config.data.max_length)
     if config.model.generates:
@@ -221,7 +222,7 @@ def save_model(
 
     def save(staged: Path) -> None:
         save_adapted(adapter or Full(), model, staged, base)
-        tokenizer.save_pretrained(staged)
+        save_tokenizer(tokenizer, staged)
         if sampling is not None:
             plain = {"format_version": FORMAT_VERSION, **to_plain(sampling)}
             write_text(staged / "sampling.json", json.dumps(plain, indent=2) + "\n")
@@ -235,8 +236,8 @@ def _start_from(config: RunConfig, texts: list[str]) -> tuple[PreTrainedTokenize
         return config.model.tokenizer(config.data, texts), None
     start = model_folder(config.init_from)
     check_start(start)
-    model, tokenizer = config.model.load(start), load_tokenizer(start)
-    check_tokenizer(tokenizer, model, start)
+    model = config.model.load(start)
+    tokenizer = model_tokenizer(model, start)
     if config.data.tokenizer != DataConfig().tokenizer:
         wanted = config.data.tokenizer.make(texts, config.data.max_length)
         if wanted.get_vocab() != tokenizer.get_vocab():
@@ -268,17 +269,20 @@ def _of_the_shell(file: Path) -> bool:
     return file.is_file() and (file.name == LOCK or file.suffix in SHELL)
 
 
-def claim(config: RunConfig, folder: Path, rows: Rows | None = None) -> None:
-    """Write ``config.yaml``, and a digest of the training ``rows``, into a run folder, unless they are there.
+def claim(config: RunConfig, folder: Path, rows: Rows | None = None, sources: PreTrainedTokenizerFast | None = None) -> None:
+    """Write ``config.yaml``, and digests of the training ``rows`` and the tokenizer of their ``sources``, into a run folder.
+
+    What is there stays.
 
     Raises:
-        UserError: the run started with other rows; the folder cannot be written.
+        UserError: the run started with other rows or sources; the folder cannot be written.
     """
     plain = {"format_version": FORMAT_VERSION, **to_plain(config)}
     files = {"config.yaml": yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)}
     if rows is not None:
         digest = hashlib.sha256(b"".join(numpy.array([len(row), *row], numpy.int32).tobytes() for row in rows)).hexdigest()
-        files["data.json"] = json.dumps({"training_texts": len(rows), "sha256": digest}) + "\n"
+        own = {} if sources is None else {"source_tokenizer": tokenizer_digest(sources)}
+        files["data.json"] = json.dumps({"training_texts": len(rows), "sha256": digest, **own}) + "\n"
         path = folder / "data.json"
         if path.exists() and read_json(path) != json.loads(files["data.json"]):
             raise UserError(f"{folder}: the training texts differ from those that this run started with; choose another --out")

@@ -8,11 +8,13 @@ from functools import cached_property
 
 import datasets  # type: ignore[import-untyped]
 import numpy as np
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from diffusionlm.config import UserError
 from diffusionlm.data.batches import DataConfig, Encoded, encode, encodings
 from diffusionlm.data.copies import KnownTexts
-from diffusionlm.data.tokenizers import BytePairs, TokenizerRecipe, WordTokenizer, decode_texts
+from diffusionlm.data.tokenizers import BytePairs, TokenizerRecipe, WordTokenizer, decode_texts, join_sources, of_sources
+from diffusionlm.models.conditions import Condition
 from diffusionlm.models.spec import ModelSpec, Rows, Splits
 from diffusionlm.processes import is_first
 
@@ -57,17 +59,45 @@ def unknown_words(encoded: Mapping[str, Encoded], tokenizer: PreTrainedTokenizer
     return [f"{sentence}; {cure}" for sentence in found]
 
 
-def report_unknown_sources(spec: ModelSpec, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Say where many tokens of the texts of a model's condition are unknown to the ``tokenizer`` of its base."""
-    condition = getattr(spec, "condition", None)
-    texts = [] if condition is None else condition.texts(rows)
-    if not texts or tokenizer.unk_token_id is None:
+def add_source_tokenizer(
+    spec: ModelSpec, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel | None
+) -> bool:
+    """Make the tokenizer of the sources in the training ``rows``, which goes with that of the texts, where none does yet.
+
+    Return whether that was needed. A ``model`` to which an adapter adds the condition has its number of tokens in its config.
+
+    Raises:
+        UserError: a source is no text; no tokenizer can be made from them.
+    """
+    condition: Condition | None = getattr(spec, "condition", None)
+    own = None if condition is None else condition.with_own_tokenizer
+    if own is None or of_sources(tokenizer) is not None:
+        return False
+    try:
+        sources = own.new_tokenizer(rows)
+    except UserError as error:  # the condition of a loaded model is that of an adapter
+        raise error if model is None else UserError(str(error).replace("model.", "adapter.", 1)) from None
+    join_sources(tokenizer, sources)
+    if model is not None:
+        model.config.source_vocabulary = len(sources)
+    return True
+
+
+def report_unknown_sources(spec: ModelSpec, rows: datasets.Dataset, tokenizer: PreTrainedTokenizerFast, made: bool) -> None:
+    """Say where many tokens of the texts of a model's condition are unknown to their tokenizer, ``made`` here or the base's."""
+    condition: Condition | None = getattr(spec, "condition", None)
+    own = None if condition is None else condition.with_own_tokenizer
+    texts = own.values(rows) if own is not None else [] if condition is None else condition.texts(rows)
+    reader = tokenizer if own is None else own.reader(tokenizer)
+    if not texts or reader.unk_token_id is None:
         return
-    ids = np.array([i for encoding in encodings(texts, tokenizer) for i in encoding.ids])
-    if (share := float(np.mean(ids == tokenizer.unk_token_id))) > UNKNOWN:
-        rest = "which cannot be told apart; train a model on both from the start, or take another base"
-        unknown = f"are not in the vocabulary of the base ({tokenizer.unk_token})"
-        say(f"train: {share:.0%} of the tokens of the sources {unknown}, {rest}")
+    ids = np.array([i for encoding in encodings(texts, reader) for i in encoding.ids])
+    if (share := float(np.mean(ids == reader.unk_token_id))) > UNKNOWN:
+        place, cure = "the base", "train a model on both from the start, or take another base"
+        if made:
+            place, cure = "their tokenizer", "condition.tokenizer: bpe splits such words into known pieces"
+        unknown = f"are not in the vocabulary of {place} ({reader.unk_token})"
+        say(f"train: {share:.0%} of the tokens of the sources {unknown}, which cannot be told apart; {cure}")
 
 
 class Copies:
