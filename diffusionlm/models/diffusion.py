@@ -177,7 +177,8 @@ class DiffusionLMConfig(PreTrainedConfig):
         self.settings = settings or to_plain(ModelConfig())
         self.vocabulary, self.max_tokens, self.format_version = vocabulary, max_tokens, format_version
         self.length_counts = length_counts or []
-        self.source_vocabulary = source_vocabulary
+        if source_vocabulary is not None:  # other models' files do not name it
+            self.source_vocabulary = source_vocabulary
         self.special_ids = special_ids or {"pad": 0, "unk": 1, "start": 2, "end": 3}
 
 
