@@ -17,14 +17,15 @@ OWN: dict[str, Any] = {"name": "source", "max_length": 6, "layers": 1, "dropout"
 LABEL: dict[str, Any] = {"name": "label", "field": "kind"}
 MASKED: dict[str, Any] = {"steps": 4, "passes": 1, "sampler": "ancestral", "sweeps": 0}
 SEQ2SEQ: dict[str, Any] = {"name": "seq2seq", "layers": 1, "width": 16, "heads": 2, "condition": OWN}
+MODEL: Any = TINY["model"]
 FAMILIES: dict[str, dict[str, Any]] = {  # settings of a run
-    "source": {"model": {**TINY["model"], "condition": OWN}},
-    "pieces": {"model": {**TINY["model"], "condition": {**OWN, "tokenizer": {"name": "bpe", "vocab_size": 20}}}},
-    "several": {"model": {**TINY["model"], "condition": {"name": "several", "parts": [LABEL, OWN]}}},
-    "masked": {"model": {**TINY["model"], "name": "masked", "condition": OWN}, "objective": "masked", "sampling": MASKED},
+    "source": {"model": {**MODEL, "condition": OWN}},
+    "pieces": {"model": {**MODEL, "condition": {**OWN, "tokenizer": {"name": "bpe", "vocab_size": 20}}}},
+    "several": {"model": {**MODEL, "condition": {"name": "several", "parts": [LABEL, OWN]}}},
+    "masked": {"model": {**MODEL, "name": "masked", "condition": OWN}, "objective": "masked", "sampling": MASKED},
     "seq2seq": {"model": SEQ2SEQ, "objective": "seq2seq", "sampling": {}},
 }
-PLAIN: dict[str, Any] = {"model": TINY["model"]}
+PLAIN: dict[str, Any] = {"model": MODEL}
 
 
 def digits(
@@ -41,9 +42,9 @@ def digits(
 
 
 def config(folder: Path, family: dict[str, Any], **changes: Any) -> RunConfig:
-    """Return the config of a run of two steps on the texts that ``digits`` wrote to ``folder``."""
-    data = {"corpus": str(folder / "digits.jsonl"), "max_length": 8}
-    plain = {**merge(TINY, {"data": data, "training": {"steps": 2}}), **family}
+    """Return the config of a run of two steps on the texts that ``digits`` wrote to ``folder``, or another corpus."""
+    plain = {**merge(TINY, {"data": {"max_length": 8}, "training": {"steps": 2}}), **family}
+    plain["data"] = {**plain["data"], "corpus": str(folder / "digits.jsonl"), **changes.pop("data", {})}
     return build(RunConfig, merge(plain, changes))
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -140,7 +140,7 @@ class Seq2SeqConfig(AutoregressiveSpec, ConditionalSpec, name="seq2seq"):
 class TwoVocabularies(T5ForConditionalGeneration):
     """T5 whose encoder has its own word vectors, of the tokens of the sources; the last one is that of BOS."""
 
-    _tied_weights_keys: ClassVar[dict[str, str]] = {
+    _tied_weights_keys = {  # noqa: RUF012  # as transformers declares it
         name: vectors
         for name, vectors in T5ForConditionalGeneration._tied_weights_keys.items()
         if not name.startswith("encoder.")
@@ -149,10 +149,10 @@ class TwoVocabularies(T5ForConditionalGeneration):
     def __init__(self, config: T5Config) -> None:
         """Make a model with random weights. Raises UserError where ``config`` has no ``source_vocabulary``."""
         size = build_untrusted(Seq2SeqConfig, config.settings, "settings").source.vocabulary(config)
-        super().__init__(config)  # type: ignore[no-untyped-call]
+        super().__init__(config)
         vectors = nn.Embedding(size + 1, config.d_model)
         nn.init.normal_(vectors.weight, std=config.initializer_factor)  # as T5's
-        self.encoder.set_input_embeddings(vectors)  # type: ignore[no-untyped-call]
+        self.encoder.set_input_embeddings(vectors)
 
 
 @dataclass(frozen=True, kw_only=True)

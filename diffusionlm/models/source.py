@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from diffusionlm.config import UserError
 from diffusionlm.data.batches import encodings
+from diffusionlm.data.reading import wrong_character
 from diffusionlm.data.tokenizers import TokenizerRecipe, of_sources
 from diffusionlm.models.backbones import AttentionBackbone, Block, Transformer, attention_bias
 from diffusionlm.models.conditions import Condition, Conditioning, column, kept
@@ -99,9 +100,11 @@ class SourceText(Condition):
 
     def values(self, rows: datasets.Dataset) -> list[Any]:
         values = [linearised(value) if isinstance(value, Mapping) else value for value in column(rows, self.column, PLACE)]
-        for row, value in enumerate(values, 1):
-            if not isinstance(value, str) or not value.strip():
-                raise UserError(f"{PLACE}: expected a source text in column {self.column!r}, got {value!r} in text {row}")
+        for row, value in enumerate(values):
+            wrong = "" if isinstance(value, str) and value.strip() else repr(value)[:60]
+            if wrong := wrong or wrong_character(value):
+                place = f"text {row + 1}, {rows['text'][row][:60]!r}"
+                raise UserError(f"{PLACE}: expected a source text in column {self.column!r}, got {wrong} in {place}")
         return values
 
     def with_source(self, given: Any, text: str) -> Any:

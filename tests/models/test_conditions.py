@@ -228,7 +228,7 @@ def test_values_are_read_from_columns_and_attributes() -> None:
         (Label("mood", ("glad", "sad")), "model.condition: no training text has mood 'sad'"),
         (Label("source", ("pub",)), None),
         (Number("mood"), "condition: mood: expected a number, got 'glad'"),
-        (Source(column="mood"), "model.condition: expected a source text in column 'mood', got None in text 3"),
+        (Source(column="mood"), "model.condition: expected a source text in column 'mood', got None in text 3, 'it is a pub'"),
         (Source(max_length=2), "source: expected at most 2 tokens (model.condition.max_length), got 4: 'bill : high !'"),
     ],
 )
