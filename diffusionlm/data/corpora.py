@@ -131,17 +131,19 @@ class Pairs(Corpus, name="pairs"):
     def _read(self, path: Path) -> datasets.Dataset:
         table = read_table(path, self.target)
         rows = _tidy(table, None, self.target)
+        if self.source == "source":
+            return rows
         sources = table.column(self.source)
-        return (
-            rows.add_column("source", [sources[row] for row in table.texts(self.target)]) if self.source != "source" else rows
-        )
+        rows = rows.remove_columns({"source"} & {*rows.column_names})
+        return rows.add_column("source", [sources[row] for row in table.texts(self.target)])
 
 
 @dataclass(frozen=True)
 class Hub(Corpus, name="hub"):
     """The dataset ``path`` (configuration ``config``) of the Hugging Face hub, or a local folder in the hub's layout.
 
-    ``train``, ``validation`` and ``test`` name its splits; without a validation split ``validation_share`` of the
+    ``text`` may be a part of a column, as ``translation.en`` in the data sets of translations; its other parts then are columns
+    too. ``train``, ``validation`` and ``test`` name its splits; without a validation split ``validation_share`` of the
     training texts is held out. ``take`` keeps the first texts of each split; with ``streaming`` no others are downloaded.
     """
 
@@ -178,6 +180,9 @@ class Hub(Corpus, name="hub"):
         return _hold_out(tidy, self.validation_share, self.path)
 
     def _tidied(self, rows: datasets.Dataset, place: str) -> datasets.Dataset:
+        column, dot, _ = self.text.partition(".")
+        if dot and column in rows.column_names and self.text not in rows.column_names:
+            rows = rows.flatten()
         wanted = {nfc(name) for name in (self.text, *self.attributes)}
         columns = {nfc(name): rows[name][:] if nfc(name) in wanted else [] for name in rows.column_names}
         return _tidy(Table(place, columns, range(1, len(rows) + 1), "row"), rows, self.text, self.attributes)
@@ -223,7 +228,7 @@ def _dataset(columns: Mapping[str, Sequence[Any]], place: str) -> datasets.Datas
 
 
 def _feature(values: Sequence[Any]) -> Any:
-    if all(isinstance(value, str) for value in values):
+    if all(value is None or isinstance(value, str) for value in values):  # as JSON, "007" would be the number 7
         return datasets.Value("string")
     if all(isinstance(value, list) and all(isinstance(item, str) for item in value) for value in values):
         return datasets.List(datasets.Value("string"))
