@@ -138,6 +138,19 @@ def test_samples_contain_the_keywords_they_are_conditioned_on() -> None:
         keywords.collate([["foot"]])
 
 
+def test_samples_and_edits_from_a_source_satisfy_their_controls() -> None:
+    first, guided, edits = (
+        part.splitlines()[1:] for part in re.split(r"^(?=several sources|edits of)", run("conditional", "5"), flags=re.M)
+    )
+    assert len(first) == len(guided) == len(edits) == 2
+    assert all("cheap" not in line.lower() for line in [*guided, *edits])
+    assert all(10 <= number <= 14 for number in numbers(r"\((\d+) tokens\)", "\n".join(guided)))
+    assert [line.strip().partition(" -> ")[0] for line in guided] == [
+        "food[Italian], area[riverside]",
+        "food[Thai], price[high]",
+    ]
+
+
 def test_particles_follow_scikit_learn() -> None:
     pytest.importorskip("sklearn", reason="needs scikit-learn: pip install 'diffusion-lm[examples]'")
     without, steered = numbers(r"p\(cheap\) (\S+)", run("sklearn_classifier", STORED))

@@ -173,7 +173,11 @@ class Waves(nn.Module):
 
 @dataclass(frozen=True)
 class Several(Condition, name="several"):
-    """Several conditions, ``parts``, each with its own value, which is dropped in training on its own."""
+    """Several conditions, ``parts``, each with its own value.
+
+    In training, a share ``drop`` of the texts loses all values together, so that the null condition is learned from all texts;
+    of the others each value is dropped on its own, with the share of its part.
+    """
 
     parts: tuple[Condition, ...]
 
@@ -190,7 +194,7 @@ class Several(Condition, name="several"):
 
     @property
     def drop(self) -> float:  # type: ignore[override]
-        """The smallest of the parts' shares."""
+        """The smallest of the parts' shares: of the texts of which all values are dropped together."""
         return min(part.drop for part in self.parts)
 
     @property
@@ -222,10 +226,17 @@ class Several(Condition, name="several"):
         return next((part.with_own_tokenizer for part in self.parts if part.with_own_tokenizer is not None), None)
 
     def build(self, model: WordVectorModel) -> nn.Module:
-        return Merged([part.build(model) for part in self.parts])
+        return Merged([part.build(model) for part in self.parts], self.drop)
 
     def fitted(self, rows: datasets.Dataset) -> Self:
-        return replace(self, parts=tuple(part.fitted(rows) for part in self.parts))
+        found = replace(self, parts=tuple(part.fitted(rows) for part in self.parts))
+        for part in found.parts if self.drop else ():
+            if any(tensor.count_nonzero() for tensor in part.collate([None]).values()):
+                raise UserError(
+                    f"parts: all values are dropped together as tensors of 0, but {part.key!r} collates None to others; "
+                    "expected 0, or drop: 0"
+                )
+        return found
 
     def describes(self, fitted: Condition) -> bool:
         if not isinstance(fitted, Several) or len(fitted.parts) != len(self.parts):
@@ -283,14 +294,16 @@ class Several(Condition, name="several"):
 class Merged(nn.Module):
     """The module of ``Several``: the features of the parts side by side, and the source of the one that has one."""
 
-    def __init__(self, parts: Sequence[nn.Module]) -> None:
+    def __init__(self, parts: Sequence[nn.Module], drop: float) -> None:
         super().__init__()
+        self.drop = drop
         self.parts = nn.ModuleDict({str(number): part for number, part in enumerate(parts)})
 
     def forward(self, **tensors: Tensor) -> Conditioning:
         """Return the conditioning of all parts; a name is ``<number of the part>.<its own name>``."""
         found: dict[str, Any] = {}
         features: list[Tensor] = []
+        tensors = self._dropped_together(tensors)
         for number, part in self.parts.items():
             own = {name.partition(".")[2]: tensor for name, tensor in tensors.items() if name.partition(".")[0] == number}
             given: Conditioning = part(**own)
@@ -299,3 +312,11 @@ class Merged(nn.Module):
         if positions := max((each.shape[1] for each in features if each.dim() == 3), default=0):
             features = [at_positions(each, positions) for each in features]
         return Conditioning(**{**found, "features": torch.cat(features, -1) if features else None})
+
+    def _dropped_together(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return ``tensors`` with the null condition, which is 0, in the rows of which all values are dropped."""
+        if not (self.training and self.drop):
+            return tensors
+        first = next(iter(tensors.values()))
+        rows = kept(self, len(first), self.drop, first.device)
+        return {name: tensor * rows.view(-1, *[1] * (tensor.dim() - 1)) for name, tensor in tensors.items()}

@@ -194,7 +194,7 @@ class Condition(Component, family="condition"):
         return None
 
     def collate(self, values: Sequence[Any]) -> dict[str, Tensor]:
-        """Return the tensors of B encoded values. Raises UserError for an impossible value."""
+        """Return the tensors of B encoded values, those of None all 0. Raises UserError for an impossible value."""
         raise NotImplementedError
 
 

@@ -229,3 +229,20 @@ def guided(without: Tensor, given: Tensor, scale: float) -> Tensor:
     """
     moved = torch.lerp(without.float(), given.float(), scale)
     return torch.where(given == -math.inf, given, moved)
+
+
+PLAUSIBLE = 0.1  # least ratio of a token's conditional probability to the largest, for guidance to raise it
+
+
+def guided_logits(without: Tensor, given: Tensor, scale: float) -> Tensor:
+    """Return logits (..., V) as ``guided`` does; a ``scale`` above 1 raises only tokens that are plausible with the condition.
+
+    Others, of less than ``PLAUSIBLE`` times the largest probability, are lowered at most (Li et al. 2023, Contrastive Decoding,
+    section 3.2): their logits are the least exact, and guidance multiplies the error of the difference.
+    """
+    if scale <= 1:
+        return guided(without, given, scale)
+    start, end = without.float().log_softmax(-1), given.float().log_softmax(-1)
+    plausible = end >= end.amax(-1, keepdim=True) + math.log(PLAUSIBLE)
+    moved = guided(start, end, scale)
+    return torch.where(plausible, moved, torch.minimum(moved, end))

@@ -23,7 +23,7 @@ from diffusionlm.data.batches import boundaries
 from diffusionlm.models.conditions import Conditioning
 from diffusionlm.models.diffusion import DiffusionLM
 from diffusionlm.pipelines.base import SamplingConfig
-from diffusionlm.pipelines.conditioning import guided
+from diffusionlm.pipelines.conditioning import guided, guided_logits
 from diffusionlm.pipelines.steering import Steering
 from diffusionlm.recipe.posterior import apply_temperature, pin_logits
 
@@ -79,12 +79,12 @@ class Predictor:
             if previous is not None and self.self_cfg != 1:
                 denoised = self._moved(predict(None, self.condition), denoised, self.self_cfg)
             if self.condition is not None and self.cfg != 1:
-                denoised = self._moved(predict(previous, None), denoised, self.cfg)
+                denoised = self._moved(predict(previous, None), denoised, self.cfg, guided_logits)
         return denoised
 
-    def _moved(self, start: Denoised, end: Denoised, scale: float) -> Denoised:
+    def _moved(self, start: Denoised, end: Denoised, scale: float, move: Callable[..., Tensor] = guided) -> Denoised:
         if self.model.has_logits:
-            logits = guided(start.logits, end.logits, scale)
+            logits = move(start.logits, end.logits, scale)
             return replace(end, logits=logits, x0=logits.softmax(-1) @ self.embedding)
         x0 = guided(start.x0, end.x0, scale)
         return replace(end, x0=x0, logits=self.model.decode(x0))
@@ -99,7 +99,7 @@ class Predictor:
             given = (xt, (~known).float(), self.attention_mask, None, evidence_mask)
             logits = self.model.token_logits(*given, self.condition).float()
             if self.condition is not None and self.cfg != 1:
-                logits = guided(self.model.token_logits(*given, None), logits, self.cfg)
+                logits = guided_logits(self.model.token_logits(*given, None), logits, self.cfg)
         return logits + self.bar
 
     def rows(self, tokens: Tensor) -> list[list[int]]:

@@ -25,7 +25,7 @@ from diffusionlm.data.tokenizers import decode_texts
 from diffusionlm.models.conditions import Conditioning
 from diffusionlm.models.masked import MaskedLM, lowest, word_positions
 from diffusionlm.pipelines.base import SamplingConfig, UnguidedPipeline, Watch, check_length, check_unused
-from diffusionlm.pipelines.conditioning import conditioning, expected_counts, fixed_tokens, guided
+from diffusionlm.pipelines.conditioning import conditioning, expected_counts, fixed_tokens, guided_logits
 from diffusionlm.pipelines.effect import CONDITIONAL, UNCONDITIONAL, Unused, unused_ranking, without_latents
 from diffusionlm.pipelines.lengths import draw_lengths, fixed_length
 from diffusionlm.pipelines.noise import RowNoise
@@ -221,7 +221,7 @@ class MaskedPipeline(UnguidedPipeline[MaskedLM]):
             with torch.autocast(mask.device.type, self.dtype, enabled=self.dtype != torch.float32):
                 logits: Tensor = self.model(ids, hidden, attend, condition)
                 if condition is not None and cfg != 1:
-                    logits = guided(self.model(ids, hidden, attend, None), logits, cfg)
+                    logits = guided_logits(self.model(ids, hidden, attend, None), logits, cfg)
             if unknown is not None:
                 logits[..., unknown] = -math.inf
             return logits

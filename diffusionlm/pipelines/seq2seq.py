@@ -19,7 +19,7 @@ from diffusionlm.models.source import Source
 from diffusionlm.pipelines.base import SamplingConfig, UnguidedPipeline, Watch, check_unused
 from diffusionlm.pipelines.causal import UNUSED as CAUSAL
 from diffusionlm.pipelines.causal import CachedLogits, draw_ids
-from diffusionlm.pipelines.conditioning import distinct, guided
+from diffusionlm.pipelines.conditioning import distinct, guided_logits
 from diffusionlm.pipelines.effect import CONDITIONAL, Unused, unused_ranking
 
 UNUSED: Unused = {name: reason for name, reason in CAUSAL.items() if name not in CONDITIONAL}
@@ -69,7 +69,7 @@ class Seq2SeqPipeline(UnguidedPipeline[T5ForConditionalGeneration]):
         if sampling.cfg == 1:
             return self._drawn(given, seeds, sampling, watch)
         null = self._next_logits([None] * len(seeds))
-        return self._drawn(lambda ids: guided(null(ids), given(ids), sampling.cfg), seeds, sampling, watch)
+        return self._drawn(lambda ids: guided_logits(null(ids), given(ids), sampling.cfg), seeds, sampling, watch)
 
     def _drawn(self, next_logits: Any, seeds: Sequence[Sequence[int]], sampling: SamplingConfig, watch: Watch | None) -> Any:
         begun = torch.full((len(seeds), 1), self.model.config.bos_token_id, device=self.model.device)

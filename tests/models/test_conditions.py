@@ -175,6 +175,44 @@ def test_conditions_are_dropped_in_training_alone() -> None:
     assert 0.7 < float(seen.float().mean()) < 0.8
 
 
+def test_values_of_several_are_dropped_each_on_its_own_and_all_together() -> None:
+    """With shares of .2 and .3, .2 of the texts lose both, and .8 lose each on its own: both, one or none."""
+    several = Several((Label("mood", drop=0.2), Number("stars", drop=0.3))).fitted(CORPUS)
+    module, tensors = several.build(None), several.collate([{"mood": "glad", "stars": 4}] * 20000)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    features = module.train()(**tensors).features
+    mood, stars = features[:, :2].any(1), features[:, 2:].any(1)
+    shares = [float((a & b).float().mean()) for a in (mood, ~mood) for b in (stars, ~stars)]
+    assert shares == pytest.approx([0.8 * 0.8 * 0.7, 0.8 * 0.8 * 0.3, 0.8 * 0.2 * 0.7, 0.2 + 0.8 * 0.2 * 0.3], abs=0.015)
+    assert bool(module.eval()(**tensors).features[:, [0, 2]].any(1).all())
+
+
+def test_a_source_is_dropped_together_with_a_label() -> None:
+    """Neither is dropped where a label never is: its texts are then never without condition."""
+    both = {share: Several((Label("mood", drop=share), Source(max_length=8, drop=0.3, dropout=0.0))) for share in (0.3, 0.0)}
+    for share, several in both.items():
+        objective, rows = made(several)
+        module = objective.model.condition
+        assert module is not None
+        given = module.train()(**objective.model.settings.condition.collate([rows[0].condition] * 4000))
+        label, seen = given.features.any(1), given.seen.any(1)
+        expected = 0.3 + 0.7 * 0.3 * 0.3 if share else 0.0
+        assert float((~label & ~seen).float().mean()) == pytest.approx(expected, abs=0.03)
+        assert float((label & ~seen).float().mean()) > 0.1  # the source on its own
+
+
+def test_every_condition_collates_none_to_zeros_or_is_refused_in_several() -> None:
+    class Marked(Label):
+        def collate(self, values: Any) -> dict[str, Tensor]:
+            return {name: tensor - 1 for name, tensor in super().collate(values).items()}
+
+    for part in (*SOURCES, Label("mood"), Number("stars")):
+        Several((part,)).fitted(CORPUS)
+    with pytest.raises(UserError, match="parts: all values are dropped together as tensors of 0, but 'mood' collates None"):
+        Several((Marked("mood"),)).fitted(CORPUS)
+    Several((Marked("mood", drop=0.0),)).fitted(CORPUS)
+
+
 def test_the_length_is_predicted_from_the_source() -> None:
     objective, rows = made(Source(max_length=8, drop=0.0, dropout=0.0))
     batch = objective.collate(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +18,7 @@ from diffusionlm.data.corpora import to_dataset
 from diffusionlm.models.attributes import Label, Several
 from diffusionlm.pipelines.auto import open_pipeline
 from diffusionlm.pipelines.base import BasePipeline
+from diffusionlm.pipelines.conditioning import guided, guided_logits
 from diffusionlm.pipelines.denoiser import Predictor
 from diffusionlm.pipelines.diffusion import Pipeline
 from diffusionlm.training.run import RunConfig, train
@@ -137,10 +139,26 @@ def test_guidance_extrapolates_from_the_null_condition(labelled: Pipeline) -> No
 
     plain, null, blind = predicted(), predicted(condition=None), predicted(last=None)
     assert torch.equal(predicted(0.0).logits, null.logits)
-    torch.testing.assert_close(predicted(3.0).logits, null.logits + 3 * (plain.logits - null.logits))
+    assert torch.equal(predicted(3.0).logits, guided_logits(null.logits, plain.logits, 3.0))
+    torch.testing.assert_close(predicted(0.5).logits, null.logits + 0.5 * (plain.logits - null.logits))
     torch.testing.assert_close(predicted(self_cfg=2.0).logits, blind.logits + 2 * (plain.logits - blind.logits))
     mean = predicted(3.0).logits.softmax(-1) @ labelled.model.word_vectors()
     torch.testing.assert_close(predicted(3.0).x0, mean)
+
+
+def test_guidance_raises_no_word_that_is_improbable_with_the_condition() -> None:
+    """Straight on, the third word would be the most probable: 2 log .002 - log 1e-6 is 1.4, 2 log .9 - log .8 is 0."""
+    given = torch.tensor([0.9, 0.098, 0.002, 0.0]).log()
+    without = torch.tensor([0.8, 0.19, 1e-6, 0.0]).log()
+    straight = guided(without, given, 2.0)
+    assert int(straight.argmax()) == 2 and straight[2] == pytest.approx(2 * math.log(0.002) - math.log(1e-6), abs=1e-4)
+    moved = guided_logits(without + 5, given - 3, 2.0)  # logits, of no sum
+    assert moved[:3].tolist() == pytest.approx(
+        [2 * math.log(0.9) - math.log(0.8), 2 * math.log(0.098) - math.log(0.19), math.log(0.002)], abs=2e-2
+    )
+    assert moved[3] == -math.inf
+    for scale in (0.0, 0.5, 1.0):
+        assert torch.equal(guided_logits(without, given, scale), guided(without, given, scale))
 
 
 def test_several_conditions_have_a_value_each(tmp_path: Path) -> None:
