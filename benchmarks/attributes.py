@@ -32,7 +32,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from statistics import stdev
 from typing import Any
@@ -198,6 +198,11 @@ class Row:
     cfg: float = 1.0
 
 
+def conditional(pipe: BasePipeline[Any], target: Target) -> BasePipeline[Any]:
+    """Return the one pipeline of all targets."""
+    return pipe
+
+
 def rows_of(runs: Mapping[str, Path], base: Path, scales: Sequence[float]) -> dict[str, Row]:
     """Return the rows by name."""
     opened = cache(open_pipeline)
@@ -207,10 +212,10 @@ def rows_of(runs: Mapping[str, Path], base: Path, scales: Sequence[float]) -> di
         "classifiers": Row((runs["classifier"],), lambda _: opened(base), lambda target: {"controls": [Attribute(*target)]}),
     }
     for name, run in {"labels": runs["labels"], "control branch": runs["branch"]}.items():
-        for scale in scales:
-            rows[f"{name}, cfg {scale:g}"] = Row(
-                (run,), lambda target, run=run: opened(run), lambda target: {"condition": dict([target])}, scale
-            )  # type: ignore[misc]
+        own = partial(conditional, opened(run))
+        rows |= {
+            f"{name}, cfg {scale:g}": Row((run,), own, lambda target: {"condition": dict([target])}, scale) for scale in scales
+        }
     rows["LoRA"] = Row(adapters, lambda target: open_pipeline(runs[f"lora {name_of(target)}"]), lambda target: {})
     return rows
 
@@ -263,6 +268,15 @@ def figures(
         "trained_parameters": sum(map(parameters, row.runs)),
         "samples": {"=".join(target): own for target, (own, _) in zip(targets, found, strict=True)},
     }
+
+
+def saved_or_measured(path: Path, settings: Mapping[str, str], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return the figures in ``path``, or measure and save them. Raises UserError for a file of other ``settings``."""
+    found = load_or_measure(path, lambda: {"settings": settings, **measure()})
+    was: Mapping[str, str] = found["settings"]
+    if (other := next((key for key in settings if was.get(key) != settings[key]), None)) is not None:
+        raise UserError(f"{path}: measured with {other} {was.get(other)}, not {settings[other]}; choose another --results")
+    return found
 
 
 def table(found: Mapping[str, Mapping[str, Any]]) -> str:
@@ -328,14 +342,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = {}
         for name, row in rows.items():
             path = options.results / f"{file_name(name)}.json"
-            found[name] = load_or_measure(
-                path, lambda row=row: {"settings": settings, **figures(row, [*targets], options, judge, annotator, known)}
-            )  # type: ignore[misc]
-            was: Mapping[str, str] = found[name]["settings"]
-            if (other := next((key for key in settings if was.get(key) != settings[key]), None)) is not None:
-                raise UserError(
-                    f"{path}: measured with {other} {was.get(other)}, not {settings[other]}; choose another --results"
-                )
+            measure = partial(figures, row, [*targets], options, judge, annotator, known)
+            found[name] = saved_or_measured(path, settings, measure)
         print(table(found), flush=True)
 
     return exit_status(run)

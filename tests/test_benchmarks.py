@@ -5,13 +5,17 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shlex
 import signal
 import sys
 from argparse import Namespace
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ablations
+import attributes
 import e2e
 import embedded
 import fillings
@@ -19,10 +23,12 @@ import measure
 import pytest
 from nltk.corpus.reader import PlaintextCorpusReader
 from nltk.corpus.util import LazyCorpusLoader
-from tiny_runs import restaurant_texts, tiny_config, tiny_plain
+from tiny_runs import TINY, restaurant_texts, tiny_config, tiny_plain
 
-from diffusionlm.config import UserError, build, to_plain
+from diffusionlm.config import UserError, build, merge, to_plain
+from diffusionlm.data.annotators import Annotation, Annotator
 from diffusionlm.data.batches import encode
+from diffusionlm.data.corpora import Corpus, to_dataset
 from diffusionlm.data.tokenizers import WordTokenizer
 from diffusionlm.pipelines.auto import pipeline_of
 from diffusionlm.training.run import RunConfig, read_config, train
@@ -212,3 +218,86 @@ def test_an_interrupt_waits_for_running_processes_and_starts_no_others(tmp_path:
     finally:
         signal.signal(signal.SIGINT, before)
     assert paths[0].read_text() == "complete" and not paths[-1].exists()
+
+
+@dataclass(frozen=True)
+class Prices(Corpus, name="prices-of-a-test"):
+    """Texts that state one of two prices, and their annotator."""
+
+    def load(self) -> dict[str, Any]:
+        rows = [
+            {"text": f"the {place} is {price}", "attributes": {"price": price}}
+            for place in ("pub", "inn", "old pub", "new inn", "grill")
+            for price in ("cheap", "dear")
+        ]
+        return {"train": to_dataset(rows * 4), "validation": to_dataset(rows[:4])}
+
+    def annotator(self) -> Annotator:
+        return PriceWords()
+
+
+@dataclass(frozen=True)
+class PriceWords(Annotator, name="price-words-of-a-test"):
+    """The price is the last word."""
+
+    def annotate(self, text: str) -> Annotation | None:
+        words = tuple(text.split())
+        return Annotation(words, attributes={"price": words[-1]}) if words and words[-1] in ("cheap", "dear") else None
+
+
+@pytest.fixture(scope="module")
+def priced(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the run of a tiny model, and that of a judge, on ``Prices``."""
+    folder = tmp_path_factory.mktemp("prices")
+    plain = merge(TINY, {"data": {"corpus": "prices-of-a-test"}, "training": {"steps": 4}})
+    judge = {**plain, "model": {"name": "causal", "layers": 1, "width": 16, "heads": 2}, "objective": "causal"}
+    judge["sampling"] = {"passes": 1, "sweeps": 0}
+    for name, each in {"base": plain, "judge": judge}.items():
+        assert train(build(RunConfig, each), folder / name, write_samples=False, quiet=True)
+    return folder
+
+
+def of_prices(priced: Path, tmp_path: Path, *more: str) -> list[str]:
+    given = ["--base", str(priced / "base"), "--judge", str(priced / "judge"), "--out", str(tmp_path / "runs")]
+    return [*given, "--results", str(tmp_path / "results"), "--fields", "price", "--min-count", "2", *more]
+
+
+def test_attributes_are_controlled_in_every_way_and_measured_once(
+    priced: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = of_prices(priced, tmp_path, "--samples", "2", "--scales", "1", "2")
+    assert attributes.main(command) == 0
+    printed = capsys.readouterr().out
+    commands = [shlex.split(line) for line in printed.splitlines() if line.startswith("diffusionlm train")]
+    outs = [Path(words[words.index("--out") + 1]).name for words in commands]
+    assert outs == ["attributes", "labels", "branch", "price-cheap", "price-dear"]
+    ways = ["unconditional", "classifiers", "labels, cfg 1", "labels, cfg 2", "control branch, cfg 1", "control branch, cfg 2"]
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines() if line.startswith("|")]
+    assert [row[0] for row in table[2:]] == [*ways, "LoRA"]
+    for way in [*ways, "LoRA"]:
+        path = tmp_path / "results" / f"{measure.file_name(way)}.json"
+        result = json.loads(path.read_text())
+        assert {*result["samples"]} == {"price=cheap", "price=dear"} and result["trained_parameters"] > 0
+        hits = [text.endswith(name.partition("=")[2]) for name, texts in result["samples"].items() for text in texts]
+        assert len(hits) == 4 and result["success"] == sum(hits) / 4 and result["perplexity"] > 1
+    before = path.stat().st_mtime_ns
+    assert attributes.main(command) == 0
+    assert path.stat().st_mtime_ns == before and capsys.readouterr().out.endswith(printed[printed.index("|") :])
+    assert attributes.main([*command, "--seed", "1"]) == 2
+    assert "unconditional.json: measured with seed 0, not 1; choose another --results" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--fields", "prise"], "--fields: the corpus has no attribute 'prise'; did you mean 'price'?"),
+        (["--min-count", "99"], "--fields: no value of 'price' is stated by 99 training texts or more (--min-count)"),
+        (["--labelled", "BASE"], "is not conditioned on 'price'; it reads no condition"),
+    ],
+)
+def test_attributes_that_cannot_be_compared_are_refused_before_training(
+    priced: Path, tmp_path: Path, more: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [str(priced / "base") if word == "BASE" else word for word in more]
+    assert attributes.main(of_prices(priced, tmp_path, *given)) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "runs").exists()

@@ -313,7 +313,7 @@ class Merged(nn.Module):
             features = [at_positions(each, positions) for each in features]
         return Conditioning(**{**found, "features": torch.cat(features, -1) if features else None})
 
-    def _dropped_together(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def _dropped_together(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return ``tensors`` with the null condition, which is 0, in the rows of which all values are dropped."""
         if not (self.training and self.drop):
             return tensors
