@@ -40,7 +40,9 @@ from diffusionlm.models.source import Source
 from diffusionlm.models.spec import ModelSpec
 
 # Keys of a config that neither the settings nor the tokenizer determine, or that change no number.
-FREE = ("architectures", "dtype", "torch_dtype", "transformers_version", "length_counts", "use_cache", "_name_or_path")
+FREE = (  # ``settings`` of an earlier version may lack a field that has its default
+    "architectures", "dtype", "torch_dtype", "transformers_version", "length_counts", "use_cache", "_name_or_path", "settings",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -129,6 +129,12 @@ def edited(saved: Path, folder: Path, **changes: Any) -> Path:
     return folder
 
 
+def test_settings_of_an_earlier_version_lack_fields_that_have_their_defaults(saved: Path, tmp_path: Path) -> None:
+    settings = json.loads((saved / "config.json").read_text())["settings"]
+    del settings["condition"]["tokenizer"], settings["expansion"]
+    assert SPEC.load(edited(saved, tmp_path / "model", settings=settings)).settings == SPEC
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
