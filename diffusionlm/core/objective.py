@@ -167,8 +167,7 @@ class EndToEnd(Objective):
         process = VariancePreserving(self.model.process.schedule)
         prior = (process.noise(x0, torch.ones_like(t), torch.zeros_like(x0)) ** 2).mean(-1)
         rounding = F.cross_entropy(self.model.decode(x0).transpose(1, 2), batch.ids, reduction="none")
-        terms = {"rounding": (rounding * share).sum(), "prior": (prior * share).sum()}
-        return {"regression": (by_text * weight).mean(), **terms}
+        return {"regression": (by_text * weight).mean(), "rounding": (rounding * share).sum(), "prior": (prior * share).sum()}
 
     def regression(self, denoised: Denoised, words: Tensor, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
         """Return the loss at each position (B, L)."""

@@ -67,9 +67,8 @@ class Process(Component, family="process", shared={"schedule": Sqrt()}):
 
     def noise(self, x0: Tensor, t: Tensor, eps: Tensor | None = None) -> Tensor:
         """Draw x_t given ``x0`` at times ``t``; ``eps`` is the standard normal draw to use."""
-        eps = torch.randn_like(x0) if eps is None else eps
         a, s = self._factors(x0, t)
-        return a * x0 + s * eps
+        return a * x0 + s * (torch.randn_like(x0) if eps is None else eps)
 
     def posterior(self, x0: Tensor, xt: Tensor, t: Tensor, s: Tensor) -> Gaussian:
         """Return q(x_s | x_t, x_0) for times ``s < t`` (DDPM, equations 6 and 7)."""

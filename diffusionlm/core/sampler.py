@@ -19,6 +19,7 @@ from torch import Tensor
 
 from diffusionlm.config import Component, UserError
 from diffusionlm.core.process import Gaussian, Process, over_coordinates
+from diffusionlm.core.schedule import NoiseSchedule
 
 SMALLEST = 1e-30  # probabilities are clamped to this, so that logarithms are finite
 
@@ -43,6 +44,10 @@ Noise = Callable[[Tensor], Tensor]  # draws standard normal values like a tensor
 
 class Sampler(Component, family="sampler"):
     """Base of the samplers."""
+
+    def times(self, schedule: NoiseSchedule, steps: int) -> Tensor:
+        """Return the ``(steps + 1,)`` decreasing times of a run, from 1 to 0: those of ``schedule``, or the sampler's own."""
+        return schedule.sampling_times(steps)
 
     def transition(self, process: Process, history: History, xt: Tensor, t: Tensor, s: Tensor) -> Gaussian:
         """Return the Gaussian of x_s; ``history`` has the predictions (t, Denoised) up to that at ``t``, the newest last."""
@@ -120,7 +125,7 @@ def sample(
     Raises:
         UserError: a number of steps that the schedule does not have.
     """
-    times = level * process.schedule.sampling_times(steps).to(x.device)
+    times = level * sampler.times(process.schedule, steps).to(x.device)
     history: list[tuple[Tensor, Denoised]] = []
     for number, (t, s) in enumerate(itertools.pairwise(times), 1):
         t_rows, s_rows = t.expand(len(x)), s.expand(len(x))
@@ -132,8 +137,7 @@ def sample(
             x = steer(x, s_rows, step) if steer else x
         state = State(x, denoised, float(t), number)
         if select and (rows := select(state)) is not None:
-            history = [(time, rows_of(denoised, rows)) for time, denoised in history]
-            x = x[rows]
+            x, history = x[rows], [(time, rows_of(denoised, rows)) for time, denoised in history]
             state = replace(state, x=x, denoised=history[-1][1])
         yield state
 
