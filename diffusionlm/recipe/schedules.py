@@ -1,4 +1,4 @@
-"""The schedules of DDPM (linear) and Improved DDPM (cosine), which Diffusion-LM compares its own with."""
+"""The schedules of DDPM (linear), of Improved DDPM (cosine), and of the score family (geometric)."""
 
 from __future__ import annotations
 
@@ -62,3 +62,40 @@ class Linear(StepSchedule, name="linear"):
         left = torch.floor(t * self.T).clamp(max=self.T - 1).long()
         log_alpha2 = torch.lerp(table[left], table[left + 1], t * self.T - left)
         return -torch.expm1(log_alpha2), torch.exp(log_alpha2)
+
+
+@dataclass(frozen=True)
+class Geometric(StepSchedule, name="geometric"):
+    """NCSN's ladder of T noise levels with a constant ratio: log sigma, and so gamma = 2 log sigma, is linear in t.
+
+    sigma is the noise of the variance-exploding process, sigma(1/T) = ``sigma_min``, ..., sigma(1) = ``sigma_max`` (Song and
+    Ermon 2019, section 4.1; score SDE, appendix C). Time 0 is one rung below ``sigma_min``, so gamma is finite everywhere.
+
+    Args:
+        T: L, the number of levels.
+        sigma_min: where every word is decided.
+        sigma_max: about the largest distance between data points (Song and Ermon 2020, technique 1): of texts of L words with
+            vectors of norm sqrt(D) it is sqrt(2 L D).
+    """
+
+    T: int = 1000
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.expect("a positive number", "sigma_min", "sigma_max")
+        if not self.sigma_min < self.sigma_max:
+            got = f"{self.sigma_min}, {self.sigma_max}"
+            raise UserError(f"sigma_min, sigma_max: expected increasing numbers, got {got}")
+
+    def gamma(self, t: Tensor) -> Tensor:
+        return 2 * (math.log(self.sigma_min) + self._rungs * (t.double() * self.T - 1))
+
+    def time(self, gamma: Tensor) -> Tensor:
+        return ((gamma.double() / 2 - math.log(self.sigma_min)) / self._rungs + 1) / self.T
+
+    @property
+    def _rungs(self) -> float:
+        """The logarithm of the ratio between two neighbouring levels."""
+        return math.log(self.sigma_max / self.sigma_min) / (self.T - 1)
