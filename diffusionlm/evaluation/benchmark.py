@@ -211,8 +211,8 @@ class BenchmarkRunner:
             if given is not None:
                 at_length(sampling, pipeline.model, given)
             settings = {"sampling": to_plain(sampling), "dtype": dtype}
-            generate = partial(self._sampled, pipeline, sampling, given)
-            jobs.append(self.sample_job(system, "model", generate, n, temperature, settings))
+            generate, counts = partial(self._sampled, pipeline, sampling, given), pipeline.evaluations
+            jobs.append(self.sample_job(system, "model", generate, n, temperature, settings, counts))
         return jobs
 
     def _sampled(self, pipeline: BasePipeline[Any], sampling: SamplingConfig, given: list[Requested] | None) -> Iterator[str]:
@@ -222,9 +222,12 @@ class BenchmarkRunner:
 
     def sample_job(
         self, system: str, kind: str, generate: Callable[[], Iterable[str]], steps: int | None = None,
-        temperature: float | None = None, settings: Mapping[str, Any] | None = None,
+        temperature: float | None = None, settings: Mapping[str, Any] | None = None, evaluations: Sequence[int] = (),
     ) -> Job:  # fmt: skip
-        """Return the job that generates ``count`` texts of a system at one setting and measures them."""
+        """Return the job that generates ``count`` texts of a system at one setting and measures them.
+
+        ``evaluations`` is the list that a pipeline adds to, ``BasePipeline.evaluations``.
+        """
         identity = {
             "system": system, "kind": kind, "steps": steps, "temperature": temperature, "settings": settings or {},
             "fingerprint": self.report.systems.get(system, {}).get("fingerprint", ""),
@@ -232,7 +235,7 @@ class BenchmarkRunner:
         label = [system, *[f"{steps} steps"] * bool(steps), *[f"temperature {temperature}"] * bool(temperature)]
 
         def make(progress: Progress) -> EvaluationRow:
-            begun, texts = time.perf_counter(), []
+            begun, texts, loops = time.perf_counter(), [], len(evaluations)
             for text in generate():
                 texts.append(text)
                 progress(1)
@@ -250,6 +253,7 @@ class BenchmarkRunner:
                 metrics={name: mean_present(metric(texts)) for name, metric in self.corpus.metrics.items()},
                 seconds=seconds,
                 lengths=dict(sorted(word_counts(texts).items())),
+                evaluations=sum(evaluations[loops:]) / len(evaluations[loops:]) if evaluations[loops:] else None,
             )
 
         return Job(identity, ", ".join(label), self.config.count, make)

@@ -29,7 +29,12 @@ def unused_in_scoring(pipeline: BasePipeline[Any], options: ScoringConfig, loade
     """Return the settings of scoring without effect; ``loaded`` is whether the caller loaded the model."""
     found = dict.fromkeys(("device", "dtype"), "a pipeline has its own; give it to from_pretrained") if loaded else {}
     if pipeline.exact_likelihood:
-        return found | dict.fromkeys(("strata", "orders", "seed"), EXACT)
+        return found | dict.fromkeys(("strata", "orders", "flow", "seed"), EXACT)
+    if not pipeline.has_flow:
+        found["flow"] = "only diffusion on word vectors has a probability flow, so this setting has no effect; leave it out"
+    if options.flow:
+        draws = "the probability flow draws neither noise levels nor orders; leave it out, or leave flow at 0"
+        found |= dict.fromkeys(("strata", "orders"), draws)
     if options.orders:
         found["strata"] = "the any-order bound draws orders, not noise levels; leave it out, or leave orders at 0"
     if not pipeline.any_order_bound:

@@ -64,7 +64,8 @@ class Bound:
     """The bound of one text: four terms in nats, and the Monte Carlo ``deviation`` of their sum.
 
     ``tokens`` counts its words and EOS, ``unknown`` those that are [UNK] (the bound covers that a word is unknown, not which
-    one it is), ``characters`` those of the text, 0 without it. ``exact``: the likelihood itself, no bound.
+    one it is), ``characters`` those of the text, 0 without it. ``exact``: the likelihood itself, no bound. ``evaluations`` of
+    the denoiser are counted where a solver chooses them.
     """
 
     prior: float = 0.0
@@ -76,6 +77,7 @@ class Bound:
     characters: int = 0
     unknown: int = 0
     exact: bool = False
+    evaluations: int = 0
 
     @property
     def nats(self) -> float:
@@ -228,13 +230,15 @@ def bound(
         yield completed(terms, model, row, texts[number] if texts else "", explicit, condition)
 
 
-def check_draws(strata: int, orders: int) -> None:
+def check_draws(strata: int, orders: int, flow: int = 0) -> None:
     """Check the number of draws per text. Raises UserError where there are too few for a standard error, or too many."""
     if strata < 2:
         raise UserError(f"strata: expected 2 or more, got {strata}")
     if orders < 0 or orders == 1:
         raise UserError(f"orders: expected 0 (the joint bound) or 2 or more, got {orders}")
-    for name, value, most in (("strata", strata, MOST_STRATA), ("orders", orders, MOST_ORDERS)):
+    if flow < 0 or flow == 1:
+        raise UserError(f"flow: expected 0 (the joint bound) or 2 or more, got {flow}")
+    for name, value, most in (("strata", strata, MOST_STRATA), ("orders", orders, MOST_ORDERS), ("flow", flow, MOST_ORDERS)):
         if value > most:
             raise UserError(f"{name}: expected at most {most}, got {value}")
 

@@ -24,7 +24,8 @@ class EvaluationRow(Row):
 
     ``judge_perplexity`` is per token of the judge LM, ``judge_error`` its standard error over texts. ``metrics`` are the
     corpus's own, each a mean over the texts that it applies to. ``seconds`` is the sampling time, ``lengths`` maps a number
-    of words to a number of texts. ``fingerprint`` and ``settings`` determine the texts.
+    of words to a number of texts. ``evaluations`` are the denoiser's in a batch's sampling loop, on average over batches.
+    ``fingerprint`` and ``settings`` determine the texts.
     """
 
     system: str
@@ -39,6 +40,7 @@ class EvaluationRow(Row):
     lengths: dict[int, int]
     fingerprint: str
     settings: dict[str, Any]
+    evaluations: float | None = None
 
     @property
     def frontier(self) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 from diffusionlm.config import Settings, UserError
 from diffusionlm.data.batches import check_list, encode
 from diffusionlm.evaluation.effect import given_of, unused_in_scoring
+from diffusionlm.evaluation.flow_likelihood import flow_bound
 from diffusionlm.evaluation.judge import Judge
 from diffusionlm.evaluation.likelihood import Bound, bound, check_draws
 from diffusionlm.evaluation.masked_likelihood import masked_bound
@@ -35,6 +36,7 @@ class ScoringConfig(Settings):
     Args:
         strata: noise levels per text, one in each of as many parts of equal probability; more are more precise.
         orders: random orders of the any-order bound, tighter the more there are; 0 is the joint bound.
+        flow: draws per text of the likelihood of the probability flow, which is another model's; 0 is the joint bound.
         seed: of the noise.
         batch_size: noisy copies of a text per call of the network.
         device: cpu, cuda, cuda:1; it needs float64, which mps has not.
@@ -43,13 +45,14 @@ class ScoringConfig(Settings):
 
     strata: int = 128
     orders: int = 0
+    flow: int = 0
     seed: int = 0
     batch_size: int = 64
     device: str = "cpu"
     dtype: str = "fp32"
 
     def __post_init__(self) -> None:
-        check_draws(self.strata, self.orders)
+        check_draws(self.strata, self.orders, self.flow)
         for name, least in (("seed", 0), ("batch_size", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"{name}: expected {least} or more, got {getattr(self, name)}")
@@ -145,6 +148,18 @@ def by_bound(function: Callable[..., Iterator[Bound]]) -> Scorer:
     )  # fmt: skip
 
 
+def by_bound_or_flow(
+    pipeline: BasePipeline[Any], rows: Rows, texts: Sequence[str], options: ScoringConfig, conditions: Any = None
+) -> Iterator[Bound]:
+    """Return the bounds under a diffusion model, or its likelihoods by the probability flow."""
+    if not options.flow:
+        return by_bound(bound)(pipeline, rows, texts, options, conditions)
+    return flow_bound(
+        pipeline.model, rows, texts, draws=options.flow, seed=options.seed, batch_size=options.batch_size,
+        dtype=pipeline.dtype, conditions=conditions,
+    )  # fmt: skip
+
+
 def exactly(
     pipeline: BasePipeline[Any], rows: Rows, texts: Sequence[str], options: ScoringConfig, conditions: Any = None
 ) -> Iterator[Bound]:
@@ -155,7 +170,7 @@ def exactly(
 
 
 SCORERS: dict[str, Scorer] = {  # by the model_type in the model's config, like the pipelines in pipelines/auto.py
-    "diffusionlm": by_bound(bound),
+    "diffusionlm": by_bound_or_flow,
     "diffusionlm-masked": by_bound(masked_bound),
     "llama": exactly,
     "t5": lambda pipeline, rows, texts, options, conditions: source_likelihood(
@@ -169,6 +184,7 @@ class Summary:
     """The bound of a set of texts in nats per token (EOS counted), its four terms, and bits per character.
 
     ``standard_error`` is that of the Monte Carlo estimate for these texts, not over texts; it is 0 where ``exact``.
+    ``evaluations`` are those of the probability flow per text, 0 for other likelihoods.
     """
 
     nats_per_token: float
@@ -183,6 +199,7 @@ class Summary:
     characters: int
     unknown: int
     exact: bool
+    evaluations: float = 0.0
 
     def __str__(self) -> str:
         """Return a summary of two lines."""
@@ -191,6 +208,8 @@ class Summary:
         if not self.exact:
             nats = f"at most {self.nats_per_token:.4f} +- {self.standard_error:.4f} nats per token ({terms})"
         characters = f"; {self.bits_per_character:.3f} bits per character" if self.characters else ""
+        if self.evaluations:
+            nats = f"by the probability flow {nats}, {self.evaluations:.0f} evaluations per text"
         unknown = f", {self.unknown} of them unknown words" if self.unknown else ""
         return f"{nats}{characters}\n{self.texts} texts, {self.tokens} tokens: the words and EOS{unknown}"
 
@@ -209,4 +228,5 @@ def summary(bounds: Sequence[Bound]) -> Summary:
         characters=characters,
         unknown=sum(b.unknown for b in bounds),
         exact=all(b.exact for b in bounds),
+        evaluations=sum(b.evaluations for b in bounds) / len(bounds),
     )

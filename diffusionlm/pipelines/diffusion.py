@@ -92,6 +92,7 @@ class Pipeline(BasePipeline[DiffusionLM]):
     """Samples from a diffusion model, with or without controls."""
 
     load_model = staticmethod(DiffusionLM.load)
+    has_flow = True
 
     def stream(
         self, count: int = 1, sampling: SamplingConfig | None = None, watch: Watch | None = None,
@@ -196,6 +197,7 @@ class Pipeline(BasePipeline[DiffusionLM]):
         for state in denoiser.states(noise, select if copies > 1 else None, start):  # 4
             if watch is not None and state.step < sampling.steps:
                 watch(state, texts(denoiser.tokens(state)))
+        self.evaluations.append(denoiser.evaluations)
         tokens = denoiser.tokens(state, final=True)  # 5
         if watch is not None:
             watch(state, texts(tokens))

@@ -18,7 +18,7 @@ Unused = Mapping[str, str]  # a setting without effect, or a group of settings, 
 # Values that say that something is not done, which is so where the setting has no effect.
 OFF: dict[str, Any] = {
     "clamp": False, "passes": 1, "step_temperature": None, "sweeps": 0, "length": None, "candidates": 1, "tries": 1,
-    "guidance.strength": 0, "cfg": 1, "self_cfg": 1, "particles.count": 1, "orders": 0, "bound_texts": 0,
+    "guidance.strength": 0, "cfg": 1, "self_cfg": 1, "particles.count": 1, "orders": 0, "flow": 0, "bound_texts": 0,
     "ranking.per_token": False,
 }  # fmt: skip
 

@@ -81,6 +81,7 @@ def _generate(options: argparse.Namespace) -> int:
         for row in pipeline.stream(count, sampling, watcher_of(options), controls, source=sources, **request):
             references = items[row.index // count].references if items is not None else ()
             print_row({**target, **row.row(), **({"references": references} if references else {})})
+    say_evaluations(pipeline, sampling)
     return 0
 
 
@@ -114,6 +115,7 @@ def _edit(options: argparse.Namespace) -> int:
         texts, options.level, controls, options.count, sampling, watcher_of(options), options.ensure, condition
     ):
         print_row(row.row())
+    say_evaluations(pipeline, sampling)
     return 0
 
 
@@ -136,6 +138,17 @@ def say_unconditional(pipeline: BasePipeline[Any], condition: Any, sampling: Sam
         print(f"no condition is given: samples of the model without a condition{unseen}", file=sys.stderr)
 
 
+def say_evaluations(pipeline: BasePipeline[Any], sampling: SamplingConfig) -> None:
+    """Say on stderr how often the denoiser was evaluated, where that does not follow from the number of steps alone."""
+    from diffusionlm.config import plain_name
+    from diffusionlm.core.sampler import Sampler
+
+    sampler, counts = type(sampling.sampler), pipeline.evaluations
+    if counts and sampler.step is not Sampler.step:
+        span = f"{min(counts)}" if len({*counts}) == 1 else f"{min(counts)} to {max(counts)}"
+        print(f"{plain_name(sampler)}: {span} evaluations of the denoiser per batch of texts", file=sys.stderr)
+
+
 def watcher_of(options: argparse.Namespace) -> Any:
     """Return what shows the texts after every step, None where the user does not ask for it."""
     from diffusionlm.progress import watcher
@@ -156,6 +169,7 @@ def print_row(row: dict[str, Any]) -> None:
     several("--condition", "the model's condition, for all texts; of several conditions NAME=VALUE", "VALUE"),
     option("--strata", "noise levels per text; more is more precise (default 128)"),
     option("--orders", "random orders of the any-order bound; 0 computes the joint bound (default 0)"),
+    option("--flow", "draws of the probability flow's likelihood, another model's; 0 computes the joint bound (default 0)"),
     option("--seed", "random seed of the noise (default 0)"),
     option("--batch-size", "noisy copies of a text per batch (default 64)"),
     *LOADING,
@@ -181,6 +195,8 @@ def _score(options: argparse.Namespace) -> int:
     scored = score(pipeline, texts, settings, places=places, given=given, condition=condition, source=sources)
     for index, (text, bound) in enumerate(tqdm(scored, total=len(texts), desc="scoring", unit="text", **intervals())):
         figures = {"length_nats" if name == "length" else name: value for name, value in asdict(bound).items()}
+        if not options.flow:
+            del figures["evaluations"]
         print_row({"text": text, "index": index, "nats": bound.nats, **figures})
         bounds.append(bound)
     print(summary(bounds), file=sys.stderr)
