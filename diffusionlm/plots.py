@@ -159,6 +159,23 @@ def by_noise(log_snrs: Sequence[float], lines: Mapping[str, tuple[Sequence[float
     return figure
 
 
+def points(panels: Mapping[str, Sequence[tuple[float, float]]], across: str, up: str) -> Figure:
+    """Draw clouds of points side by side on the same axes, each under its title."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((3.2 * len(panels), 3.9), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+    for number, (each, (title, cloud)) in enumerate(zip(axes, panels.items(), strict=True)):
+        colour = "black" if number == 0 else f"C{(number - 1) % 10}"
+        each.scatter(*zip(*cloud, strict=True), s=3, color=colour, alpha=0.4, linewidths=0)
+        each.set_title(title, fontsize=9)
+        each.set_aspect("equal")
+        each.grid(alpha=0.3)
+    axes[0].set_ylabel(up)
+    figure.supxlabel(across, fontsize=10)
+    return figure
+
+
 def _new(width: float, height: float, across: str, up: str, columns: int = 1) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 

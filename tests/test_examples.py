@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import straight_path
 import torch
-import variance_exploding
 from safetensors.torch import load_file
 
 from diffusionlm import Pipeline, UserError
@@ -54,27 +54,40 @@ def test_the_core_alone_learns_a_small_language() -> None:
     assert len(kinds) == 12 and kinds.count("no sentence of this language") <= 6
 
 
-def test_heun_takes_two_evaluations_a_step_and_converges() -> None:
-    shown = run("heun", STORED)
-    assert "heun         8           15 " in shown and "heun        64          127 " in shown
-    few, many = numbers(r"heun .*?([\d.]+)\n", shown.split("\n\n")[0] + "\n")
+def test_the_midpoint_method_takes_two_evaluations_a_step_and_converges() -> None:
+    shown = run("midpoint", STORED)
+    assert "midpoint      8           15 " in shown and "midpoint     64          127 " in shown
+    few, many = numbers(r"midpoint .*?([\d.]+)\n", shown.split("\n\n")[0] + "\n")
     assert many < few / 8
-    assert build(Sampler, "heun:Heun") is not None
+    assert build(Sampler, "midpoint:Midpoint") is not None
+
+
+def test_both_kinds_of_score_matching_approach_the_exact_score() -> None:
+    shown = run("score_matching", "80")
+    assert all(error < 1.5 for error in numbers(r"(\S+) at the data", shown))
+    untrained, denoised, by_slices = numbers(r"(?:untrained|denoising|sliced) +(\S+)  \d+ %", shown)
+    assert denoised < untrained and by_slices < untrained
+
+
+def test_annealed_langevin_finds_the_weights_of_the_modes(tmp_path: Path) -> None:
+    (data, plain, annealed) = numbers(r"(?:data|Langevin) (\d\.\d+)", run("langevin", str(tmp_path / "modes.png")))
+    assert abs(annealed - data) < 0.08 and abs(plain - 0.5) < 0.08
+    assert (tmp_path / "modes.png").stat().st_size > 10_000
 
 
 def test_processes_of_one_schedule_give_the_same_samples() -> None:
-    shown = run("variance_exploding", STORED, "2")
+    shown = run("straight_path", STORED, "2")
     (difference,) = numbers(r"same noise: (\S+)", shown)
     assert difference < 1e-3  # fp32, in vectors of norm sqrt(D)
-    _, preserving, exploding, trained = shown.split("\n\n")
-    assert preserving.splitlines()[1:] == exploding.splitlines()[1:]
-    assert "trained for 2 steps under VarianceExploding" in trained
+    _, preserving, straight, trained = shown.split("\n\n")
+    assert preserving.splitlines()[1:] == straight.splitlines()[1:]
+    assert "trained for 2 steps under StraightPath" in trained
 
 
 def test_ancestral_samples_and_sweeps_are_the_same_too() -> None:
     pipe = Pipeline.from_pretrained(STORED)
     preserving = [row.text for row in pipe(4)]
-    pipe.model.process = variance_exploding.VarianceExploding(pipe.model.process.schedule)
+    pipe.model.process = straight_path.StraightPath(pipe.model.process.schedule)
     assert [row.text for row in pipe(4)] == preserving
 
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from straight_path import StraightPath as Scaled
 from tiny_runs import ROOT, tiny_config
-from variance_exploding import VarianceExploding as Scaled
 
 from diffusionlm import DiffusionLM, ModelConfig, Pipeline, UserError
 from diffusionlm.config import build, to_plain
@@ -18,7 +18,7 @@ from diffusionlm.core.schedule import Sqrt
 from diffusionlm.training.run import RunConfig, read_config, train
 
 GOLDEN = ROOT / "tests" / "golden" / "format-1"
-NAME = "variance_exploding:VarianceExploding"
+NAME = "straight_path:StraightPath"
 
 
 def model(config: RunConfig) -> ModelConfig:

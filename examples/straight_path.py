@@ -1,18 +1,19 @@
-"""Seam: a process. Variance exploding, x_t = x_0 + sigma eps (Song et al. 2021, section 3.4; EDM's choice of alpha = 1).
+"""Seam: a process. The straight path of flow matching, x_t = (1 - sigma) x_0 + sigma eps (Lipman et al. 2023; Liu et al. 2023).
 
 A process is what it makes of gamma = log(sigma^2 / alpha^2):
 
-    variance preserving    alpha = sqrt(sigmoid(-gamma))    sigma = sqrt(sigmoid(gamma))
-    variance exploding     alpha = 1                        sigma = exp(gamma / 2)
+    variance preserving    alpha^2 + sigma^2 = 1    alpha = sqrt(sigmoid(-gamma))
+    variance exploding     alpha = 1                sigma = exp(gamma / 2)            (recipe/processes.py)
+    straight path          alpha + sigma = 1        alpha = sigmoid(-gamma / 2)
 
-Both have the same signal-to-noise ratio at each t, so x_VE = c x_VP with c = sqrt(1 + exp(gamma)), and a denoiser trained for
-one serves the other (Kingma et al. 2021, section 4). ``Process.standardize`` makes this change of variables, and all else
-(noise, posterior, conversions) follows from ``alpha_sigma``. Sampled without fresh noise (DDIM, eta = 0) from the same x_1,
-both processes give the same x_0, up to rounding.
+All have the same signal-to-noise ratio at each t, so they differ by a factor, and a denoiser trained for one serves the others
+(Kingma et al. 2021, section 4). ``Process.standardize`` makes this change of variables, and all else (noise, posterior,
+conversions) follows from ``alpha_sigma``. Sampled without fresh noise (DDIM, eta = 0) from the same x_1, all give the same x_0,
+up to rounding.
 
-    python examples/variance_exploding.py [RUN]
-    PYTHONPATH=examples python -m diffusionlm train --model.process variance_exploding:VarianceExploding --out RUN
-    PYTHONPATH=examples python -m diffusionlm train --model.process.name variance_exploding:VarianceExploding \
+    python examples/straight_path.py [RUN]
+    PYTHONPATH=examples python -m diffusionlm train --model.process straight_path:StraightPath --out RUN
+    PYTHONPATH=examples python -m diffusionlm train --model.process.name straight_path:StraightPath \
         --model.process.scale 2 --out OTHER
 """
 
@@ -33,8 +34,8 @@ from diffusionlm.recipe.samplers import DDIM
 
 
 @dataclass(frozen=True)
-class VarianceExploding(Process):
-    """alpha = ``scale``: the signal keeps its size and the noise grows (s(t) of Karras et al. 2022, equation 4)."""
+class StraightPath(Process):
+    """alpha + sigma = ``scale``: x_t moves from x_0 to the noise on a straight line."""
 
     schedule: NoiseSchedule
     scale: float = 1.0
@@ -44,8 +45,8 @@ class VarianceExploding(Process):
         self.expect("a positive number", "scale")
 
     def alpha_sigma(self, gamma: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the scale, and the scale times exp(gamma / 2)."""
-        return torch.full_like(gamma, self.scale), self.scale * torch.exp(gamma / 2)
+        """Return the two shares of the scale, whose ratio is exp(-gamma / 2)."""
+        return self.scale * torch.sigmoid(-gamma / 2), self.scale * torch.sigmoid(gamma / 2)
 
 
 @torch.no_grad()
@@ -61,16 +62,16 @@ def main(folder: str | None = None, steps: str = "20") -> None:
     """Compare x_0 and samples of one model under both processes, then train a few steps under ours."""
     pipe = tiny.model(folder)
     preserving = pipe.model.process
-    exploding = VarianceExploding(preserving.schedule)
-    difference = (solve(pipe.model, exploding) - solve(pipe.model, preserving)).abs().max()
+    straight = StraightPath(preserving.schedule)
+    difference = (solve(pipe.model, straight) - solve(pipe.model, preserving)).abs().max()
     print(f"largest difference of x_0 between the processes, same noise: {difference:.1e}")
-    for process in (preserving, exploding):
+    for process in (preserving, straight):
         pipe.model.process = process
         print(f"\n{type(process).__name__}")
         for row in pipe(3, sampler="ddim"):
             print(f"  {row.text}")
 
-    run = tiny.trained(model={"process": "variance_exploding:VarianceExploding"}, training={"steps": int(steps)})
+    run = tiny.trained(model={"process": "straight_path:StraightPath"}, training={"steps": int(steps)})
     own = Pipeline.from_pretrained(run)  # the process comes with the model: by its import path, in its config
     print(f"\ntrained for {steps} steps under {type(own.model.process).__name__}\n  {own(1)[0].text}")
 
