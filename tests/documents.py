@@ -123,7 +123,7 @@ def small(arguments: list[str]) -> list[str] | None:
             return [*arguments, "--count", "2", *(["--steps", "3"] if "--steps" in arguments else [])]
         case "score":
             end = arguments.index(">") if ">" in arguments else None  # the rest is a shell's redirection
-            return [*arguments[:end], "--strata", "8"]
+            return [*arguments[:end], *([] if "--flow" in arguments else ["--strata", "8"])]
         case "evaluate" if "--references" in arguments:
             return arguments
         case "evaluate" if "--controls" in arguments:
