@@ -63,8 +63,8 @@ def test_the_midpoint_method_takes_two_evaluations_a_step_and_converges() -> Non
 
 
 def test_both_kinds_of_score_matching_approach_the_exact_score() -> None:
-    shown = run("score_matching", "80")
-    assert all(error < 1.5 for error in numbers(r"(\S+) at the data", shown))
+    shown = run("score_matching", "160")
+    assert all(error < 1 for error in numbers(r"(\S+) at the data", shown))
     untrained, denoised, by_slices = numbers(r"(?:untrained|denoising|sliced) +(\S+)  \d+ %", shown)
     assert denoised < untrained and by_slices < untrained
 
