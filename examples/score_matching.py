@@ -13,7 +13,6 @@ import tiny
 import torch
 from torch import Tensor, nn
 
-from diffusionlm import DiffusionLM
 from diffusionlm.core.objective import Batch
 from diffusionlm.data.batches import encode
 from diffusionlm.recipe.score_matching import SlicedObjective, SlicedScoreMatching, sliced
@@ -84,7 +83,7 @@ def denoising(objective: SlicedObjective, batch: Batch) -> tuple[Tensor, Tensor]
     return (TEXT_SIGMA * s + eps)[free].square().mean(), (nearest == batch.ids)[free].float().mean()
 
 
-def trained(model: DiffusionLM, rows: Sequence[list[int]], name: str, steps: int) -> SlicedObjective:
+def trained(model: nn.Module, rows: Sequence[list[int]], name: str, steps: int) -> SlicedObjective:
     """Train ``model`` on ``rows`` of token ids by one of the two objectives."""
     objective, optimizer = SlicedScoreMatching(TEXT_SIGMA).build(model), torch.optim.AdamW(model.parameters(), lr=2e-3)
     for step in range(steps):

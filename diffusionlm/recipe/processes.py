@@ -14,20 +14,21 @@ gives the same x_0.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from diffusionlm.core.process import Process
 from diffusionlm.core.schedule import NoiseSchedule
+from diffusionlm.recipe.schedules import Geometric
 
 
 @dataclass(frozen=True)
 class VarianceExploding(Process, name="variance-exploding"):
     """alpha = ``scale``: the signal keeps its size and the noise grows (s(t) of Karras et al. 2022, equation 4)."""
 
-    schedule: NoiseSchedule
+    schedule: NoiseSchedule = field(default_factory=Geometric)
     scale: float = 1.0
 
     def __post_init__(self) -> None:

@@ -72,9 +72,9 @@ def test_a_linear_score_is_fitted_to_a_gaussian() -> None:
     """The score of N(m, C) with noise is -(C + sigma^2)^-1 (x - m)."""
     sigma, network = 0.5, nn.Linear(2, 2).double()
     optimizer = torch.optim.Adam(network.parameters(), lr=0.05)
-    for step in range(200):
-        optimizer.param_groups[0]["lr"] = 0.05 * (1 - step / 200)
-        x = TILTED.draw(500) + sigma * torch.randn(500, 2, dtype=torch.float64)
+    for step in range(300):
+        optimizer.param_groups[0]["lr"] = 0.05 * (1 - step / 300)
+        x = TILTED.draw(2000) + sigma * torch.randn(2000, 2, dtype=torch.float64)
         optimizer.zero_grad()
         sliced(network, x, sigma, probes=1).backward()
         optimizer.step()
