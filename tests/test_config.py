@@ -177,7 +177,8 @@ def test_a_component_is_its_name_or_a_mapping(plain: object) -> None:
             Sampler,
             "zzz",
             "sampler",
-            "sampler: no sampler is called 'zzz'; choose from ancestral, ddim, ddpm, dpm++2m, mask-predict, maskgit, renoise",
+            "sampler: no sampler is called 'zzz'; choose from ancestral, annealed-langevin, ddim, ddpm, dpm++2m, flow, heun, "
+            "mask-predict, maskgit, predictor-corrector, renoise",
         ),
         (
             ModelConfig,
