@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
+from mixture import draw, exact_score
 from torch import Tensor
 
 from diffusionlm import plots
@@ -16,22 +17,6 @@ from diffusionlm.core.sampler import Denoised, sample
 from diffusionlm.recipe.langevin import AnnealedLangevin
 from diffusionlm.recipe.processes import VarianceExploding
 from diffusionlm.recipe.schedules import Geometric
-
-# %% Data: 0.8 N((5, 5), I) + 0.2 N((-5, -5), I), the example of NCSN (Song and Ermon 2019, section 3.2.2). With noise sigma the
-# density stays such a mixture, of variance 1 + sigma^2, so that the score is known exactly.
-WEIGHTS, MEANS = torch.tensor([0.8, 0.2]), torch.tensor([[5.0, 5.0], [-5.0, -5.0]])
-
-
-def draw(count: int) -> Tensor:
-    """Draw x_0 (N, 2)."""
-    return MEANS[torch.multinomial(WEIGHTS, count, replacement=True)] + torch.randn(count, 2)
-
-
-def exact_score(x: Tensor, sigma: float) -> Tensor:
-    """Return d log p_sigma(x) / dx (N, 2)."""
-    apart, variance = MEANS - x[:, None], 1 + sigma**2
-    share = (WEIGHTS.log() - apart.square().sum(-1) / (2 * variance)).softmax(-1)
-    return (share[..., None] * apart).sum(1) / variance
 
 
 # %% Sampling with the exact score. Between the modes there is next to no density, so plain Langevin dynamics never crosses, and
