@@ -57,7 +57,9 @@ class SamplingConfig(Settings):
             through those with it; 1 is no guidance, 0 no condition (Ho and Salimans 2021; their weight is one less).
         self_cfg: likewise on the estimate for self-conditioning.
         clamp: replace each predicted vector by its nearest word vector (Diffusion-LM's clamping trick).
-        length: tokens per sample, BOS and EOS not counted; empty draws from the training-length histogram.
+        length: tokens per sample, BOS and EOS not counted; empty draws from the training-length histogram, or from the lengths
+            that the condition predicts.
+        length_temperature: of that draw; near 0 each sample has the most probable length.
         candidates: candidates per sample, of which the best is kept; 1 is plain sampling.
         ranking: which of several candidates is the best.
         batch_size: samples per batch.
@@ -77,6 +79,7 @@ class SamplingConfig(Settings):
     self_cfg: float = 1.0
     clamp: bool = False
     length: int | None = None
+    length_temperature: float = 1.0
     candidates: int = 1
     ranking: Ranking = field(default_factory=MinimumBayesRisk)
     batch_size: int = 128
@@ -85,7 +88,7 @@ class SamplingConfig(Settings):
     def __post_init__(self) -> None:
         self.expect("at least 1", "steps", "batch_size", "sweep_odds")
         self.expect("1 to 10000", "passes", "candidates")
-        self.expect("a positive number", "temperature", "step_temperature")
+        self.expect("a positive number", "temperature", "step_temperature", "length_temperature")
         self.expect("0 to 10000", "sweeps")
         self.expect("0 or more", "seed", "cfg", "self_cfg")
 

@@ -27,6 +27,7 @@ UNUSED: Unused = {
     "sampler": "an autoregressive model samples each token from its softmax and needs no sampler; leave it out",
     **dict.fromkeys(CONDITIONAL, "an autoregressive model has no condition; leave it out"),
     "length": "an autoregressive model samples EOS and so determines the length itself; leave it empty",
+    "length_temperature": "an autoregressive model draws no length, so this setting has no effect; leave it out",
 }
 
 

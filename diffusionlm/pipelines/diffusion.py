@@ -56,7 +56,7 @@ from diffusionlm.pipelines.conditioning import (
 )
 from diffusionlm.pipelines.denoiser import Predictor, WordDenoiser
 from diffusionlm.pipelines.draft import draft_pass
-from diffusionlm.pipelines.effect import CONDITIONAL, UNCONDITIONAL, Unused, unused_ranking
+from diffusionlm.pipelines.effect import CONDITIONAL, UNCONDITIONAL, Unused, unused_length, unused_ranking
 from diffusionlm.pipelines.gradient import unguided_settings
 from diffusionlm.pipelines.lengths import draw_lengths, fixed_length, length_prior
 from diffusionlm.pipelines.noise import RowNoise, generator_of
@@ -175,7 +175,8 @@ class Pipeline(BasePipeline[DiffusionLM]):
         numbers = [seed[1] // request.count for seed in seeds]  # of the conditions
         if request.level == 0:
             return [list(request.conditions[number].ids or ()) for number in numbers]
-        lengths = [draw_lengths(request.priors(number), [seed])[0] for number, seed in zip(numbers, seeds, strict=True)]
+        sharp = request.sampling.length_temperature
+        lengths = [draw_lengths(request.priors(n), [seed], sharp)[0] for n, seed in zip(numbers, seeds, strict=True)]
         condition = conditioning(self.model, [request.conditions[number].value for number in numbers], self.dtype)
         predict = self.predictor(lengths, condition, sampling=request.sampling)
         given, sampling, start = self.start(predict, seeds, numbers, request)  # 3
@@ -243,7 +244,7 @@ class Pipeline(BasePipeline[DiffusionLM]):
 
     def unused(self, sampling: SamplingConfig, controls: Sequence[Control] = ()) -> Unused:
         checked = any(control.checkable(self.binding) for control in controls)
-        found = unused_ranking(self, sampling, checked)
+        found = unused_length(self, sampling) | unused_ranking(self, sampling, checked)
         if self.model.settings.condition is None:
             found |= dict.fromkeys(CONDITIONAL, UNCONDITIONAL)
         if not self.model.self_conditions:

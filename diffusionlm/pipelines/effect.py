@@ -17,9 +17,9 @@ Unused = Mapping[str, str]  # a setting without effect, or a group of settings, 
 
 # Values that say that something is not done, which is so where the setting has no effect.
 OFF: dict[str, Any] = {
-    "clamp": False, "passes": 1, "step_temperature": None, "sweeps": 0, "length": None, "candidates": 1, "tries": 1,
-    "guidance.strength": 0, "cfg": 1, "self_cfg": 1, "particles.count": 1, "orders": 0, "flow": 0, "bound_texts": 0,
-    "ranking.per_token": False,
+    "clamp": False, "passes": 1, "step_temperature": None, "sweeps": 0, "length": None, "length_temperature": 1,
+    "candidates": 1, "tries": 1, "guidance.strength": 0, "cfg": 1, "self_cfg": 1, "particles.count": 1, "orders": 0, "flow": 0,
+    "bound_texts": 0, "ranking.per_token": False,
 }  # fmt: skip
 
 
@@ -37,6 +37,14 @@ def without_latents(model: str) -> dict[str, str]:
 CONDITIONAL = ("condition", "source", "cfg")
 UNCONDITIONAL = "this model was trained without a condition; leave it out"
 TWO = "of two candidates minimum-Bayes-risk selection prefers none, so this setting has no effect; give 3 or more, or 1"
+
+
+def unused_length(pipeline: BasePipeline[Any], sampling: SamplingConfig) -> dict[str, str]:
+    """Return what has no effect of the draw of lengths."""
+    if pipeline.model.explicit_length and sampling.length is None:
+        return {}
+    reason = "the length is given" if pipeline.model.explicit_length else "this model generates PAD and draws no length"
+    return {"length_temperature": f"{reason}, so this setting has no effect; leave it out"}
 
 
 def unused_ranking(pipeline: BasePipeline[Any], sampling: SamplingConfig, checked: bool = False) -> dict[str, str]:

@@ -23,8 +23,10 @@ ENERGY_LENGTHS = 8  # lengths at which an energy is evaluated
 Setup = Callable[[Sequence[int]], Predictor]  # samples of B lengths, BOS and EOS counted, to the model set up for them
 
 
-def draw_lengths(prior: Sequence[float], seeds: Sequence[Sequence[int]]) -> list[int]:
+def draw_lengths(prior: Sequence[float], seeds: Sequence[Sequence[int]], temperature: float = 1.0) -> list[int]:
     """Draw a number of tokens, BOS and EOS counted, from the weights ``prior`` of 0, 1, 2, ... tokens for each seed.
+
+    The probabilities are raised to the power of 1 / ``temperature``.
 
     Raises:
         UserError: no length has a weight.
@@ -33,7 +35,10 @@ def draw_lengths(prior: Sequence[float], seeds: Sequence[Sequence[int]]) -> list
         raise UserError("length: this model has no training lengths to draw from; give a length")
     if not math.isfinite(sum(prior)):
         raise UserError("control: the model gives every sequence that satisfies the controls probability 0")
-    cumulative = numpy.cumsum(prior)
+    weights = numpy.asarray(prior, dtype=numpy.float64)
+    if temperature != 1:
+        weights = (weights / weights.max()) ** (1 / temperature)
+    cumulative = numpy.cumsum(weights)
     cumulative = cumulative / cumulative[-1]
     draws = [numpy.random.default_rng([*seed, 1]).random() for seed in seeds]
     return [int(numpy.searchsorted(cumulative, draw, side="right")) for draw in draws]

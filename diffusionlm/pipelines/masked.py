@@ -26,7 +26,7 @@ from diffusionlm.models.conditions import Conditioning
 from diffusionlm.models.masked import MaskedLM, lowest, word_positions
 from diffusionlm.pipelines.base import SamplingConfig, UnguidedPipeline, Watch, check_length, check_unused
 from diffusionlm.pipelines.conditioning import conditioning, expected_counts, fixed_tokens, guided_logits
-from diffusionlm.pipelines.effect import CONDITIONAL, UNCONDITIONAL, Unused, unused_ranking, without_latents
+from diffusionlm.pipelines.effect import CONDITIONAL, UNCONDITIONAL, Unused, unused_length, unused_ranking, without_latents
 from diffusionlm.pipelines.lengths import draw_lengths, fixed_length
 from diffusionlm.pipelines.noise import RowNoise
 
@@ -176,6 +176,7 @@ class MaskedPipeline(UnguidedPipeline[MaskedLM]):
         return {
             **UNUSED,
             **(dict.fromkeys(CONDITIONAL, UNCONDITIONAL) if unconditional else {}),
+            **unused_length(self, sampling),
             **unused_ranking(self, sampling),
         }
 
@@ -208,7 +209,7 @@ class MaskedPipeline(UnguidedPipeline[MaskedLM]):
         priors = expected_counts(self.model, condition) or [self.model.config.length_counts] * len(seeds)
         fixed = [fixed_tokens(self.model, value) for value in values] or [None] * len(seeds)
         return [
-            draw_lengths(prior, [seed])[0] if tokens is None else tokens + 2
+            draw_lengths(prior, [seed], sampling.length_temperature)[0] if tokens is None else tokens + 2
             for prior, seed, tokens in zip(priors, seeds, fixed, strict=True)
         ]
 

@@ -157,6 +157,14 @@ def test_lengths_are_drawn_from_the_training_texts(pipeline: Pipeline) -> None:
     assert all(one.length == len(_tokens(pipeline.tokenizer, one.text)) for one in pipeline(12))
 
 
+def test_a_temperature_sharpens_the_draw_of_lengths(pipeline: Pipeline) -> None:
+    seeds = [(0, index, 0) for index in range(4000)]
+    counts = Counter(draw_lengths([0, 1, 2], seeds, temperature=0.5))
+    assert counts[2] / 4000 == pytest.approx(4 / 5, abs=5 * (0.16 / 4000) ** 0.5)  # 2 ** 2 to 1 ** 2
+    assert draw_lengths([0, 1, 2], seeds, temperature=1e-3) == [2] * 4000
+    assert {one.length for one in pipeline(12, length_temperature=0.01)} == {8}
+
+
 def test_a_model_without_training_lengths_needs_a_length() -> None:
     pipeline = _pipeline()
     pipeline.model.config.length_counts = []
