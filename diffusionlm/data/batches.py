@@ -25,6 +25,7 @@ class DataConfig(Settings):
     """The training texts, their tokenizer, and the largest number of tokens (BOS and EOS counted).
 
     ``source`` is the column of the texts that the model is conditioned on, by an encoder unless ``model.condition`` says how.
+    Of each source ``typical`` keeps at most so many training texts, those that agree most with the others.
     """
 
     corpus: Corpus = field(default_factory=lambda: Corpus.find("restaurants")())  # comes with the library
@@ -32,8 +33,10 @@ class DataConfig(Settings):
     max_length: int = 64
     too_long: TooLong = "truncate"
     source: str | None = None
+    typical: int | None = None
 
     def __post_init__(self) -> None:
+        self.expect("at least 1", "typical")
         if self.max_length < 3:
             raise UserError(f"max_length: expected 3 or more (BOS, a token, EOS), got {self.max_length}")
 

@@ -44,7 +44,7 @@ from diffusionlm.pipelines.base import SamplingConfig
 from diffusionlm.recipe.cross_entropy import CrossEntropy
 from diffusionlm.training.adapting import adapt, begin_adapter, check_start, settings_of
 from diffusionlm.training.checkpoints import LOCK, check_finite, locked, unclaimed_if_refused
-from diffusionlm.training.texts import Copies, add_source_tokenizer, encode_splits, report_unknown_sources, say
+from diffusionlm.training.texts import Copies, add_source_tokenizer, encode_splits, keep_typical, report_unknown_sources, say
 from diffusionlm.training.trainer import DiffusionTrainer, TrainingConfig
 
 SHELL = (".log", ".out", ".err", ".txt")  # files that the user's shell may keep in a run folder: none of a run's own
@@ -186,7 +186,8 @@ def _prepare(config: RunConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerFas
     adapter = config.adapter.fitted(splits)
     spec = adapter.adapted(spec if model is None else config.model.of(model))
     made = add_source_tokenizer(spec, splits["train"], tokenizer, model)
-    rows = spec.rows(encode_splits(splits, tokenizer, config.data), splits, tokenizer)
+    used = keep_typical(splits, spec, config.data)
+    rows = spec.rows(encode_splits(used, tokenizer, config.data), used, tokenizer)
     if made or config.init_from is not None:
         report_unknown_sources(spec, splits["train"], tokenizer, made)
     if model is None:

@@ -14,6 +14,7 @@ from diffusionlm.config import UserError
 from diffusionlm.data.batches import DataConfig, Encoded, encode, encodings
 from diffusionlm.data.copies import KnownTexts
 from diffusionlm.data.tokenizers import BytePairs, TokenizerRecipe, WordTokenizer, decode_texts, join_sources, of_sources
+from diffusionlm.data.typical import typical_rows
 from diffusionlm.models.conditions import Condition
 from diffusionlm.models.spec import ModelSpec, Rows, Splits
 from diffusionlm.processes import is_first
@@ -21,6 +22,23 @@ from diffusionlm.processes import is_first
 UNKNOWN = 0.05  # of the tokens of held-out texts: a larger share is reported
 ONCE = 0.2  # of the tokens of training texts that occur in them once
 COPIED = 0.3  # of the samples that are training texts, above the share that is normal for the corpus
+
+
+def keep_typical(splits: Splits, spec: ModelSpec, data: DataConfig) -> Splits:
+    """Return ``splits`` with the training texts that ``data.typical`` keeps of each source, and say how many these are.
+
+    Raises:
+        UserError: the model has no condition; no source has more texts.
+    """
+    if data.typical is None:
+        return splits
+    condition: Condition | None = getattr(spec, "condition", None)
+    if condition is None:
+        raise UserError("data.typical: this model has no source, of which texts could be typical; leave it out")
+    rows = splits["train"]
+    kept = typical_rows(rows, [str(value) for value in condition.values(rows)], data.typical)
+    say(f"train: {len(kept):,} of {len(rows):,} texts are kept, at most {data.typical} of each source")
+    return {**splits, "train": kept}
 
 
 def encode_splits(splits: Splits, tokenizer: PreTrainedTokenizerFast, data: DataConfig) -> dict[str, Encoded]:
