@@ -67,7 +67,7 @@ class Process(Component, family="process", shared={"schedule": Sqrt()}):
 
     def noise(self, x0: Tensor, t: Tensor, eps: Tensor | None = None) -> Tensor:
         """Draw x_t given ``x0`` at times ``t``; ``eps`` is the standard normal draw to use."""
-        a, s = self._factors(x0, t)
+        a, s = self.signal_and_noise(x0, t)
         return a * x0 + s * (torch.randn_like(x0) if eps is None else eps)
 
     def posterior(self, x0: Tensor, xt: Tensor, t: Tensor, s: Tensor) -> Gaussian:
@@ -86,15 +86,16 @@ class Process(Component, family="process", shared={"schedule": Sqrt()}):
 
     def eps_from_x0(self, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
         """Return the noise eps of x_t given ``x0``; t > 0."""
-        a, s = self._factors(xt, t)
+        a, s = self.signal_and_noise(xt, t)
         return (xt - a * x0) / s
 
     def x0_from_eps(self, eps: Tensor, xt: Tensor, t: Tensor) -> Tensor:
         """Return the clean vectors given the noise ``eps``."""
-        a, s = self._factors(xt, t)
+        a, s = self.signal_and_noise(xt, t)
         return (xt - s * eps) / a
 
-    def _factors(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def signal_and_noise(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return alpha and sigma at times ``t``, in the shape and type to multiply ``x`` (B, L, D)."""
         a, s = self.alpha_sigma(self.schedule.gamma(t))
         return over_coordinates(a, x), over_coordinates(s, x)
 
@@ -116,12 +117,12 @@ class VariancePreserving(Process, name="variance-preserving"):
 
     def v_from_x0(self, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
         """Return the velocity v = alpha eps - sigma x_0 (Salimans and Ho 2022, appendix D)."""
-        a, s = self._factors(xt, t)
+        a, s = self.signal_and_noise(xt, t)
         return (a * xt - x0) / s
 
     def x0_from_v(self, v: Tensor, xt: Tensor, t: Tensor) -> Tensor:
         """Return the clean vectors given the velocity ``v``."""
-        a, s = self._factors(xt, t)
+        a, s = self.signal_and_noise(xt, t)
         return a * xt - s * v
 
 

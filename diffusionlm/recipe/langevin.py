@@ -18,7 +18,7 @@ from torch import Tensor
 from diffusionlm.core.process import Gaussian, Process, over_coordinates
 from diffusionlm.core.sampler import Denoise, Denoised, History, Noise, Sampler
 from diffusionlm.recipe.samplers import renoised
-from diffusionlm.recipe.score import score, signal_and_noise
+from diffusionlm.recipe.score import score
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class AnnealedLangevin(Sampler, name="annealed-langevin"):
     def step(
         self, denoise: Denoise, process: Process, history: History, xt: Tensor, t: Tensor, s: Tensor, noise: Noise
     ) -> tuple[Denoised, Gaussian]:
-        alpha, sigma = signal_and_noise(process, xt, t)
+        alpha, sigma = process.signal_and_noise(xt, t)
         last, x, deviation = not bool((s > 0).all()), xt, self.step_size**0.5 * sigma
         for inner in range(self.inner_steps):
             denoised = denoise(x, t)
@@ -56,7 +56,7 @@ class AnnealedLangevin(Sampler, name="annealed-langevin"):
         if last:
             denoised = denoise(x, t)
             return denoised, renoised(process, denoised.x0, x, t, s, torch.zeros_like(t))
-        ratio = signal_and_noise(process, xt, s)[0] / alpha
+        ratio = process.signal_and_noise(xt, s)[0] / alpha
         return denoised, Gaussian(ratio * mean, (ratio * deviation) ** 2)
 
 
@@ -88,7 +88,7 @@ class PredictorCorrector(Sampler, name="predictor-corrector"):
     def step(
         self, denoise: Denoise, process: Process, history: History, xt: Tensor, t: Tensor, s: Tensor, noise: Noise
     ) -> tuple[Denoised, Gaussian]:
-        kept = signal_and_noise(process, xt, t)[0] / signal_and_noise(process, xt, s)[0]
+        kept = process.signal_and_noise(xt, t)[0] / process.signal_and_noise(xt, s)[0]
         x = xt
         for _ in range(self.corrections):
             slope, z = score(process, denoise(x, t).x0, x, t), noise(x)

@@ -14,20 +14,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from diffusionlm.core.process import Process, over_coordinates
+from diffusionlm.core.process import Process
 from diffusionlm.core.schedule import NoiseSchedule
 
 
 def score(process: Process, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
     """Return the score at ``xt`` (B, L, D), where ``x0`` is predicted; t > 0."""
-    sigma = process.alpha_sigma(process.schedule.gamma(t))[1]
-    return -process.eps_from_x0(x0, xt, t) / over_coordinates(sigma, xt)
-
-
-def signal_and_noise(process: Process, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Return alpha and sigma at times ``t``, in the shape and type to multiply ``x`` (B, L, D)."""
-    a, s = process.alpha_sigma(process.schedule.gamma(t))
-    return over_coordinates(a, x), over_coordinates(s, x)
+    _, sigma = process.signal_and_noise(xt, t)
+    return -process.eps_from_x0(x0, xt, t) / sigma
 
 
 def lowest_time(schedule: NoiseSchedule) -> Tensor:
