@@ -23,7 +23,7 @@ from torch import Tensor
 
 from diffusionlm.config import Component, UserError
 from diffusionlm.core.process import Gaussian
-from diffusionlm.core.sampler import SMALLEST, Denoised
+from diffusionlm.core.sampler import Denoised
 
 
 class GuidanceState:
@@ -35,7 +35,7 @@ class GuidanceState:
         mask: (B, L), True at non-padding tokens, BOS and EOS included.
         x0: (B, L, D), the predicted clean vectors.
         logits: (B, L, V), the predicted token logits.
-        words: (B, L, V), the token probabilities that ``x0`` and ``logits`` are made of, in a state ``from_logits``.
+        words: (B, L, V), the token probabilities that ``x0`` and ``logits`` are made of, where they are known.
     """
 
     def __init__(
@@ -43,19 +43,6 @@ class GuidanceState:
     ) -> None:
         self.xt, self.t, self.mask, self.words, self._denoise = xt, t, mask, words, denoise
         self.readings: dict[Any, Any] = {}  # outputs of classifiers, so that each is evaluated once
-
-    @classmethod
-    def from_logits(cls, logits: Tensor, xt: Tensor, t: Tensor, mask: Tensor, embedding: Tensor) -> GuidanceState:
-        """Return the state of a token posterior ``logits``; ``embedding`` is E (V, D).
-
-        Energies of it have gradients with respect to ``words`` and ``xt``. These reach the caller's ``xt`` only if it requires
-        gradients; ``logits`` may depend on it.
-        """
-        p = logits.softmax(-1) if logits.requires_grad else logits.softmax(-1).requires_grad_()
-        seen = xt.view_as(xt) if xt.requires_grad else xt.detach().requires_grad_()
-        with torch.enable_grad():
-            denoised = Denoised(p @ embedding.to(p), (p + SMALLEST).log())
-        return cls(seen, t, mask, lambda: denoised, p)
 
     @cached_property
     def _denoised(self) -> Denoised:

@@ -21,8 +21,6 @@ from diffusionlm.config import Component, UserError
 from diffusionlm.core.process import Gaussian, Process, over_coordinates
 from diffusionlm.core.schedule import NoiseSchedule
 
-SMALLEST = 1e-30  # probabilities are clamped to this, so that logarithms are finite
-
 
 @dataclass(frozen=True)
 class Denoised:

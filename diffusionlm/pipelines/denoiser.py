@@ -25,7 +25,7 @@ from diffusionlm.models.diffusion import DiffusionLM
 from diffusionlm.pipelines.base import SamplingConfig
 from diffusionlm.pipelines.conditioning import guided, guided_logits
 from diffusionlm.pipelines.steering import Steering
-from diffusionlm.recipe.posterior import apply_temperature, pin_logits
+from diffusionlm.recipe.posterior import apply_temperature, pin_logits, posterior_state
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ class WordDenoiser:
             return prediction, shift
         logits = prediction.logits
         if steering.energy is not None:
-            state = state or GuidanceState.from_logits(logits, xt, text_times(t), self.mask, self.embedding)
+            state = state or posterior_state(logits, xt, text_times(t), self.mask, self.embedding)
             logits = steering.guidance.guide_logits(steering.energy, logits, state, self.embedding)
         return replace(prediction, logits=steering.constrain(logits, self.mask)), shift
 
@@ -220,7 +220,7 @@ class WordDenoiser:
             xt = xt.detach().requires_grad_()
             denoised = self._prediction(xt, t)
             if self.model.has_logits:
-                state = GuidanceState.from_logits(denoised.logits, xt, text_times(t), self.mask, self.embedding)
+                state = posterior_state(denoised.logits, xt, text_times(t), self.mask, self.embedding)
             else:
                 state = GuidanceState(xt, text_times(t), self.mask, lambda: denoised)
             (slope,) = torch.autograd.grad(-self.energy(state).sum(), xt, retain_graph=True)  # the state is used again

@@ -20,6 +20,7 @@ from diffusionlm.pipelines.gradient import word_slopes
 from diffusionlm.pipelines.lengths import infilled
 from diffusionlm.pipelines.noise import RowNoise
 from diffusionlm.pipelines.steering import TOKEN_SHARE, Steering, determined_tokens, mix_with_tokens
+from diffusionlm.recipe.posterior import posterior_state
 
 MAX_SALIENT = 6  # tokens of a draft that are kept at most
 SATISFIED = 0.5  # nats: below it, the kept tokens satisfy the controls
@@ -55,7 +56,7 @@ def salient_tokens(energy: Energy, draft: Tensor, alone: Tensor, free: Tensor, m
 
     def state(share: Tensor | float) -> GuidanceState:
         logits = mix_with_tokens(alone, draft, share)
-        return GuidanceState.from_logits(logits, logits.exp() @ embedding.to(logits), clean, mask, embedding)
+        return posterior_state(logits, logits.exp() @ embedding.to(logits), clean, mask, embedding)
 
     slopes = word_slopes(energy, state(TOKEN_SHARE), embedding).gather(-1, draft[..., None])[..., 0]
     order = slopes.masked_fill(~free, -math.inf).argsort(-1, descending=True)[:, :MAX_SALIENT]

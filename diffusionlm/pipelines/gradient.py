@@ -10,6 +10,7 @@ from torch import Tensor
 from diffusionlm.config import UserError
 from diffusionlm.core.guidance import Adagrad, Energy, Guidance, GuidanceState, check_strength
 from diffusionlm.recipe.energies import scaled, total
+from diffusionlm.recipe.posterior import posterior_state
 
 HIGH_IMPURITY = 0.36  # mean Gini impurity above which most positions have no dominant token yet
 
@@ -60,7 +61,7 @@ class Gradient(Guidance, name="gradient"):
         weight = self._weight(state)[:, None, None] * self.logit_scale / self.inner_steps
         for step in range(self.inner_steps if self.strength * self.logit_scale else 0):
             if step:
-                state = GuidanceState.from_logits(logits, state.xt.detach(), state.t, state.mask, embedding)
+                state = posterior_state(logits, state.xt.detach(), state.t, state.mask, embedding)
             slope = word_slopes(energy, state, embedding)
             logits = logits + (weight * slope).clamp(-self.max_logit_step, self.max_logit_step)
         return logits

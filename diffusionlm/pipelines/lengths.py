@@ -12,12 +12,12 @@ from torch import Tensor
 from diffusionlm.config import UserError
 from diffusionlm.constraints.dfa import DFA
 from diffusionlm.constraints.inference import log_probability
-from diffusionlm.core.guidance import Energy, GuidanceState
+from diffusionlm.core.guidance import Energy
 from diffusionlm.data.batches import boundaries, text_mask
 from diffusionlm.models.diffusion import DiffusionLM
 from diffusionlm.pipelines.denoiser import Predictor
 from diffusionlm.pipelines.steering import determined_tokens
-from diffusionlm.recipe.posterior import pin_logits
+from diffusionlm.recipe.posterior import pin_logits, posterior_state
 
 ENERGY_LENGTHS = 8  # lengths at which an energy is evaluated
 Setup = Callable[[Sequence[int]], Predictor]  # samples of B lengths, BOS and EOS counted, to the model set up for them
@@ -104,7 +104,7 @@ def energy_probabilities(predictor: Setup, automaton: DFA | None, energy: Energy
     mask, embedding = predict.mask, predict.embedding
     logits = infilled(predict, determined_tokens(automaton, mask))
     x, t = torch.zeros(*mask.shape, embedding.shape[1], device=mask.device), torch.ones(len(mask), device=mask.device)
-    nats = energy(GuidanceState.from_logits(logits, x, t, mask, embedding)).double().cpu().numpy()
+    nats = energy(posterior_state(logits, x, t, mask, embedding)).double().cpu().numpy()
     return numpy.exp(nats.min() - numpy.interp(numpy.arange(len(weights)), lengths, nats))
 
 

@@ -18,10 +18,10 @@ from diffusionlm.constraints.dfa import DFA
 from diffusionlm.constraints.inference import allowed_substitutes, condition, forced_tokens, log_probability, viterbi
 from diffusionlm.constraints.spelling import proper_texts
 from diffusionlm.controls import Binding, CompiledControl, Control
-from diffusionlm.core.guidance import Energy, Guidance, GuidanceState
-from diffusionlm.core.sampler import SMALLEST
+from diffusionlm.core.guidance import Energy, Guidance
 from diffusionlm.pipelines.particles import Particles
 from diffusionlm.recipe.energies import total
+from diffusionlm.recipe.posterior import SMALLEST, posterior_state
 
 SATISFIED = 1e-3  # nats: below it, practically every proper text satisfies the constraints
 TOKEN_SHARE = 0.5  # probability moved to a finished token: at certainty, energies have hardly any gradient
@@ -86,7 +86,7 @@ class Steering:
     def guide(self, logits: Tensor, x0: Tensor, mask: Tensor, embedding: Tensor) -> Tensor:
         """Return the guided ``logits`` of clean vectors ``x0`` (B, L, D), conditioned on the automaton."""
         if self.energy is not None:
-            state = GuidanceState.from_logits(logits, x0, x0.new_zeros(len(x0)), mask, embedding)
+            state = posterior_state(logits, x0, x0.new_zeros(len(x0)), mask, embedding)
             logits = self.guidance.guide_logits(self.energy, logits, state, embedding)
         return self.constrain(logits, mask)
 
@@ -97,7 +97,7 @@ class Steering:
         """
         if self.energy is not None:
             mixed = mix_with_tokens(logits, tokens, TOKEN_SHARE)
-            state = GuidanceState.from_logits(mixed, x0, x0.new_zeros(len(x0)), mask, embedding)
+            state = posterior_state(mixed, x0, x0.new_zeros(len(x0)), mask, embedding)
             logits = logits + self.guidance.guide_logits(self.energy, mixed, state, embedding) - mixed
         if self.automaton is not None:
             allowed = allowed_substitutes(self.automaton, tokens[:, 1:], mask.sum(1) - 2)

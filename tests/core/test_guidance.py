@@ -16,6 +16,7 @@ from diffusionlm.core.sampler import Denoised
 from diffusionlm.pipelines.gradient import Gradient, gini_impurity, word_slopes
 from diffusionlm.pipelines.particles import ParticleFilter, Particles
 from diffusionlm.recipe.energies import any_of, none_of, scaled, total
+from diffusionlm.recipe.posterior import posterior_state
 from diffusionlm.recipe.schedules import Cosine
 
 MASK = torch.ones(1, 3, dtype=torch.bool)
@@ -70,7 +71,7 @@ def test_a_tilt_is_bayes_rule_where_log_p_is_linear_in_the_posterior() -> None:
 
     for inner_steps in (1, 4):
         guidance = Gradient(logit_scale=1.0, early_multiplier=1.0, inner_steps=inner_steps)
-        belief = GuidanceState.from_logits(logits, torch.zeros(1, 3, 2), torch.zeros(1), MASK, E)
+        belief = posterior_state(logits, torch.zeros(1, 3, 2), torch.zeros(1), MASK, E)
         tilted = guidance.guide_logits(energy, logits, belief, E)
         torch.testing.assert_close(tilted.softmax(-1), (logits + s).softmax(-1))
 
@@ -81,7 +82,7 @@ def test_slopes_are_taken_through_vectors_and_of_noisy_vectors_too() -> None:
     expected = E @ direction
     expected = expected - (logits.softmax(-1) @ expected)[..., None]
     for energy in (lambda b: -(b.x0 @ direction).sum(1), lambda b: -(b.xt @ direction).sum(1)):
-        torch.testing.assert_close(word_slopes(energy, GuidanceState.from_logits(logits, xt, t, MASK, E), E), expected)
+        torch.testing.assert_close(word_slopes(energy, posterior_state(logits, xt, t, MASK, E), E), expected)
 
 
 def _token_energy(word: int, state: GuidanceState) -> Tensor:
@@ -101,7 +102,7 @@ def test_the_early_multiplier_applies_while_the_posterior_is_open() -> None:
     xt, t, mask = torch.zeros(2, 3, 2), torch.zeros(2), torch.tensor([[True, True, True], [True, True, False]])
     logits = torch.zeros(2, 3, 4)
     logits[1, :2, 0] = 20.0  # sure of both of its words; what is beyond its end does not count
-    torch.testing.assert_close(gini_impurity(GuidanceState.from_logits(logits, xt, t, mask, E)), torch.tensor([0.75, 0.0]))
+    torch.testing.assert_close(gini_impurity(posterior_state(logits, xt, t, mask, E)), torch.tensor([0.75, 0.0]))
     s = torch.randn(3, 4)
 
     def energy(belief: GuidanceState) -> Tensor:
@@ -109,7 +110,7 @@ def test_the_early_multiplier_applies_while_the_posterior_is_open() -> None:
 
     once, thrice = (
         Gradient(logit_scale=1.0, early_multiplier=early_multiplier).guide_logits(
-            energy, logits, GuidanceState.from_logits(logits, xt, t, mask, E), E
+            energy, logits, posterior_state(logits, xt, t, mask, E), E
         )
         - logits
         for early_multiplier in (1.0, 3.0)
@@ -124,7 +125,7 @@ def test_guided_logits_start_from_the_state_of_the_shift() -> None:
     xt = torch.randn(1, 3, 2).requires_grad_()
     with torch.enable_grad():
         logits = xt @ W
-        belief = GuidanceState.from_logits(logits, xt, torch.zeros(1), MASK, E)
+        belief = posterior_state(logits, xt, torch.zeros(1), MASK, E)
 
     def energy(belief: GuidanceState) -> Tensor:
         if "once" not in belief.readings:
@@ -170,7 +171,7 @@ def test_strength_0_changes_nothing() -> None:
     def energy(belief: GuidanceState) -> Tensor:
         return belief.logits.square().sum((1, 2)) + belief.xt.square().sum((1, 2))
 
-    assert Gradient(strength=0.0).guide_logits(energy, logits, GuidanceState.from_logits(logits, xt, t, MASK, E), E) is logits
+    assert Gradient(strength=0.0).guide_logits(energy, logits, posterior_state(logits, xt, t, MASK, E), E) is logits
     assert Gradient(strength=0.0, denoiser_scale=3.0).denoiser_energy(energy, None) is None
     step = Gaussian(torch.zeros(1, 3, 2), torch.ones(1, 3, 2))
     moved = Adagrad(strength=0.0).guide_latents(energy, xt, t, step, lambda x: _belief(logits, x))

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffusionlm.config import UserError
-from diffusionlm.core.sampler import SMALLEST
 from diffusionlm.data.labels import Labelled, SpanLabels, TextLabels, TokenLabels
 from diffusionlm.models.classifier.accuracy import span_measures
 from diffusionlm.models.classifier.model import IGNORED, LatentClassifier
 from diffusionlm.models.classifier.templates import find_templates, list_templates, span_places
+from diffusionlm.recipe.posterior import SMALLEST
 
 SENSES = 2  # meanings of a word that the pointer tells apart: "not expensive" indicates another price than "expensive"
 
