@@ -41,11 +41,6 @@ class Gaussian:
     mean: Tensor
     variance: Tensor
 
-    def kl(self, other: Gaussian) -> Tensor:
-        """Return KL(self || other) in nats for each coordinate."""
-        ratio = self.variance / other.variance
-        return 0.5 * (ratio - 1 - ratio.log() + (self.mean - other.mean) ** 2 / other.variance)
-
 
 class Process(Component, family="process", shared={"schedule": Sqrt()}):
     """Base of the Gaussian processes. A subclass is a frozen dataclass with the model's ``schedule``."""

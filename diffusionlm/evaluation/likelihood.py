@@ -51,7 +51,7 @@ from diffusionlm.models.conditions import Conditioning
 from diffusionlm.models.diffusion import DiffusionLM
 from diffusionlm.pipelines.conditioning import conditioning, expected_counts, repeated, room_of
 from diffusionlm.recipe.gumbel import Gumbel
-from diffusionlm.recipe.regression import bound_term, prior_kl
+from diffusionlm.recipe.regression import bound_term, kl, prior_kl
 
 LEAST_GAMMA = -4.0  # lower end for schedules without one of their own: the noise is a seventh of the signal
 DenoiseLevel = Callable[[Tensor, Tensor], Denoised]  # as ``Denoise``, of gamma in place of the time
@@ -180,7 +180,7 @@ def standard_kl(x0: Tensor, gamma: Tensor) -> Tensor:
     """Return KL(q(x_gamma | x_0) || N(0, I)) in nats, over all coordinates of ``x0``."""
     gamma = gamma.to(x0)
     noisy = Gaussian(alpha(gamma) * x0, (sigma(gamma) ** 2).expand_as(x0))
-    return noisy.kl(Gaussian(torch.zeros_like(x0), torch.ones_like(x0))).sum()
+    return kl(noisy, Gaussian(torch.zeros_like(x0), torch.ones_like(x0))).sum()
 
 
 def stratified_variance(values: Tensor) -> float:

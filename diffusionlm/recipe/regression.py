@@ -93,7 +93,7 @@ def prior_kl(q: Process, T: int, words: Tensor) -> Tensor:
     gamma = q.schedule.gamma(torch.ones((), dtype=torch.float64))
     variance = torch.sigmoid(gamma) + torch.sigmoid(-gamma) * lowest_deviation(q, T) ** 2
     last = Gaussian(float(torch.sigmoid(-gamma).sqrt()) * words, torch.full_like(words, float(variance)))
-    return last.kl(Gaussian(torch.zeros_like(words), torch.ones_like(words))).mean(-1)
+    return kl(last, Gaussian(torch.zeros_like(words), torch.ones_like(words))).mean(-1)
 
 
 def bound_term(
@@ -119,13 +119,19 @@ def bound_term(
     lowest = (s <= 0)[:, None].to(t.device)
     t_safe, s_safe = torch.where(s <= 0, 2 / T, t), torch.where(s <= 0, 1 / T, s)
     reverse = reverse_step(q, denoised, xt, t_safe, s_safe, variance)
-    kl = q.posterior(x0, xt, t_safe, s_safe).kl(reverse).mean(-1)
+    divergence = kl(q.posterior(x0, xt, t_safe, s_safe), reverse).mean(-1)
     deviation = lowest_deviation(q, T)
     encoder = Gaussian(words, torch.full_like(words, deviation**2))
     decoder = Gaussian(denoised.x0, reverse.variance.expand_as(x0))
     rounding = F.cross_entropy(model.decode(x0).transpose(1, 2), ids, reduction="none") / x0.shape[-1]
     reconstruction = (log_density(encoder, x0) - log_density(decoder, x0)).mean(-1) + rounding
-    return torch.where(lowest, reconstruction, kl)
+    return torch.where(lowest, reconstruction, divergence)
+
+
+def kl(one: Gaussian, other: Gaussian) -> Tensor:
+    """Return KL(one || other) in nats for each coordinate."""
+    ratio = one.variance / other.variance
+    return 0.5 * (ratio - 1 - ratio.log() + (one.mean - other.mean) ** 2 / other.variance)
 
 
 def log_density(gaussian: Gaussian, x: Tensor) -> Tensor:

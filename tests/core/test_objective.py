@@ -20,7 +20,7 @@ from diffusionlm.core.schedule import Sqrt
 from diffusionlm.models.diffusion import DiffusionLM, DiffusionLMConfig, ModelConfig
 from diffusionlm.recipe.cross_entropy import CrossEntropy, CrossEntropyObjective
 from diffusionlm.recipe.gumbel import Gumbel
-from diffusionlm.recipe.regression import ImportanceTimes, Regression, VariationalObjective, bound_term, log_density
+from diffusionlm.recipe.regression import ImportanceTimes, Regression, VariationalObjective, bound_term, kl, log_density
 
 VOCABULARY, PAD, UNKNOWN, START, END = 12, 0, 1, 2, 3
 SMALL: dict[str, Any] = {
@@ -276,7 +276,7 @@ def test_the_bound_of_two_words() -> None:
         terms.append(term @ weight)
     gamma = schedule.gamma(torch.ones(1, dtype=torch.float64))
     x0 = 1 + deviation * torch.tensor(nodes)
-    last = Gaussian(alpha(gamma) * x0, sigma(gamma) ** 2).kl(Gaussian(torch.zeros(1), torch.ones(1).double()))
+    last = kl(Gaussian(alpha(gamma) * x0, sigma(gamma) ** 2), Gaussian(torch.zeros(1), torch.ones(1).double()))
     prior = float(last @ torch.tensor(weights)) / math.sqrt(2 * math.pi)
     bound = float(torch.cat(terms).sum()) + prior
     assert f"{bound:.6f}" == "0.733484"
