@@ -129,8 +129,9 @@ class Adagrad(Guidance, name="adagrad"):
         deviation = step.variance.sqrt().clamp(min=1e-6)
         with torch.enable_grad():
             moved = x.detach().clone().requires_grad_()
-            for number in range(self.inner_steps):
-                if self.fresh or number == 0:
+            optimizer = torch.optim.Adagrad([moved], lr=self.learning_rate)
+            for _ in range(self.inner_steps):
+                if self.fresh:
                     optimizer = torch.optim.Adagrad([moved], lr=self.learning_rate)
                 optimizer.zero_grad()
                 apart = ((moved - step.mean) ** 2 / deviation).mean((1, 2))

@@ -5,7 +5,9 @@
 ``x0``, ``eps``, ``v``: the network predicts a vector, and rounding is x_0 E^T + b (Diffusion-LM, Li et al. 2022, section 4.2).
 ``logits``: it predicts token logits, and x_0 is softmax(logits) E, their exact posterior mean. With ``evidence`` the token
 likelihood term log p(x_t | w) = (alpha / sigma^2) x_t E^T is added: Bayes' rule with the network as the prior from context
-(Plaid, Gulrajani and Hashimoto 2023, section 3.2; LangFlow 2026). B batch, L positions, D dimension, V words.
+(Plaid, Gulrajani and Hashimoto 2023, section 3.2; LangFlow 2026).
+
+Shapes: B batch, L positions, D latent dimension, V words.
 """
 
 from __future__ import annotations
@@ -73,14 +75,9 @@ class DenoisingModel(WordVectors):
         return self.prediction == "logits"
 
     def forward(
-        self,
-        xt: Tensor,
-        t: Tensor,
-        mask: Tensor | None = None,
-        x0_previous: Tensor | None = None,
-        evidence_mask: Tensor | None = None,
-        condition: Any = None,
-    ) -> Denoised:
+        self, xt: Tensor, t: Tensor, mask: Tensor | None = None, x0_previous: Tensor | None = None,
+        evidence_mask: Tensor | None = None, condition: Any = None,
+    ) -> Denoised:  # fmt: skip
         """Denoise ``xt`` (B, L, D) at times ``t`` (B,) or (B, L).
 
         ``mask`` (B, L) is True at non-padding tokens; ``x0_previous`` (B, L, D) is the last estimate, for self-conditioning;
@@ -97,14 +94,9 @@ class DenoisingModel(WordVectors):
             return Denoised(x0, self.decode(x0), None if share is None else share.sigmoid())
 
     def token_logits(
-        self,
-        xt: Tensor,
-        t: Tensor,
-        mask: Tensor | None = None,
-        x0_previous: Tensor | None = None,
-        evidence_mask: Tensor | None = None,
-        condition: Any = None,
-    ) -> Tensor:
+        self, xt: Tensor, t: Tensor, mask: Tensor | None = None, x0_previous: Tensor | None = None,
+        evidence_mask: Tensor | None = None, condition: Any = None,
+    ) -> Tensor:  # fmt: skip
         """Return the logits (B, L, V) of ``forward`` alone: training needs no x_0, a tenth of a small model's work."""
         # Mixed precision is for the network: the token likelihood term and the softmax need more than 8 bits of mantissa.
         with torch.autocast(xt.device.type, enabled=False):

@@ -54,7 +54,8 @@ def collate(rows: Sequence[Sequence[int]], pad_id: int, width: int | None = None
     """Pad rows of token ids to the longest, or to ``width``. Raises UserError where a row is longer than that."""
     lengths = torch.tensor([len(row) for row in rows])
     longest = int(lengths.max())
-    if longest > (width := longest if width is None else width):
+    width = longest if width is None else width
+    if longest > width:
         raise UserError(f"width: expected {longest} or more, the longest row, got {width}")
     ids = torch.tensor([[*row, *[pad_id] * (width - len(row))] for row in rows])
     batch = Batch(ids=ids, mask=torch.arange(width) < lengths[:, None])
@@ -85,8 +86,10 @@ class Objective(nn.Module):
 
     def conditioning(self, batch: Batch) -> tuple[Any, dict[str, Tensor]]:
         """Return what the network receives of the batch's condition, None without one, and its own terms of the loss."""
-        given = batch.condition and self.model.condition_on_batch(batch)
-        return given, given.terms(batch.mask) if given else {}
+        if batch.condition is None:
+            return None, {}
+        given = self.model.condition_on_batch(batch)
+        return given, given.terms(batch.mask)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return the scalar terms of the loss by name."""
@@ -167,19 +170,18 @@ class EndToEnd(Objective):
         process = VariancePreserving(self.model.process.schedule)
         prior = (process.noise(x0, torch.ones_like(t), torch.zeros_like(x0)) ** 2).mean(-1)
         rounding = F.cross_entropy(self.model.decode(x0).transpose(1, 2), batch.ids, reduction="none")
-        return {"regression": (by_text * weight).mean(), "rounding": (rounding * share).sum(), "prior": (prior * share).sum()}
+        terms = {"rounding": (rounding * share).sum(), "prior": (prior * share).sum()}
+        return {"regression": (by_text * weight).mean(), **terms}
 
     def regression(self, denoised: Denoised, words: Tensor, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
         """Return the loss at each position (B, L)."""
         process = VariancePreserving(self.model.process.schedule)
         xt = self.model.process.standardize(xt, process.schedule.gamma(t))
-        match self.model.prediction:
-            case "eps":
-                output, target = process.eps_from_x0(denoised.x0, xt, t), process.eps_from_x0(x0, xt, t)
-            case "v":
-                output, target = process.v_from_x0(denoised.x0, xt, t), process.v_from_x0(x0, xt, t)
-            case _:
-                output, target = denoised.x0, torch.where(over_coordinates(t <= 1 / self.T, x0) > 0, words, x0)
+        convert = {"eps": process.eps_from_x0, "v": process.v_from_x0}.get(self.model.prediction)
+        if convert is None:
+            output, target = denoised.x0, torch.where(over_coordinates(t <= 1 / self.T, x0) > 0, words, x0)
+        else:
+            output, target = convert(denoised.x0, xt, t), convert(x0, xt, t)
         function: Any = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}[self.loss]
         return cast(Tensor, function(output, target, reduction="none").mean(-1))
 

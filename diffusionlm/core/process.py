@@ -63,14 +63,17 @@ class Process(Component, family="process", shared={"schedule": Sqrt()}):
     def noise(self, x0: Tensor, t: Tensor, eps: Tensor | None = None) -> Tensor:
         """Draw x_t given ``x0`` at times ``t``; ``eps`` is the standard normal draw to use."""
         a, s = self.signal_and_noise(x0, t)
-        return a * x0 + s * (torch.randn_like(x0) if eps is None else eps)
+        eps = torch.randn_like(x0) if eps is None else eps
+        return a * x0 + s * eps
 
     def posterior(self, x0: Tensor, xt: Tensor, t: Tensor, s: Tensor) -> Gaussian:
         """Return q(x_s | x_t, x_0) for times ``s < t`` (DDPM, equations 6 and 7)."""
         gamma_t, gamma_s = self.schedule.gamma(t), self.schedule.gamma(s)
-        (alpha_t, _), (alpha_s, sigma_s) = self.alpha_sigma(gamma_t), self.alpha_sigma(gamma_s)
+        alpha_t, _ = self.alpha_sigma(gamma_t)
+        alpha_s, sigma_s = self.alpha_sigma(gamma_s)
         clean = -torch.expm1(gamma_s - gamma_t)
-        of_x0, of_xt = alpha_s * clean, torch.exp(gamma_s - gamma_t) * alpha_s / alpha_t
+        of_x0 = alpha_s * clean
+        of_xt = torch.exp(gamma_s - gamma_t) * alpha_s / alpha_t
         mean = over_coordinates(of_x0, xt) * x0 + over_coordinates(of_xt, xt) * xt
         return Gaussian(mean, over_coordinates(sigma_s**2 * clean, xt))
 

@@ -34,6 +34,11 @@ class Denoised:
     logits: Tensor
     variance_share: Tensor | None = None
 
+    def rows(self, index: Tensor) -> Denoised:
+        """Return the predictions of the samples ``index`` (B,)."""
+        share = self.variance_share
+        return Denoised(self.x0[index], self.logits[index], None if share is None else share[index])
+
 
 Denoise = Callable[[Tensor, Tensor], Denoised]  # x_t (B, L, D) and times (B,) or (B, L) in
 History = Sequence[tuple[Tensor, Denoised]]
@@ -88,9 +93,8 @@ def reverse_step(
     if denoised.variance_share is None:
         raise UserError("sampler.variance: 'learned' needs a model that predicts variances; use 'posterior'")
     lower = posterior.variance.clamp(min=1e-20).log()
-    return replace(
-        posterior, variance=torch.lerp(lower.expand_as(xt), upper.log().expand_as(xt), denoised.variance_share).exp()
-    )
+    between = torch.lerp(lower.expand_as(xt), upper.log().expand_as(xt), denoised.variance_share)
+    return replace(posterior, variance=between.exp())
 
 
 @dataclass(frozen=True)
@@ -135,15 +139,10 @@ def sample(
             x = steer(x, s_rows, step) if steer else x
         state = State(x, denoised, float(t), number)
         if select and (rows := select(state)) is not None:
-            x, history = x[rows], [(time, rows_of(denoised, rows)) for time, denoised in history]
+            history = [(time, denoised.rows(rows)) for time, denoised in history]
+            x = x[rows]
             state = replace(state, x=x, denoised=history[-1][1])
         yield state
-
-
-def rows_of(denoised: Denoised, rows: Tensor) -> Denoised:
-    """Return the predictions of ``rows`` (B,)."""
-    share = denoised.variance_share
-    return Denoised(denoised.x0[rows], denoised.logits[rows], None if share is None else share[rows])
 
 
 def clamp(denoise: Denoise, embedding: Tensor) -> Denoise:

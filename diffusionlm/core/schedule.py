@@ -81,7 +81,8 @@ class StepSchedule(NoiseSchedule):
 
     def gamma(self, t: Tensor) -> Tensor:
         sigma2, alpha2 = self._noise_and_signal(t.double())
-        floor = 1e-3 * self._noise_and_signal(torch.tensor(1 - 1 / self.T, dtype=torch.float64))[1].to(t.device)
+        last = torch.tensor(1 - 1 / self.T, dtype=torch.float64)
+        floor = 1e-3 * self._noise_and_signal(last)[1].to(t.device)
         clipped = alpha2 < floor
         return torch.log(torch.where(clipped, 1 - floor, sigma2)) - torch.log(torch.where(clipped, floor, alpha2))
 
