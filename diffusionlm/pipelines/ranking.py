@@ -118,12 +118,6 @@ def bleu_sum(text: str, others: Sequence[str]) -> float:
     return sum(sacrebleu.sentence_bleu(text, [other]).score for other in others) if len(others) > 1 else 0.0
 
 
-def minimum_bayes_risk(candidates: Sequence[str]) -> int:
-    """Return the index of the candidate with the highest mean BLEU against the others, the first of equals."""
-    gains = [bleu_sum(text, [*candidates[:i], *candidates[i + 1 :]]) for i, text in enumerate(candidates)]
-    return max(range(len(gains)), key=gains.__getitem__)
-
-
 @dataclass(frozen=True)
 class FunctionRanking(Ranking, name="function"):
     """The candidate to which a function of texts gives the highest score; among equals another ranking decides.

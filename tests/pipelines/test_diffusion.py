@@ -21,10 +21,11 @@ from diffusionlm.data.tokenizers import SPECIAL_TOKENS, WordTokenizer
 from diffusionlm.models.diffusion import DiffusionLM, DiffusionLMConfig, ModelConfig
 from diffusionlm.models.io import model_folder
 from diffusionlm.pipelines.base import Generated, SamplingConfig
+from diffusionlm.pipelines.conditioning import Requested
 from diffusionlm.pipelines.denoiser import Predictor, WordDenoiser, until_end
 from diffusionlm.pipelines.diffusion import Pipeline
 from diffusionlm.pipelines.lengths import draw_lengths
-from diffusionlm.pipelines.ranking import minimum_bayes_risk
+from diffusionlm.pipelines.ranking import best_candidates
 from diffusionlm.recipe.samplers import DDIM, DPMSolver, Renoise
 
 SENTENCES = [
@@ -443,20 +444,6 @@ def test_impossible_wishes(settings: dict[str, Any], changes: dict[str, Any], se
 # Minimum Bayes risk
 
 
-@pytest.mark.parametrize(
-    ("candidates", "best"),
-    [
-        (["an old man walks by", "the house is blue now", "the house is blue now"], {1, 2}),
-        (["the house is blue now", "an old man walks by", "the house is blue now"], {0, 2}),
-        (["a b c d x y z", "a b c d e f g", "p q r d e f g"], {1}),
-        (["one", "two"], {0}),
-        (["one"], {0}),
-    ],
-)
-def test_minimum_bayes_risk(candidates: list[str], best: set[int]) -> None:
-    assert minimum_bayes_risk(candidates) in best
-
-
 @pytest.mark.parametrize("batch_size", [2, 4, 64])
 def test_the_best_of_several_candidates_is_kept(pipeline: Pipeline, batch_size: int) -> None:
     asked: list[list[str]] = []
@@ -468,7 +455,8 @@ def test_the_best_of_several_candidates_is_kept(pipeline: Pipeline, batch_size: 
     chosen = list(pipeline.stream(3, sampling, watch))
     all_candidates = [text for texts in asked[2::3] for text in texts]
     groups = [all_candidates[4 * i : 4 * i + 4] for i in range(3)]
-    assert _texts(chosen) == [group[minimum_bayes_risk(group)] for group in groups]
+    best = best_candidates(pipeline, sampling, range(3), [Requested()] * 3, [[]] * 12, all_candidates)
+    assert _texts(chosen) == [all_candidates[number] for number in best]
     # The first candidate is the text that plain sampling would write.
     plain = pipeline.stream(3, replace(PLAIN, steps=3, length=5))
     assert [group[0] for group in groups] == _texts(list(plain))

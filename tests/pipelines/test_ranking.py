@@ -28,14 +28,7 @@ from diffusionlm.pipelines.causal import CausalPipeline
 from diffusionlm.pipelines.conditioning import Requested
 from diffusionlm.pipelines.diffusion import Pipeline
 from diffusionlm.pipelines.masked import MaskedPipeline
-from diffusionlm.pipelines.ranking import (
-    Candidates,
-    FunctionRanking,
-    MinimumBayesRisk,
-    Ranking,
-    best_candidates,
-    minimum_bayes_risk,
-)
+from diffusionlm.pipelines.ranking import Candidates, FunctionRanking, MinimumBayesRisk, Ranking, best_candidates
 from diffusionlm.pipelines.seq2seq import Seq2SeqPipeline
 from diffusionlm.training.run import save_model
 
@@ -155,6 +148,29 @@ def test_the_seed_decides_which_candidate_has_the_highest_bound(family: str) -> 
     assert rows != pipe(4, candidates=4, **given)
 
 
+# Minimum Bayes risk
+
+
+def by_bleu(texts: Sequence[str]) -> int:
+    """Return the number of the candidate that ``mbr`` keeps."""
+    found = candidates_of(texts)
+    return MinimumBayesRisk().best(found, found.pools)[0]
+
+
+@pytest.mark.parametrize(
+    ("texts", "best"),
+    [
+        (["an old man walks by", "the house is blue now", "the house is blue now"], 1),
+        (["the house is blue now", "an old man walks by", "the house is blue now"], 0),
+        (["a b c d x y z", "a b c d e f g", "p q r d e f g"], 1),
+        (["one", "two"], 0),
+        (["one"], 0),
+    ],
+)
+def test_minimum_bayes_risk_keeps_the_first_of_those_most_like_the_others(texts: list[str], best: int) -> None:
+    assert by_bleu(texts) == best
+
+
 # Functions
 
 
@@ -163,10 +179,10 @@ def test_among_equal_scores_the_mean_bleu_against_all_candidates_decides() -> No
     ranking = FunctionRanking(lambda texts: ["good" in text for text in texts])
     found = candidates_of(texts)
     assert ranking.leaders(found, found.pools) == [[1, 2]]
-    assert minimum_bayes_risk([texts[1], texts[2]]) == 0  # among these two alone neither is better
+    assert by_bleu([texts[1], texts[2]]) == 0  # among these two alone neither is better
     assert ranking.best(found, found.pools) == [2]
     assert FunctionRanking(lambda texts: [len(text) for text in texts]).best(found, found.pools) == [1]
-    assert FunctionRanking(lambda texts: [0.0] * len(texts)).best(found, found.pools) == [minimum_bayes_risk(texts)]
+    assert FunctionRanking(lambda texts: [0.0] * len(texts)).best(found, found.pools) == [by_bleu(texts)]
 
 
 def test_rankings_of_equal_scores_nest_and_score_only_what_is_in_doubt() -> None:
