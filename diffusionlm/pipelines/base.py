@@ -56,6 +56,8 @@ class SamplingConfig(Settings):
         cfg: scale of classifier-free guidance on the model's condition: logits are moved from those without the condition
             through those with it; 1 is no guidance, 0 no condition (Ho and Salimans 2021; their weight is one less).
         self_cfg: likewise on the estimate for self-conditioning.
+        cfg_floor: a ``cfg`` above 1 raises only tokens of at least this ratio to the largest probability given the condition;
+            0 is classifier-free guidance without this limit.
         clamp: replace each predicted vector by its nearest word vector (Diffusion-LM's clamping trick).
         length: tokens per sample, BOS and EOS not counted; empty draws from the training-length histogram, or from the lengths
             that the condition predicts.
@@ -77,6 +79,7 @@ class SamplingConfig(Settings):
     particles: Particles = field(default_factory=Particles)
     cfg: float = 1.0
     self_cfg: float = 1.0
+    cfg_floor: float = 0.1
     clamp: bool = False
     length: int | None = None
     length_temperature: float = 1.0
@@ -91,6 +94,7 @@ class SamplingConfig(Settings):
         self.expect("a positive number", "temperature", "step_temperature", "length_temperature")
         self.expect("0 to 10000", "sweeps")
         self.expect("0 or more", "seed", "cfg", "self_cfg")
+        self.expect("a share from 0 to below 1", "cfg_floor")
 
 
 @dataclass(frozen=True)

@@ -231,18 +231,16 @@ def guided(without: Tensor, given: Tensor, scale: float) -> Tensor:
     return torch.where(given == -math.inf, given, moved)
 
 
-PLAUSIBLE = 0.1  # least ratio of a token's conditional probability to the largest, for guidance to raise it
-
-
-def guided_logits(without: Tensor, given: Tensor, scale: float) -> Tensor:
+def guided_logits(without: Tensor, given: Tensor, scale: float, floor: float) -> Tensor:
     """Return logits (..., V) as ``guided`` does; a ``scale`` above 1 raises only tokens that are plausible with the condition.
 
-    Others, of less than ``PLAUSIBLE`` times the largest probability, are lowered at most (Li et al. 2023, Contrastive Decoding,
-    section 3.2): their logits are the least exact, and guidance multiplies the error of the difference.
+    Others, of less than ``floor`` times the largest conditional probability, are lowered at most (Li et al. 2023, Contrastive
+    Decoding, section 3.2): their logits are the least exact, and guidance multiplies the error of the difference. ``floor`` 0
+    is classifier-free guidance without a limit.
     """
-    if scale <= 1:
+    if scale <= 1 or floor == 0:
         return guided(without, given, scale)
     start, end = without.float().log_softmax(-1), given.float().log_softmax(-1)
-    plausible = end >= end.amax(-1, keepdim=True) + math.log(PLAUSIBLE)
+    plausible = end >= end.amax(-1, keepdim=True) + math.log(floor)
     moved = guided(start, end, scale)
     return torch.where(plausible, moved, torch.minimum(moved, end))

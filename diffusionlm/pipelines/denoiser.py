@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -38,6 +38,7 @@ class Predictor:
         dtype: of the network's arithmetic; everything else is computed in fp32.
         condition: what the network receives of the model's condition; None is the null condition.
         cfg: scale of classifier-free guidance on the condition, 1 is none; likewise ``self_cfg`` on the previous estimate.
+        cfg_floor: that of ``guided_logits``, for the guidance on the condition.
         barred: ids of tokens that are never predicted; None is all special tokens. Without effect where PAD is modelled.
     """
 
@@ -48,6 +49,7 @@ class Predictor:
     barred: tuple[int, ...] | None = None
     cfg: float = 1.0
     self_cfg: float = 1.0
+    cfg_floor: float = 0.1
 
     @cached_property
     def embedding(self) -> Tensor:
@@ -79,7 +81,9 @@ class Predictor:
             if previous is not None and self.self_cfg != 1:
                 denoised = self._moved(predict(None, self.condition), denoised, self.self_cfg)
             if self.condition is not None and self.cfg != 1:
-                denoised = self._moved(predict(previous, None), denoised, self.cfg, guided_logits)
+                denoised = self._moved(
+                    predict(previous, None), denoised, self.cfg, partial(guided_logits, floor=self.cfg_floor)
+                )
         return denoised
 
     def _moved(self, start: Denoised, end: Denoised, scale: float, move: Callable[..., Tensor] = guided) -> Denoised:
@@ -99,7 +103,7 @@ class Predictor:
             given = (xt, (~known).float(), self.attention_mask, None, evidence_mask)
             logits = self.model.token_logits(*given, self.condition).float()
             if self.condition is not None and self.cfg != 1:
-                logits = guided_logits(self.model.token_logits(*given, None), logits, self.cfg)
+                logits = guided_logits(self.model.token_logits(*given, None), logits, self.cfg, self.cfg_floor)
         return logits + self.bar
 
     def rows(self, tokens: Tensor) -> list[list[int]]:

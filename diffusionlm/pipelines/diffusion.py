@@ -56,7 +56,7 @@ from diffusionlm.pipelines.conditioning import (
 )
 from diffusionlm.pipelines.denoiser import Predictor, WordDenoiser
 from diffusionlm.pipelines.draft import draft_pass
-from diffusionlm.pipelines.effect import CONDITIONAL, UNCONDITIONAL, Unused, unused_length, unused_ranking
+from diffusionlm.pipelines.effect import CONDITIONAL, UNCONDITIONAL, Unused, unused_floor, unused_length, unused_ranking
 from diffusionlm.pipelines.gradient import unguided_settings
 from diffusionlm.pipelines.lengths import draw_lengths, fixed_length, length_prior
 from diffusionlm.pipelines.noise import RowNoise, generator_of
@@ -245,6 +245,7 @@ class Pipeline(BasePipeline[DiffusionLM]):
     def unused(self, sampling: SamplingConfig, controls: Sequence[Control] = ()) -> Unused:
         checked = any(control.checkable(self.binding) for control in controls)
         found = unused_length(self, sampling) | unused_ranking(self, sampling, checked)
+        found |= unused_floor(sampling, self.model.has_logits)
         if self.model.settings.condition is None:
             found |= dict.fromkeys(CONDITIONAL, UNCONDITIONAL)
         if not self.model.self_conditions:
@@ -300,7 +301,8 @@ class Pipeline(BasePipeline[DiffusionLM]):
         """Return the model set up for samples of ``lengths``, BOS and EOS counted."""
         mask, sampling = text_mask(lengths, self.model.device), sampling or self.sampling
         return Predictor(
-            self.model, mask, dtype or self.dtype, condition, cfg=sampling.cfg, self_cfg=sampling.self_cfg
+            self.model, mask, dtype or self.dtype, condition, cfg=sampling.cfg, self_cfg=sampling.self_cfg,
+            cfg_floor=sampling.cfg_floor,
         )  # fmt: skip
 
     @cached_property

@@ -34,8 +34,10 @@ def without_latents(model: str) -> dict[str, str]:
     }
 
 
-CONDITIONAL = ("condition", "source", "cfg")
+CONDITIONAL = ("condition", "source", "cfg", "cfg_floor")
 UNCONDITIONAL = "this model was trained without a condition; leave it out"
+BELOW = "cfg is not above 1, so this setting has no effect; leave it out, or raise cfg"
+VECTORS = "this model predicts no logits, of which this setting is a limit, so it has no effect; leave it out"
 TWO = "of two candidates minimum-Bayes-risk selection prefers none, so this setting has no effect; give 3 or more, or 1"
 
 
@@ -56,6 +58,12 @@ def unused_ranking(pipeline: BasePipeline[Any], sampling: SamplingConfig, checke
     if sampling.candidates == 2 and not (checked or ranking.ranks_two):
         found["candidates"] = TWO
     return found
+
+
+def unused_floor(sampling: SamplingConfig, has_logits: bool = True) -> dict[str, str]:
+    """Return whether the limit of classifier-free guidance has no effect, for a model with a condition."""
+    reason = BELOW if sampling.cfg <= 1 else "" if has_logits else VECTORS
+    return {"cfg_floor": reason} if reason else {}
 
 
 def given_settings(plain: Mapping[str, Any], place: str = "") -> dict[str, Any]:

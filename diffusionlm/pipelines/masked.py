@@ -26,7 +26,7 @@ from diffusionlm.models.conditions import Conditioning
 from diffusionlm.models.masked import MaskedLM, lowest, word_positions
 from diffusionlm.pipelines.base import SamplingConfig, UnguidedPipeline, Watch, check_length, check_unused
 from diffusionlm.pipelines.conditioning import conditioning, expected_counts, fixed_tokens, guided_logits
-from diffusionlm.pipelines.effect import CONDITIONAL, UNCONDITIONAL, Unused, unused_length, unused_ranking, without_latents
+from diffusionlm.pipelines.effect import CONDITIONAL, UNCONDITIONAL, Unused, unused_floor, unused_length, unused_ranking, without_latents
 from diffusionlm.pipelines.lengths import draw_lengths, fixed_length
 from diffusionlm.pipelines.noise import RowNoise
 
@@ -175,6 +175,7 @@ class MaskedPipeline(UnguidedPipeline[MaskedLM]):
         unconditional = self.model.settings.condition is None
         return {
             **UNUSED,
+            **unused_floor(sampling),
             **(dict.fromkeys(CONDITIONAL, UNCONDITIONAL) if unconditional else {}),
             **unused_length(self, sampling),
             **unused_ranking(self, sampling),
@@ -190,7 +191,7 @@ class MaskedPipeline(UnguidedPipeline[MaskedLM]):
         mask = text_mask(lengths, self.model.device)
         _, ids = boundaries(mask, self.model.config.special_ids)
         states = unmask(
-            self._predict(mask, condition, sampling.cfg), ids, word_positions(mask), decoder=sampling.sampler,
+            self._predict(mask, condition, sampling), ids, word_positions(mask), decoder=sampling.sampler,
             steps=sampling.steps, temperature=sampling.temperature, noise=RowNoise([[*seed, 0] for seed in seeds], lengths),
         )  # fmt: skip
         rows: list[list[int]] = []
@@ -213,7 +214,7 @@ class MaskedPipeline(UnguidedPipeline[MaskedLM]):
             for prior, seed, tokens in zip(priors, seeds, fixed, strict=True)
         ]
 
-    def _predict(self, mask: Tensor, condition: Conditioning | None = None, cfg: float = 1.0) -> Predict:
+    def _predict(self, mask: Tensor, condition: Conditioning | None, sampling: SamplingConfig) -> Predict:
         """Return the model for samples of ``mask`` (B, L), with probability 0 for [UNK]."""
         attend = None if bool(mask.all()) else mask
         unknown = self.model.config.special_ids.get("unk")
@@ -221,8 +222,9 @@ class MaskedPipeline(UnguidedPipeline[MaskedLM]):
         def predict(ids: Tensor, hidden: Tensor) -> Tensor:
             with torch.autocast(mask.device.type, self.dtype, enabled=self.dtype != torch.float32):
                 logits: Tensor = self.model(ids, hidden, attend, condition)
-                if condition is not None and cfg != 1:
-                    logits = guided_logits(self.model(ids, hidden, attend, None), logits, cfg)
+                if condition is not None and sampling.cfg != 1:
+                    null: Tensor = self.model(ids, hidden, attend, None)
+                    logits = guided_logits(null, logits, sampling.cfg, sampling.cfg_floor)
             if unknown is not None:
                 logits[..., unknown] = -math.inf
             return logits

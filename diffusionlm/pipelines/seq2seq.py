@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import T5ForConditionalGeneration
 
 from diffusionlm.config import UserError
@@ -20,7 +21,7 @@ from diffusionlm.pipelines.base import SamplingConfig, UnguidedPipeline, Watch, 
 from diffusionlm.pipelines.causal import UNUSED as CAUSAL
 from diffusionlm.pipelines.causal import CachedLogits, draw_ids
 from diffusionlm.pipelines.conditioning import distinct, guided_logits
-from diffusionlm.pipelines.effect import CONDITIONAL, Unused, unused_ranking
+from diffusionlm.pipelines.effect import CONDITIONAL, Unused, unused_floor, unused_ranking
 
 UNUSED: Unused = {name: reason for name, reason in CAUSAL.items() if name not in CONDITIONAL}
 ALONE = "this model was trained with a source for every text (drop: 0) and generates from a source alone"
@@ -47,7 +48,7 @@ class Seq2SeqPipeline(UnguidedPipeline[T5ForConditionalGeneration]):
         check_unused(sampling, UNUSED)
 
     def unused(self, sampling: SamplingConfig, controls: Sequence[Control] = ()) -> Unused:
-        return {**UNUSED, **unused_ranking(self, sampling)}
+        return {**UNUSED, **unused_ranking(self, sampling), **unused_floor(sampling)}
 
     def check_request(
         self, sampling: SamplingConfig, controls: Sequence[Control], tries: int, condition: Any, source: Any = None
@@ -69,7 +70,11 @@ class Seq2SeqPipeline(UnguidedPipeline[T5ForConditionalGeneration]):
         if sampling.cfg == 1:
             return self._drawn(given, seeds, sampling, watch)
         null = self._next_logits([None] * len(seeds))
-        return self._drawn(lambda ids: guided_logits(null(ids), given(ids), sampling.cfg), seeds, sampling, watch)
+
+        def next_logits(ids: Tensor) -> Tensor:
+            return guided_logits(null(ids), given(ids), sampling.cfg, sampling.cfg_floor)
+
+        return self._drawn(next_logits, seeds, sampling, watch)
 
     def _drawn(self, next_logits: Any, seeds: Sequence[Sequence[int]], sampling: SamplingConfig, watch: Watch | None) -> Any:
         begun = torch.full((len(seeds), 1), self.model.config.bos_token_id, device=self.model.device)

@@ -30,6 +30,7 @@ SAMPLING = (
     several("--condition", "the model's condition, such as a class label; of several conditions NAME=VALUE", "VALUE"),
     option("--cfg", "scale of classifier-free guidance on the condition; 1 is none (default 1)", "X"),
     option("--self-cfg", "likewise on the estimate for self-conditioning (default 1)", "X"),
+    option("--cfg-floor", "share of the largest probability from which --cfg above 1 raises a token (default .1; 0: any)", "X"),
     several("--control", "food=Japanese, 'Length(20) & ~Words(\"cheap\")'", "EXPRESSION", dest="controls"),
     option("--annotator", "tags and parses texts to check controls: a name or '{name: tagger, folder: F}' "
             "(default: the corpus's); see: diffusionlm show annotators", "SPEC"),

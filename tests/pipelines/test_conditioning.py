@@ -139,7 +139,7 @@ def test_guidance_extrapolates_from_the_null_condition(labelled: Pipeline) -> No
 
     plain, null, blind = predicted(), predicted(condition=None), predicted(last=None)
     assert torch.equal(predicted(0.0).logits, null.logits)
-    assert torch.equal(predicted(3.0).logits, guided_logits(null.logits, plain.logits, 3.0))
+    assert torch.equal(predicted(3.0).logits, guided_logits(null.logits, plain.logits, 3.0, 0.1))
     torch.testing.assert_close(predicted(0.5).logits, null.logits + 0.5 * (plain.logits - null.logits))
     torch.testing.assert_close(predicted(self_cfg=2.0).logits, blind.logits + 2 * (plain.logits - blind.logits))
     mean = predicted(3.0).logits.softmax(-1) @ labelled.model.word_vectors()
@@ -152,13 +152,39 @@ def test_guidance_raises_no_word_that_is_improbable_with_the_condition() -> None
     without = torch.tensor([0.8, 0.19, 1e-6, 0.0]).log()
     straight = guided(without, given, 2.0)
     assert int(straight.argmax()) == 2 and straight[2] == pytest.approx(2 * math.log(0.002) - math.log(1e-6), abs=1e-4)
-    moved = guided_logits(without + 5, given - 3, 2.0)  # logits, of no sum
+    moved = guided_logits(without + 5, given - 3, 2.0, 0.1)  # logits, of no sum
     assert moved[:3].tolist() == pytest.approx(
         [2 * math.log(0.9) - math.log(0.8), 2 * math.log(0.098) - math.log(0.19), math.log(0.002)], abs=2e-2
     )
     assert moved[3] == -math.inf
     for scale in (0.0, 0.5, 1.0):
-        assert torch.equal(guided_logits(without, given, scale), guided(without, given, scale))
+        assert torch.equal(guided_logits(without, given, scale, 0.1), guided(without, given, scale))
+
+
+@pytest.mark.parametrize(("floor", "raised"), [(0.0, 4), (0.01, 3), (0.1, 2), (0.9, 1)])
+def test_the_floor_of_guidance_decides_which_words_it_may_raise(floor: float, raised: int) -> None:
+    """Ratios to the largest are 1, .25, .024 and .0002; the plain rule is p(w | c)^s / p(w)^(s - 1), normalised."""
+    given, without = torch.tensor([0.7842, 0.1968, 0.0188, 0.0002]), torch.tensor([0.864, 0.1236, 0.0123, 0.0001])
+    plain = given**2 / without
+    moved = guided_logits(without.log(), given.log(), 2.0, floor).exp()
+    kept = torch.arange(4) < raised
+    expected = torch.where(kept, plain, torch.minimum(plain, given))
+    torch.testing.assert_close(moved / moved.sum(), expected / expected.sum())
+    assert bool((plain > given)[1:].all())  # the plain rule raises all but the first
+
+
+def test_the_floor_is_a_setting_of_sampling(labelled: Pipeline) -> None:
+    mask, xt, t = torch.ones(2, 5, dtype=torch.bool), torch.randn(2, 5, 16), torch.tensor([0.6, 0.9])
+    given = labelled.model.condition_on(labelled.model.settings.condition.collate(["animal", "plant"]))  # type: ignore[union-attr]
+    sampling = replace(labelled.sampling, cfg=3.0, cfg_floor=0.0)
+    with torch.no_grad():
+        plain = Predictor(labelled.model, mask, condition=given)(xt, t).logits
+        null = Predictor(labelled.model, mask)(xt, t).logits
+        found = replace(labelled.predictor([5, 5], given, sampling=sampling), mask=mask)(xt, t).logits
+    torch.testing.assert_close(found, null + 3 * (plain - null))
+    default = labelled(4, condition="animal", cfg=8.0)
+    assert default == labelled(4, condition="animal", cfg=8.0, cfg_floor=0.1)
+    assert default != labelled(4, condition="animal", cfg=8.0, cfg_floor=0.0)
 
 
 def test_several_conditions_have_a_value_each(tmp_path: Path) -> None:
