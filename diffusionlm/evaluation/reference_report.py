@@ -15,7 +15,6 @@ from diffusionlm import plots
 from diffusionlm.config import UserError, to_plain
 from diffusionlm.data.corpora import Corpus
 from diffusionlm.data.references import Item, read_items, read_outputs
-from diffusionlm.evaluation.cost import Cost, metered
 from diffusionlm.evaluation.effect import changed_sampling, check_sampling
 from diffusionlm.evaluation.frontiers import LISTED, draw_frontiers, frontiers
 from diffusionlm.evaluation.jobs import REFERENCE, Job, Progress, ResumableReport, Row, bracketed, file_name
@@ -26,6 +25,7 @@ from diffusionlm.files import write_text
 from diffusionlm.pipelines.auto import open_models
 from diffusionlm.pipelines.base import BasePipeline, SamplingConfig
 from diffusionlm.pipelines.conditioning import requested
+from diffusionlm.pipelines.cost import Cost, metered
 
 Outputs = Sequence[Sequence[str]]
 Sampled = tuple[Sequence[Item], Outputs, Cost | None]

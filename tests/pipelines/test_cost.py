@@ -11,13 +11,13 @@ import pytest
 import torch
 from tiny_conditions import trained
 
-from diffusionlm.evaluation.cost import Cost, metered
 from diffusionlm.evaluation.reference_report import ReferenceReport, evaluate_references, reference_table
 from diffusionlm.evaluation.references import Figure
 from diffusionlm.models.seq2seq import Seq2SeqConfig
 from diffusionlm.models.source import Source
 from diffusionlm.pipelines.auto import open_pipeline
 from diffusionlm.pipelines.base import BasePipeline
+from diffusionlm.pipelines.cost import Cost, metered
 from diffusionlm.pipelines.seq2seq import Seq2SeqPipeline
 
 
