@@ -12,7 +12,6 @@ import itertools
 import json
 import random
 import sys
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -36,6 +35,7 @@ from diffusionlm.files import write_text
 from diffusionlm.pipelines.auto import open_models
 from diffusionlm.pipelines.base import BasePipeline, SamplingConfig
 from diffusionlm.pipelines.conditioning import Requested, at_length, conditions_of
+from diffusionlm.pipelines.cost import metered
 
 
 @dataclass(frozen=True)
@@ -211,8 +211,8 @@ class BenchmarkRunner:
             if given is not None:
                 at_length(sampling, pipeline.model, given)
             settings = {"sampling": to_plain(sampling), "dtype": dtype}
-            generate, counts = partial(self._sampled, pipeline, sampling, given), pipeline.evaluations
-            jobs.append(self.sample_job(system, "model", generate, n, temperature, settings, counts))
+            generate = partial(self._sampled, pipeline, sampling, given)
+            jobs.append(self.sample_job(system, "model", generate, n, temperature, settings, (pipeline, sampling.candidates)))
         return jobs
 
     def _sampled(self, pipeline: BasePipeline[Any], sampling: SamplingConfig, given: list[Requested] | None) -> Iterator[str]:
@@ -222,11 +222,12 @@ class BenchmarkRunner:
 
     def sample_job(
         self, system: str, kind: str, generate: Callable[[], Iterable[str]], steps: int | None = None,
-        temperature: float | None = None, settings: Mapping[str, Any] | None = None, evaluations: Sequence[int] = (),
+        temperature: float | None = None, settings: Mapping[str, Any] | None = None,
+        model: tuple[BasePipeline[Any] | None, int] = (None, 1),
     ) -> Job:  # fmt: skip
         """Return the job that generates ``count`` texts of a system at one setting and measures them.
 
-        ``evaluations`` is the list that a pipeline adds to, ``BasePipeline.evaluations``.
+        ``model`` is the pipeline whose cost is measured, with its number of candidates for each text.
         """
         identity = {
             "system": system, "kind": kind, "steps": steps, "temperature": temperature, "settings": settings or {},
@@ -235,11 +236,11 @@ class BenchmarkRunner:
         label = [system, *[f"{steps} steps"] * bool(steps), *[f"temperature {temperature}"] * bool(temperature)]
 
         def make(progress: Progress) -> EvaluationRow:
-            begun, texts, loops = time.perf_counter(), [], len(evaluations)
-            for text in generate():
-                texts.append(text)
-                progress(1)
-            seconds = round(time.perf_counter() - begun, 3)
+            texts = []
+            with metered(model[0]) as meter:
+                for text in generate():
+                    texts.append(text)
+                    progress(1)
             if self.out is not None:
                 lines = [json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts]
                 write_text(self.out / "texts" / f"{file_name(' '.join(label))}.jsonl", "".join(lines))
@@ -251,9 +252,9 @@ class BenchmarkRunner:
                 judge_error=judged * mean_error([one.nats for one in scored], [one.tokens for one in scored]),
                 diversity=diversity(texts, self.corpus.training, self.config.seed),
                 metrics={name: mean_present(metric(texts)) for name, metric in self.corpus.metrics.items()},
-                seconds=seconds,
+                seconds=round(meter.seconds, 3),
                 lengths=dict(sorted(word_counts(texts).items())),
-                evaluations=sum(evaluations[loops:]) / len(evaluations[loops:]) if evaluations[loops:] else None,
+                cost=None if model[0] is None else meter.cost(len(texts), model[1]),
             )
 
         return Job(identity, ", ".join(label), self.config.count, make)

@@ -261,7 +261,8 @@ HUMAN = (
 
 COST = [
     "Evaluations: of the network (of an autoregressive model the decoder), over steps, passes, sweeps and guidance; encoders",
-    "of sources do not count. CPU seconds: of all threads, in sampling alone. -: outputs of a file, or a row of an old report.",
+    "of sources do not count. CPU seconds: of all threads; seconds: wall-clock time; both in sampling alone. -: outputs of a",
+    "file, or a row of an old report.",
 ]
 
 
@@ -271,6 +272,7 @@ def costs_of(cost: Cost) -> dict[str, str]:
         "evaluations per candidate": f"{cost.per_candidate:,.6g}",
         "evaluations per output": f"{cost.evaluations:,.6g}",
         "CPU seconds per output": f"{cost.cpu_seconds:.4g}",
+        "seconds per output": "-" if cost.seconds is None else f"{cost.seconds:.4g}",
         "threads": str(cost.threads),
     }
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, Self
 from diffusionlm import plots
 from diffusionlm.evaluation.jobs import REFERENCE, ResumableReport, Row
 from diffusionlm.evaluation.text_metrics import Comparison, Diversity, Point, at_entropy, compare
+from diffusionlm.pipelines.cost import Cost
 
 OF_A_POINT = ("steps", "temperature")
 
@@ -24,7 +25,7 @@ class EvaluationRow(Row):
 
     ``judge_perplexity`` is per token of the judge LM, ``judge_error`` its standard error over texts. ``metrics`` are the
     corpus's own, each a mean over the texts that it applies to. ``seconds`` is the sampling time, ``lengths`` maps a number
-    of words to a number of texts. ``evaluations`` are the denoiser's in a batch's sampling loop, on average over batches.
+    of words to a number of texts. ``cost`` is that of a model's text, None of other texts and of rows without it.
     ``fingerprint`` and ``settings`` determine the texts.
     """
 
@@ -40,7 +41,7 @@ class EvaluationRow(Row):
     lengths: dict[int, int]
     fingerprint: str
     settings: dict[str, Any]
-    evaluations: float | None = None
+    cost: Cost | None = None
 
     @property
     def frontier(self) -> str:

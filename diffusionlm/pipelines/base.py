@@ -122,18 +122,13 @@ class Controlled(Generated):
 
 @dataclass
 class BasePipeline(Generic[M]):
-    """Base of the pipelines, one for each model family: a model, its tokenizer, and default sampling settings.
-
-    ``evaluations`` has the denoiser's evaluations in each sampling loop so far, one loop per batch: some samplers take several
-    in a step, and an adaptive one chooses them.
-    """
+    """Base of the pipelines, one for each model family: a model, its tokenizer, and default sampling settings."""
 
     model: M
     tokenizer: PreTrainedTokenizerFast
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     dtype: torch.dtype = torch.float32  # of the network's arithmetic
     folder: Path | None = None  # that the model was loaded from
-    evaluations: list[int] = field(default_factory=list, init=False, repr=False, compare=False)
 
     exact_likelihood: ClassVar[bool] = False  # whether the likelihood is exact, not bounded
     has_flow: ClassVar[bool] = False  # whether there is a probability flow: diffusion on word vectors

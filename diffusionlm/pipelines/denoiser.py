@@ -125,7 +125,6 @@ class WordDenoiser:
         self.predict, self.sampling, self.steering = predict, sampling, steering
         self.model, self.mask, self.embedding = predict.model, predict.mask, predict.embedding
         self.previous: Tensor | None = None
-        self.evaluations = 0  # predictions so far; guidance on a condition evaluates the network twice for one
         if self.model.explicit_length:
             self.known, self.ids = boundaries(self.mask, self.model.config.special_ids, tokens)
         constraint = None
@@ -190,15 +189,11 @@ class WordDenoiser:
 
     def _prediction(self, xt: Tensor, t: Tensor) -> Denoised:
         """Return the model's prediction without barred tokens; with controls, given tokens have probability 1."""
-        denoised = self._evaluate(xt, t)
+        denoised = self.predict(xt, t, self.previous)
         logits = denoised.logits + self.predict.bar
         if self.steering.active and self.model.explicit_length:
             logits = pin_logits(logits, self.known, self.ids)
         return replace(denoised, logits=logits)
-
-    def _evaluate(self, xt: Tensor, t: Tensor) -> Denoised:
-        self.evaluations += 1
-        return self.predict(xt, t, self.previous)
 
     def _guided(self, xt: Tensor, t: Tensor) -> tuple[Denoised, Tensor | None]:
         """Return the prediction with its logits guided and constrained, and the shift (B, L, D) of x_0, if any."""
@@ -242,7 +237,7 @@ class WordDenoiser:
         assert self.steering.energy is not None
 
         def predict(moved: Tensor) -> GuidanceState:
-            return GuidanceState(moved, s, self.mask, lambda: self._evaluate(moved, s))
+            return GuidanceState(moved, s, self.mask, lambda: self.predict(moved, s, self.previous))
 
         return self.steering.guidance.guide_latents(self.steering.energy, x, s, step, predict)
 

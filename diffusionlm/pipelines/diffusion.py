@@ -198,7 +198,6 @@ class Pipeline(BasePipeline[DiffusionLM]):
         for state in denoiser.states(noise, select if copies > 1 else None, start):  # 4
             if watch is not None and state.step < sampling.steps:
                 watch(state, texts(denoiser.tokens(state)))
-        self.evaluations.append(denoiser.evaluations)
         tokens = denoiser.tokens(state, final=True)  # 5
         if watch is not None:
             watch(state, texts(tokens))

@@ -66,7 +66,7 @@ class Flow(Sampler, name="flow"):
     """The probability flow by an adaptive solver, deterministic: it chooses its own steps between those of the run.
 
     ``steps`` 1 is one solve from noise to text; more steps are the points where it is interrupted, to show or to steer the
-    texts, and each costs a few evaluations. ``BasePipeline.evaluations`` counts them.
+    texts, and each costs a few evaluations.
 
     Args:
         rtol: relative tolerance of a step; the score SDE has 1e-5 for both.

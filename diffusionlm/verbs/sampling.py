@@ -15,6 +15,7 @@ from diffusionlm.verbs.shared import LOADING, MODEL, expect_positive, given_opti
 
 if TYPE_CHECKING:
     from diffusionlm.pipelines.base import BasePipeline, SamplingConfig
+    from diffusionlm.pipelines.cost import Cost
 
 
 SAMPLING = (
@@ -58,6 +59,7 @@ def _generate(options: argparse.Namespace) -> int:
     """Generate texts with a trained model: JSON lines on stdout, each as soon as it is finished."""
     from diffusionlm.controls import read_controls, target_rows
     from diffusionlm.data.references import read_sources
+    from diffusionlm.pipelines.cost import metered
 
     expect_positive(options, "count", "ensure")
     pipeline, sampling, given = opened(options)
@@ -77,12 +79,15 @@ def _generate(options: argparse.Namespace) -> int:
         say_unconditional(pipeline, request["condition"], sampling)
     count = options.count or (10 if items is None else 1)
     sources = None if items is None else [item.source for item in items]
-    for number, (_, controls) in enumerate(targets):
-        target: dict[str, Any] = {} if options.targets is None else {"target": number}
-        for row in pipeline.stream(count, sampling, watcher_of(options), controls, source=sources, **request):
-            references = items[row.index // count].references if items is not None else ()
-            print_row({**target, **row.row(), **({"references": references} if references else {})})
-    say_evaluations(pipeline, sampling)
+    texts = 0
+    with metered(pipeline) as meter:
+        for number, (_, controls) in enumerate(targets):
+            target: dict[str, Any] = {} if options.targets is None else {"target": number}
+            for row in pipeline.stream(count, sampling, watcher_of(options), controls, source=sources, **request):
+                references = items[row.index // count].references if items is not None else ()
+                print_row({**target, **row.row(), **({"references": references} if references else {})})
+                texts += 1
+    say_evaluations(meter.cost(texts, sampling.candidates), sampling)
     return 0
 
 
@@ -99,6 +104,7 @@ def _edit(options: argparse.Namespace) -> int:
     """Edit texts: noise them to a level and denoise them with controls on; JSON lines on stdout, as ``generate``."""
     from diffusionlm.controls import read_controls
     from diffusionlm.data.corpora import read_texts
+    from diffusionlm.pipelines.cost import metered
     from diffusionlm.pipelines.diffusion import Pipeline
 
     expect_positive(options, "count", "ensure")
@@ -112,11 +118,12 @@ def _edit(options: argparse.Namespace) -> int:
     pipeline.check_given(given, sampling, [controls], LABELS)
     condition = pipeline.read_condition(options.condition)
     say_unconditional(pipeline, condition, sampling)
-    for row in pipeline.edit(
-        texts, options.level, controls, options.count, sampling, watcher_of(options), options.ensure, condition
-    ):
-        print_row(row.row())
-    say_evaluations(pipeline, sampling)
+    watch, edits = watcher_of(options), 0
+    with metered(pipeline) as meter:
+        for row in pipeline.edit(texts, options.level, controls, options.count, sampling, watch, options.ensure, condition):
+            print_row(row.row())
+            edits += 1
+    say_evaluations(meter.cost(edits, sampling.candidates), sampling)
     return 0
 
 
@@ -139,15 +146,14 @@ def say_unconditional(pipeline: BasePipeline[Any], condition: Any, sampling: Sam
         print(f"no condition is given: samples of the model without a condition{unseen}", file=sys.stderr)
 
 
-def say_evaluations(pipeline: BasePipeline[Any], sampling: SamplingConfig) -> None:
-    """Say on stderr how often the denoiser was evaluated, where that does not follow from the number of steps alone."""
+def say_evaluations(cost: Cost, sampling: SamplingConfig) -> None:
+    """Say on stderr how often the network was evaluated for a text, where the sampler decides it and not the settings alone."""
     from diffusionlm.config import plain_name
     from diffusionlm.core.sampler import Sampler
 
-    sampler, counts = type(sampling.sampler), pipeline.evaluations
-    if counts and sampler.step is not Sampler.step:
-        span = f"{min(counts)}" if len({*counts}) == 1 else f"{min(counts)} to {max(counts)}"
-        print(f"{plain_name(sampler)}: {span} evaluations of the denoiser per batch of texts", file=sys.stderr)
+    sampler = type(sampling.sampler)
+    if cost.evaluations and sampler.step is not Sampler.step:
+        print(f"{plain_name(sampler)}: {cost.evaluations:,.6g} network evaluations per text", file=sys.stderr)
 
 
 def watcher_of(options: argparse.Namespace) -> Any:

@@ -9,6 +9,7 @@ from tiny_runs import ROOT
 
 from diffusionlm.cli import main
 from diffusionlm.core.process import VariancePreserving
+from diffusionlm.pipelines.cost import metered
 from diffusionlm.pipelines.diffusion import Pipeline
 from diffusionlm.recipe.processes import VarianceExploding
 
@@ -28,19 +29,21 @@ def pipe() -> Pipeline:
 
 @pytest.mark.parametrize(("sampler", "evaluations"), SAMPLERS, ids=str)
 def test_controls_hold_and_evaluations_are_counted(pipe: Pipeline, sampler: Any, evaluations: int) -> None:
-    pipe.evaluations.clear()
-    rows = pipe(2, ['Prefix("The Old")', "Length(9)"], sampler=sampler, steps=3, passes=1, sweeps=0)
+    with metered(pipe) as meter:
+        rows = pipe(2, ['Prefix("The Old")', "Length(9)"], sampler=sampler, steps=3, passes=1, sweeps=0)
     assert all(outcome.passed for row in rows for outcome in row.controls)  # type: ignore[attr-defined]
-    assert pipe.evaluations == [evaluations]
+    assert meter.evaluations == 2 * evaluations
 
 
 def test_the_flow_follows_controls_too_and_a_coarse_one_needs_few_evaluations(pipe: Pipeline) -> None:
-    pipe.evaluations.clear()
+    found = []
     for tolerance in (0.1, 1e-3):
         sampler = {"name": "flow", "rtol": tolerance, "atol": tolerance}
-        (row,) = pipe(1, ["Length(9)", 'Words("cheap")'], sampler=sampler, steps=1, passes=1, sweeps=0)
+        with metered(pipe) as meter:
+            (row,) = pipe(1, ["Length(9)", 'Words("cheap")'], sampler=sampler, steps=1, passes=1, sweeps=0)
         assert all(outcome.passed for outcome in row.controls)  # type: ignore[attr-defined]
-    coarse, fine = pipe.evaluations
+        found.append(meter.evaluations)
+    coarse, fine = found
     assert 5 < coarse < fine < 1000
 
 
@@ -59,9 +62,15 @@ def test_a_sample_does_not_depend_on_the_batch(pipe: Pipeline) -> None:
         assert together == alone
 
 
-def test_generate_says_how_often_the_denoiser_was_evaluated(capsys: pytest.CaptureFixture[str]) -> None:
-    for sampler, said in (("heun", "heun: 5 evaluations of the denoiser per batch of texts\n"), ("ddim", "")):
-        arguments = ["--steps", "3", "--passes", "1", "--sweeps", "0", "--length", "6"]
+def test_generate_says_how_often_the_network_was_evaluated_for_a_text(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two passes in each of Heun's five evaluations, and one or eleven in a sweep; three candidates take three times as many."""
+    pipe = Pipeline.from_pretrained(MODEL)
+    with metered(pipe) as meter:
+        pipe(2, steps=3, passes=2, sweeps=1, length=6, sampler="heun", candidates=3, batch_size=4)
+    expected = 3 * (5 * 2 + (1 if pipe.model.excludes_self else 11))
+    assert meter.evaluations == 2 * expected and meter.cost(2, 3).per_candidate == expected / 3
+    arguments = ["--steps", "3", "--passes", "2", "--sweeps", "1", "--length", "6", "--candidates", "3", "--batch-size", "4"]
+    for sampler, said in (("heun", f"heun: {expected} network evaluations per text\n"), ("ddim", "")):
         assert main(["generate", str(MODEL), "--count", "2", "--sampler", sampler, *arguments]) == 0
         err = capsys.readouterr().err
         assert err.endswith(said) and ("evaluations" in err) == bool(said)

@@ -15,6 +15,7 @@ from diffusionlm.config import UserError, build, merge
 from diffusionlm.core.process import VariancePreserving
 from diffusionlm.data.tokenizers import WordTokenizer
 from diffusionlm.models.diffusion import DiffusionLM, ModelConfig
+from diffusionlm.pipelines.cost import metered
 from diffusionlm.pipelines.diffusion import Pipeline
 from diffusionlm.recipe.regression import Regression
 from diffusionlm.recipe.score import score
@@ -146,7 +147,9 @@ def test_ncsn_trains_and_samples_by_annealed_langevin(tmp_path: Path) -> None:
     assert train(config, tmp_path / "run", quiet=True)
     pipe = Pipeline.from_pretrained(tmp_path / "run")
     assert pipe.sampling.sampler.name == "annealed-langevin"
-    assert len(pipe(2)) == 2 and pipe.evaluations == [3 * 5 + 1]
+    with metered(pipe) as meter:
+        assert len(pipe(2)) == 2
+    assert meter.cost(2, 1).evaluations == (3 * 5 + 1) * pipe.sampling.passes
 
 
 def test_sliced_score_matching_is_an_objective_of_runs(tmp_path: Path) -> None:

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy
-import torch
 
 from diffusionlm.config import UserError, build, merge, override, to_plain
 from diffusionlm.controls import Binding
@@ -40,6 +37,7 @@ from diffusionlm.evaluation.text_metrics import diversity, mean_present
 from diffusionlm.files import disk_errors, write_text
 from diffusionlm.pipelines.base import SamplingConfig
 from diffusionlm.pipelines.conditioning import Requested
+from diffusionlm.pipelines.cost import metered
 from diffusionlm.pipelines.diffusion import Pipeline
 from diffusionlm.pipelines.effect import Unused
 
@@ -60,24 +58,6 @@ class TargetSamples:
     classifications: int = 0
     seconds: float = 0.0
     refused: str | None = None
-
-
-@contextmanager
-def counted_calls(pipeline: Pipeline) -> Iterator[dict[str, Any]]:
-    """Count the rows that a pipeline's denoiser and its classifiers process; yield the counts by field of ``Work``."""
-    counts = {"evaluations": 0, "backwards": 0, "classifications": 0}
-
-    def denoiser(network: torch.nn.Module, arguments: Any, named: Any) -> None:
-        counts["evaluations"] += len(arguments[0])
-        counts["backwards"] += len(arguments[0]) * (torch.is_grad_enabled() and arguments[0].requires_grad)
-
-    def classifier(network: torch.nn.Module, arguments: Any, named: Any) -> None:
-        counts["classifications"] += len(next(iter([*arguments, *named.values()])))
-
-    with ExitStack() as hooks:
-        for network, count in [(pipeline.model.network, denoiser), *((c, classifier) for c in pipeline.binding.networks)]:
-            hooks.enter_context(torch.nn.Module.register_forward_pre_hook(network, count, with_kwargs=True))
-        yield counts
 
 
 @dataclass(frozen=True)
@@ -233,15 +213,16 @@ class Samples:
 
     def sample(self, number: int) -> TargetSamples:
         """Generate the samples of one target, unless the model cannot satisfy it, and count their cost."""
-        task, record, begun = self.task, self.empty(number), time.perf_counter()
+        task, record = self.task, self.empty(number)
         if self.guided and task.refused[number]:
             return replace(record, refused=task.refused[number])
         task.pipeline.binding = task.binding
         controls = task.targets[number].controls if self.guided else ()
-        with counted_calls(task.pipeline) as counts:
+        with metered(task.pipeline, task.binding.networks) as meter:
             rows = task.pipeline.stream(task.config.samples, replace(self.sampling, seed=record.seed), None, controls)
             texts = tuple(row.text for row in rows)
-        return replace(record, texts=texts, seconds=round(time.perf_counter() - begun, 3), **counts)
+        counts = {name: getattr(meter, name) for name in ("evaluations", "backwards", "classifications")}
+        return replace(record, texts=texts, seconds=round(meter.seconds, 3), **counts)
 
 
 def control_job(judge: Judge, steered: Samples, unguided: Samples) -> Job:

@@ -22,7 +22,7 @@ SOURCES = (STEERED, UNGUIDED, REFERENCE, LEFT_ONLY)
 
 @dataclass(frozen=True)
 class Work:
-    """The mean cost of a text: evaluations of the denoiser (over all passes, sweeps, particles and tries).
+    """The mean cost of a text: evaluations of the network, as ``pipelines.cost`` counts them.
 
     ``backwards`` are those with a backward pass, ``classifications`` evaluations of classifiers, ``seconds`` wall-clock time
     at the batch size of the sampling settings.
