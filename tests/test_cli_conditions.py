@@ -109,10 +109,10 @@ def test_each_target_of_controls_has_all_sources(models: dict[str, str], capsys:
 
 def test_unknown_words_of_sources_are_counted_once(models: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     file = written("s.txt", "ant", "dog crocodile zebra")
-    said = "source: 2 words are unknown to this model and read as [UNK], the first is 'crocodile'"
+    said = "source: 2 words are not in the vocabulary of this model and are read as [UNK]: the first is 'crocodile'"
     targets = written("t.jsonl", {"controls": ["Length(2)"]}, {"controls": ["Length(3)"]})
     assert len(rows(["generate", models["source"], "--source", file, "--targets", targets, *STEPS], capsys, said)) == 4
-    said = "source: 1 word is unknown to this model and read as [UNK], the first is 'yak'"
+    said = "source: 1 word is not in the vocabulary of this model and is read as [UNK]: 'yak'"
     pair = ["--condition", "kind=low", "--condition", "source=ant yak"]
     assert len(rows(["generate", models["several"], *pair, "-n", "1", *STEPS], capsys, said)) == 1
 

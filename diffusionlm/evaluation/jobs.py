@@ -7,7 +7,9 @@ the file after each. A new kind of row is a subclass of ``Row``, listed in a rep
 from __future__ import annotations
 
 import json
+import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -153,11 +155,27 @@ class ResumableReport:
         """Return the report as JSON values, with the machine's description."""
         return {**to_plain(self), "machine": machine()}
 
+    def short_labels(self) -> Callable[[str], str]:
+        """Return what replaces the systems' labels in a line by those with ``named_functions``, where these are distinct."""
+        short = {label: named_functions(label) for label in self.systems}
+        counts = Counter(short.values())
+        changed = {label: new for label, new in short.items() if new != label and counts[new] == 1}
+
+        def shortened(line: str) -> str:
+            for label in sorted(changed, key=len, reverse=True):
+                line = line.replace(label, changed[label])
+            return line
+
+        return shortened
+
     def table(self, title: str, rows: Sequence[Mapping[str, str]], explained: Sequence[str], details: Iterable[str]) -> str:
-        """Return ``rows`` of cells by column as a table, with explanations, further lines, and the evaluated models."""
-        columns = list(dict.fromkeys(name for row in rows for name in row))
-        cells = aligned(columns, [[row.get(name, "-") for name in columns] for row in rows])
-        lines = [title, "", *cells, "", *explained, *details, "", "Evaluated models"]
+        """Return ``rows`` of cells by column as a table, with explanations, further lines, and the evaluated models.
+
+        Above the models, whose labels are complete, functions are shown by their name alone.
+        """
+        columns, short = list(dict.fromkeys(name for row in rows for name in row)), self.short_labels()
+        header, *cells = ([short(row.get(name, "-")) for name in columns] for row in [{name: name for name in columns}, *rows])
+        lines = [title, "", *aligned(header, cells), "", *map(short, [*explained, *details]), "", "Evaluated models"]
         for name, about in self.systems.items():
             parts = [about["family"], f"{about['parameters']:,} parameters" if "parameters" in about else ""]
             if "training_tokens" in about:
@@ -167,6 +185,11 @@ class ResumableReport:
                 parts.append(f"{about['training_processor_seconds']:,.0f} seconds of CPU time")
             lines.append(f"  {name} ({about['folder']}): {', '.join(filter(None, parts))}")
         return "\n".join(lines) + "\n"
+
+
+def named_functions(label: str) -> str:
+    """Return ``label`` with the functions in its settings by their name, without the module of their import path."""
+    return re.sub(r"\b(function) [\w.]+:([\w.]+)", r"\1 \2", label)
 
 
 def aligned(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

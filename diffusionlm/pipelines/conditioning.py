@@ -93,7 +93,7 @@ def _encoded(spec: Condition, wanted: Sequence[Any], tokenizer: PreTrainedTokeni
     if "source" in spec.keys and (texts := _texts(wanted)):
         own = spec.with_own_tokenizer
         if said := unknown_words(texts, tokenizer if own is None else own.reader(tokenizer)):
-            _say(f"source: {said}")
+            say_once(f"source: {said}")
     return values
 
 
@@ -107,8 +107,11 @@ def unknown_words(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> s
     words = []
     for text, encoding in zip(texts, encodings(texts, tokenizer), strict=True):
         words += unknown_in(text, encoding, tokenizer.unk_token_id)
-    many = "1 word is" if len(words) == 1 else f"{len(words)} words are"
-    return f"{many} unknown to this model and read as {tokenizer.unk_token}, the first is {words[0]!r}" if words else ""
+    if not words:
+        return ""
+    be, first = ("word is", "") if len(words) == 1 else ("words are", "the first is ")
+    place = f"not in the vocabulary of this model and {be.split()[1]} read as {tokenizer.unk_token}"
+    return f"{len(words)} {be} {place}: {first}{words[0]!r}"
 
 
 def unknown_in(text: str, encoding: Encoding, unknown: int | None) -> list[str]:
@@ -118,7 +121,7 @@ def unknown_in(text: str, encoding: Encoding, unknown: int | None) -> list[str]:
 
 
 @lru_cache(maxsize=1000)
-def _say(line: str) -> None:
+def say_once(line: str) -> None:
     """Write a line to stderr, once: the same sources are requested again for each target and each report."""
     print(line, file=sys.stderr)
 

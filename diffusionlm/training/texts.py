@@ -111,11 +111,11 @@ def report_unknown_sources(spec: ModelSpec, rows: datasets.Dataset, tokenizer: P
         return
     ids = np.array([i for encoding in encodings(texts, reader) for i in encoding.ids])
     if (share := float(np.mean(ids == reader.unk_token_id))) > UNKNOWN:
-        place, cure = "the base", "train a model on both from the start, or take another base"
+        place, cure = "the base", "train a new model on the sources of both, or choose another base"
         if made:
             place, cure = "their tokenizer", "condition.tokenizer: bpe splits such words into known pieces"
-        unknown = f"are not in the vocabulary of {place} ({reader.unk_token})"
-        say(f"train: {share:.0%} of the tokens of the sources {unknown}, which cannot be told apart; {cure}")
+        unknown = f"are not in the vocabulary of {place} and are all read as the same token {reader.unk_token}"
+        say(f"train: {share:.0%} of the tokens of the sources {unknown}; {cure}")
 
 
 class Copies:

@@ -310,11 +310,15 @@ def test_an_evaluation_against_references_has_a_row_for_each_ranking(tmp_path: P
     save_model(pipe.model, TOKENIZER, pipe.sampling, tmp_path / "run" / "model")
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps({"source": s, "target": s}) + "\n" for s in SOURCES))
     changes = [("candidates", "4"), ("ranking", "likelihood")]
-    for sampling in ([], changes, [*changes, ("ranking.per_token", "true")]):
+    called = [("candidates", "4"), ("ranking", "function"), ("ranking.function", "test_ranking:prefers_j")]
+    for sampling in ([], changes, [*changes, ("ranking.per_token", "true")], called):
         report = evaluate_references(
             tmp_path / "pairs.jsonl", out=tmp_path / "out", models=[tmp_path / "run"], sampling=sampling, ter=False, quiet=True
         )
-    labels = [row.system for row in report.rows]
+    *labels, with_function = [row.system for row in report.rows]
+    table, models = (tmp_path / "out" / "table.txt").read_text().split("Evaluated models")
+    assert "ranking function, ranking.function prefers_j)" in table and "test_ranking:" not in table
+    assert with_function in models and "test_ranking:prefers_j" in with_function
     named = "run (candidates 4, ranking likelihood)"
     assert labels == ["run", named, "run (candidates 4, ranking likelihood, ranking.per_token true)"]
     texts = (tmp_path / "out" / "texts" / f"{named.replace(' ', '-')}.jsonl").read_text().splitlines()

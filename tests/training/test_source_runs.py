@@ -61,7 +61,10 @@ def test_fine_tuning_takes_the_tokenizer_of_the_base(
     name = "full" if adapter == "full" else "lora"
     run = tuned(folder, base, name, adapter=adapter)
     said = capsys.readouterr().err
-    assert "% of the tokens of the sources are not in the vocabulary of the base ([UNK]), which cannot be told apart" in said
+    assert (
+        "% of the tokens of the sources are not in the vocabulary of the base and are all read as the same token [UNK]; "
+        in said
+    )
     assert words(run) == words(base) and "▁7" not in words(run)
     assert (run / "model" / SOURCES / "tokenizer.json").read_bytes() == (
         base / "model" / SOURCES / "tokenizer.json"
@@ -161,7 +164,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(["generate", run, "--source", str(sources)]) == 0
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 2
-    assert "source: 1 word is unknown to this model and read as [UNK], the first is 'ant'" in err
+    assert "source: 1 word is not in the vocabulary of this model and is read as [UNK]: 'ant'" in err
     assert main(["score", run, str(file), "--strata", "2"]) == 0
     assert main(["edit", run, "--text", "ant bee", "--level", "0.5", "--condition", "1 2"]) == 0
     references = tmp_path / "references.jsonl"
