@@ -20,6 +20,7 @@ from diffusionlm.evaluation.scoring import ScoringConfig, score
 from diffusionlm.pipelines.auto import open_pipeline
 from diffusionlm.pipelines.base import BasePipeline
 from diffusionlm.pipelines.conditioning import Requested
+from diffusionlm.pipelines.cost import metered
 from diffusionlm.training.run import RunConfig, train
 
 COUNT = 6
@@ -134,7 +135,13 @@ def test_an_evaluation_is_guided(folder: Path) -> None:
     config = replace(CONFIG, temperatures=(1.0,), count=2, bound_texts=0, orders=8, strata=128)
     models = [folder / "source"]
     report = evaluate(folder / "causal", models, config=config, corpus=corpus(folder), sampling=[("cfg", "3")], quiet=True)
-    assert report.rows[-1].system == "source (cfg 3)" and report.rows[-1].settings["sampling"]["cfg"] == 3
+    row = report.rows[-1]
+    assert row.system == "source (cfg 3)" and row.settings["sampling"]["cfg"] == 3
+    pipe = open_pipeline(folder / "source")
+    with metered(pipe) as meter:
+        pipe(2, source=reference_rows(folder, 1)[0]["source"], cfg=3.0)
+    assert row.cost is not None and row.cost.evaluations == meter.cost(2, 1).evaluations == 2 * 4 * pipe.sampling.passes
+    assert [each.cost for each in report.rows if each.kind != "model"] == [None] * (len(report.rows) - 1)
 
 
 @pytest.mark.parametrize("model", ["source", "label"])
