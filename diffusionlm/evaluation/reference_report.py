@@ -215,8 +215,8 @@ def evaluate_references(
     listed = combinations(sampling, {"cfg": cfg, "temperature": temperatures})
     opened = open_models(models, device, dtype, adapter)
     names = [name.removesuffix(".name") for name, _ in sampling]
-    settings = ((each, [*sampling, *own]) for (_, each), own in itertools.product(opened, listed))
-    check_sampling(names, (each.unused(changed_sampling(each, changed)) for each, changed in settings))
+    rows = ((each, [*sampling, *own]) for (_, each), own in itertools.product(opened, listed))
+    check_sampling(names, (each.unused(changed_sampling(each, row)) for each, row in rows))
     for (path, pipeline), own in itertools.product(opened, listed):
         settings = replace(changed_sampling(pipeline, [*sampling, *own]), seed=seed)
         jobs.append(runner.model_job(path, pipeline, settings, count, [*sampling, *own, *changes]))

@@ -26,7 +26,15 @@ from diffusionlm.models.conditions import Conditioning
 from diffusionlm.models.masked import MaskedLM, lowest, word_positions
 from diffusionlm.pipelines.base import SamplingConfig, UnguidedPipeline, Watch, check_length, check_unused
 from diffusionlm.pipelines.conditioning import conditioning, expected_counts, fixed_tokens, guided_logits
-from diffusionlm.pipelines.effect import CONDITIONAL, UNCONDITIONAL, Unused, unused_floor, unused_length, unused_ranking, without_latents
+from diffusionlm.pipelines.effect import (
+    CONDITIONAL,
+    UNCONDITIONAL,
+    Unused,
+    unused_floor,
+    unused_length,
+    unused_ranking,
+    without_latents,
+)
 from diffusionlm.pipelines.lengths import draw_lengths, fixed_length
 from diffusionlm.pipelines.noise import RowNoise
 

@@ -11,11 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import sacrebleu
-
 from diffusionlm.config import Component, UserError, may_import
 from diffusionlm.controls import Outcome
 from diffusionlm.controls.functions import ScoringFunction, imported, scores_of
+from diffusionlm.data.typical import agreement
 from diffusionlm.pipelines.conditioning import Requested
 
 if TYPE_CHECKING:
@@ -110,12 +109,9 @@ class MinimumBayesRisk(Ranking, name="mbr"):
 
     def utilities(self, candidates: Candidates, numbers: Sequence[int]) -> list[float]:
         pool_of = {number: pool for pool in candidates.pools for number in pool}
-        return [bleu_sum(candidates.texts[n], [candidates.texts[other] for other in pool_of[n] if other != n]) for n in numbers]
-
-
-def bleu_sum(text: str, others: Sequence[str]) -> float:
-    """Return the sum of the BLEU of ``text`` against each of ``others``; 0 for one other, where neither is better."""
-    return sum(sacrebleu.sentence_bleu(text, [other]).score for other in others) if len(others) > 1 else 0.0
+        return [
+            agreement(candidates.texts[n], [candidates.texts[other] for other in pool_of[n] if other != n]) for n in numbers
+        ]
 
 
 @dataclass(frozen=True)

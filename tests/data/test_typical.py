@@ -1,4 +1,4 @@
-import datasets
+import datasets  # type: ignore[import-untyped]
 import pytest
 
 from diffusionlm.config import UserError
