@@ -263,7 +263,7 @@ def test_a_conditional_model_is_scored_against_references_and_resumed(
     ]
     assert main(command) == 0
     first, said = capsys.readouterr()
-    assert said.count("the first is 'yeti'") == 1
+    assert said.count("1 word is not in the vocabulary of this model and is read as [UNK]: 'yeti'") == 1
     found = [json.loads(line) for line in first.splitlines()]
     assert [(row["system"], row["sources"], row["outputs"]) for row in found] == [
         ("reference text", 1, 1), ("source (steps 2)", 2, 4),

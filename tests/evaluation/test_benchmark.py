@@ -62,7 +62,8 @@ def run(arguments: list[str]) -> None:
 
 
 def without_time(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    costs = [{**(row["cost"] or {}), "cpu_seconds": None, "seconds": None} for row in rows]
+    return [{**row, "seconds": None, "cost": cost} for row, cost in zip(rows, costs, strict=True)]
 
 
 SMALL = ["--count", "5", "--bound-texts", "2", "--temperatures", "0.8", "1.0", "--steps", "2", "3"]

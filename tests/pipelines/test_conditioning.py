@@ -182,9 +182,6 @@ def test_the_floor_is_a_setting_of_sampling(labelled: Pipeline) -> None:
         null = Predictor(labelled.model, mask)(xt, t).logits
         found = replace(labelled.predictor([5, 5], given, sampling=sampling), mask=mask)(xt, t).logits
     torch.testing.assert_close(found, null + 3 * (plain - null))
-    default = labelled(4, condition="animal", cfg=8.0)
-    assert default == labelled(4, condition="animal", cfg=8.0, cfg_floor=0.1)
-    assert default != labelled(4, condition="animal", cfg=8.0, cfg_floor=0.0)
 
 
 def test_several_conditions_have_a_value_each(tmp_path: Path) -> None:
