@@ -208,7 +208,7 @@ REFUSED: dict[str, str] = {
     "evaluate plain --references r.jsonl --out e": "plain: expected a model that is conditioned on a source text, but this one was trained without a condition",
     "evaluate label --references r.jsonl --out e": "label: expected a model that is conditioned on a source text, but this one is conditioned on kind",
     "evaluate causal --references r.jsonl --out e": "causal: expected a model that is conditioned on a source text, but this one was trained without a condition",
-    "evaluate source --references r.jsonl --out e --sampling.cfg -1": "sampling.cfg: expected 0 or more, got -1.0",
+    "evaluate source --references r.jsonl --out e --sampling.cfg -1": "sampling.cfg: expected 0 to 10000, got -1.0",
 }  # fmt: skip
 
 

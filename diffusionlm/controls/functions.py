@@ -26,7 +26,7 @@ def imported(function: ScoringFunction | str, where: str) -> ScoringFunction:
         try:
             found = getattr(importlib.import_module(module), name)
         except Exception as error:  # of any kind: the module is the user's
-            raise UserError(f"{where}: cannot import {function!r}, expected module:function: {error}") from None
+            raise UserError(f"{where}: cannot import {function!r}, expected module:function: {_line(error)}") from None
     if not callable(found):
         raise UserError(f"{where}: {function!r} cannot be called; expected a function of texts")
     checked: ScoringFunction = found
@@ -44,12 +44,18 @@ def scores_of(function: ScoringFunction, texts: Sequence[str], where: str, **nam
     except UserError:
         raise
     except Exception as error:  # of any kind: the function is the user's
-        raise UserError(f"{where}: the function fails for {len(texts)} texts: {type(error).__name__}: {error}") from error
+        reason = f"{type(error).__name__}: {_line(error)}"
+        raise UserError(f"{where}: the function fails for {len(texts)} texts: {reason}") from error
     try:
         scores = torch.as_tensor(found, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError):  # None, text, rows of different lengths
+    except Exception:  # of any kind: None, text, rows of different lengths, an integer that is too large
         scores = torch.empty(0)
     if scores.squeeze().shape not in ((len(texts),), ()) or scores.numel() != len(texts) or not scores.isfinite().all():
-        shown = str(found) if len(str(found)) <= 60 else f"{str(found)[:60]} ..."
+        shown = text if len(text := _line(found)) <= 60 else f"{text[:60]} ..."
         raise UserError(f"{where}: expected a finite score for each of {len(texts)} texts, got {shown}")
     return scores.flatten()
+
+
+def _line(found: object) -> str:
+    """Return ``found`` as text on one line."""
+    return " ".join(str(found).split())

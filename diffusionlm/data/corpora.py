@@ -7,6 +7,7 @@ by ``datasets.load_dataset``, which caches a converted copy, reads the text "NA"
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -220,11 +221,17 @@ def to_dataset(rows: Sequence[Mapping[str, Any]], place: str = "texts") -> datas
 
 
 def _dataset(columns: Mapping[str, Sequence[Any]], place: str) -> datasets.Dataset:
+    columns = {name: [*map(_kept, values)] for name, values in columns.items()}
     features = datasets.Features({name: _feature(values) for name, values in columns.items()})
     try:
         return datasets.Dataset.from_dict(columns, features=features)
     except UnicodeEncodeError as error:
         raise UserError(f"{place}: half a surrogate pair, which is not a character, in {error.object[:60]!r}") from None
+
+
+def _kept(value: Any) -> Any:
+    """Return infinity as text, since ``datasets.Json`` would make it None, a missing value; other values as they are."""
+    return str(value) if isinstance(value, float) and math.isinf(value) else value
 
 
 def _feature(values: Sequence[Any]) -> Any:

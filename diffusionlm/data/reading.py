@@ -162,7 +162,7 @@ def _lines(text: str) -> io.StringIO:
 
 def _text_rows(text: str, name: str, column: str) -> Rows:
     first = next((line for line in _lines(text) if line.strip()), "")
-    if kind := _table_kind(first, column):
+    if kind := table_kind(first, column):
         raise UserError(f"{name}: expected one text on each line, got {kind}: {first.strip()[:60]}")
     separated: list[tuple[int, str]] = []
     for number, line in enumerate(_lines(text), 1):
@@ -174,7 +174,7 @@ def _text_rows(text: str, name: str, column: str) -> Rows:
         _report(f"{name}, line {number}", f"{_code(character)} is white space here and ends no line", len(separated))
 
 
-def _table_kind(line: str, column: str) -> str:
+def table_kind(line: str, column: str) -> str:
     """Return what a first line shows a file without a format to be: a table with the column, or "" for lines of text."""
     if line.lstrip().startswith("{"):
         try:

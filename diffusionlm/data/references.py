@@ -14,7 +14,7 @@ from pathlib import Path
 
 from diffusionlm.config import UserError, nearest
 from diffusionlm.data.corpora import meaning
-from diffusionlm.data.reading import Table, read_table, read_text, wrong_character
+from diffusionlm.data.reading import Table, read_table, read_text, table_kind, wrong_character
 
 COLUMNS = (("source", "target"), ("mr", "ref"), ("src", "trg"))  # the general names, the E2E challenge's, DiffuSeq's
 
@@ -63,7 +63,7 @@ def _items(table: Table, source: str, target: str) -> list[Item]:
 def read_sources(path: str) -> list[Item]:
     """Read sources in their order: the lines of a .txt file or of standard input ("-"), or rows with a column of ``COLUMNS``.
 
-    Where there are references, too, items are as in ``read_items``; else equal sources stay apart.
+    Where there are references, too, rows of equal sources are one item, which may have none; else equal sources stay apart.
 
     Raises:
         UserError: the file is missing or broken, or has none of the columns; a source is empty.
@@ -71,8 +71,13 @@ def read_sources(path: str) -> list[Item]:
     if _has_lines(path):
         return _lines(path)
     table, source, target = source_table(path)
-    given = target in table.columns and any(value not in (None, "", []) for value in table.column(target))
-    return _items(table, source, target) if given else _alone(table, source)
+    items = _alone(table, source)
+    kept = [row for row, value in enumerate(table.columns.get(target, ())) if value not in (None, "", [])]
+    if not kept:
+        return items
+    rows = {name: [table.column(name)[row] for row in kept] for name in (source, target)}
+    found = _items(Table(table.name, rows, [table.numbers[row] for row in kept], table.noun), source, target)
+    return [*({item.source: item for item in items} | {item.source: item for item in found}).values()]
 
 
 def read_source_of_each(path: str) -> list[str]:
@@ -89,6 +94,9 @@ def _has_lines(path: str) -> bool:
 
 def _lines(path: str) -> list[Item]:
     table = read_table(path, "text")
+    first = next(iter(table.columns.get("text", ())), "")
+    if kind := "".join(dict.fromkeys(table_kind(first, source) for source, _ in COLUMNS)):
+        raise UserError(f"{table.name}: expected a source on each line, got {kind}: {first[:60]}; give a .jsonl or .csv file")
     skipped = next((line for row, line in enumerate(table.numbers, 1) if row != line), None)
     if skipped is not None:  # outputs are lined up with sources by their number
         raise UserError(f"{table.name}: expected a source on each line before line {skipped}, got an empty one")
@@ -99,17 +107,23 @@ def source_table(path: str | Path, with_targets: bool = False) -> tuple[Table, s
     """Return a table or JSON lines with the names of its column of sources and of the column that would hold the targets.
 
     Raises:
-        UserError: the file is missing or broken, or has none of the columns of ``COLUMNS``, or not both ``with_targets``.
+        UserError: the file is missing or broken, has none of the columns of ``COLUMNS``, or not both ``with_targets``, or has
+            several, of which not one alone has its column of targets.
     """
     table, failed = None, None
-    for source, target in COLUMNS:
+    for source, _ in COLUMNS:
         try:  # the name of a column decides which delimiter a table has
             table = read_table(Path(path), source)
         except UserError as error:
             failed = failed or error
             continue
-        if source in table.columns and (target in table.columns or not with_targets):
-            return table, source, target
+        pairs = [pair for pair in COLUMNS if pair[0] in table.columns and (pair[1] in table.columns or not with_targets)]
+        complete = [pair for pair in pairs if pair[1] in table.columns]
+        if len(pairs) > 1 and len(complete) != 1:
+            names = ", ".join(repr(pair[0]) for pair in pairs)
+            raise UserError(f"{path}: expected one column of sources, got {names}; rename the others")
+        if pairs:
+            return table, *(complete or pairs)[0]
     if failed and (table is None or with_targets):
         raise failed
     found = ", ".join(map(repr, table.columns)) if table is not None else ""

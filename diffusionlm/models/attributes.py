@@ -7,6 +7,7 @@ condition has features 0. B batch, C features.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -17,7 +18,9 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
 from diffusionlm.config import UserError, nearest
+from diffusionlm.data.reading import is_nan, nfc
 from diffusionlm.models.conditions import Condition, Conditioning, at_positions, check_keys, column, fitted_labels, kept
+from diffusionlm.processes import is_first
 
 if TYPE_CHECKING:
     import datasets  # type: ignore[import-untyped]
@@ -64,10 +67,24 @@ class Label(Condition, name="label"):
         return replace(self, labels=fitted_labels(self.labels, found, **names))
 
     def values(self, rows: datasets.Dataset) -> list[Any]:
-        return [value if value in self.labels else None for value in self._strings(rows)]
+        same = self._same()
+        return [None if value is None else same.get(value) for value in self._strings(rows)]
+
+    def encoded(self, values: Sequence[Any], tokenizer: PreTrainedTokenizerFast) -> list[Any]:
+        same = self._same()
+        return [same.get(nfc(value), value) if isinstance(value, str) else value for value in values]
+
+    def _same(self) -> dict[str, str]:
+        """Return the labels by their forms in Unicode's normal form C, in which they are compared."""
+        return {nfc(label): label for label in self.labels}
 
     def _strings(self, rows: datasets.Dataset) -> list[str | None]:
-        return [None if value in (None, "") else str(value) for value in column(rows, self.field, "model.condition")]
+        found = column(rows, self.field, "model.condition")
+        for row, value in enumerate(found, 1):
+            if isinstance(value, list | tuple | Mapping | bytes):
+                got = f"{str(value)[:60]} in text {row}"
+                raise UserError(f"model.condition: expected a word or a number in {self.field!r}, got {got}")
+        return [None if value in (None, "") or is_nan(value) else nfc(str(value)) for value in found]
 
     def collate(self, values: Sequence[Any]) -> dict[str, Tensor]:
         for value in values:
@@ -128,15 +145,43 @@ class Number(Condition, name="number"):
             raise UserError(
                 f"model.condition: expected two different numbers or more in {self.field!r}, got {len(numbers.unique())}"
             )
-        return replace(self, mean=float(numbers.mean()), deviation=float(numbers.std(correction=0)))
+        mean, deviation = float(numbers.mean()), float(numbers.std(correction=0))
+        self._report_outliers(numbers, mean, deviation * PERIOD / 2)
+        return replace(self, mean=mean, deviation=deviation)
+
+    def _report_outliers(self, numbers: Tensor, mean: float, most: float) -> None:
+        """Say on stderr which of the training texts' ``numbers`` (N,) are more than ``most`` from their ``mean``."""
+        far = numbers[(numbers - mean).abs() > most]
+        if len(far) and is_first():
+            print(
+                f"model.condition: {len(far)} of {len(numbers)} numbers in {self.field!r} are more than {PERIOD // 2} standard "
+                f"deviations from their mean {mean:.4g}, such as {float(far[0]):.4g}, and are the same to the network as "
+                "others that are nearer; correct them, or take logarithms",
+                file=sys.stderr,
+            )
 
     def values(self, rows: datasets.Dataset) -> list[Any]:
-        return [self._number(value) for value in column(rows, self.field, "model.condition")]
+        found = column(rows, self.field, "model.condition")
+        return [None if is_nan(value) else self._number(value, f" in text {row}") for row, value in enumerate(found, 1)]
+
+    def requested(self, given: Any) -> Any:
+        """Return the value that a caller gave. Raises UserError for one that the network takes for another number."""
+        if (value := super().requested(given)) is None:
+            return None
+        assert self.mean is not None and self.deviation is not None
+        number, most = self._number(value), PERIOD / 2 * self.deviation
+        if number is None or abs(number - self.mean) > most:
+            span = f"{self.mean - most:.4g} to {self.mean + most:.4g}"
+            raise UserError(
+                f"condition: {self.field}: expected a number from {span}, {PERIOD // 2} standard deviations of the training "
+                f"texts' on each side of their mean, got {value!r}"
+            )
+        return number
 
     def encoded(self, values: Sequence[Any], tokenizer: PreTrainedTokenizerFast) -> list[Any]:
         return [self._number(value) for value in values]
 
-    def _number(self, value: Any) -> float | None:
+    def _number(self, value: Any, place: str = "") -> float | None:
         if value is None or value == "":
             return None
         try:
@@ -144,7 +189,7 @@ class Number(Condition, name="number"):
         except (TypeError, ValueError):
             number = math.nan
         if not math.isfinite(number):
-            raise UserError(f"condition: {self.field}: expected a number, got {value!r}")
+            raise UserError(f"condition: {self.field}: expected a number, got {value!r}{place}")
         return number
 
     def collate(self, values: Sequence[Any]) -> dict[str, Tensor]:
@@ -153,7 +198,8 @@ class Number(Condition, name="number"):
         return {"number": torch.tensor(scaled), "given": torch.tensor([value is not None for value in values])}
 
 
-FREQUENCIES = 4  # octaves, the lowest of which has a period of 8 standard deviations
+PERIOD = 8  # of the lowest frequency, in standard deviations: numbers so far apart are the same to the network
+FREQUENCIES = 4  # octaves
 
 
 class Waves(nn.Module):
@@ -166,7 +212,7 @@ class Waves(nn.Module):
     def forward(self, number: Tensor, given: Tensor) -> Conditioning:
         """Return the features (B, C) of ``number`` (B,), where it is ``given`` (B,)."""
         given = given & kept(self, len(given), self.drop, given.device)
-        angles = number[:, None] * math.pi / 4 * 2.0 ** torch.arange(FREQUENCIES, device=number.device)
+        angles = number[:, None] * math.pi / (PERIOD / 2) * 2.0 ** torch.arange(FREQUENCIES, device=number.device)
         features = torch.cat([torch.ones_like(number)[:, None], angles.sin(), angles.cos()], -1)
         return Conditioning(features=features * given[:, None])
 
@@ -263,7 +309,7 @@ class Several(Condition, name="several"):
         if not isinstance(given, Mapping):
             raise UserError(f"condition: expected a value for some of {', '.join(self.keys)}, by name, got {given!r}")
         check_keys(given, self.keys)
-        return {key: given.get(key) for key in self.keys}
+        return {part.key: part.requested(given.get(part.key)) for part in self.parts}
 
     def with_source(self, given: Any, text: str) -> Any:
         if "source" not in self.keys:

@@ -124,6 +124,8 @@ class SourceText(Condition):
         if len(ids) > self.max_length:
             most = f"{self.max_length} tokens (model.condition.max_length)"
             raise UserError(f"source: expected at most {most}, got {len(ids)}: {text[:60]!r}...")
+        if not ids:  # as many as the null condition has
+            raise UserError(f"source: expected a text, but its tokenizer reads no token in {text[:60]!r}")
         return ids
 
     def collate(self, values: Sequence[Any]) -> dict[str, Tensor]:

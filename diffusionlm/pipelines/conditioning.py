@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby
@@ -59,14 +59,26 @@ def requested(
         return [Requested()]
     if source is None and isinstance(condition, list) and condition and all(isinstance(each, Requested) for each in condition):
         return condition
-    sources: Sequence[Any] = [None] if source is None else [source] if isinstance(source, str) else list(source)
-    if not sources:
-        raise UserError("source: expected a text or several, got an empty list")
+    sources: Sequence[Any] = [None] if source is None else listed(source, "source")
     given = [condition if text is None else spec.with_source(condition, text) for text in sources]
     with one_sentence(spec, repr(given[0])[:60]):
         wanted = [spec.requested(value) for value in given]
         values = _encoded(spec, wanted, tokenizer)
     return [Requested(value, text) for value, text in zip(values, sources, strict=True)]
+
+
+def listed(texts: str | Iterable[str], where: str) -> list[str]:
+    """Return a text, or a list of them, as a list. Raises UserError, which begins with ``where``, for none or another type."""
+    if isinstance(texts, str):
+        return [texts]
+    if isinstance(texts, bytes | Mapping) or not isinstance(texts, Iterable):
+        raise UserError(f"{where}: expected a text or a list of texts, got {texts!r}"[:200])
+    found = list(texts)
+    if not found:
+        raise UserError(f"{where}: expected a text or several, got an empty list")
+    if wrong := [f"{text!r} as number {n}" for n, text in enumerate(found, 1) if not isinstance(text, str)]:
+        raise UserError(f"{where}: expected a list of texts, got {wrong[0]}"[:200])
+    return found
 
 
 def conditions_of(model: Any, tokenizer: PreTrainedTokenizerFast, rows: datasets.Dataset, where: str) -> list[Requested] | None:

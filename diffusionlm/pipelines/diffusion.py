@@ -50,6 +50,7 @@ from diffusionlm.pipelines.conditioning import (
     edited,
     expected_counts,
     fixed_tokens,
+    listed,
     repeated,
     requested,
     room_of,
@@ -122,7 +123,7 @@ class Pipeline(BasePipeline[DiffusionLM]):
             raise UserError("level: edits keep the number of tokens, but this model generates PAD and determines it itself")
         sampling, controls = self.sampling if sampling is None else sampling, read_controls(controls)
         self.check_request(sampling, controls, tries, condition)
-        texts = [text] if isinstance(text, str) else list(text)
+        texts = listed(text, "text")
         (given,) = requested(self.model, self.tokenizer, condition)
         request = self.request(edited(self.model, self.tokenizer, texts, given), count, sampling, watch, controls, tries)
         if (automaton := request.steering.automaton) is not None:

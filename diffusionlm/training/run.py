@@ -273,23 +273,36 @@ def _of_the_shell(file: Path) -> bool:
 def claim(config: RunConfig, folder: Path, rows: Rows | None = None, sources: PreTrainedTokenizerFast | None = None) -> None:
     """Write ``config.yaml``, and digests of the training ``rows`` and the tokenizer of their ``sources``, into a run folder.
 
-    What is there stays.
+    What is there stays; earlier versions wrote no digest of what the rows are conditioned on.
 
     Raises:
-        UserError: the run started with other rows or sources; the folder cannot be written.
+        UserError: the run started with other rows, conditions or sources; the folder cannot be written.
     """
     plain = {"format_version": FORMAT_VERSION, **to_plain(config)}
     files = {"config.yaml": yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)}
     if rows is not None:
         digest = hashlib.sha256(b"".join(numpy.array([len(row), *row], numpy.int32).tobytes() for row in rows)).hexdigest()
         own = {} if sources is None else {"source_tokenizer": tokenizer_digest(sources)}
-        files["data.json"] = json.dumps({"training_texts": len(rows), "sha256": digest, **own}) + "\n"
+        earlier = {"training_texts": len(rows), "sha256": digest, **own}
+        found = {**earlier, **_condition_digest(rows)}
+        files["data.json"] = json.dumps(found) + "\n"
         path = folder / "data.json"
-        if path.exists() and read_json(path) != json.loads(files["data.json"]):
-            raise UserError(f"{folder}: the training texts differ from those that this run started with; choose another --out")
+        if path.exists() and (saved := read_json(path)) not in (found, earlier):
+            same = isinstance(saved, dict) and saved.items() >= earlier.items()
+            what = "the sources or labels of the training texts" if same else "the training texts"
+            raise UserError(f"{folder}: {what} differ from those that this run started with; choose another --out")
     for name, text in files.items():
         if not (folder / name).exists():
             write_text(folder / name, text)
+
+
+def _condition_digest(rows: Rows) -> dict[str, str]:
+    """Return a digest of the encoded values that ``rows`` are conditioned on, as far as JSON has them; {} for none."""
+    values = [getattr(row, "condition", None) for row in rows]
+    if all(value is None for value in values):
+        return {}
+    plain = json.dumps(values, skipkeys=True, default=lambda value: type(value).__name__)
+    return {"conditions": hashlib.sha256(plain.encode()).hexdigest()}
 
 
 def _same_config(config: RunConfig, folder: Path) -> bool:

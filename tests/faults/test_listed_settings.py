@@ -43,7 +43,7 @@ REFUSED = {
     "source undropped --cfg 1 2": "cfg: this model was trained without dropping its condition (drop: 0); leave it at 1",
     "plain --cfg 1 2": "plain: expected a model that is conditioned on a source text",
     "vectors --temperatures 0.5 1": "temperature: this model predicts x0, not logits; leave it at 1",
-    "source --cfg 1 -2": "sampling.cfg: expected 0 or more, got -2.0",
+    "source --cfg 1 -2": "sampling.cfg: expected 0 to 10000, got -2.0",
     "source --cfg nan": "sampling.cfg: expected a finite number, got",
     "source --cfg much": "argument --cfg: invalid float value: 'much'",
     "source --cfg": "argument --cfg: expected at least one argument",
