@@ -61,9 +61,10 @@ def test_samples_come_in_the_order_of_their_sources(
     model: str, models: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = written("s.txt", "dog cat", "bee", "ant ant", "")  # lines after the last source are none
-    found = rows(["generate", models[model], "--source", file, *STEPS], capsys)
+    said = "no value is given for kind: samples with the null condition there" if model == "several" else ""
+    found = rows(["generate", models[model], "--source", file, *STEPS], capsys, said)
     assert [row["source"] for row in found] == ["dog cat", "bee", "ant ant"]
-    found = rows(["generate", models[model], "--source", file, "-n", "2", "--batch-size", "1", *STEPS], capsys)
+    found = rows(["generate", models[model], "--source", file, "-n", "2", "--batch-size", "1", *STEPS], capsys, said)
     assert [(row["index"], row["source"]) for row in found] == [
         (0, "dog cat"), (1, "dog cat"), (2, "bee"), (3, "bee"), (4, "ant ant"), (5, "ant ant"),
     ]  # fmt: skip
@@ -237,7 +238,9 @@ def test_edits_of_texts_and_files_follow_controls(models: dict[str, str], capsys
     )
     assert [(row["source"], row["length"]) for row in found] == [("ant bee", 2), ("cat cat cat", 3)]
     assert all("cat" not in row["text"] and row["controls"][0]["passed"] for row in found)
-    found = rows(["edit", models["several"], "--text", "ant", "--condition", "kind=low", "--cfg", "2", *STEPS], capsys)
+    said = "no value is given for source: samples with the null condition there"
+    command = ["edit", models["several"], "--text", "ant", "--condition", "kind=low", "--cfg", "2", *STEPS]
+    found = rows(command, capsys, said)
     assert len(found) == 1
 
 

@@ -320,7 +320,8 @@ class Several(Condition, name="several"):
 
     def encoded(self, values: Sequence[Any], tokenizer: PreTrainedTokenizerFast) -> list[Any]:
         by_part = [part.encoded([(value or {}).get(part.key) for value in values], tokenizer) for part in self.parts]
-        return [dict(zip(self.keys, row, strict=True)) for row in zip(*by_part, strict=True)]
+        rows = [dict(zip(self.keys, row, strict=True)) for row in zip(*by_part, strict=True)]
+        return [None if all(value is None for value in row.values()) else row for row in rows]
 
     def of_piece(self, value: Any, start: int, tokens: int) -> Any:
         return {part.key: part.of_piece((value or {}).get(part.key), start, tokens) for part in self.parts}

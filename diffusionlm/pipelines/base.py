@@ -295,6 +295,7 @@ class UnguidedPipeline(BasePipeline[M]):
     ) -> Iterator[Generated]:  # fmt: skip
         sampling = self.sampling if sampling is None else sampling
         self.check_controls(read_controls(controls), sampling)
+        check_count(count)
         self.check(sampling)
         self.check_request(sampling, (), tries, condition, source)
         conditions = requested(self.model, self.tokenizer, condition, source)
@@ -315,6 +316,12 @@ def batches(count: int, sampling: SamplingConfig) -> Iterator[range]:
     size = max(1, sampling.batch_size // sampling.candidates)
     for first in range(0, count, size):
         yield range(first, min(first + size, count))
+
+
+def check_count(count: int) -> None:
+    """Raise UserError for what is no number of samples."""
+    if type(count) is not int or count < 0:
+        raise UserError(f"count: expected a number of samples, 0 or more, got {count!r}")
 
 
 def check_length(length: int, longest: int) -> None:

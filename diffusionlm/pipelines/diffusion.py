@@ -40,6 +40,7 @@ from diffusionlm.pipelines.base import (
     SamplingConfig,
     Watch,
     batches,
+    check_count,
     check_length,
 )
 from diffusionlm.pipelines.compile import compile_controls, why_impossible
@@ -117,7 +118,7 @@ class Pipeline(BasePipeline[DiffusionLM]):
         Raises:
             UserError: as ``stream``; a level that is not from 0 to 1; a text that is empty, too long or has unknown words.
         """
-        if not 0 <= level <= 1:
+        if not (isinstance(level, int | float) and 0 <= level <= 1):
             raise UserError(f"level: expected a number from 0 (the text) to 1 (pure noise), got {level}")
         if not self.model.explicit_length:
             raise UserError("level: edits keep the number of tokens, but this model generates PAD and determines it itself")
@@ -137,6 +138,7 @@ class Pipeline(BasePipeline[DiffusionLM]):
         controls: Sequence[Control], tries: int,
     ) -> Request:  # fmt: skip
         """Return a checked request, with its controls compiled."""
+        check_count(count)
         self.check(sampling)
         self.check_requested(sampling, conditions)
         steering = self.steering(controls, sampling, tries)  # 1

@@ -75,8 +75,7 @@ def _generate(options: argparse.Namespace) -> int:
     pipeline.check_given(given, sampling, [controls for _, controls in targets], LABELS)
     request = {"condition": pipeline.read_condition(options.condition), "tries": options.ensure}
     items = None if options.source is None else read_sources(options.source)
-    if items is None:
-        say_unconditional(pipeline, request["condition"], sampling)
+    say_unconditional(pipeline, request["condition"], sampling, items is not None)
     count = options.count or (10 if items is None else 1)
     sources = None if items is None else [item.source for item in items]
     texts = 0
@@ -139,9 +138,20 @@ def opened(options: argparse.Namespace) -> tuple[BasePipeline[Any], SamplingConf
     return pipeline, sampling, given
 
 
-def say_unconditional(pipeline: BasePipeline[Any], condition: Any, sampling: SamplingConfig) -> None:
-    """Say on stderr that a conditional model gets no condition; guidance without one is refused later."""
-    if pipeline.conditional and condition is None and sampling.cfg == 1:
+def say_unconditional(
+    pipeline: BasePipeline[Any], condition: Any, sampling: SamplingConfig, with_sources: bool = False
+) -> None:
+    """Say on stderr which values of a model's condition are not given; guidance without any is refused later."""
+    if not pipeline.conditional:
+        return
+    keys = pipeline.model.settings.condition.keys
+    named = [*(condition if isinstance(condition, dict) else ()), *["source"] * with_sources]
+    given = {*keys} & {*named}
+    if given and (missing := [key for key in keys if key not in given]):
+        if len({*named}) < len(named):
+            return  # the source is given twice, which is refused later
+        print(f"no value is given for {', '.join(missing)}: samples with the null condition there", file=sys.stderr)
+    elif condition is None and not with_sources and sampling.cfg == 1:
         unseen = "" if pipeline.model.settings.condition.drop else ", and it was never trained without one (drop: 0)"
         print(f"no condition is given: samples of the model without a condition{unseen}", file=sys.stderr)
 

@@ -140,9 +140,23 @@ def test_what_is_no_list_of_texts_is_refused(texts: Any, sentence: str) -> None:
     assert listed("ant", "source") == ["ant"] and listed(iter(["ant", "bee"]), "source") == ["ant", "bee"]
 
 
-def test_edits_of_no_text_are_refused() -> None:
-    pipe = Pipeline.from_pretrained(STORED)
-    assert refused(lambda: list(pipe.edit([]))) == "text: expected a text or several, got an empty list"
+def test_calls_without_a_text_a_number_or_a_level_are_refused() -> None:
+    pipe: Any = Pipeline.from_pretrained(STORED)
+    for call, sentence in {
+        lambda: pipe.edit([]): "text: expected a text or several, got an empty list",
+        lambda: pipe.edit("a pub", "half"): "level: expected a number from 0 (the text) to 1 (pure noise), got half",
+        lambda: pipe(-1): "count: expected a number of samples, 0 or more, got -1",
+        lambda: pipe(1.5): "count: expected a number of samples, 0 or more, got 1.5",
+    }.items():
+        assert refused(lambda: list(call())) == sentence  # noqa: B023
+    assert pipe(0) == []
+
+
+def test_several_conditions_of_which_none_is_given_are_the_null_condition() -> None:
+    """Guidance then is refused as for one condition: it would have no effect."""
+    several = Several((STARS, Label("kind", ("a", "b"))))
+    tokenizer = WordTokenizer().make(["a"])
+    assert several.encoded([several.requested({}), {"kind": "a"}], tokenizer) == [None, {"stars": None, "kind": "a"}]
 
 
 @pytest.mark.parametrize("scale", [1e5, 1e300])
