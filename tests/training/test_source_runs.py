@@ -147,7 +147,9 @@ def test_unknown_words_of_a_new_tokenizer_are_reported(tmp_path: Path, capsys: p
     condition = {**OWN, "tokenizer": {"name": "words", "min_count": 45}}
     train(config(tmp_path, PLAIN, model={"condition": condition}), tmp_path / "run", write_samples=False, quiet=True)
     said = capsys.readouterr().err
-    assert "of the tokens of the sources are not in the vocabulary of their tokenizer and are all read as the same token" in said
+    assert (
+        "of the tokens of the sources are not in the vocabulary of their tokenizer and are all read as the same token" in said
+    )
 
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
