@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from diffusionlm.config import UserError, nearest
 from diffusionlm.data.corpora import meaning
@@ -75,7 +76,7 @@ def read_sources(path: str) -> list[Item]:
     kept = [row for row, value in enumerate(table.columns.get(target, ())) if value not in (None, "", [])]
     if not kept:
         return items
-    rows = {name: [table.column(name)[row] for row in kept] for name in (source, target)}
+    rows: dict[str, Sequence[Any]] = {name: [table.column(name)[row] for row in kept] for name in (source, target)}
     found = _items(Table(table.name, rows, [table.numbers[row] for row in kept], table.noun), source, target)
     return [*({item.source: item for item in items} | {item.source: item for item in found}).values()]
 

@@ -95,7 +95,7 @@ class ReferenceRunner:
         items, outputs = left_out(self.items, self.report.about["seed"])
         if not items:
             return []
-        return [self._job(REFERENCE, "", {}, len(items), lambda: (items, outputs, None))]
+        return [self._job(REFERENCE, "", {}, len(items), lambda progress: (items, outputs, None))]
 
     def file_job(self, path: Path) -> Job:
         """Return the job of the outputs in a file, which is read and checked now."""
@@ -108,7 +108,7 @@ class ReferenceRunner:
         self, system: str, fingerprint: str, settings: Mapping[str, Any], count: int, generate: Callable[[], Outputs]
     ) -> Job:
         """Return the job that takes ``count`` outputs from ``generate()``, some for each item, and computes their figures."""
-        return self._job(system, fingerprint, settings, count, lambda: (self.items, generate(), None))
+        return self._job(system, fingerprint, settings, count, lambda progress: (self.items, generate(), None))
 
     def model_job(
         self, path: str | Path, pipeline: BasePipeline[Any], sampling: SamplingConfig, count: int,
@@ -124,9 +124,12 @@ class ReferenceRunner:
         self.report.systems[system]["frontier"] = system.removesuffix(bracketed(changes)) + bracketed(others)
         settings = {"sampling": to_plain(sampling), "count": count, "dtype": str(pipeline.dtype)}
 
-        def generate() -> Sampled:
+        def generate(progress: Progress) -> Sampled:
+            texts = []
             with metered(pipeline) as meter:
-                texts = [row.text for row in pipeline.stream(count, sampling, source=sources)]
+                for row in pipeline.stream(count, sampling, source=sources):
+                    texts.append(row.text)
+                    progress(1)
             if self.out is not None:
                 rows = [{"source": sources[i // count], "text": text} for i, text in enumerate(texts)]
                 lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -134,17 +137,18 @@ class ReferenceRunner:
             outputs = [texts[i : i + count] for i in range(0, len(texts), count)]
             return self.items, outputs, meter.cost(len(texts), sampling.candidates)
 
-        return self._job(system, self.report.systems[system]["fingerprint"], settings, count * len(sources), generate)
+        total = count * len(sources)
+        return self._job(system, self.report.systems[system]["fingerprint"], settings, total, generate, to_generate=total)
 
     def _job(
         self, system: str, fingerprint: str, settings: Mapping[str, Any], count: int,
-        generate: Callable[[], Sampled],
+        generate: Callable[[Progress], Sampled], to_generate: int = 0,
     ) -> Job:  # fmt: skip
         identity: dict[str, Any] = {"system": system, "fingerprint": fingerprint, "settings": dict(settings)}
         about = self.report.about
 
         def make(progress: Progress) -> ReferenceRow:
-            items, outputs, cost = generate()
+            items, outputs, cost = generate(progress)
             scores = score_outputs(
                 items, outputs, training=self.training, ter=about["ter"], seed=about["seed"], progress=progress
             )
@@ -153,7 +157,7 @@ class ReferenceRunner:
                 signatures=scores.signatures, slots=scores.slots, cost=cost,
             )  # fmt: skip
 
-        return Job(identity, system, count * (4 if about["ter"] else 3), make)
+        return Job(identity, system, to_generate + count * (4 if about["ter"] else 3), make)
 
     def finish(self, jobs: Sequence[Job]) -> ReferenceReport:
         """Make the rows that the report lacks, and write it with its table and, where it has frontiers, their figure."""

@@ -142,12 +142,13 @@ def test_what_is_no_list_of_texts_is_refused(texts: Any, sentence: str) -> None:
 
 def test_calls_without_a_text_a_number_or_a_level_are_refused() -> None:
     pipe: Any = Pipeline.from_pretrained(STORED)
-    for call, sentence in {
+    calls: dict[Callable[[], Any], str] = {
         lambda: pipe.edit([]): "text: expected a text or several, got an empty list",
         lambda: pipe.edit("a pub", "half"): "level: expected a number from 0 (the text) to 1 (pure noise), got half",
         lambda: pipe(-1): "count: expected a number of samples, 0 or more, got -1",
         lambda: pipe(1.5): "count: expected a number of samples, 0 or more, got 1.5",
-    }.items():
+    }
+    for call, sentence in calls.items():
         assert refused(lambda: list(call())) == sentence  # noqa: B023
     assert pipe(0) == []
 
