@@ -40,7 +40,7 @@ from diffusionlm.evaluation.provenance import machine
 from diffusionlm.evaluation.slots import Places, realised, slot_errors
 from diffusionlm.files import write_text
 from diffusionlm.pipelines.auto import open_pipeline
-from diffusionlm.pipelines.base import BasePipeline
+from diffusionlm.pipelines.base import BasePipeline, Controlled
 from diffusionlm.pipelines.ranking import FunctionRanking
 
 
@@ -78,7 +78,7 @@ def figures(outputs: Sequence[Output], places: Places, seconds: float, counted: 
     missed = sum(len(mr.keys() & row) for mr, row in zip(slots, errors, strict=True))  # a slot of the source is never "added"
     added = sum(kind == "added" for row in errors for kind in row.values())
     most = max(len(each.item.references) for each in outputs)
-    references = [[[*each.item.references, *[None] * most][i] for each in outputs] for i in range(most)]
+    references: list[Any] = [[[*each.item.references, *[None] * most][i] for each in outputs] for i in range(most)]
     held = [each.holds for each in outputs if each.holds is not None]
     return {
         "outputs": len(outputs), "controls hold": sum(held) / len(held) if held else None, "right": 1 - missed / total,
@@ -104,6 +104,7 @@ def rows(pipe: BasePipeline[Any], items: Sequence[Item], options: argparse.Names
         length = len(pipe.tokenizer(draw.choice(item.references), add_special_tokens=False)["input_ids"])
         controls = [Length(length), *([~Words(word)] if word else [])]
         (row,) = pipe(source=item.source, controls=controls, **chosen)
+        assert isinstance(row, Controlled)
         steered.append(Output(item, row.text, all(check.passed for check in row.controls)))
     beside = time.process_time() - begun
     counted = ("eatType", "food", "priceRange", "customer rating", "area", "familyFriendly", "near")
