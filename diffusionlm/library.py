@@ -47,6 +47,9 @@ LIBRARY: dict[str, dict[str, str]] = {
         "causal": "diffusionlm.models.causal:NextToken",
         "seq2seq": "diffusionlm.models.seq2seq:SourceToText",
         "classification": "diffusionlm.models.classifier.objective:Classification",
+        "progressive": "diffusionlm.training.distillation.progressive:Progressive",
+        "consistency": "diffusionlm.training.distillation.consistency:Consistency",
+        "flow-map": "diffusionlm.training.distillation.flow_map:FlowMap",
     },
     "model": {
         "diffusion": "diffusionlm.models.diffusion:ModelConfig",

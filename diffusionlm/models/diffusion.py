@@ -5,6 +5,7 @@ Shape letters: B batch, L positions, D latent dimension, V words.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ from diffusionlm.models.conditions import Condition, Conditioned
 from diffusionlm.models.io import SavedConfig, SpecialToken, Whole, check_special_ids, load_pretrained, special_ids
 from diffusionlm.models.leave_one_out import LeaveOneOut
 from diffusionlm.models.spec import ModelSpec
+from diffusionlm.models.student import StepInput, Toward
 from diffusionlm.recipe.gumbel import Gumbel
 from diffusionlm.recipe.word_init import word_vectors_from
 
@@ -76,6 +78,7 @@ class ModelConfig(WordVectorSpec, name="diffusion"):
         process: the Gaussian process; its schedule is that of the model.
         condition: a further input that samples are conditioned on.
         explicit_length: whether lengths are drawn first and only non-padding tokens modelled; else PAD is a word like others.
+        distilled_for: of a distilled model, the evaluations per sample that it is made for; see ``models.student``.
     """
 
     dimension: int = 64
@@ -92,11 +95,15 @@ class ModelConfig(WordVectorSpec, name="diffusion"):
     explicit_length: bool = True
     process: Process = field(default_factory=VariancePreserving)
     condition: Condition | None = None
+    distilled_for: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "process", replace(self.process, schedule=self.schedule))  # type: ignore[type-var]
         self.expect("0 or more", "evidence", "initial_deviation")
+        self.expect("1 to 10000", "distilled_for")
+        if self.distilled_for and not self.has_logits:
+            raise UserError("distilled_for: a distilled model needs prediction 'logits'")
         if self.learned_variance and self.has_logits:
             raise UserError("learned_variance: expected false with prediction 'logits', whose output is no vector")
         if self.excludes_self and not (self.has_logits and self.evidence):
@@ -126,7 +133,8 @@ class ModelConfig(WordVectorSpec, name="diffusion"):
         return DiffusionLM.new(settings, tokenizer, rows, max_length)
 
     def load(self, folder: str | Path) -> DiffusionLM:
-        return DiffusionLM.load(folder)
+        model = DiffusionLM.load(folder)
+        return model.student(self.distilled_for) if self.distilled_for else model
 
     def unfitted(self, settings: Self) -> Self:
         return replace(super().unfitted(settings), schedule=self.schedule)
@@ -254,7 +262,10 @@ class DiffusionLM(DenoisingModel, WordVectorModel):
         inputs = D * (2 if self.self_conditions else 1) + (V if self.reads_evidence else 0)
         outputs = V if settings.has_logits else D * (2 if settings.learned_variance else 1)
         self.build_network(settings, inputs, outputs, config.max_tokens)
+        self.step_input = StepInput(D, self.reads_evidence) if settings.distilled_for else None
         self.post_init()  # type: ignore[no-untyped-call]
+        if self.step_input is not None:
+            self.step_input.reset()
 
     @classmethod
     def load(cls, folder: str | Path, base: str | Path | None = None) -> Self:
@@ -277,7 +288,19 @@ class DiffusionLM(DenoisingModel, WordVectorModel):
         boundary = (batch.ids == special["start"]) | (batch.ids == special["end"])
         return batch.free & ~boundary if self.explicit_length else batch.free
 
-    run_network = Conditioned.run_network
+    def run_network(self, inputs: Tensor, t: Tensor, gamma: Tensor, mask: Tensor | None, condition: Any) -> Tensor:
+        condition, toward = (condition.condition, condition.gamma) if isinstance(condition, Toward) else (condition, None)
+        if self.step_input is not None:
+            inputs = self.step_input(inputs, gamma, toward)
+        return Conditioned.run_network(self, inputs, t, gamma, mask, condition)
+
+    def student(self, evaluations: int) -> DiffusionLM:
+        """Return a copy to be distilled for a number of ``evaluations`` per sample; it starts as the same denoiser."""
+        config = copy.deepcopy(self.config)
+        config.settings = to_plain(replace(self.settings, distilled_for=evaluations))
+        model = DiffusionLM(config)
+        model.load_state_dict(self.state_dict(), strict=False)
+        return model
 
     @property
     def clean_level(self) -> float:

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from diffusionlm.core.guidance import GuidanceState
-from diffusionlm.core.process import Gaussian, over_coordinates
-from diffusionlm.core.sampler import Denoise, Denoised, Noise, State, clamp, given, sample
+from diffusionlm.core.process import Gaussian, Process, over_coordinates
+from diffusionlm.core.sampler import Denoise, Denoised, History, Noise, Sampler, State, clamp, given, sample
 from diffusionlm.data.batches import boundaries
 from diffusionlm.models.conditions import Conditioning
 from diffusionlm.models.diffusion import DiffusionLM
+from diffusionlm.models.student import Toward
 from diffusionlm.pipelines.base import SamplingConfig
 from diffusionlm.pipelines.conditioning import guided, guided_logits
 from diffusionlm.pipelines.steering import Steering
@@ -69,11 +70,15 @@ class Predictor:
         """The mask where there is padding to hide, else None."""
         return None if bool(self.mask.all()) else self.mask
 
-    def __call__(self, xt: Tensor, t: Tensor, previous: Tensor | None = None) -> Denoised:
-        """Return the model's prediction; ``previous`` (B, L, D) is the estimate for self-conditioning."""
+    def __call__(self, xt: Tensor, t: Tensor, previous: Tensor | None = None, toward: Tensor | None = None) -> Denoised:
+        """Return the model's prediction; ``previous`` (B, L, D) is the estimate for self-conditioning.
+
+        ``toward`` (B,) are the times that a step leads to, for distilled models.
+        """
 
         def predict(previous: Tensor | None, condition: Conditioning | None) -> Denoised:
-            denoised: Denoised = self.model(xt, t, self.attention_mask, previous, None, condition)
+            given = condition if toward is None else Toward(self.model.process.schedule.gamma(ends(toward, t)), condition)
+            denoised: Denoised = self.model(xt, t, self.attention_mask, previous, None, given)
             return denoised
 
         with torch.autocast(xt.device.type, self.dtype, enabled=self.dtype != torch.float32):
@@ -125,6 +130,7 @@ class WordDenoiser:
         self.predict, self.sampling, self.steering = predict, sampling, steering
         self.model, self.mask, self.embedding = predict.model, predict.mask, predict.embedding
         self.previous: Tensor | None = None
+        self.toward: Tensor | None = None  # the time of the next step, which distilled models read
         if self.model.explicit_length:
             self.known, self.ids = boundaries(self.mask, self.model.config.special_ids, tokens)
         constraint = None
@@ -151,8 +157,9 @@ class WordDenoiser:
             (tokens, level), process = start, self.model.process
             times = torch.full((len(pure),), level, dtype=torch.float64, device=pure.device)
             x = process.noise(self.model.encode(tokens), times, pure).to(pure)
+        sampler = Aimed(self.sampling.sampler, self) if self.model.settings.distilled_for else self.sampling.sampler
         return sample(
-            self.wrapped(), self.model.process, x, sampler=self.sampling.sampler, steps=self.sampling.steps, noise=noise,
+            self.wrapped(), self.model.process, x, sampler=sampler, steps=self.sampling.steps, noise=noise,
             level=level, steer=None if self.steering.energy is None else self._move, select=selected,
         )  # fmt: skip
 
@@ -189,7 +196,7 @@ class WordDenoiser:
 
     def _prediction(self, xt: Tensor, t: Tensor) -> Denoised:
         """Return the model's prediction without barred tokens; with controls, given tokens have probability 1."""
-        denoised = self.predict(xt, t, self.previous)
+        denoised = self.predict(xt, t, self.previous, self.toward)
         logits = denoised.logits + self.predict.bar
         if self.steering.active and self.model.explicit_length:
             logits = pin_logits(logits, self.known, self.ids)
@@ -240,6 +247,25 @@ class WordDenoiser:
             return GuidanceState(moved, s, self.mask, lambda: self.predict(moved, s, self.previous))
 
         return self.steering.guidance.guide_latents(self.steering.energy, x, s, step, predict)
+
+
+@dataclass(frozen=True)
+class Aimed(Sampler):
+    """A sampler that tells the denoiser of a distilled model where each step leads."""
+
+    sampler: Sampler
+    denoiser: WordDenoiser
+
+    def step(
+        self, denoise: Denoise, process: Process, history: History, xt: Tensor, t: Tensor, s: Tensor, noise: Noise
+    ) -> tuple[Denoised, Gaussian]:
+        self.denoiser.toward = s
+        return self.sampler.step(denoise, process, history, xt, t, s, noise)
+
+
+def ends(s: Tensor, t: Tensor) -> Tensor:
+    """Return the times that a step to ``s`` (B,) leads to from ``t``, (B,) or (B, L): tokens that are less noisy stay."""
+    return s if t.dim() == 1 else torch.minimum(s[:, None].to(t), t)
 
 
 def text_times(t: Tensor) -> Tensor:

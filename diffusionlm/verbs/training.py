@@ -1,4 +1,4 @@
-"""``quickstart``, ``train`` and ``convert``."""
+"""``quickstart``, ``train``, ``distill`` and ``convert``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 
 from diffusionlm.arguments import command, option
 from diffusionlm.config import UserError
-from diffusionlm.verbs.shared import CONFIG, expect_positive
+from diffusionlm.verbs.shared import CONFIG, MODEL, expect_positive
 
 
 @command(
@@ -39,6 +39,24 @@ def _train(options: argparse.Namespace) -> int:
 
     given = [(name, value) for name in ("init_from", "adapter") if (value := getattr(options, name))]
     return 0 if train(read_config(options.config, options.overrides + given), options.out) else 130
+
+
+@command(
+    MODEL,
+    CONFIG,
+    option("--out", "run folder: the student, log, samples, checkpoints", "FOLDER", required=True),
+    option("--method", "see: diffusionlm show objectives (default %(default)s)", "NAME", default="progressive"),
+    option("--evaluations", "evaluations of the network per text (default %(default)s)", default=4),
+    example="distill runs/e2e --out runs/e2e-4 --training.steps 2000 --objective.teacher_steps 32",
+)
+def _distill(options: argparse.Namespace) -> int:
+    """Train a student that generates in a few evaluations what a trained model does in many; resumed like ``train``."""
+    from diffusionlm.training.distillation.config import distillation_config
+    from diffusionlm.training.run import train
+
+    expect_positive(options, "evaluations")
+    given = (options.model, options.method, options.evaluations, options.config, options.overrides)
+    return 0 if train(distillation_config(*given), options.out) else 130
 
 
 @command(

@@ -1,0 +1,49 @@
+"""The run that distils a model: its settings, from those of the model's own run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from diffusionlm.config import UserError, build, merge, override, read_yaml, to_plain
+from diffusionlm.core.objective import ObjectiveConfig
+from diffusionlm.data.reading import read_text
+from diffusionlm.pipelines.base import saved_sampling
+from diffusionlm.training.adapting import settings_of
+from diffusionlm.training.distillation.objective import Distillation
+from diffusionlm.training.run import RunConfig
+
+METHODS = ("progressive", "consistency", "flow-map")
+STEPS_SHARE = 0.5  # of the teacher's steps: one of distillation takes about twice the time of one of training
+
+
+def distillation_config(
+    teacher: str, method: str, evaluations: int, paths: Sequence[str | Path] = (), assignments: Sequence[tuple[str, str]] = ()
+) -> RunConfig:
+    """Return the settings of a run that distils ``teacher``, the folder of a run, or of a model with a config in ``paths``.
+
+    Data and training are those of the teacher's run, with half of its steps; ``assignments`` change them.
+
+    Raises:
+        UserError: a teacher without a config, of another family, or distilled itself; a wrong setting.
+    """
+    own = Path(teacher) / "config.yaml"
+    configs = [Path(path) for path in paths] or [own]
+    if not configs[0].is_file():
+        raise UserError(f"{teacher}: expected a run folder, or a model folder and its run's config.yaml as --config")
+    plain: dict[str, Any] = {}
+    for path in configs:
+        plain = merge(plain, read_yaml(read_text(path), str(path)))
+    plain.pop("format_version", None)
+    base = build(RunConfig, {**plain, **settings_of(teacher), "objective": {"name": "cross-entropy"}, "init_from": None})
+    if not issubclass(ObjectiveConfig.find(method), Distillation):
+        raise UserError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
+    objective = build(ObjectiveConfig, {"name": method, "teacher": teacher, "evaluations": evaluations})
+    sampling = {"steps": evaluations, "passes": 1, "sweeps": 0, "sampler": {"name": "ddim"}, "step_temperature": None}
+    training = replace(base.training, steps=max(1, round(STEPS_SHARE * base.training.steps)))
+    plain = to_plain(base) | {"objective": to_plain(objective), "training": to_plain(training), "init_from": teacher}
+    plain["model"] = to_plain(base.model) | {"distilled_for": evaluations}
+    plain["sampling"] = to_plain(saved_sampling(teacher)) | sampling
+    return build(RunConfig, override(plain, assignments, RunConfig))

@@ -1,0 +1,81 @@
+"""Progressive distillation (Salimans and Ho 2022, algorithm 2): one step of the student is two of its teacher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusionlm.config import UserError
+from diffusionlm.core.objective import Batch
+from diffusionlm.recipe.frozen import Frozen
+from diffusionlm.training.distillation.objective import Distillation, DistillationObjective, Step
+
+
+@dataclass(frozen=True)
+class Progressive(Distillation, name="progressive"):
+    """Halve the number of steps in rounds, from ``teacher_steps`` to ``evaluations``: a power of two times these.
+
+    After each round but the last, of ``round_steps`` updates, a copy of the student is the teacher.
+    """
+
+    teacher_steps: int = 64
+    round_steps: int = 500
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.expect("1 to 100000", "round_steps")
+        if self.teacher_steps not in {self.evaluations * 2**n for n in range(1, 15)}:
+            raise UserError(
+                f"teacher_steps: expected {self.evaluations} times 2, 4, 8, ..., since each round halves them, "
+                f"got {self.teacher_steps}"
+            )
+
+    @property
+    def rounds(self) -> list[int]:
+        """The student's steps in each round."""
+        found = [self.teacher_steps // 2]
+        while found[-1] > self.evaluations:
+            found.append(found[-1] // 2)
+        return found
+
+    def build(self, model: Any) -> ProgressiveObjective:
+        self.check(model.settings)
+        return ProgressiveObjective(self, model)
+
+
+class ProgressiveObjective(DistillationObjective):
+    """The module of ``Progressive``; ``updates`` counts those of the weights."""
+
+    spec: Progressive
+    updates: Tensor
+
+    def __init__(self, spec: Progressive, model: Any) -> None:
+        super().__init__(spec, model)
+        self.register_buffer("updates", torch.zeros((), dtype=torch.long))
+        self.student = Frozen.copy_of(model)
+
+    @property
+    def round(self) -> int:
+        """The number of the round, from 0."""
+        return min(int(self.updates) // self.spec.round_steps, len(self.spec.rounds) - 1)
+
+    def steps(self, count: int, device: torch.device) -> Step:
+        size = self.spec.rounds[self.round]
+        number = torch.randint(1, size + 1, (count, 1), device=device)
+        return Step(number / size, (number - 0.5) / size, (number - 1) / size)
+
+    def _part(
+        self, who: str, xt: Tensor, t: Tensor, s: Tensor, previous: Tensor | None, batch: Batch, condition: Any
+    ) -> Tensor:
+        if not self.round:
+            return super()._part(who, xt, t, s, previous, batch, condition)
+        return self._posterior(self.student.on(xt.device), xt, t, s, previous, batch, condition)
+
+    def after_step(self) -> None:
+        before = self.round
+        self.updates += 1
+        if self.round != before:
+            self.student.module.load_state_dict(self.model.state_dict())
