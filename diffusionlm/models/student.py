@@ -1,8 +1,13 @@
 """What a distilled model's network receives beyond a denoiser's: the noisy vector at full size, and where a step leads.
 
-A denoiser predicts E[x_0 | x_t], which at pure noise depends on no word's vector. A student maps one noise to one text, so its
-network reads the noisy vector itself, and the noise level gamma_s that the step from t leads to (a two-time network: Boffi et
-al. 2025, *Flow map matching*). Both enter by a projection that starts at 0: the student starts as its teacher.
+A denoiser predicts E[x_0 | x_t], which at pure noise depends on no word's vector. A student maps one noise to one text, so it
+reads more of the noise. Along a step without fresh noise, from t to s, the evidence of x_t for each word only grows:
+
+    x_s / sigma_s = x_t / sigma_t + (rho_s - rho_t) x0        evidence at s: rho_s x_s / sigma_s E^T        rho = alpha / sigma
+
+so the student multiplies its evidence, in the logits and at the input, by (rho_s / rho_t)^theta with a learned theta. Its
+network also reads x_t at full size and the noise level gamma_s (a two-time network: Boffi et al. 2025, *Flow map matching*), by
+a projection that starts at 0. Where s = t, the student is a denoiser, and starts as its teacher.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ from diffusionlm.core.model import MAX_GAMMA
 from diffusionlm.core.process import alpha, over_coordinates
 
 FREQUENCIES = 8
+THETA = 0.5  # at the start
 
 
 @dataclass(frozen=True)
@@ -29,27 +35,41 @@ class Toward:
 
 
 class StepInput(nn.Module):
-    """Adds to the first ``dimension`` inputs; ``scaled`` inputs are alpha x_t, others x_t itself."""
+    """What a step adds to a denoiser of vectors of ``dimension``; ``scaled`` inputs are alpha x_t, others x_t itself."""
 
     def __init__(self, dimension: int, scaled: bool) -> None:
         super().__init__()
         self.dimension, self.scaled = dimension, scaled
         self.projection = nn.Linear(dimension + 4 * FREQUENCIES, dimension)
+        self.theta = nn.Linear(4 * FREQUENCIES, 2)
 
     def reset(self) -> None:
-        """Start at 0."""
-        nn.init.zeros_(self.projection.weight)
-        nn.init.zeros_(self.projection.bias)
+        """Start at 0, and theta at ``THETA``."""
+        for layer in (self.projection, self.theta):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        nn.init.constant_(self.theta.bias, THETA)
 
     def forward(self, inputs: Tensor, gamma: Tensor, toward: Tensor | None) -> Tensor:
         """Return ``inputs`` (B, L, I) at ``gamma``, (B,) or (B, L), for a step to ``toward``; None is a step to ``gamma``."""
-        toward = gamma if toward is None else toward.clamp(-MAX_GAMMA, MAX_GAMMA).to(gamma)
         vectors = inputs[..., : self.dimension]
         noisy = vectors / over_coordinates(alpha(gamma), vectors) if self.scaled else vectors
-        levels = torch.cat([waves(toward), waves(gamma - toward)], -1)
+        levels = self._levels(gamma, toward)
         levels = levels if levels.dim() == 3 else levels[:, None].expand(-1, inputs.shape[1], -1)
         moved = vectors + self.projection(torch.cat([noisy, levels.to(noisy)], -1))
         return torch.cat([moved, inputs[..., self.dimension :]], -1)
+
+    def factors(self, gamma: Tensor, toward: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the factors (B, 1, 1) or (B, L, 1) of the evidence at the input and in the logits."""
+        gamma = gamma.clamp(-MAX_GAMMA, MAX_GAMMA).float()
+        less = gamma - (gamma if toward is None else toward.clamp(-MAX_GAMMA, MAX_GAMMA).to(gamma))
+        factors = torch.exp(self.theta(self._levels(gamma, toward)).float() * less[..., None] / 2)
+        factors = factors if factors.dim() == 3 else factors[:, None]
+        return factors[..., :1], factors[..., 1:]
+
+    def _levels(self, gamma: Tensor, toward: Tensor | None) -> Tensor:
+        toward = gamma if toward is None else toward.clamp(-MAX_GAMMA, MAX_GAMMA).to(gamma)
+        return torch.cat([waves(toward), waves(gamma - toward)], -1)
 
 
 def waves(gamma: Tensor) -> Tensor:

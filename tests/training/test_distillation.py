@@ -77,7 +77,7 @@ def test_a_student_starts_as_its_teacher(teacher: str) -> None:
     student = model.student(4).eval()
     xt, t = torch.randn(2, 5, model.settings.dimension), torch.tensor([0.8, 0.3], dtype=torch.float64)
     expected = model.eval()(xt, t).logits
-    for condition in (None, Toward(model.process.schedule.gamma(t / 2))):
+    for condition in (None, Toward(model.process.schedule.gamma(t))):
         torch.testing.assert_close(student(xt, t, condition=condition).logits, expected)
 
 

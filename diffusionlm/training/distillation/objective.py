@@ -176,7 +176,7 @@ class DistillationObjective(Objective):
         return (estimate @ self.model.word_vectors()) * known[..., None]
 
     def _target(self, xt: Tensor, step: Step, plain: Tensor, previous: Tensor | None, batch: Batch, condition: Any) -> Tensor:
-        """Return the target (B, L, V): the mixture of the two parts; of texts that are denoised only, the teacher's posterior."""
+        """Return the target (B, L, V): the mixture of the two parts, or the teacher's posterior of texts that are denoised only."""
         process, embedding = self.model.process, self.model.word_vectors()
         first = self._part(self.first, xt, step.t, step.u, previous, batch, condition)
         if self.first == "student" and plain.any():
