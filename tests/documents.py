@@ -117,6 +117,8 @@ def small(arguments: list[str]) -> list[str] | None:
             return [*arguments, "--steps", "4", "--texts", "3"]
         case "train":
             return None if any("e2e" in word for word in arguments) else [*arguments, *_training_flags(arguments)]
+        case "distill":
+            return [*arguments, *_training_flags(["--init-from"])]
         case "convert":
             return [*arguments, "--heads", str(HEADS)]
         case "generate":

@@ -9,11 +9,13 @@ from documents import prepare, run_commands, run_python
 from tiny_runs import ROOT
 
 
-@pytest.mark.parametrize("name", ["sampling", "control"])
-def test_the_page_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("name", "verbs"), [("sampling", {"generate", "show", "distill"}), ("control", {"generate", "show"})])
+def test_the_page_runs(
+    name: str, verbs: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     prepare(tmp_path, monkeypatch)
     page = ROOT / "docs" / f"{name}.md"
-    assert run_commands(page, capsys) == {"generate", "show"}
+    assert run_commands(page, capsys) == verbs
     run_python(page)
 
 

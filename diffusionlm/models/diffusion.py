@@ -313,7 +313,7 @@ class DiffusionLM(DenoisingModel, WordVectorModel):
 
     def student(self, evaluations: int) -> DiffusionLM:
         """Return a copy to be distilled for a number of ``evaluations`` per sample; it starts as the same denoiser."""
-        config = copy.deepcopy(self.config)
+        config: Any = copy.deepcopy(self.config)
         config.settings = to_plain(replace(self.settings, distilled_for=evaluations))
         model = DiffusionLM(config)
         model.load_state_dict(self.state_dict(), strict=False)

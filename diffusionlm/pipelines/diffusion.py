@@ -55,6 +55,7 @@ from diffusionlm.pipelines.conditioning import (
     repeated,
     requested,
     room_of,
+    say_once,
 )
 from diffusionlm.pipelines.denoiser import Predictor, WordDenoiser
 from diffusionlm.pipelines.draft import draft_pass
@@ -141,6 +142,10 @@ class Pipeline(BasePipeline[DiffusionLM]):
         check_count(count)
         self.check(sampling)
         self.check_requested(sampling, conditions)
+        made = self.model.settings.distilled_for
+        if made not in (None, sampling.steps):
+            other = f"it has learned other steps than the {sampling.steps} that are asked for"
+            say_once(f"steps: this model is distilled for {made}; {other}, so its samples may be worse")
         steering = self.steering(controls, sampling, tries)  # 1
 
         @cache

@@ -74,9 +74,9 @@ def test_the_last_step_is_its_second_part_and_a_step_nowhere_its_first() -> None
 
 def test_a_student_starts_as_its_teacher(teacher: str) -> None:
     model = DiffusionLM.load(Path(teacher) / "model")
-    student = model.student(4).eval()
+    student: Any = model.student(4).train(False)
     xt, t = torch.randn(2, 5, model.settings.dimension), torch.tensor([0.8, 0.3], dtype=torch.float64)
-    expected = model.eval()(xt, t).logits
+    expected = model.train(False)(xt, t).logits
     for condition in (None, Toward(model.process.schedule.gamma(t))):
         torch.testing.assert_close(student(xt, t, condition=condition).logits, expected)
 
@@ -156,14 +156,18 @@ def test_a_student_is_an_ordinary_model(teacher: str, tmp_path: Path, capsys: py
     assert [row["length"] for row in rows] == [6, 6]
     (tmp_path / "texts.txt").write_text(rows[0]["text"] + "\n")
     assert main(["score", out, str(tmp_path / "texts.txt"), "--strata", "4"]) == 0
+    capsys.readouterr()
+    assert main(["generate", out, "-n", "1", "--steps", "3"]) == 0
+    assert "steps: this model is distilled for 2; it has learned other steps than the 3 that are" in capsys.readouterr().err
 
 
 def test_the_number_of_steps_reaches_the_network(teacher: str) -> None:
     pipe = Pipeline.from_pretrained(teacher)
-    pipe.model = pipe.model.student(2).eval()
+    student: Any = pipe.model.student(2).train(False)
+    pipe.model = student
     pipe.sampling = replace(pipe.sampling, steps=1)
     seen: list[list[float]] = []
-    pipe.model.step_input.register_forward_hook(lambda module, given, out: seen.append(given[2][0].tolist()))
+    student.step_input.register_forward_hook(lambda module, given, out: seen.append(given[2][0].tolist()))
     pipe(1, length=3)
     clean, end = (float(pipe.model.process.schedule.gamma(torch.tensor(time))) for time in (0.0, 0.0))
     assert seen == [[pytest.approx(clean)] + [pytest.approx(end)] * 3 + [pytest.approx(clean)]]
@@ -185,6 +189,16 @@ def test_refusals(teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
         ("distill", teacher, "--out", out, "--method", "progresive"): "did you mean 'progressive'?",
         ("distill", teacher, "--out", out, "--evaluations", "0"): "--evaluations: expected at least 1, got 0",
         ("distill", teacher, "--out", out, "--objective.teacher_steps", "12"): "teacher_steps: expected 4 times 2, 4, 8, ...",
+        (
+            "distill",
+            teacher,
+            "--out",
+            out,
+            "--training.steps",
+            "6",
+            "--objective.round_steps",
+            "2",
+        ): "training.steps: expected more than 6, got 6: 4 rounds of objective.round_steps 2 go from 64 steps to 4",
         ("distill", teacher, "--out", out, "--model.distilled_for", "3"): "expected model.distilled_for 4",
         ("distill", teacher, "--out", out, "--objective.teacher", ""): "objective.teacher: expected the folder",
     }
@@ -209,6 +223,12 @@ def test_a_student_is_resumed_in_its_round(teacher: str, tmp_path: Path) -> None
     train(config, part, write_samples=False, quiet=True)
     weights = [DiffusionLM.load(folder / "model").state_dict() for folder in (tmp_path / "whole", part)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_the_rounds_share_the_steps(teacher: str) -> None:
+    config = distillation_config(teacher, "progressive", 4, (), [("training.steps", "11")])
+    assert isinstance(config.objective, Progressive)
+    assert (config.objective.rounds, config.objective.round_steps) == ([32, 16, 8, 4], 2)
 
 
 def test_the_config_of_a_student_comes_back(teacher: str) -> None:

@@ -13,6 +13,7 @@ from diffusionlm.data.reading import read_text
 from diffusionlm.pipelines.base import saved_sampling
 from diffusionlm.training.adapting import settings_of
 from diffusionlm.training.distillation.objective import Distillation
+from diffusionlm.training.distillation.progressive import Progressive
 from diffusionlm.training.run import RunConfig
 
 METHODS = ("progressive", "consistency", "flow-map")
@@ -46,4 +47,23 @@ def distillation_config(
     plain = to_plain(base) | {"objective": to_plain(objective), "training": to_plain(training), "init_from": teacher}
     plain["model"] = to_plain(base.model) | {"distilled_for": evaluations}
     plain["sampling"] = to_plain(saved_sampling(teacher)) | sampling
-    return build(RunConfig, override(plain, assignments, RunConfig))
+    config = build(RunConfig, override(plain, assignments, RunConfig))
+    return with_rounds(config, "objective.round_steps" in dict(assignments))
+
+
+def with_rounds(config: RunConfig, given: bool) -> RunConfig:
+    """Return ``config`` with rounds of equal length, where the method has rounds and their length is not ``given``.
+
+    Raises:
+        UserError: the run would end before its last round.
+    """
+    objective = config.objective
+    if not isinstance(objective, Progressive):
+        return config
+    steps, rounds = config.training.steps, len(objective.rounds)
+    if not given:
+        config = replace(config, objective=replace(objective, round_steps=max(1, steps // rounds)))
+    elif steps <= (least := objective.round_steps * (rounds - 1)):
+        halved = f"{rounds} rounds of objective.round_steps {objective.round_steps} go from {objective.teacher_steps} steps"
+        raise UserError(f"training.steps: expected more than {least}, got {steps}: {halved} to {objective.evaluations}")
+    return config

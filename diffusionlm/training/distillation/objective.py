@@ -122,6 +122,7 @@ class DistillationObjective(Objective):
 
     first: Literal["teacher", "student"] = "teacher"
     second: Literal["teacher", "student"] = "teacher"
+    bar: Tensor
 
     def __init__(self, spec: Distillation, model: Any) -> None:
         super().__init__(model, model.config.special_ids["pad"], model.padded_width)
@@ -176,7 +177,7 @@ class DistillationObjective(Objective):
         return (estimate @ self.model.word_vectors()) * known[..., None]
 
     def _target(self, xt: Tensor, step: Step, plain: Tensor, previous: Tensor | None, batch: Batch, condition: Any) -> Tensor:
-        """Return the target (B, L, V): the mixture of the two parts, or the teacher's posterior of texts that are denoised only."""
+        """Return the target (B, L, V): the mixture of both parts, or the teacher's posterior where texts are denoised only."""
         process, embedding = self.model.process, self.model.word_vectors()
         first = self._part(self.first, xt, step.t, step.u, previous, batch, condition)
         if self.first == "student" and plain.any():
