@@ -6,6 +6,7 @@ import itertools
 import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import datasets  # type: ignore[import-untyped]
@@ -41,7 +42,7 @@ class Restaurants(Corpus, name="restaurants"):
         folders = (package / "_data" / "restaurants", package.parent / "data" / "restaurants")
         for folder in folders:
             if (folder / "train.jsonl.gz").is_file():
-                splits = {split: read_file(folder / f"{split}.jsonl.gz") for split in ("train", "validation", "test")}
+                splits = {split: _read(folder / f"{split}.jsonl.gz") for split in ("train", "validation", "test")}
                 return splits if not self.drawn else {**splits, "train": self._draw(splits)}
         raise UserError(f"{folders[0]}: the restaurants corpus is not here, nor in {folders[1]}: install the package anew")
 
@@ -66,6 +67,16 @@ class Restaurants(Corpus, name="restaurants"):
         texts = (generate(source) for _ in itertools.count())
         unseen = (text for text in texts if text.text not in known and _content(text.attributes) not in tested)
         return to_dataset([text.to_dict() for text in itertools.islice(unseen, self.drawn)])
+
+
+def _read(path: Path) -> datasets.Dataset:
+    """Return a file of the package as a data set of the caller's own, whose rows are read once in a process."""
+    return _rows(path, path.stat().st_mtime_ns).with_format(None)
+
+
+@lru_cache(maxsize=3)
+def _rows(path: Path, modified: int) -> datasets.Dataset:
+    return read_file(path)
 
 
 def _content(attributes: Mapping[str, str]) -> frozenset[tuple[str, str]]:

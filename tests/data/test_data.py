@@ -285,6 +285,8 @@ def test_restaurants() -> None:
         pytest.skip(f"the restaurants corpus has not been written to {folder}")
     splits = Restaurants().load()
     assert set(splits) == {"train", "validation", "test"}
+    splits["test"].set_format("numpy")
+    assert Restaurants().load()["test"].format["type"] is None, "a caller's data set is its own"
     rows = splits["validation"]
     assert {"text", "words", "attributes", "tags", "tree"} <= set(rows.column_names)
     tokenizer = WordTokenizer().make(splits["train"]["text"][:])
