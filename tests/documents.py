@@ -114,7 +114,7 @@ def small(arguments: list[str]) -> list[str] | None:
     """Return a command with small settings, or None where its corpus is not in the project (tests/test_configs.py has those)."""
     match arguments[0]:
         case "quickstart":
-            return [*arguments, "--steps", "4", "--texts", "3"]
+            return [*arguments, "--steps", "1", "--texts", "3"]
         case "train":
             return None if any("e2e" in word for word in arguments) else [*arguments, *_training_flags(arguments)]
         case "distill":

@@ -10,12 +10,15 @@ from diffusionlm.config import UserError
 from diffusionlm.evaluation.text_metrics import unigram_entropy
 from diffusionlm.restaurants.quickstart import quickstart
 from diffusionlm.restaurants.report import grammar_report, trigram_texts
-from diffusionlm.training.run import train
+from diffusionlm.training.run import claim
 
 
-def test_quickstart_writes_its_figures_and_reuses_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quickstart_fits_its_steps_writes_its_figures_and_reuses_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "runs" / "quickstart"
-    report = quickstart(folder, steps=6, texts=5)
+    report = quickstart(folder, minutes=0.001, texts=5)
+    assert "steps: 20\n" in (folder / "config.yaml").read_text()  # the fewest: steps were timed, and none fits in the time
     assert json.loads((folder / "quickstart.json").read_text()) == report
     assert set(report) == {
         "accepted", "new", "distinct", "entropy", "entropy_real", "texts", "trigram_accepted", "controlled",
@@ -24,7 +27,7 @@ def test_quickstart_writes_its_figures_and_reuses_the_run(tmp_path: Path, capsys
     assert report["texts"] == 5 == len((folder / "texts.jsonl").read_text().splitlines())
     said = capsys.readouterr()
     assert "labels: " not in said.err  # the corpus comes with the library: nobody can do anything about its labels
-    assert "after 6 steps" in said.err and "Try next" in said.err
+    assert "Timing a few steps" in said.err and "after 20 steps" in said.err and "Try next" in said.err
     assert said.err.count("Control: ") == 4 and said.err.count("  ✓ ") + said.err.count("  ✗ ") == 12
     weights = (folder / "model" / "model.safetensors").stat().st_mtime_ns
     again = quickstart(folder, texts=5)
@@ -33,14 +36,9 @@ def test_quickstart_writes_its_figures_and_reuses_the_run(tmp_path: Path, capsys
 
 
 def test_quickstart_does_not_go_on_with_another_run(tmp_path: Path) -> None:
-    train(tiny_config(tmp_path), tmp_path / "run", quiet=True)
+    claim(tiny_config(tmp_path), tmp_path / "run")
     with pytest.raises(UserError, match="run: holds another run, not a quickstart's; choose another --out"):
         quickstart(tmp_path / "run")
-
-
-def test_steps_that_fit_are_timed_and_written_down(tmp_path: Path) -> None:
-    quickstart(tmp_path / "run", minutes=0.001, texts=2)
-    assert "steps: 20\n" in (tmp_path / "run" / "config.yaml").read_text()
 
 
 def test_the_report_counts_accepted_new_and_distinct_texts() -> None:
