@@ -13,12 +13,12 @@ from tiny_runs import ROOT
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
-@pytest.mark.parametrize("kind", ["folders", "corpora", "configs", "requests"])
-def test_mutated_input_ends_in_a_result_or_one_sentence(kind: str) -> None:
-    command = [sys.executable, str(ROOT / "benchmarks" / "faults.py"), kind, "--examples", "12", "--seed", "1"]
+def test_mutated_input_ends_in_a_result_or_one_sentence() -> None:
+    kinds = ["folders", "corpora", "configs", "requests"]
+    command = [sys.executable, str(ROOT / "benchmarks" / "faults.py"), *kinds, "--examples", "12", "--seed", "1"]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert f"| {kind} | 12 | 0 |" in done.stdout
+    assert done.stdout.splitlines()[2:] == [f"| {kind} | 12 | 0 |" for kind in kinds]
 
 
 @pytest.mark.parametrize(

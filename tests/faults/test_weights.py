@@ -34,11 +34,16 @@ def stored_classifier(folder: Path) -> Path:
 
 
 def of_family(model: dict[str, Any], **changes: Any) -> Callable[[Path], Path]:
+    runs: list[Path] = []
+
     def make(folder: Path) -> Path:
-        plain = {**tiny_plain(folder.parent), **changes, "model": model}
-        plain["training"] = {**SMALL["training"], "steps": 1}
-        assert train(build(RunConfig, plain), folder, quiet=True)
-        return folder / "model"
+        """Return a copy of the model, which is trained at the first call."""
+        if not runs:
+            plain = {**tiny_plain(folder.parent), **changes, "model": model}
+            plain["training"] = {**SMALL["training"], "steps": 1}
+            assert train(build(RunConfig, plain), folder.parent / "trained", write_samples=False, quiet=True)
+            runs.append(folder.parent / "trained")
+        return Path(shutil.copytree(runs[0] / "model", folder))
 
     return make
 

@@ -83,7 +83,7 @@ def classifier_config(home: Path, head: str = "sequence", steps: int = 8, **chan
 
 def run_of(home: Path, head: str) -> Path:
     """Return the run of a small classifier, trained by the first test that needs it."""
-    assert train(classifier_config(home, head, steps=140), home / head, quiet=True)
+    assert train(classifier_config(home, head, steps=140, training={"save_every": 140}), home / head, quiet=True)
     return home / head
 
 
