@@ -3,7 +3,6 @@ import json
 import os
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 from contextlib import redirect_stderr
@@ -11,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from safetensors.torch import load_file
-from test_trainer import COMMAND, ENVIRONMENT, assert_same, read_until, weights
+from safetensors.torch import load_file, save_file
+from test_trainer import COMMAND, ENVIRONMENT, assert_same, weights
 from tiny_runs import ROOT, restaurant_texts, tiny_config, tiny_plain
 
 from diffusionlm.cli import main
@@ -259,25 +258,27 @@ def test_every_command_has_help(verb: list[str], capsys: pytest.CaptureFixture[s
 
 
 def test_a_full_disk_while_saving_loses_nothing(trained: Path, tmp_path: Path) -> None:
-    config = config_file(tmp_path, tiny_plain(trained.parent))
-    command = [*COMMAND, "train", "--config", config, "--out", str(tmp_path / "run")]
-    with subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
-        read_until(process, "3/8")
-        process.send_signal(signal.SIGINT)
-        process.communicate()
+    arguments = ["train", "--config", config_file(tmp_path, tiny_plain(trained.parent)), "--out", str(tmp_path / "run")]
+    # As if it had been stopped after step 7, with a model of its own from step 6.
+    model = shutil.copytree(trained, tmp_path / "run") / "model"
+    (model / "finished").unlink()
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "checkpoint-8")
+    before = {name: value + 1 for name, value in weights(trained).items()}
+    save_file(before, model / "model.safetensors", {"format": "pt"})
     checkpoint = newest_checkpoint(tmp_path / "run")
-    before = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    assert checkpoint is not None and checkpoint.name == "checkpoint-6"
 
     def small_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
 
+    command = [*COMMAND, *arguments]
     full = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, preexec_fn=small_files)
     assert full.returncode == 2
     assert "cannot be written" in full.stderr.splitlines()[-1], full.stderr
     assert "Traceback" not in full.stderr
     assert newest_checkpoint(tmp_path / "run") == checkpoint
-    assert_same(load_file(tmp_path / "run" / "model" / "model.safetensors"), before)
-    subprocess.run(command, env=ENVIRONMENT, check=True, capture_output=True)
+    assert_same(load_file(model / "model.safetensors"), before)
+    assert main(arguments) == 0
     assert_same(weights(tmp_path / "run"), weights(trained))
 
 

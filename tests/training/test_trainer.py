@@ -7,22 +7,36 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny_runs
 import torch
+import two_processes
 import yaml
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
-from tiny_runs import ROOT, tiny_config, tiny_plain
+from tiny_runs import ROOT
 
-from diffusionlm.config import UserError
+from diffusionlm.cli import main
+from diffusionlm.config import UserError, build, merge
 from diffusionlm.evaluation.provenance import training_of
 from diffusionlm.models.diffusion import DiffusionLM
 from diffusionlm.recipe.cross_entropy import CrossEntropy
 from diffusionlm.training.checkpoints import MARKER, newest_checkpoint, trim_log
-from diffusionlm.training.run import train
+from diffusionlm.training.run import RunConfig, train
 from diffusionlm.training.trainer import TrainingConfig, _average_with, evaluate_terms
 
 COMMAND = [sys.executable, "-m", "diffusionlm.cli"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TQDM_MININTERVAL": "0"}
+
+
+HALFWAY = {"training": {"evaluate_every": 4, "sample_every": 4}}  # between the steps at which runs are stopped
+
+
+def tiny_plain(folder: Path, **changes: object) -> dict[str, object]:
+    return tiny_runs.tiny_plain(folder, **merge(HALFWAY, changes))
+
+
+def tiny_config(folder: Path, **changes: object) -> RunConfig:
+    return build(RunConfig, tiny_plain(folder, **changes))
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -55,17 +69,18 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def test_a_run_goes_on_with_the_texts_it_began_with(tmp_path: Path) -> None:
-    config = tiny_config(tmp_path)
-    assert train(config, tmp_path / "run", quiet=True)
-    (tmp_path / "run" / "model" / "finished").unlink()  # as if it had been stopped just before
-    corpus = tmp_path / "texts.txt"
+def test_a_run_goes_on_with_the_texts_it_began_with(unbroken: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(unbroken, tmp_path / "run")
+    config, corpus = tiny_config(unbroken.parent), unbroken.parent / "texts.txt"
+    (run / "model" / "finished").unlink()  # as if it had been stopped just before
     texts = corpus.read_text()
-    corpus.write_text(texts.replace("restaurant", "pub"))
-    with pytest.raises(UserError, match="run: the training texts differ from those that this run started with"):
-        train(config, tmp_path / "run", quiet=True)
-    corpus.write_text(texts)
-    assert train(config, tmp_path / "run", quiet=True)
+    try:
+        corpus.write_text(texts.replace("restaurant", "pub"))
+        with pytest.raises(UserError, match="run: the training texts differ from those that this run started with"):
+            train(config, run, quiet=True)
+    finally:
+        corpus.write_text(texts)
+    assert train(config, run, quiet=True)
 
 
 def test_a_run_directory_explains_itself(unbroken: Path) -> None:
@@ -103,16 +118,16 @@ def test_the_saved_model_is_the_average_not_the_last_weights(unbroken: Path) -> 
     assert not torch.equal(averaged, last["model.network.down.weight"])
 
 
-@pytest.mark.parametrize("kill_at", [3, 7])
-def test_killed_and_started_again_it_ends_with_the_same_bits(unbroken: Path, tmp_path: Path, kill_at: int) -> None:
+def test_killed_and_started_again_it_ends_with_the_same_bits(unbroken: Path, tmp_path: Path) -> None:
+    """At step 7: samples have been written, an older checkpoint removed. An interrupt, below, comes at step 3."""
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(tiny_plain(unbroken.parent)))
-    command = [*COMMAND, "train", "--config", str(config), "--out", str(tmp_path / "run")]
-    with subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
-        read_until(process, f"{kill_at}/8")
+    arguments = ["train", "--config", str(config), "--out", str(tmp_path / "run")]
+    with subprocess.Popen([*COMMAND, *arguments], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
+        read_until(process, "7/8")
         process.send_signal(signal.SIGKILL)
     assert not (tmp_path / "run" / "model" / "finished").exists()
-    subprocess.run(command, env=ENVIRONMENT, check=True, capture_output=True)
+    assert main(arguments) == 0
     assert_same(weights(tmp_path / "run"), weights(unbroken))
     assert [r["step"] for r in rows(tmp_path / "run") if "loss" in r] == list(range(1, 9))
     assert (tmp_path / "run/samples/step-8.txt").read_text() == (unbroken / "samples/step-8.txt").read_text()
@@ -147,8 +162,8 @@ def test_a_damaged_checkpoint_is_reported(unbroken: Path, tmp_path: Path) -> Non
 def test_an_interrupt_keeps_a_checkpoint_and_every_row(unbroken: Path, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(tiny_plain(unbroken.parent)))
-    command = [*COMMAND, "train", "--config", str(config), "--out", str(tmp_path / "run")]
-    with subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
+    arguments = ["train", "--config", str(config), "--out", str(tmp_path / "run")]
+    with subprocess.Popen([*COMMAND, *arguments], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
         read_until(process, "3/8")
         process.send_signal(signal.SIGINT)
         _, rest = process.communicate()
@@ -159,7 +174,7 @@ def test_an_interrupt_keeps_a_checkpoint_and_every_row(unbroken: Path, tmp_path:
     step = int(checkpoint.name.split("-")[1])
     assert 3 <= step < 8
     assert [r["step"] for r in rows(tmp_path / "run") if "loss" in r] == list(range(1, step + 1))
-    subprocess.run(command, env=ENVIRONMENT, check=True, capture_output=True)
+    assert main(arguments) == 0
     assert_same(weights(tmp_path / "run"), weights(unbroken))
 
 
@@ -203,13 +218,11 @@ def test_evaluation_is_repeatable_and_leaves_the_random_state(unbroken: Path) ->
 
 def test_early_stopping_ends_a_run_that_no_longer_improves(unbroken: Path, tmp_path: Path) -> None:
     frozen = {"name": "adamw", "learning_rate": 0.0}
-    changes: dict[str, dict[str, object]] = {"training": {"steps": 40, "evaluate_every": 2, "patience": 2, "optimizer": frozen}}
-    assert train(tiny_config(unbroken.parent, **changes), tmp_path / "run", quiet=True)
+    stopping = {"steps": 40, "evaluate_every": 2, "patience": 2, "optimizer": frozen, "save_every": 40}
+    assert train(tiny_config(unbroken.parent, training=stopping), tmp_path / "run", quiet=True)
     assert max(r["step"] for r in rows(tmp_path / "run")) == 6
     # Stopped between two checkpoints, it keeps its last model all the same.
-    changes["training"] |= {"save_every": 40}
-    assert train(tiny_config(unbroken.parent, **changes), tmp_path / "rare", quiet=True)
-    assert weights(tmp_path / "rare") and (tmp_path / "rare" / "model" / "finished").exists()
+    assert weights(tmp_path / "run") and (tmp_path / "run" / "model" / "finished").exists()
 
 
 def test_a_resumed_run_goes_on_with_its_patience_and_its_clock(unbroken: Path, tmp_path: Path) -> None:
@@ -261,9 +274,9 @@ def test_the_average_has_the_half_life_of_its_decay() -> None:
     assert averaged[0].item() == pytest.approx(0.5, abs=1e-4)
 
 
-def test_the_paper_schedule_of_the_learning_rate_is_linear_to_zero(tmp_path: Path) -> None:
+def test_the_paper_schedule_of_the_learning_rate_is_linear_to_zero(unbroken: Path, tmp_path: Path) -> None:
     changes = {"training": {"steps": 4, "warmup": 0, "decay": "linear", "optimizer": {"name": "adamw", "learning_rate": 1e-4}}}
-    train(tiny_config(tmp_path, **changes), tmp_path / "run", quiet=True)
+    train(tiny_config(unbroken.parent, **changes), tmp_path / "run", write_samples=False, quiet=True)
     rates = [r["learning_rate"] for r in rows(tmp_path / "run") if "loss" in r]
     assert rates == pytest.approx([1e-4, 7.5e-5, 5e-5, 2.5e-5])
 
@@ -284,8 +297,8 @@ def test_two_processes_train_as_one_on_the_joint_batch(tmp_path: Path) -> None:
     ]
     done = subprocess.run(launch, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    subprocess.run([sys.executable, script, str(tmp_path)], env=environment, check=True, capture_output=True)
     for adapter in ("full", "lora"):
+        two_processes.main(tmp_path, adapter)
         saved = tmp_path / f"{adapter}-rank"
         first, second = (torch.load(f"{saved}-{rank}-of-2.pt", weights_only=True) for rank in (0, 1))
         single = torch.load(f"{saved}-0-of-1.pt", weights_only=True)
