@@ -337,5 +337,7 @@ def test_without_matplotlib_only_the_figures_are_missing(
     assert main(["evaluate", *command]) == 0
     assert "no figures: matplotlib is not installed" in capsys.readouterr().err
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["evaluation.json", "table.txt", "texts"]
-    assert train(tiny_config(tmp_path, training={"steps": 4}), tmp_path / "run", write_samples=False, quiet=True)
+    assert train(
+        tiny_config(tmp_path, training={"steps": 2, "evaluate_every": 2}), tmp_path / "run", write_samples=False, quiet=True
+    )
     assert not (tmp_path / "run" / "figures").exists()
