@@ -15,10 +15,19 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
-LONG = ("test_quickstart.py", "test_readme.py", "test_docs_evaluation.py", "test_trainer.py", "test_docs_conditional.py")
+LONG = (  # of few tests that take long, the longest first
+    "test_examples.py", "test_quickstart.py", "test_trainer.py", "test_docs_evaluation.py", "test_writing.py", "test_readme.py",
+    "test_docs_conditional.py", "test_benchmarks.py", "test_benchmark.py", "test_conditioning.py", "test_classifier.py",
+    "test_cli.py", "test_mutations.py", "test_exit_status.py", "test_branches.py", "test_grammar.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Order the files, which each run in one process, so that none is left alone at the end."""
     counts = Counter(item.path for item in items)
-    items.sort(key=lambda item: (item.path.name not in LONG, -counts[item.path], str(item.path)))
+
+    def place(item: pytest.Item) -> tuple[int, int, str]:
+        name = item.path.name
+        return LONG.index(name) if name in LONG else len(LONG), -counts[item.path], str(item.path)
+
+    items.sort(key=place)
