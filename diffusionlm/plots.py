@@ -38,6 +38,14 @@ def save(figure: Figure, path: Path) -> None:
         )
 
 
+def pixels(path: Path) -> numpy.ndarray:
+    """Return a saved PNG as an array (height, width, 3) of bytes."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return numpy.asarray(image.convert("RGB"))
+
+
 @dataclass(frozen=True)
 class Line:
     """A frontier of points (entropy or success, perplexity, its standard error, the mark beside the point).

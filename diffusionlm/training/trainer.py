@@ -236,8 +236,9 @@ class DiffusionTrainer(Trainer):
         if self.writer is None or not plots.available():
             return
         for name, figure in self.averaged.figures(self.validation).items():
-            plots.save(figure, self.folder / "figures" / f"{name}.png")
-            self.writer.add_figure(name, figure, self.state.global_step, close=False)
+            path = self.folder / "figures" / f"{name}.png"
+            plots.save(figure, path)  # drawn once: TensorBoard's add_figure would draw it again
+            self.writer.add_image(name, plots.pixels(path), self.state.global_step, dataformats="HWC")
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save a checkpoint, its marker last; then delete the oldest ones and export the model."""

@@ -90,7 +90,10 @@ def test_sources_of_other_words_than_the_bases_are_reported(
     adapter = {"name": "control-branch", "condition": {"name": "source", "layers": 1}}
     plain = {"data": {"corpus": str(path)}, "training": {"steps": 1}, "init_from": str(runs[0]), "adapter": adapter}
     assert train(tiny_family(runs[0].parent, "diffusion", **plain), tmp_path / "run", write_samples=False, quiet=True)
-    assert "train: 50% of the tokens of the sources are not in the vocabulary of the base and are all read" in capsys.readouterr().err
+    assert (
+        "train: 50% of the tokens of the sources are not in the vocabulary of the base and are all read"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_prefix_is_refused_where_the_settings_are_read() -> None:
