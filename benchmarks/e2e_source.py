@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{folder}\n{tabulate(cells, ['', *found[folder]], tablefmt='github', disable_numparse=True)}")
         settings = {name: value for name, value in vars(options).items() if name not in ("results", "runs")}
         plain = {"settings": settings, "machine": machine(), "rows": found}
-        write_text(Path(options.results) / "e2e-source-controls.json", json.dumps(plain, indent=2) + "\n")
+        write_text(Path(options.results) / "e2e-source" / "controls.json", json.dumps(plain, indent=2) + "\n")
 
     return exit_status(run)
 

@@ -61,7 +61,7 @@ def test_a_run_of_a_tiny_model(references: Path, tmp_path: Path, capsys: pytest.
     train(config, tmp_path / "run", write_samples=False, quiet=True)
     command = [str(tmp_path / "run"), "--references", str(references), "--candidates", "2", "--results", str(tmp_path)]
     assert e2e_source.main(command) == 0
-    (rows,) = json.loads((tmp_path / "e2e-source-controls.json").read_text())["rows"].values()
+    (rows,) = json.loads((tmp_path / "e2e-source" / "controls.json").read_text())["rows"].values()
     assert list(rows) == ["source alone", "length and word", "another source"]
     assert rows["length and word"]["controls hold"] == 1
     assert "| controls hold" in capsys.readouterr().out
