@@ -6,7 +6,7 @@ samples depend neither on their number nor, beyond rounding, on the batch size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -24,6 +24,7 @@ from diffusionlm.data.tokenizers import decode_texts
 from diffusionlm.files import taken_version
 from diffusionlm.models.conditions import condition_of
 from diffusionlm.models.io import model_folder, model_tokenizer
+from diffusionlm.pipelines.budget import check_evaluations
 from diffusionlm.pipelines.conditioning import Requested, at_length, check_cfg, requested
 from diffusionlm.pipelines.effect import OFF, Unused, check_given, given_settings
 from diffusionlm.pipelines.gradient import Gradient
@@ -246,6 +247,8 @@ class BasePipeline(Generic[M]):
     ) -> list[Generated]:  # fmt: skip
         """Return ``count`` samples as ``stream`` does; ``changes`` are fields of ``SamplingConfig``, components also by name.
 
+        ``evaluations`` stands for the steps, passes and sweeps of at most so many network evaluations per candidate.
+
         Raises:
             UserError: as ``stream``; an unknown field or a wrong value.
         """
@@ -255,7 +258,22 @@ class BasePipeline(Generic[M]):
 
     def changed(self, changes: Mapping[str, Any]) -> SamplingConfig:
         """Return the default settings with ``changes``. Raises UserError for an unknown field or a wrong value."""
-        return build(SamplingConfig, merge(to_plain(self.sampling), to_plain(changes)))
+        fields = {name: value for name, value in changes.items() if name != "evaluations"}
+        sampling = build(SamplingConfig, merge(to_plain(self.sampling), to_plain(fields)))
+        return self.with_evaluations(sampling, changes["evaluations"], fields) if "evaluations" in changes else sampling
+
+    def with_evaluations(self, sampling: SamplingConfig, evaluations: int, given: Collection[str] = ()) -> SamplingConfig:
+        """Return ``sampling`` with at most a number of network ``evaluations`` per candidate, see ``budget``.
+
+        Raises:
+            UserError: no such number, or one of the settings that it decides is ``given``; a model that has no steps.
+        """
+        return self.spent_on(sampling, check_evaluations(evaluations, given))
+
+    def spent_on(self, sampling: SamplingConfig, evaluations: int) -> SamplingConfig:
+        """Return ``sampling`` with the steps, passes and sweeps of a number of ``evaluations``."""
+        reason = "samples one token after the other; leave it out"
+        raise UserError(f"evaluations: a {self.model.config.model_type} model {reason}")
 
     def preview(self, count: int) -> list[str]:
         """Return ``count`` samples with little computation, for progress reports during training."""

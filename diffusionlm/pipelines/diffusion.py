@@ -43,6 +43,7 @@ from diffusionlm.pipelines.base import (
     check_count,
     check_length,
 )
+from diffusionlm.pipelines.budget import spent_on
 from diffusionlm.pipelines.compile import compile_controls, why_impossible
 from diffusionlm.pipelines.conditioning import (
     Requested,
@@ -316,6 +317,9 @@ class Pipeline(BasePipeline[DiffusionLM]):
     def binding(self) -> Binding:
         """What controls are compiled for: the model, its classifiers, and the annotator that checks finished texts."""
         return Binding(self.model, self.tokenizer, self.folder, annotator_for(self.folder))
+
+    def spent_on(self, sampling: SamplingConfig, evaluations: int) -> SamplingConfig:
+        return spent_on(self.model, sampling, evaluations)
 
     def preview(self, count: int) -> list[str]:
         steps = min(32, self.model.settings.schedule.max_steps)

@@ -189,6 +189,9 @@ class MaskedPipeline(UnguidedPipeline[MaskedLM]):
             **unused_ranking(self, sampling),
         }
 
+    def spent_on(self, sampling: SamplingConfig, evaluations: int) -> SamplingConfig:
+        return replace(sampling, steps=max(1, evaluations // (1 + (sampling.cfg != 1))))
+
     @torch.no_grad()
     def sample_ids(
         self, seeds: Sequence[Sequence[int]], sampling: SamplingConfig, watch: Watch | None, values: Sequence[Any] = ()

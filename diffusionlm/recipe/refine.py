@@ -13,6 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+APART = 11  # positions between two tokens that are predicted at once: the evaluations of a sweep in blocks
+
 
 def blockwise_icm(
     words: Tensor,
@@ -21,7 +23,7 @@ def blockwise_icm(
     *,
     sweeps: int,
     odds: float,
-    apart: int = 11,
+    apart: int = APART,
     allowed: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Predict the ``free`` tokens of ``words`` (B, L) again, every ``apart``-th at a time, given all the others.

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SAMPLING = (
     option("--seed", "random seed; the same seed gives the same texts (default 0)"),
+    option("--evaluations", "network evaluations per candidate, in place of steps, passes and sweeps", "N"),
     option("--steps", "sampling steps (default: the model's)"),
     option("--passes", "self-conditioning passes, network evaluations per step (default: the model's)"),
     option("--sampler", "see: diffusionlm show samplers (default: the model's)", "NAME"),
@@ -135,6 +136,8 @@ def opened(options: argparse.Namespace) -> tuple[BasePipeline[Any], SamplingConf
     pipeline = open_pipeline(options.model, options.device, options.dtype, options.adapter)
     if options.annotator is not None:
         pipeline.set_annotator(build(Annotator, read_value("--annotator", options.annotator), "--annotator"))
+    if options.evaluations is not None:
+        sampling = pipeline.with_evaluations(sampling, options.evaluations, given)
     return pipeline, sampling, given
 
 

@@ -83,6 +83,7 @@ UNGUIDED = "diffusion masked causal seq2seq"
 EVERYWHERE = "diffusion exact gradient reward masked causal"
 TABLE = {  # an option with a value, and where it has no effect
     "--steps 3": "causal seq2seq",
+    "--evaluations 3": "causal seq2seq",
     "--passes 2": "masked causal seq2seq",
     "--sampler ancestral": "causal seq2seq",
     "--step-temperature 0.5": "masked causal seq2seq",
@@ -148,7 +149,7 @@ def test_an_option_without_effect_is_refused_and_every_other_one_acts(
     model, controls = KINDS[kind]
     words = option.replace("ancestral", "ancestral" if kind in ("masked", "causal", "seq2seq") else "ddim").split()
     quick = ["--guidance.draft", "0", "--steps", "2", "--sweeps", "0"] if kind == "gradient" else []
-    quick = [] if option.startswith(("--steps", "--sweeps", "--sampling.sweep", "--guidance.name")) else quick
+    quick = [] if option.startswith(("--steps", "--evaluations", "--sweeps", "--sampling.sweep", "--guidance.name")) else quick
     if kind in TABLE[option].split():
         assert main(["generate", models[model], "--count", "1", *controls, *words]) == 2
         told = capsys.readouterr()
