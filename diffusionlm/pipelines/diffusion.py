@@ -145,8 +145,8 @@ class Pipeline(BasePipeline[DiffusionLM]):
         self.check_requested(sampling, conditions)
         made = self.model.settings.distilled_for
         if made not in (None, sampling.steps):
-            other = f"it has learned other steps than the {sampling.steps} that are asked for"
-            say_once(f"steps: this model is distilled for {made}; {other}, so its samples may be worse")
+            untrained = f"it was not trained for {sampling.steps} steps, so its samples may be worse"
+            say_once(f"steps: this model is distilled for {made} steps; {untrained}")
         steering = self.steering(controls, sampling, tries)  # 1
 
         @cache
