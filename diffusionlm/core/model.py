@@ -100,8 +100,8 @@ class DenoisingModel(WordVectors):
         """Return the logits (B, L, V) of ``forward`` alone: training needs no x_0, a tenth of a small model's work."""
         # Mixed precision is for the network: the token likelihood term and the softmax need more than 8 bits of mantissa.
         with torch.autocast(xt.device.type, enabled=False):
-            evidence = self._evidence(xt, t)
-            inputs = [evidence.detach().softmax(-1)] if self.reads_evidence else []
+            read, evidence = self.evidence_terms(xt, t, condition)
+            inputs = [read.softmax(-1)] if self.reads_evidence else []
         output = self._output(xt, t, mask, x0_previous, condition, *inputs)
         if not self.evidence:
             return output
@@ -122,6 +122,11 @@ class DenoisingModel(WordVectors):
     def run_network(self, inputs: Tensor, t: Tensor, gamma: Tensor, mask: Tensor | None, condition: Any) -> Tensor:
         """Return the network's output (B, L, O) for its ``inputs`` (B, L, I); models with conditions also pass these."""
         return self.network(inputs, t, gamma, mask)
+
+    def evidence_terms(self, xt: Tensor, t: Tensor, condition: Any) -> tuple[Tensor, Tensor]:
+        """Return the token likelihood term (B, L, V) as the network reads it, and as it is added to the logits."""
+        evidence = self._evidence(xt, t)
+        return evidence.detach(), evidence
 
     def _evidence(self, xt: Tensor, t: Tensor) -> Tensor:
         """Return log p(x_t | w) of each position's own noisy vector (B, L, V), up to a constant."""

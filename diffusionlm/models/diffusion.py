@@ -288,22 +288,12 @@ class DiffusionLM(DenoisingModel, WordVectorModel):
         boundary = (batch.ids == special["start"]) | (batch.ids == special["end"])
         return batch.free & ~boundary if self.explicit_length else batch.free
 
-    def token_logits(
-        self, xt: Tensor, t: Tensor, mask: Tensor | None = None, x0_previous: Tensor | None = None,
-        evidence_mask: Tensor | None = None, condition: Any = None,
-    ) -> Tensor:  # fmt: skip
+    def evidence_terms(self, xt: Tensor, t: Tensor, condition: Any) -> tuple[Tensor, Tensor]:
         if self.step_input is None:
-            return super().token_logits(xt, t, mask, x0_previous, evidence_mask, condition)
-        with torch.autocast(xt.device.type, enabled=False):
-            evidence = self._evidence(xt, t)
-            toward = condition.gamma if isinstance(condition, Toward) else None
-            read, counted = self.step_input.factors(self.process.schedule.gamma(t), toward)
-            inputs = [(read * evidence).softmax(-1)] if self.reads_evidence else []
-        output = self._output(xt, t, mask, x0_previous, condition, *inputs)
-        if not self.evidence:
-            return output
-        evidence = counted * evidence
-        return output + (evidence if evidence_mask is None else torch.where(evidence_mask[..., None], evidence, 0))
+            return super().evidence_terms(xt, t, condition)
+        evidence, toward = self._evidence(xt, t), condition.gamma if isinstance(condition, Toward) else None
+        read, counted = self.step_input.factors(self.process.schedule.gamma(t), toward)
+        return read * evidence, counted * evidence
 
     def run_network(self, inputs: Tensor, t: Tensor, gamma: Tensor, mask: Tensor | None, condition: Any) -> Tensor:
         condition, toward = (condition.condition, condition.gamma) if isinstance(condition, Toward) else (condition, None)
