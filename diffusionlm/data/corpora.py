@@ -221,8 +221,9 @@ def to_dataset(rows: Sequence[Mapping[str, Any]], place: str = "texts") -> datas
 
 
 def _dataset(columns: Mapping[str, Sequence[Any]], place: str) -> datasets.Dataset:
-    columns = {name: [*map(_kept, values)] for name, values in columns.items()}
     features = datasets.Features({name: _feature(values) for name, values in columns.items()})
+    mixed = [name for name, feature in features.items() if isinstance(feature, datasets.Json)]
+    columns = {**columns, **{name: [*map(_kept, columns[name])] for name in mixed}}
     try:
         return datasets.Dataset.from_dict(columns, features=features)
     except UnicodeEncodeError as error:
