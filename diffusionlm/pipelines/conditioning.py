@@ -121,9 +121,9 @@ def unknown_words(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> s
         words += unknown_in(text, encoding, tokenizer.unk_token_id)
     if not words:
         return ""
-    be, first = ("word is", "") if len(words) == 1 else ("words are", "the first is ")
-    place = f"not in the vocabulary of this model and {be.split()[1]} read as {tokenizer.unk_token}"
-    return f"{len(words)} {be} {place}: {first}{words[0]!r}"
+    noun, be, first = ("word", "is", "") if len(words) == 1 else ("words", "are", "the first is ")
+    read = f"{be} read as {tokenizer.unk_token}: {first}{words[0]!r}"
+    return f"{len(words)} {noun} {be} not in the vocabulary of this model and {read}"
 
 
 def unknown_in(text: str, encoding: Encoding, unknown: int | None) -> list[str]:
