@@ -271,7 +271,7 @@ class BasePipeline(Generic[M]):
         return self.spent_on(sampling, check_evaluations(evaluations, given))
 
     def spent_on(self, sampling: SamplingConfig, evaluations: int) -> SamplingConfig:
-        """Return ``sampling`` with the steps, passes and sweeps of a number of ``evaluations``."""
+        """Return ``sampling`` with the split of ``evaluations``. Raises UserError for a model that has no steps."""
         reason = "samples one token after the other; leave it out"
         raise UserError(f"evaluations: a {self.model.config.model_type} model {reason}")
 

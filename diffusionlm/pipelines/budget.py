@@ -38,11 +38,21 @@ def check_evaluations(evaluations: object, given: Collection[str]) -> int:
     return evaluations
 
 
+def predictions(sampling: SamplingConfig, evaluations: int) -> int:
+    """Return how many predictions a number of ``evaluations`` pays for, with guidance, if there is any, in each.
+
+    Guidance from the null condition and from no estimate costs one more evaluation each. Raises UserError for none.
+    """
+    each = 1 + (sampling.cfg != 1) + (sampling.self_cfg != 1)
+    if evaluations < each:
+        raise UserError(f"evaluations: expected at least {each} with guidance (cfg, self_cfg), got {evaluations}")
+    return evaluations // each
+
+
 def spent_on(model: DiffusionLM, sampling: SamplingConfig, evaluations: int) -> SamplingConfig:
     """Return ``sampling`` with the steps, passes and sweeps of at most a number of ``evaluations`` per candidate.
 
-    Guidance from a null condition and from no estimate costs one more evaluation of each; those of a sweep are one where the
-    network excludes each position's own input, else as many as its blocks.
+    A sweep takes one where the network excludes each position's own input, else as many as its blocks.
 
     Raises:
         UserError: too few for one step; a sampler whose steps take several evaluations.
@@ -50,10 +60,7 @@ def spent_on(model: DiffusionLM, sampling: SamplingConfig, evaluations: int) -> 
     if type(sampling.sampler).step is not Sampler.step:
         name = plain_name(type(sampling.sampler))
         raise UserError(f"evaluations: the sampler {name!r} takes several evaluations in a step; give steps instead")
-    each = 1 + (sampling.cfg != 1) + (sampling.self_cfg != 1)
-    left, sweep = evaluations // each, 1 if model.excludes_self else APART
-    if not left:
-        raise UserError(f"evaluations: expected at least {each} with guidance (cfg, self_cfg), got {evaluations}")
+    left, sweep = predictions(sampling, evaluations), 1 if model.excludes_self else APART
     able = model.has_logits and model.explicit_length
     if made := model.settings.distilled_for:
         steps = min(left, made)

@@ -25,6 +25,7 @@ from diffusionlm.data.tokenizers import decode_texts
 from diffusionlm.models.conditions import Conditioning
 from diffusionlm.models.masked import MaskedLM, lowest, word_positions
 from diffusionlm.pipelines.base import SamplingConfig, UnguidedPipeline, Watch, check_length, check_unused
+from diffusionlm.pipelines.budget import predictions
 from diffusionlm.pipelines.conditioning import conditioning, expected_counts, fixed_tokens, guided_logits
 from diffusionlm.pipelines.effect import (
     CONDITIONAL,
@@ -190,7 +191,7 @@ class MaskedPipeline(UnguidedPipeline[MaskedLM]):
         }
 
     def spent_on(self, sampling: SamplingConfig, evaluations: int) -> SamplingConfig:
-        return replace(sampling, steps=max(1, evaluations // (1 + (sampling.cfg != 1))))
+        return replace(sampling, steps=predictions(sampling, evaluations))
 
     @torch.no_grad()
     def sample_ids(

@@ -65,6 +65,8 @@ def test_sweeps_in_blocks_and_guidance_have_their_price(folder: Path) -> None:
     assert meter.evaluations == 16
     masked = open_pipeline(folder / "masked")
     assert settings(masked, 9)[0] == 9 and settings(masked, 9, cfg=2.0)[0] == 4
+    with pytest.raises(UserError, match="evaluations: expected at least 2 with guidance"):
+        settings(masked, 1, cfg=2.0)
 
 
 def test_a_distilled_model_takes_its_steps_and_sweeps_with_the_rest(golden: BasePipeline[Any]) -> None:
