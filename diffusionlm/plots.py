@@ -106,6 +106,38 @@ def trade_off(
     return figure
 
 
+def over_evaluations(
+    panels: Mapping[str, str], lines: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], levels: Mapping[str, float],
+    title: str,
+) -> Figure:  # fmt: skip
+    """Draw a panel for each key of ``panels``, whose values are the y axes, over numbers of evaluations (log scale).
+
+    ``lines`` has points (evaluations, value) for each panel and system, ``levels`` the dashed value of the reference texts.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure((8.0, 7.5), layout="constrained")
+    axes = figure.subplots(len(panels), 1, sharex=True, height_ratios=[2, *[1] * (len(panels) - 1)], squeeze=False)[:, 0]
+    for each, (name, label) in zip(axes, panels.items(), strict=True):
+        for number, (system, points) in enumerate(lines[name].items()):
+            if points:
+                each.plot(*zip(*points, strict=True), "-o", color=f"C{number % 10}", markersize=5, label=system)
+        each.axhline(levels[name], color="black", linestyle="--", label="reference texts")
+        each.set_ylabel(label, fontsize=8)
+        each.grid(alpha=0.3, which="both")
+    axes[0].set_yscale("log")
+    axes[0].yaxis.set_major_formatter("{x:g}")
+    axes[0].yaxis.set_minor_formatter("{x:g}")
+    axes[0].tick_params(axis="y", which="minor", labelsize=7)
+    shown = sorted({x for points in lines[next(iter(panels))].values() for x, _ in points})
+    axes[-1].set_xscale("log", base=2)
+    axes[-1].set_xticks(shown, [f"{x:g}" for x in shown])
+    axes[-1].set_xlabel("evaluations of the network per text")
+    figure.suptitle(title, fontsize=10)
+    axes[0].legend(fontsize=8)
+    return figure
+
+
 def _draw_lines(axes: Axes, lines: Sequence[Line]) -> None:
     """Draw lines with their standard errors and marks; a ``peer`` is dashed."""
     colours = (f"C{number % 10}" for number in itertools.count())

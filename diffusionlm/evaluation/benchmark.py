@@ -13,7 +13,7 @@ import json
 import random
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from diffusionlm.evaluation.jobs import JUDGE, REFERENCE, Job, Progress, file_na
 from diffusionlm.evaluation.judge import Judge, perplexity
 from diffusionlm.evaluation.likelihood import check_draws
 from diffusionlm.evaluation.provenance import LoadedCorpus, corpus_of, described, fingerprint
-from diffusionlm.evaluation.report import EvaluationRow, Likelihood, Report, draw, table
+from diffusionlm.evaluation.report import NO_PACE, EvaluationRow, Likelihood, Pace, Report, draw, table
 from diffusionlm.evaluation.scoring import TERMS, ScoringConfig, longest_text, score, summary
 from diffusionlm.evaluation.text_metrics import SELF_BLEU_TEXTS, diversity, mean_error, mean_present, word_counts
 from diffusionlm.files import write_text
@@ -45,6 +45,7 @@ class EvaluationConfig(Settings):
     Args:
         temperatures: of the sampling; a model without logits is sampled at 1 only. The judge LM is sampled at 1 as well.
         steps: numbers of sampling steps of a diffusion model; by default each model's own.
+        evaluations: numbers of network evaluations per candidate, in place of steps; see ``pipelines.budget``.
         count: texts per row, and as many reference texts.
         seed: of the samples and of the choice of reference texts.
         split: the corpus's split of the reference texts.
@@ -55,6 +56,7 @@ class EvaluationConfig(Settings):
 
     temperatures: tuple[float, ...] = (0.7, 0.8, 0.9, 1.0)
     steps: tuple[int, ...] = ()
+    evaluations: tuple[int, ...] = ()
     count: int = 500
     seed: int = 0
     split: str = "validation"
@@ -66,7 +68,9 @@ class EvaluationConfig(Settings):
         check_draws(self.strata, self.orders)
         self.expect("0 or more", "seed", "bound_texts")
         self.expect("a positive number", "temperatures")
-        self.expect("at least 1", "steps")
+        self.expect("at least 1", "steps", "evaluations")
+        if self.steps and self.evaluations:
+            raise UserError("evaluations: they decide the steps; leave steps out, or leave evaluations out")
         if self.count < 2:
             raise UserError(f"count: expected at least 2, got {self.count}")
         if self.bound_texts == 1:
@@ -197,23 +201,36 @@ class BenchmarkRunner:
         return self.sample_job(label, "texts", lambda: texts[: self.config.count])
 
     def model_jobs(self, system: str, pipeline: BasePipeline[Any], changes: Sequence[tuple[str, str]], dtype: str) -> list[Job]:
-        """Return a model's jobs over steps and temperatures, as far as it has them, with their settings checked."""
+        """Return a model's jobs over steps or evaluations and temperatures, as far as it has them, checked."""
         base = changed_sampling(pipeline, changes)
-        steps = [None] if pipeline.exact_likelihood else self.config.steps or [base.steps]  # one token at a time: no steps
         temperatures = self.config.temperatures if pipeline.has_logits else (1.0,)
         if temperatures != self.config.temperatures:
             print(f"{system}: has no temperature (it predicts no logits): sampled at 1 only", file=sys.stderr)
         jobs, given = [], self.conditions(system, pipeline, self.real)
-        for n, temperature in itertools.product(dict.fromkeys(steps), dict.fromkeys(temperatures)):
-            sampling = replace(base, steps=base.steps if n is None else n, temperature=temperature, seed=self.config.seed)
+        for pace, temperature in itertools.product(self._paces(pipeline, base), dict.fromkeys(temperatures)):
+            sampling = replace(base, temperature=temperature, seed=self.config.seed)
+            if pace.evaluations is not None:
+                sampling = pipeline.with_evaluations(sampling, pace.evaluations, [name for name, _ in changes])
+            elif pace.steps is not None:
+                sampling = replace(sampling, steps=pace.steps)
             pipeline.check(sampling)
             pipeline.check_requested(sampling, given or [Requested()])
             if given is not None:
                 at_length(sampling, pipeline.model, given)
             settings = {"sampling": to_plain(sampling), "dtype": dtype}
             generate = partial(self._sampled, pipeline, sampling, given)
-            jobs.append(self.sample_job(system, "model", generate, n, temperature, settings, (pipeline, sampling.candidates)))
+            jobs.append(
+                self.sample_job(system, "model", generate, pace, temperature, settings, (pipeline, sampling.candidates))
+            )
         return jobs
+
+    def _paces(self, pipeline: BasePipeline[Any], sampling: SamplingConfig) -> list[Pace]:
+        """Return the numbers of evaluations or steps at which a model is sampled; one token after the other has neither."""
+        if pipeline.exact_likelihood:
+            return [Pace()]
+        if self.config.evaluations:
+            return [Pace(evaluations=number) for number in dict.fromkeys(self.config.evaluations)]
+        return [Pace(steps=number) for number in dict.fromkeys(self.config.steps or [sampling.steps])]
 
     def _sampled(self, pipeline: BasePipeline[Any], sampling: SamplingConfig, given: list[Requested] | None) -> Iterator[str]:
         """Yield ``count`` samples, of a model with a condition one for each that is ``given``."""
@@ -221,7 +238,7 @@ class BenchmarkRunner:
         return (row.text for row in rows)
 
     def sample_job(
-        self, system: str, kind: str, generate: Callable[[], Iterable[str]], steps: int | None = None,
+        self, system: str, kind: str, generate: Callable[[], Iterable[str]], pace: Pace = NO_PACE,
         temperature: float | None = None, settings: Mapping[str, Any] | None = None,
         model: tuple[BasePipeline[Any] | None, int] = (None, 1),
     ) -> Job:  # fmt: skip
@@ -230,10 +247,10 @@ class BenchmarkRunner:
         ``model`` is the pipeline whose cost is measured, with its number of candidates for each text.
         """
         identity = {
-            "system": system, "kind": kind, "steps": steps, "temperature": temperature, "settings": settings or {},
+            "system": system, "kind": kind, **asdict(pace), "temperature": temperature, "settings": settings or {},
             "fingerprint": self.report.systems.get(system, {}).get("fingerprint", ""),
         }  # fmt: skip
-        label = [system, *[f"{steps} steps"] * bool(steps), *[f"temperature {temperature}"] * bool(temperature)]
+        label = [system, *filter(None, [str(pace)]), *[f"temperature {temperature}"] * bool(temperature)]
 
         def make(progress: Progress) -> EvaluationRow:
             texts = []

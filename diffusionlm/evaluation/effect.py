@@ -54,7 +54,7 @@ def check_evaluation(
             raise UserError(f"sampling.{name}: an evaluation sets it itself; use its setting {better}")
     if not pipelines:
         nothing = "no model is evaluated, so this setting has no effect; leave it out, or name a model"
-        alone = dict.fromkeys(("steps", "bound_texts", "strata", "orders", "dtype", *names), nothing)
+        alone = dict.fromkeys(("steps", "evaluations", "bound_texts", "strata", "orders", "dtype", *names), nothing)
         check_given({**chosen, **dict.fromkeys(names), **({} if dtype == "fp32" else {"dtype": dtype})}, [alone])
     check_given(chosen, (unused_in_evaluation(pipeline, config) for pipeline in pipelines.values()))
     check_sampling(names, (pipeline.unused(changed_sampling(pipeline, sampling)) for pipeline in pipelines.values()))
@@ -72,7 +72,8 @@ def check_sampling(names: Sequence[str], uses: Iterator[Unused]) -> None:
 
 def unused_in_evaluation(pipeline: BasePipeline[Any], config: EvaluationConfig) -> Unused:
     """Return the settings of an evaluation without effect for a model."""
-    found = {name: why for name, why in pipeline.unused(SamplingConfig()).items() if name == "steps"}
+    steps = {why for name, why in pipeline.unused(SamplingConfig()).items() if name == "steps"}
+    found = {name: why for why in steps for name in ("steps", "evaluations")}
     if not config.bound_texts:
         return found | dict.fromkeys(
             ("strata", "orders"), "no likelihood is computed, so this setting has no effect; leave it out"

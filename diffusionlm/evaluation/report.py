@@ -13,10 +13,27 @@ from typing import Any, ClassVar, Literal, Self
 
 from diffusionlm import plots
 from diffusionlm.evaluation.jobs import REFERENCE, ResumableReport, Row
+from diffusionlm.evaluation.over_evaluations import AtEvaluations, at_evaluations, evaluations_figure, evaluations_lines
 from diffusionlm.evaluation.text_metrics import Comparison, Diversity, Point, at_entropy, compare
+from diffusionlm.pipelines.budget import SPENT
 from diffusionlm.pipelines.cost import Cost
 
 OF_A_POINT = ("steps", "temperature")
+
+
+@dataclass(frozen=True)
+class Pace:
+    """The number of ``steps`` or of ``evaluations``, which decide the steps, that a model is sampled with; None without any."""
+
+    steps: int | None = None
+    evaluations: int | None = None
+
+    def __str__(self) -> str:
+        """The end of a label; empty without any number."""
+        return next((f"{number} {name}" for name, number in asdict(self).items() if number is not None), "")
+
+
+NO_PACE = Pace()
 
 
 @dataclass(frozen=True)
@@ -42,11 +59,17 @@ class EvaluationRow(Row):
     fingerprint: str
     settings: dict[str, Any]
     cost: Cost | None = None
+    evaluations: int | None = None
+
+    @property
+    def pace(self) -> Pace:
+        """The steps or evaluations that the row was asked for."""
+        return Pace(self.steps, self.evaluations)
 
     @property
     def frontier(self) -> str:
-        """The label of the frontier: its system, and its steps where it has any."""
-        return self.system if self.steps is None else f"{self.system}, {self.steps} steps"
+        """The label of the frontier: its system, and its steps or evaluations where it has any."""
+        return f"{self.system}, {self.pace}" if str(self.pace) else self.system
 
     @property
     def mark(self) -> str:
@@ -55,13 +78,15 @@ class EvaluationRow(Row):
 
     @property
     def shared_settings(self) -> dict[str, Any]:
-        """The settings that all points of a frontier share: all but steps and temperature."""
-        sampling = {name: value for name, value in self.settings.get("sampling", {}).items() if name not in OF_A_POINT}
+        """The settings that all frontiers of a system share: all but temperature, steps and what evaluations decide."""
+        own = OF_A_POINT if self.evaluations is None else (*OF_A_POINT, *SPENT)
+        sampling = {name: value for name, value in self.settings.get("sampling", {}).items() if name not in own}
         return {**self.settings, "sampling": sampling}
 
     def replaces(self, other: Self) -> bool:
         """Return whether ``other`` is a row of the same system with other settings, hence of another frontier."""
-        return self.system == other.system and self.shared_settings != other.shared_settings
+        same_kind = (self.evaluations is None) == (other.evaluations is None)
+        return self.system == other.system and same_kind and self.shared_settings != other.shared_settings
 
 
 @dataclass(frozen=True)
@@ -114,6 +139,7 @@ class Report(ResumableReport):
         return {
             **super().plain(),
             "at_real_entropy": self.at_reference_entropy(),
+            "over_evaluations": {system: [asdict(one) for one in found] for system, found in self.over_evaluations().items()},
             "comparisons": [
                 {"frontiers": [one, other], **asdict(comparison)} for one, other, comparison in self.comparisons()
             ],
@@ -131,19 +157,32 @@ class Report(ResumableReport):
         """Return the rows of each frontier, by temperature; the reference texts have none."""
         found: dict[str, list[EvaluationRow]] = {}
         order = list(dict.fromkeys(row.system for row in self.rows))
-        for row in sorted(self.rows, key=lambda row: (order.index(row.system), row.steps or 0, row.temperature or 0)):
+
+        def place(row: EvaluationRow) -> tuple[float, ...]:
+            return order.index(row.system), row.steps or 0, row.evaluations or 0, row.temperature or 0
+
+        for row in sorted(self.rows, key=place):
             if row.kind != "real":
                 found.setdefault(row.frontier, []).append(row)
         return found
 
+    def over_evaluations(self) -> dict[str, list[AtEvaluations]]:
+        """Return each system's figures at the entropy of the reference texts, for every number of evaluations asked for."""
+        found: dict[str, list[AtEvaluations]] = {}
+        for rows in self.frontiers().values() if self.reference else ():
+            if rows[0].evaluations is not None:
+                at = at_evaluations(rows, self.reference[0].diversity.entropy)
+                found.setdefault(rows[0].system, []).append(at)
+        return found
+
     def comparisons(self) -> list[tuple[str, str, Comparison]]:
-        """Compare each frontier with every earlier one of another system, at equal entropy and, where both have it, steps."""
+        """Compare each frontier with every earlier one of another system, at equal entropy and, where both have one, pace."""
         found = []
         frontiers = [item for item in self.frontiers().items() if len(item[1]) > 1]
         for number, (one, rows) in enumerate(frontiers):
             for other, earlier in frontiers[:number]:
-                steps = {rows[0].steps, earlier[0].steps}
-                if rows[0].system != earlier[0].system and (None in steps or len(steps) == 1):
+                paces = {rows[0].pace, earlier[0].pace}
+                if rows[0].system != earlier[0].system and (NO_PACE in paces or len(paces) == 1):
                     if comparison := compare(points(rows), points(earlier), places=9):
                         found.append((one, other, comparison))
         return found
@@ -159,14 +198,15 @@ def table(report: Report) -> str:
     about, rows = report.about, [*report.reference, *(row for rows in report.frontiers().values() for row in rows)]
     settings = f"{about['count']} texts per row, seed {about['seed']}; reference texts: {about['split']}"
     explained = EXPLAINED + OWN_METRICS * any(row.metrics for row in rows) + _conditions(report)
-    details = [*_comparison_lines(report), *_likelihood_lines(report)]
+    details = [*_comparison_lines(report), *evaluations_lines(report), *_likelihood_lines(report)]
     return report.table(f"judge LM {about['judge']}; {settings}", [format_row(row) for row in rows], explained, details)
 
 
 EXPLAINED = [
     "Compare perplexities at the entropy of the reference texts: repetitive texts have a low perplexity too, and the judge LM",
-    "prefers its own samples. entropy: of words, nats; self-BLEU: 0 to 100, lower is more diverse; unique, copied (training",
-    "texts): shares of the texts; lengths: earth mover's distance to the training texts' lengths, words.",
+    "prefers its own samples. evals: evaluations of the network per candidate; entropy: of words, nats; self-BLEU: 0 to 100,",
+    "lower is more diverse; unique, copied (training texts): shares of the texts; lengths: earth mover's distance to the",
+    "training texts' lengths, words.",
 ]
 OWN_METRICS = ["The columns after lengths are the corpus's own metrics, means over the texts that they apply to."]
 
@@ -190,7 +230,8 @@ def format_row(row: EvaluationRow) -> dict[str, str]:
     measured = row.diversity
     figures: dict[str, tuple[Any, str]] = {
         "system": (row.system, ""),
-        "steps": (row.steps, "d"),
+        "steps": (row.settings["sampling"]["steps"] if row.evaluations else row.steps, "d"),
+        "evals": (row.cost.per_candidate if row.cost and row.cost.evaluations else None, ".4g"),
         "temp.": (row.temperature, ".2f"),
         "judge-ppl": (row.judge_perplexity, ".2f"),
         "±s.e.": (row.judge_error, ".2f"),
@@ -241,7 +282,7 @@ def _likelihood_lines(report: Report) -> list[str]:
 
 
 def draw(report: Report, training_lengths: dict[int, int], folder: Path) -> None:
-    """Write ``frontier.png`` and ``lengths.png``."""
+    """Write ``frontier.png``, ``lengths.png`` and, for models with several numbers of evaluations, ``evaluations.png``."""
     real = report.reference[0]
     lines, histograms, longest = [], {"training texts": training_lengths, REFERENCE: real.lengths}, {}
     for frontier, rows in {REFERENCE: [real], **report.frontiers()}.items():
@@ -251,6 +292,8 @@ def draw(report: Report, training_lengths: dict[int, int], folder: Path) -> None
         longest[nearest.system] = nearest  # of each system, at its most steps
     for row in longest.values():
         histograms[row.frontier + f", temperature {row.mark}" * bool(row.mark)] = row.lengths
+    if (figure := evaluations_figure(report)) is not None:
+        plots.save(figure, folder / "evaluations.png")
     title = f"{report.about['count']} texts per point, labelled with the temperature"
     plots.save(plots.frontier(lines, title), folder / "frontier.png")
     plots.save(plots.lengths(histograms), folder / "lengths.png")

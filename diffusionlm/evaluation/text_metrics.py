@@ -118,8 +118,14 @@ Point = tuple[float, float]  # entropy in nats, perplexity
 
 def at_entropy(line: Sequence[Point], entropy: float) -> float | None:
     """Return the perplexity of a frontier at ``entropy``, log-linear between its points; None outside them."""
+    log = interpolated([(x, math.log(y)) for x, y in line], entropy)
+    return None if log is None else math.exp(log)
+
+
+def interpolated(line: Sequence[Point], x: float) -> float | None:
+    """Return the value of a line at ``x``, linear between its points; None outside them."""
     xs, ys = zip(*sorted(line), strict=True)
-    return float(numpy.exp(numpy.interp(entropy, xs, numpy.log(ys)))) if xs[0] <= entropy <= xs[-1] else None
+    return float(numpy.interp(x, xs, ys)) if xs[0] <= x <= xs[-1] else None
 
 
 @dataclass(frozen=True)

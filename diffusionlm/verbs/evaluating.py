@@ -23,6 +23,7 @@ from diffusionlm.verbs.shared import LOADING, expect_positive, given_options, re
     option("--temperatures", "sampling temperatures (default 0.7 0.8 0.9 1.0; with --references the model's)", "X", nargs="+"),
     option("--cfg", "scales of classifier-free guidance, one row each, with --references", "X", nargs="+"),
     option("--steps", "sampling steps of diffusion models (default: the model's)", nargs="+"),
+    option("--evaluations", "network evaluations per candidate, in place of --steps: one row each", "N", nargs="+"),
     option("--count -n", "texts per row, and reference texts (default 500); of each source (default 1)"),
     option("--seed", "random seed of the samples and of the choice of reference texts (default 0)"),
     option("--strata", "noise levels per text in the likelihood bound (default 128)"),
@@ -66,7 +67,7 @@ def _evaluate_references(options: argparse.Namespace) -> int:
 
     if not (options.models or options.texts):
         raise UserError("--references: expected a model folder, or the outputs of a system in --texts FILE")
-    unused = "judge steps strata orders controls targets_count samples strengths split bound_texts"
+    unused = "judge steps evaluations strata orders controls targets_count samples strengths split bound_texts"
     refuse(options, unused, "does not go with --references; see --sampling.NAME")
     shared, count = _evaluated(options, "references"), 1 if options.count is None else options.count
     expect_positive(options, "count")
@@ -92,7 +93,7 @@ def _evaluate_control(options: argparse.Namespace) -> int:
 
     if not options.models:
         raise UserError("evaluate: expected a model folder")
-    unused = "texts temperatures steps count split bound_texts strata orders"
+    unused = "texts temperatures steps evaluations count split bound_texts strata orders"
     refuse(options, unused, "does not go with --controls; see --samples and --sampling.steps")
     changes = [(key, value) for key, value in options.overrides if key.startswith(("annotator.", "task."))]
     options.overrides = [change for change in options.overrides if change not in changes]
