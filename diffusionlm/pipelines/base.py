@@ -45,6 +45,8 @@ class SamplingConfig(Settings):
         passes: self-conditioning passes per step: evaluations of the network at the same noisy vectors, each of which receives
             the estimate of the one before.
         sampler: the sampler, by name or import path.
+        noise_shift: is added to gamma of all steps but the first, to spend steps at more noise (above 0) or less. Models with a
+            condition need fewer steps with a shift of 2 to 3: what the condition decides is decided at high noise.
         temperature: of the token posterior; below 1 gives more fluent and less diverse samples. Needs prediction ``logits``.
         step_temperature: of the posterior whose mean the sampler moves toward; empty is ``temperature``. Near 0 the sampler
             moves toward the most probable token, while self-conditioning still receives the posterior mean.
@@ -72,6 +74,7 @@ class SamplingConfig(Settings):
     steps: int = 28
     passes: int = 2
     sampler: Sampler = field(default_factory=DDPM)
+    noise_shift: float = 0.0
     temperature: float = 1.0
     step_temperature: float | None = None
     sweeps: int = 6
@@ -94,6 +97,7 @@ class SamplingConfig(Settings):
         self.expect("1 to 10000", "passes", "candidates")
         self.expect("a positive number", "temperature", "step_temperature", "length_temperature")
         self.expect("0 to 10000", "sweeps")
+        self.expect("-100 to 100", "noise_shift")
         self.expect("0 or more", "seed")
         self.expect("0 to 10000", "cfg", "self_cfg")  # in fp32 larger scales are rounding errors, or overflow
         self.expect("a share from 0 to below 1", "cfg_floor")

@@ -19,6 +19,7 @@ from torch import Tensor
 from diffusionlm.core.guidance import GuidanceState
 from diffusionlm.core.process import Gaussian, Process, over_coordinates
 from diffusionlm.core.sampler import Denoise, Denoised, History, Noise, Sampler, State, clamp, given, sample
+from diffusionlm.core.schedule import NoiseSchedule
 from diffusionlm.data.batches import boundaries
 from diffusionlm.models.conditions import Conditioning
 from diffusionlm.models.diffusion import DiffusionLM
@@ -27,6 +28,7 @@ from diffusionlm.pipelines.base import SamplingConfig
 from diffusionlm.pipelines.conditioning import guided, guided_logits
 from diffusionlm.pipelines.steering import Steering
 from diffusionlm.recipe.posterior import apply_temperature, pin_logits, posterior_state
+from diffusionlm.recipe.schedules import shifted
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,11 @@ class WordDenoiser:
             (tokens, level), process = start, self.model.process
             times = torch.full((len(pure),), level, dtype=torch.float64, device=pure.device)
             x = process.noise(self.model.encode(tokens), times, pure).to(pure)
-        sampler = Aimed(self.sampling.sampler, self) if self.model.settings.distilled_for else self.sampling.sampler
+        sampler = self.sampling.sampler
+        if self.model.settings.distilled_for:
+            sampler = Aimed(sampler, self)
+        elif self.sampling.noise_shift:
+            sampler = Shifted(sampler, self.sampling.noise_shift)
         return sample(
             self.wrapped(), self.model.process, x, sampler=sampler, steps=self.sampling.steps, noise=noise,
             level=level, steer=None if self.steering.energy is None else self._move, select=selected,
@@ -260,6 +266,22 @@ class Aimed(Sampler):
         self, denoise: Denoise, process: Process, history: History, xt: Tensor, t: Tensor, s: Tensor, noise: Noise
     ) -> tuple[Denoised, Gaussian]:
         self.denoiser.toward = s
+        return self.sampler.step(denoise, process, history, xt, t, s, noise)
+
+
+@dataclass(frozen=True)
+class Shifted(Sampler):
+    """A sampler with its steps at other noise levels, see ``recipe.schedules.shifted``."""
+
+    sampler: Sampler
+    shift: float
+
+    def times(self, schedule: NoiseSchedule, steps: int) -> Tensor:
+        return shifted(self.sampler.times(schedule, steps), schedule, self.shift)
+
+    def step(
+        self, denoise: Denoise, process: Process, history: History, xt: Tensor, t: Tensor, s: Tensor, noise: Noise
+    ) -> tuple[Denoised, Gaussian]:
         return self.sampler.step(denoise, process, history, xt, t, s, noise)
 
 

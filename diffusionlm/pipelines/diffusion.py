@@ -258,6 +258,10 @@ class Pipeline(BasePipeline[DiffusionLM]):
             found |= dict.fromkeys(CONDITIONAL, UNCONDITIONAL)
         if not self.model.self_conditions:
             found["self_cfg"] = "this model has no self-conditioning, so this setting has no effect; leave it out"
+        if sampling.steps == 1:
+            found["noise_shift"] = "the only step starts at pure noise, so this setting has no effect; leave it out"
+        if self.model.settings.distilled_for:
+            found["noise_shift"] = "a distilled model takes the steps that it was trained for, no others; leave it out"
         if not sampling.sweeps:
             found["sweep_odds"] = "there are no sweeps, so this setting has no effect; leave it out, or raise sweeps above 0"
         if not controls:

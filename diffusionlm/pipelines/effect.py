@@ -17,9 +17,9 @@ Unused = Mapping[str, str]  # a setting without effect, or a group of settings, 
 
 # Values that say that something is not done, which is so where the setting has no effect.
 OFF: dict[str, Any] = {
-    "clamp": False, "passes": 1, "step_temperature": None, "sweeps": 0, "length": None, "length_temperature": 1,
-    "candidates": 1, "tries": 1, "guidance.strength": 0, "cfg": 1, "self_cfg": 1, "particles.count": 1, "orders": 0, "flow": 0,
-    "bound_texts": 0, "ranking.per_token": False,
+    "clamp": False, "passes": 1, "noise_shift": 0, "step_temperature": None, "sweeps": 0, "length": None,
+    "length_temperature": 1, "candidates": 1, "tries": 1, "guidance.strength": 0, "cfg": 1, "self_cfg": 1,
+    "particles.count": 1, "orders": 0, "flow": 0, "bound_texts": 0, "ranking.per_token": False,
 }  # fmt: skip
 
 
@@ -28,7 +28,7 @@ def without_latents(model: str) -> dict[str, str]:
     latents = f"{model} has no noisy vectors, so this setting has no effect; leave it out"
     controls = f"{model} takes no controls, so this setting has no effect; leave it out, or use a diffusion model"
     return {
-        **dict.fromkeys(("clamp", "passes", "step_temperature", "sweeps", "sweep_odds"), latents),
+        **dict.fromkeys(("clamp", "passes", "noise_shift", "step_temperature", "sweeps", "sweep_odds"), latents),
         **dict.fromkeys(("guidance", "particles", "tries", "annotator"), controls),
         "self_cfg": latents,
     }

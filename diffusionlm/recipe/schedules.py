@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffusionlm.config import UserError
-from diffusionlm.core.schedule import StepSchedule
+from diffusionlm.core.schedule import NoiseSchedule, StepSchedule
 
 
 @dataclass(frozen=True)
@@ -99,3 +99,20 @@ class Geometric(StepSchedule, name="geometric"):
     def _rungs(self) -> float:
         """The logarithm of the ratio between two neighbouring levels."""
         return math.log(self.sigma_max / self.sigma_min) / (self.T - 1)
+
+
+APART = 0.01  # between the gammas of steps that the highest noise level stops
+
+
+def shifted(times: Tensor, schedule: NoiseSchedule, shift: float) -> Tensor:
+    """Return the (steps + 1,) times of a sampling run with ``shift`` added to gamma of all but the first and the last.
+
+    Times stay decreasing: those that would exceed the first are just below it. A shift of log-SNR as in *simple diffusion*
+    (Hoogeboom et al. 2023, section 3.1) and Stable Diffusion 3 (Esser et al. 2024, section 5.3.2).
+    """
+    first = schedule.gamma(times[:1])
+    below = first - APART * torch.arange(1, len(times) - 1, dtype=torch.float64, device=times.device)
+    lowest = schedule.gamma(torch.zeros_like(times[:1]))
+    above = lowest + APART * torch.arange(len(times) - 2, 0, -1, dtype=torch.float64, device=times.device)
+    gamma = (schedule.gamma(times[1:-1]) + shift).minimum(below).maximum(above)
+    return torch.cat([times[:1], schedule.time(gamma), times[-1:]])

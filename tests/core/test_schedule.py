@@ -12,7 +12,7 @@ from torch import Tensor
 from diffusionlm.config import UserError
 from diffusionlm.core.schedule import NoiseSchedule, Sqrt, StepSchedule
 from diffusionlm.recipe.gumbel import Gumbel
-from diffusionlm.recipe.schedules import Cosine, Linear
+from diffusionlm.recipe.schedules import Cosine, Geometric, Linear, shifted
 
 STEP_SCHEDULES: list[StepSchedule] = [Sqrt(), Cosine(), Linear(), Sqrt(T=7), Cosine(T=7), Linear(T=100)]
 ALL: list[NoiseSchedule] = [*STEP_SCHEDULES, Gumbel()]
@@ -116,6 +116,21 @@ def test_sampling_times_fall_from_1_to_0(schedule: NoiseSchedule, steps: int) ->
     assert times.shape == (steps + 1,)
     assert (float(times[0]), float(times[-1])) == (1, 0)
     assert bool((times.diff() < 0).all())
+
+
+@pytest.mark.parametrize("schedule", [*ALL, Geometric()])
+@pytest.mark.parametrize("shift", [-30.0, -1.5, 0.0, 0.7, 30.0])
+@pytest.mark.parametrize("steps", [1, 2, 6])
+def test_a_shift_moves_gamma_between_the_ends_of_the_schedule(schedule: NoiseSchedule, shift: float, steps: int) -> None:
+    own = schedule.sampling_times(steps)
+    times = shifted(own, schedule, shift)
+    assert times.shape == own.shape and bool((times.diff() < 0).all())
+    assert torch.equal(times[[0, -1]], own[[0, -1]])
+    gamma, moved = schedule.gamma(own[1:-1]), schedule.gamma(times[1:-1])
+    inside = (gamma + shift < schedule.gamma(own[:1]) - 0.1) & (gamma + shift > schedule.gamma(own[-1:]) + 0.1)
+    torch.testing.assert_close(moved[inside], (gamma + shift)[inside], rtol=0, atol=1e-3)
+    if abs(shift) < 1 and steps == 6:
+        assert int(inside.sum()) >= 3
 
 
 @pytest.mark.parametrize("schedule", STEP_SCHEDULES)

@@ -90,6 +90,8 @@ TABLE = {  # an option with a value, and where it has no effect
     "--sweeps 1": "masked causal seq2seq",
     "--sampling.sweep_odds 4": "diffusion exact reward masked causal seq2seq",  # the guided model's settings have sweeps
     "--clamp": "masked causal seq2seq",
+    "--sampling.noise_shift 2": "masked causal seq2seq",
+    "--sampling.noise_shift 2 --steps 1": f"{UNGUIDED} exact gradient reward",
     "--length 6": "causal seq2seq",
     "--sampling.length_temperature 0.5": "causal seq2seq",
     "--sampling.length_temperature 0.5 --length 4": f"{UNGUIDED} exact gradient reward",

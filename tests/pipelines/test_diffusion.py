@@ -166,6 +166,18 @@ def test_a_temperature_sharpens_the_draw_of_lengths(pipeline: Pipeline) -> None:
     assert {one.length for one in pipeline(12, length_temperature=0.01)} == {8}
 
 
+def test_a_shift_moves_the_noise_of_the_steps(pipeline: Pipeline) -> None:
+    def gammas(**changes: Any) -> list[float]:
+        seen: list[float] = []
+        sampling, schedule = pipeline.changed({"steps": 4, "length": 5, **changes}), pipeline.model.process.schedule
+        list(pipeline.stream(1, sampling, lambda state, _: seen.append(float(schedule.gamma(torch.tensor(state.t))))))
+        return seen[:4]
+
+    plain, moved = gammas(), gammas(noise_shift=-1.0)
+    assert moved == pytest.approx([plain[0], *(gamma - 1 for gamma in plain[1:])], abs=1e-4)
+    assert _texts(pipeline(3, noise_shift=0.0)) == _texts(pipeline(3))
+
+
 def test_a_model_without_training_lengths_needs_a_length() -> None:
     pipeline = _pipeline()
     pipeline.model.config.length_counts = []

@@ -159,6 +159,8 @@ def test_a_student_is_an_ordinary_model(teacher: str, tmp_path: Path, capsys: py
     capsys.readouterr()
     assert main(["generate", out, "-n", "1", "--steps", "3"]) == 0
     assert "steps: this model is distilled for 2 steps; it was not trained for 3 steps, so" in capsys.readouterr().err
+    assert main(["generate", out, "-n", "1", "--sampling.noise_shift", "2"]) == 2
+    assert "noise_shift: a distilled model takes the steps that it was trained for" in capsys.readouterr().err
 
 
 def test_the_number_of_steps_reaches_the_network(teacher: str) -> None:

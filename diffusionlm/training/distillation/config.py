@@ -43,6 +43,7 @@ def distillation_config(
         raise UserError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
     objective = build(ObjectiveConfig, {"name": method, "teacher": teacher, "evaluations": evaluations})
     sampling = {"steps": evaluations, "passes": 1, "sweeps": 0, "sampler": {"name": "ddim"}, "step_temperature": None}
+    sampling["noise_shift"] = 0.0  # the student's steps are those that it is trained for
     training = replace(base.training, steps=max(1, round(STEPS_SHARE * base.training.steps)))
     plain = to_plain(base) | {"objective": to_plain(objective), "training": to_plain(training), "init_from": teacher}
     plain["model"] = to_plain(base.model) | {"distilled_for": evaluations}
