@@ -28,7 +28,7 @@ from diffusionlm.pipelines.base import SamplingConfig
 from diffusionlm.pipelines.conditioning import guided, guided_logits
 from diffusionlm.pipelines.steering import Steering
 from diffusionlm.recipe.posterior import apply_temperature, pin_logits, posterior_state
-from diffusionlm.recipe.schedules import shifted
+from diffusionlm.recipe.schedules import shifted, times_at
 
 
 @dataclass(frozen=True)
@@ -257,10 +257,13 @@ class WordDenoiser:
 
 @dataclass(frozen=True)
 class Aimed(Sampler):
-    """A sampler that tells the denoiser of a distilled model where each step leads."""
+    """A sampler that takes a distilled model's steps, equal shares of a run, and tells the denoiser where each leads."""
 
     sampler: Sampler
     denoiser: WordDenoiser
+
+    def times(self, schedule: NoiseSchedule, steps: int) -> Tensor:
+        return times_at(schedule, torch.linspace(1, 0, steps + 1, dtype=torch.float64))
 
     def step(
         self, denoise: Denoise, process: Process, history: History, xt: Tensor, t: Tensor, s: Tensor, noise: Noise

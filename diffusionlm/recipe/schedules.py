@@ -101,6 +101,7 @@ class Geometric(StepSchedule, name="geometric"):
         return math.log(self.sigma_max / self.sigma_min) / (self.T - 1)
 
 
+FINEST = 1024  # steps of the run that ``times_at`` interpolates
 APART = 0.01  # between the gammas of steps that the highest noise level stops
 
 
@@ -116,3 +117,14 @@ def shifted(times: Tensor, schedule: NoiseSchedule, shift: float) -> Tensor:
     above = lowest + APART * torch.arange(len(times) - 2, 0, -1, dtype=torch.float64, device=times.device)
     gamma = (schedule.gamma(times[1:-1]) + shift).minimum(below).maximum(above)
     return torch.cat([times[:1], schedule.time(gamma), times[-1:]])
+
+
+def times_at(schedule: NoiseSchedule, shares: Tensor) -> Tensor:
+    """Return the times at ``shares`` of a sampling run, from its end at 0 to its start at 1; any shape, in float64.
+
+    Times of N and of 2 N equal shares are nested, which those of two runs of a learned schedule are not.
+    """
+    fine = schedule.sampling_times(min(FINEST, schedule.max_steps)).flip(0).to(shares.device)
+    place = shares.double() * (len(fine) - 1)
+    left = place.floor().clamp(0, len(fine) - 2).long()
+    return torch.lerp(fine[left], fine[left + 1], place - left)

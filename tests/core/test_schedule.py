@@ -12,7 +12,7 @@ from torch import Tensor
 from diffusionlm.config import UserError
 from diffusionlm.core.schedule import NoiseSchedule, Sqrt, StepSchedule
 from diffusionlm.recipe.gumbel import Gumbel
-from diffusionlm.recipe.schedules import Cosine, Geometric, Linear, shifted
+from diffusionlm.recipe.schedules import Cosine, Geometric, Linear, shifted, times_at
 
 STEP_SCHEDULES: list[StepSchedule] = [Sqrt(), Cosine(), Linear(), Sqrt(T=7), Cosine(T=7), Linear(T=100)]
 ALL: list[NoiseSchedule] = [*STEP_SCHEDULES, Gumbel()]
@@ -131,6 +131,17 @@ def test_a_shift_moves_gamma_between_the_ends_of_the_schedule(schedule: NoiseSch
     torch.testing.assert_close(moved[inside], (gamma + shift)[inside], rtol=0, atol=1e-3)
     if abs(shift) < 1 and steps == 6:
         assert int(inside.sum()) >= 3
+
+
+@pytest.mark.parametrize("schedule", [*ALL, Geometric()])
+def test_shares_of_a_run_are_nested_and_those_of_its_own_steps(schedule: NoiseSchedule) -> None:
+    few, many = (times_at(schedule, torch.linspace(1, 0, steps + 1)) for steps in (4, 8))
+    assert torch.equal(few, many[::2]) and (float(few[0]), float(few[-1])) == (1, 0) and bool((many.diff() < 0).all())
+    steps = min(1024, schedule.max_steps)
+    own = schedule.sampling_times(steps)
+    torch.testing.assert_close(times_at(schedule, torch.linspace(1, 0, steps + 1, dtype=torch.float64)), own)
+    between = times_at(schedule, torch.tensor([[0.3, 0.3 + 0.2 / 1024]]))
+    assert between.shape == (1, 2) and float(between[0, 0]) < float(between[0, 1])
 
 
 @pytest.mark.parametrize("schedule", STEP_SCHEDULES)

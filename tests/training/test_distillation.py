@@ -116,6 +116,23 @@ def test_the_loss_is_a_divergence_whose_gradient_reaches_the_student_alone(
     assert not any(weight.requires_grad for weight in objective.teacher.frozen.module.parameters())
 
 
+def test_a_student_is_sampled_at_the_times_that_it_is_trained_for(teacher: str) -> None:
+    objective: Any = objective_of(teacher, "progressive", teacher_steps=4, denoising_share=0.0)
+    batch = batch_of(objective, teacher)
+    free = objective.model.free_positions(batch) & batch.mask
+    drawn: set[tuple[float, float]] = set()
+    for _ in range(20):
+        before, step, _ = objective._drawn(batch, free)
+        drawn |= set(zip(step.t[free].tolist(), step.s[free].tolist(), strict=True))
+        assert bool((before[free] >= step.t[free]).all())
+    pipe = Pipeline(objective.model, Pipeline.from_pretrained(teacher).tokenizer)
+    seen: list[float] = []
+    sampling = replace(pipe.sampling, steps=2, passes=1, sweeps=0, length=5)
+    list(pipe.stream(1, sampling, lambda state, _: seen.append(state.t)))
+    taken = sorted(set(seen), reverse=True)
+    assert len(taken) == 2 and drawn == {(taken[0], taken[1]), (taken[1], 0.0)}
+
+
 def test_the_rounds_halve_the_steps_and_make_the_student_the_next_teacher(teacher: str) -> None:
     objective: Any = objective_of(teacher, "progressive", teacher_steps=16, round_steps=1)
     assert objective.spec.rounds == [8, 4, 2]

@@ -36,13 +36,14 @@ from diffusionlm.pipelines.denoiser import Predictor, WordDenoiser
 from diffusionlm.pipelines.diffusion import Pipeline
 from diffusionlm.recipe.frozen import Frozen
 from diffusionlm.recipe.samplers import renoised
+from diffusionlm.recipe.schedules import times_at
 
 BARRED = -1e4  # added to the logits of special tokens, which no sample has
 MIXED_SHARE = 0.5  # of the texts that are denoised only: those with a noise level per position
 
 
 class Step(NamedTuple):
-    """A step from ``t`` over ``u`` to ``s``, times (B, L)."""
+    """A step from ``t`` over ``u`` to ``s``, times (B, L), or shares of a sampling run (B, 1)."""
 
     t: Tensor
     u: Tensor
@@ -133,13 +134,13 @@ class DistillationObjective(Objective):
         self.register_buffer("bar", bar, persistent=False)
 
     def steps(self, count: int, device: torch.device) -> Step:
-        """Draw a step (B, 1) for each of ``count`` texts."""
+        """Draw a step for each of ``count`` texts, in shares of a sampling run (``times_at``) from 0, its end, to 1."""
         raise NotImplementedError
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         process, free = self.model.process, self.model.free_positions(batch)
         x0 = self.model.encode(batch.ids)
-        step, plain = self._drawn(batch, free)
+        before, step, plain = self._drawn(batch, free)
         eps, clean = torch.randn_like(x0), process.rescale(x0, 0.0)
 
         def noisy(t: Tensor) -> Tensor:
@@ -148,33 +149,33 @@ class DistillationObjective(Objective):
         condition, terms = self.conditioning(batch)
         free, xt = free & batch.mask, noisy(step.t)
         with torch.no_grad():
-            previous = self._previous(noisy, xt, step, plain, batch, condition)
+            previous = self._previous(noisy, xt, before, step, batch, condition)
             target = self._target(xt, step, plain, previous, batch, condition)
         logits = self._logits(xt, step.t, step.s, previous, batch, condition) + self.bar
         divergence = torch.xlogy(target, target).sum(-1) - (target * logits.log_softmax(-1)).sum(-1)
         return {"distillation": (divergence * free).sum() / free.sum(), **terms}
 
-    def _drawn(self, batch: Batch, free: Tensor) -> tuple[Step, Tensor]:
-        """Draw the steps of a batch; return also which texts are denoised only (B,)."""
-        (B, L), device = batch.ids.shape, batch.ids.device
+    def _drawn(self, batch: Batch, free: Tensor) -> tuple[Tensor, Step, Tensor]:
+        """Draw the times before each step (B, L), the steps of a batch, and which texts are denoised only (B,)."""
+        (B, L), device, schedule = batch.ids.shape, batch.ids.device, self.model.process.schedule
         plain = torch.rand(B, device=device) < self.spec.denoising_share
         mixed = torch.rand(B, 1, device=device) < MIXED_SHARE
-        level = torch.where(mixed, torch.rand(B, L, device=device), torch.rand(B, 1, device=device))
+        level = schedule.training_times(torch.where(mixed, torch.rand(B, L, device=device), torch.rand(B, 1, device=device)))
         drawn = self.steps(B, device)
-        times = (torch.where(plain[:, None], level, time.expand(B, L)) for time in drawn)
-        return Step(*(torch.where(free, time, 0).double() for time in times)), plain
+        shares = ((2 * drawn.t - drawn.s).clamp(max=1), *drawn)
+        times = (torch.where(plain[:, None], level, times_at(schedule, each).expand(B, L)) for each in shares)
+        before, *step = (torch.where(free, time, 0).double() for time in times)
+        return before, Step(*step), plain
 
-    def _previous(self, noisy: Any, xt: Tensor, step: Step, plain: Tensor, batch: Batch, condition: Any) -> Tensor | None:
+    def _previous(self, noisy: Any, xt: Tensor, before: Tensor, step: Step, batch: Batch, condition: Any) -> Tensor | None:
         """Return the estimate of x_0 (B, L, D) that the student receives; 0 where it has none: at t = 1."""
         if self.spec.previous == "none" or not self.model.self_conditions:
             return None
         if self.spec.previous == "perturbed":
             estimate = self._posterior(self.model, xt, step.t, step.s, None, batch, condition) @ self.model.word_vectors()
             return estimate + self.spec.perturbation * torch.randn_like(estimate)
-        before = torch.where(plain[:, None], step.t, (2 * step.t - step.s).clamp(max=1))
         estimate = self._posterior(self.model, noisy(before), before, step.t, None, batch, condition)
-        known = plain[:, None] | (step.t < 1)
-        return (estimate @ self.model.word_vectors()) * known[..., None]
+        return (estimate @ self.model.word_vectors()) * (step.t < 1)[..., None]
 
     def _target(self, xt: Tensor, step: Step, plain: Tensor, previous: Tensor | None, batch: Batch, condition: Any) -> Tensor:
         """Return the target (B, L, V): the mixture of both parts, or the teacher's posterior where texts are denoised only."""
