@@ -93,12 +93,17 @@ def _evaluate_control(options: argparse.Namespace) -> int:
 
     if not options.models:
         raise UserError("evaluate: expected a model folder")
-    unused = "texts temperatures steps evaluations count split bound_texts strata orders"
+    unused = "texts temperatures steps count split bound_texts strata orders"
     refuse(options, unused, "does not go with --controls; see --samples and --sampling.steps")
     changes = [(key, value) for key, value in options.overrides if key.startswith(("annotator.", "task."))]
     options.overrides = [change for change in options.overrides if change not in changes]
     tasks = [task for path in options.controls for task in read_tasks(path, changes)]
-    settings = build(ControlConfig, given_options(options, ControlConfig))
+    if len(options.evaluations or ()) > 1:
+        raise UserError(f"--evaluations: expected one number with --controls, got {' '.join(map(str, options.evaluations))}")
+    given = given_options(options, ControlConfig)
+    if options.evaluations:
+        given["evaluations"] = options.evaluations[0]
+    settings = build(ControlConfig, given)
     report = evaluate_control(options.judge, options.models, tasks, settings, **_evaluated(options))
     _print_report(options, report, control_table)
     return 0

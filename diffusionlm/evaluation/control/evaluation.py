@@ -23,15 +23,19 @@ from diffusionlm.pipelines.effect import Unused, check_given
 
 @dataclass(frozen=True)
 class ControlConfig(Settings):
-    """Settings that replace those of every task; None leaves the task's own. Each of ``strengths`` gives one row."""
+    """Settings that replace those of every task; None leaves the task's own. Each of ``strengths`` gives one row.
+
+    ``evaluations`` of the network per candidate decide steps, passes and sweeps, see ``pipelines.budget``.
+    """
 
     targets_count: int | None = None
     samples: int | None = None
     seed: int | None = None
+    evaluations: int | None = None
     strengths: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        self.expect("at least 1", "targets_count", "samples")
+        self.expect("at least 1", "targets_count", "samples", "evaluations")
         self.expect("0 or more", "seed", "strengths")
 
     def of(self, task: TaskConfig) -> TaskConfig:
@@ -68,14 +72,17 @@ def evaluate_control(
     report = ControlReport.open(folder, {"judge": str(judge), "judge_fingerprint": fingerprint(judge)})
     pipelines = dict(open_models(models, device, dtype, adapter))
     judge_model, model_tasks = Judge.load(judge, device), []
+    given = [] if config.evaluations is None else [("evaluations", str(config.evaluations))]
     for path, pipeline in pipelines.items():
         if not isinstance(pipeline, Pipeline):
             raise UserError(f"{path}: a {pipeline.model.config.model_type} model takes no controls")
         check_unconditional(pipeline, str(path))
-        system = report.enter_model(path, sampling, pipeline.model)
+        system = report.enter_model(path, [*sampling, *given], pipeline.model)
         for task in tasks:
             chosen = corpus or task.corpus or corpus_of([path, judge])
-            model_tasks.append(ModelTask.of(system, pipeline, dtype, task, chosen, sampling, config.strengths))
+            model_tasks.append(
+                ModelTask.of(system, pipeline, dtype, task, chosen, sampling, config.strengths, config.evaluations)
+            )
     check_sampling([name.removesuffix(".name") for name, _ in sampling], _uses(model_tasks))
     check_given({"guidance.strength": None} if config.strengths else {}, _uses(model_tasks), {"guidance.strength": "strengths"})
     jobs = [job for model_task in model_tasks for job in model_task.jobs(judge_model, folder)]

@@ -81,15 +81,17 @@ class ModelTask:
     @classmethod
     def of(
         cls, system: str, pipeline: Pipeline, dtype: str, config: TaskConfig, corpus: Corpus,
-        changes: Sequence[tuple[str, str]], strengths: Sequence[float],
+        changes: Sequence[tuple[str, str]], strengths: Sequence[float], evaluations: int | None = None,
     ) -> ModelTask:  # fmt: skip
-        """Draw the targets and compile the controls of each.
+        """Draw the targets and compile the controls of each; ``evaluations`` replace the steps, passes and sweeps.
 
         Raises:
             UserError: a wrong setting or split; a target from a file that the model cannot satisfy; none that it can.
         """
         plain = override(merge(to_plain(pipeline.sampling), config.sampling), changes, SamplingConfig)
         sampling = replace(build(SamplingConfig, plain, f"{config.title}: sampling"), seed=config.seed)
+        if evaluations is not None:
+            sampling = pipeline.with_evaluations(sampling, evaluations, [name for name, _ in changes])
         pipeline.check(sampling)
         pipeline.check_requested(sampling, [Requested()])
         annotator = config.annotator or corpus.annotator()

@@ -144,6 +144,17 @@ def test_a_sweep_of_strengths_counts_what_it_takes(folder: Path, tmp_path: Path)
     assert set(header["classifiers"]) == {"attributes"} and header["sampling"]["guidance"]["strength"] == 2
 
 
+def test_a_number_of_evaluations_is_that_of_guided_and_of_unguided_samples(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for number in ("2", "8"):
+        run(command(folder, out, "length", more=["--evaluations", number]))
+    report = json.loads((out / "control.json").read_text())
+    assert [row["system"] for row in report["rows"]] == ["run (evaluations 2)", "run (evaluations 8)"]
+    for row, number in zip(report["rows"], (2, 8), strict=True):
+        assert row["work"]["evaluations"] == row["unguided_work"]["evaluations"] == number
+        assert row["metrics"]["length, exact"][STEERED]["mean"] == 1
+
+
 def test_it_goes_on_where_it_stopped(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(command(folder, out, "length", "infill"))
@@ -234,6 +245,8 @@ def test_a_target_that_cannot_be_satisfied_counts_as_missed(folder: Path, tmp_pa
         (["--sampling.guidnace", "adagrad"], "there is no such setting; did you mean 'guidance'?"),
         (["--sampling.steps", "100000"], "steps: expected 1 to"),
         (["--task.fields=[fod]"], "targets: expected at most 0"),
+        (["--evaluations", "2", "4"], "--evaluations: expected one number with --controls, got 2 4"),
+        (["--evaluations", "4", "--sampling.passes", "1"], "passes: evaluations decides steps, passes and sweeps"),
         (["--controls", "FOLDER/food.yaml"], "two tasks are called 'food'"),
         (["--controls", "FOLDER/none.yaml"], "none.yaml: there is no such file"),
         (["--controls", "FOLDER/wrong.jsonl"], 'wrong.jsonl, line 2: Attribute("fod", "Thai"): no field of'),
