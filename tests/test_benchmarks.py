@@ -18,6 +18,7 @@ import ablations
 import attributes
 import e2e
 import embedded
+import few_steps
 import fillings
 import measure
 import pytest
@@ -285,6 +286,33 @@ def test_attributes_are_controlled_in_every_way_and_measured_once(
     assert path.stat().st_mtime_ns == before and capsys.readouterr().out.endswith(printed[printed.index("|") :])
     assert attributes.main([*command, "--seed", "1"]) == 2
     assert "unconditional.json: measured with seed 0, not 1; choose another --results" in capsys.readouterr().err
+
+
+def test_students_of_one_teacher_share_a_table_and_a_figure(
+    priced: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [
+        str(priced / "base"),
+        "consistency",
+        "flow map",
+        "--judge",
+        str(priced / "judge"),
+        "--made-for",
+        "2",
+        "--steps",
+        "2",
+    ]
+    command += ["--texts", "4", "--evaluations", "2", "4", "8", "--temperatures", "0.5", "5", "--learning-rate", "0.001"]
+    command += ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    assert few_steps.main(command) == 0
+    report = json.loads((tmp_path / "results" / "evaluation.json").read_text())
+    found = {name: [one["evaluations"] for one in each] for name, each in report["over_evaluations"].items()}
+    assert found == {"base": [2, 4, 8], "consistency": [2, 4], "flow-map": [2, 4]}
+    trained = read_config([tmp_path / "runs" / "flow-map" / "config.yaml"])
+    assert trained.training.steps == 2 and trained.model.distilled_for == 2  # type: ignore[attr-defined]
+    assert trained.training.optimizer.learning_rate == 0.001  # type: ignore[attr-defined]
+    before = capsys.readouterr().out
+    assert few_steps.main(command) == 0 and capsys.readouterr().out == before  # nothing is trained or sampled again
 
 
 @pytest.mark.parametrize(
