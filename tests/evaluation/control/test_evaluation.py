@@ -150,8 +150,8 @@ def test_a_number_of_evaluations_is_that_of_guided_and_of_unguided_samples(folde
         run(command(folder, out, "length", more=["--evaluations", number]))
     report = json.loads((out / "control.json").read_text())
     assert [row["system"] for row in report["rows"]] == ["run (evaluations 2)", "run (evaluations 8)"]
-    for row, number in zip(report["rows"], (2, 8), strict=True):
-        assert row["work"]["evaluations"] == row["unguided_work"]["evaluations"] == number
+    for row, asked in zip(report["rows"], (2, 8), strict=True):
+        assert row["work"]["evaluations"] == row["unguided_work"]["evaluations"] == asked
         assert row["metrics"]["length, exact"][STEERED]["mean"] == 1
 
 
