@@ -24,7 +24,7 @@ from diffusionlm.data.tokenizers import decode_texts
 from diffusionlm.files import taken_version
 from diffusionlm.models.conditions import condition_of
 from diffusionlm.models.io import model_folder, model_tokenizer
-from diffusionlm.pipelines.budget import check_evaluations
+from diffusionlm.pipelines.budget import affordable, check_evaluations
 from diffusionlm.pipelines.conditioning import Requested, at_length, check_cfg, requested
 from diffusionlm.pipelines.effect import OFF, Unused, check_given, given_settings
 from diffusionlm.pipelines.gradient import Gradient
@@ -264,15 +264,21 @@ class BasePipeline(Generic[M]):
         """Return the default settings with ``changes``. Raises UserError for an unknown field or a wrong value."""
         fields = {name: value for name, value in changes.items() if name != "evaluations"}
         sampling = build(SamplingConfig, merge(to_plain(self.sampling), to_plain(fields)))
-        return self.with_evaluations(sampling, changes["evaluations"], fields) if "evaluations" in changes else sampling
+        if "evaluations" not in changes:
+            return sampling
+        return self.with_evaluations(sampling, changes["evaluations"], given_settings(fields))
 
     def with_evaluations(self, sampling: SamplingConfig, evaluations: int, given: Collection[str] = ()) -> SamplingConfig:
         """Return ``sampling`` with at most a number of network ``evaluations`` per candidate, see ``budget``.
 
+        A model with logits is guided without gradients through the network, which cost two more evaluations in each step,
+        unless their scale is ``given``.
+
         Raises:
             UserError: no such number, or one of the settings that it decides is ``given``; a model that has no steps.
         """
-        return self.spent_on(sampling, check_evaluations(evaluations, given))
+        spent = self.spent_on(sampling, check_evaluations(evaluations, given))
+        return replace(spent, guidance=affordable(spent.guidance, evaluations, given)) if self.has_logits else spent
 
     def spent_on(self, sampling: SamplingConfig, evaluations: int) -> SamplingConfig:
         """Return ``sampling`` with the split of ``evaluations``. Raises UserError for a model that has no steps."""

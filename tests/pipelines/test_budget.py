@@ -15,6 +15,7 @@ from diffusionlm.config import UserError
 from diffusionlm.pipelines.auto import open_pipeline
 from diffusionlm.pipelines.base import BasePipeline
 from diffusionlm.pipelines.cost import metered
+from diffusionlm.pipelines.gradient import Gradient
 from diffusionlm.recipe.samplers import DDIM
 
 GOLDEN = ROOT / "tests" / "golden" / "format-1"  # its backbone excludes each position's own input
@@ -72,6 +73,22 @@ def test_sweeps_in_blocks_and_guidance_have_their_price(folder: Path) -> None:
 def test_a_distilled_model_takes_its_steps_and_sweeps_with_the_rest(golden: BasePipeline[Any]) -> None:
     pipe = replace(golden, model=golden.model.student(4), sampling=replace(golden.sampling, sampler=DDIM()))
     assert [settings(pipe, n) for n in (2, 4, 6)] == [(2, 1, 0), (4, 1, 0), (4, 1, 2)]
+
+
+def test_no_gradient_passes_through_the_network_unless_it_is_asked_for(golden: BasePipeline[Any]) -> None:
+    def guidance(**changes: Any) -> tuple[float, float, float]:
+        found: Any = golden.changed(changes).guidance
+        return found.denoiser_scale, found.constraint_scale, found.draft
+
+    assert guidance() == (10, 1, 0.4)
+    assert guidance(evaluations=8) == (0, 0, 0) and guidance(evaluations=32) == (0, 0, 0.4)
+    assert guidance(evaluations=8, guidance={"denoiser_scale": 3.0}) == (3, 0, 0)
+    assert guidance(evaluations=8, guidance=Gradient(draft=0.2)) == (10, 1, 0.2)
+    asked: list[tuple[dict[str, Any], int]] = [({}, 0), ({"guidance": {"denoiser_scale": 3.0}}, 3 * 6)]
+    for changes, backwards in asked:
+        with metered(golden) as meter:
+            golden(3, "food=Japanese", evaluations=8, length=12, **changes)
+        assert (meter.evaluations, meter.backwards) == (3 * 8, backwards)
 
 
 def test_refusals(golden: BasePipeline[Any], capsys: pytest.CaptureFixture[str]) -> None:
