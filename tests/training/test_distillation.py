@@ -218,6 +218,9 @@ def test_refusals(teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
             "--objective.round_steps",
             "2",
         ): "training.steps: expected more than 6, got 6: 4 rounds of objective.round_steps 2 go from 64 steps to 4",
+        ("distill", teacher, "--out", out, "--method", "sdtt"): (
+            "method: 'sdtt' distils masked models, got a diffusion model; take progressive or consistency or flow-map"
+        ),
         ("distill", teacher, "--out", out, "--model.distilled_for", "3"): "expected model.distilled_for 4",
         ("distill", teacher, "--out", out, "--objective.teacher", ""): "objective.teacher: expected the folder",
     }

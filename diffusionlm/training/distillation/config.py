@@ -7,16 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from diffusionlm.config import UserError, build, merge, override, read_yaml, to_plain
+from diffusionlm.config import UserError, build, merge, override, plain_name, read_yaml, to_plain
 from diffusionlm.core.objective import ObjectiveConfig
 from diffusionlm.data.reading import read_text
+from diffusionlm.models.spec import ModelSpec
 from diffusionlm.pipelines.base import saved_sampling
 from diffusionlm.training.adapting import settings_of
 from diffusionlm.training.distillation.objective import Distillation
 from diffusionlm.training.distillation.progressive import Progressive
+from diffusionlm.training.distillation.through_time import ThroughTime
 from diffusionlm.training.run import RunConfig
 
-METHODS = ("progressive", "consistency", "flow-map")
+METHODS = ("progressive", "consistency", "flow-map", "sdtt")  # the last of masked models
+STUDENT = {  # of the sampling of a diffusion model's student, whose steps are those that it is trained for
+    "passes": 1, "sweeps": 0, "sampler": {"name": "ddim"}, "step_temperature": None, "noise_shift": 0.0,
+}  # fmt: skip
 STEPS_SHARE = 0.5  # of the teacher's steps: one of distillation takes about twice the time of one of training
 
 
@@ -39,15 +44,16 @@ def distillation_config(
         plain = merge(plain, read_yaml(read_text(path), str(path)))
     plain.pop("format_version", None)
     base = build(RunConfig, {**plain, **settings_of(teacher), "objective": {"name": "cross-entropy"}, "init_from": None})
-    if not issubclass(ObjectiveConfig.find(method), Distillation):
+    if not issubclass(ObjectiveConfig.find(method), Distillation | ThroughTime):
         raise UserError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
+    expect_model(method, base.model)
     objective = build(ObjectiveConfig, {"name": method, "teacher": teacher, "evaluations": evaluations})
-    sampling = {"steps": evaluations, "passes": 1, "sweeps": 0, "sampler": {"name": "ddim"}, "step_temperature": None}
-    sampling["noise_shift"] = 0.0  # the student's steps are those that it is trained for
     training = replace(base.training, steps=max(1, round(STEPS_SHARE * base.training.steps)))
     plain = to_plain(base) | {"objective": to_plain(objective), "training": to_plain(training), "init_from": teacher}
-    plain["model"] = to_plain(base.model) | {"distilled_for": evaluations}
-    plain["sampling"] = to_plain(saved_sampling(teacher)) | sampling
+    plain["sampling"] = to_plain(saved_sampling(teacher)) | {"steps": evaluations}
+    if isinstance(objective, Distillation):
+        plain["model"] = to_plain(base.model) | {"distilled_for": evaluations}
+        plain["sampling"] |= STUDENT
     config = build(RunConfig, override(plain, assignments, RunConfig))
     return with_rounds(config, "objective.round_steps" in dict(assignments))
 
@@ -59,12 +65,25 @@ def with_rounds(config: RunConfig, given: bool) -> RunConfig:
         UserError: the run would end before its last round.
     """
     objective = config.objective
-    if not isinstance(objective, Progressive):
+    if not isinstance(objective, Progressive | ThroughTime):
         return config
     steps, rounds = config.training.steps, len(objective.rounds)
     if not given:
-        config = replace(config, objective=replace(objective, round_steps=max(1, steps // rounds)))
+        equal: ObjectiveConfig = replace(objective, round_steps=max(1, steps // rounds))
+        config = replace(config, objective=equal)
     elif steps <= (least := objective.round_steps * (rounds - 1)):
         halved = f"{rounds} rounds of objective.round_steps {objective.round_steps} go from {objective.teacher_steps} steps"
         raise UserError(f"training.steps: expected more than {least}, got {steps}: {halved} to {objective.evaluations}")
     return config
+
+
+def expect_model(method: str, model: ModelSpec) -> None:
+    """Raise UserError where a ``method`` does not distil models of the spec ``model``."""
+    masked, family = METHODS[-1:], plain_name(type(model))
+    able = {"diffusion": METHODS[:-1], "masked": masked}.get(family, ())
+    through_time = issubclass(ObjectiveConfig.find(method), ThroughTime)
+    if through_time != (family == "masked") or not able:
+        better = f"; take {' or '.join(able)}" if able else ""
+        raise UserError(
+            f"method: {method!r} distils {'masked' if through_time else 'diffusion'} models, got a {family} model{better}"
+        )

@@ -14,6 +14,24 @@ from diffusionlm.recipe.frozen import Frozen
 from diffusionlm.training.distillation.objective import Distillation, DistillationObjective, Step
 
 
+def check_rounds(spec: Any) -> None:
+    """Raise UserError where ``teacher_steps`` cannot be halved to ``evaluations``, or ``round_steps`` is no number of steps."""
+    spec.expect("1 to 100000", "round_steps")
+    if spec.teacher_steps not in {spec.evaluations * 2**n for n in range(1, 15)}:
+        raise UserError(
+            f"teacher_steps: expected {spec.evaluations} times 2, 4, 8, ..., since each round halves them, "
+            f"got {spec.teacher_steps}"
+        )
+
+
+def halved(teacher_steps: int, evaluations: int) -> list[int]:
+    """Return the student's steps in each round."""
+    found = [teacher_steps // 2]
+    while found[-1] > evaluations:
+        found.append(found[-1] // 2)
+    return found
+
+
 @dataclass(frozen=True)
 class Progressive(Distillation, name="progressive"):
     """Halve the number of steps in rounds, from ``teacher_steps`` to ``evaluations``: a power of two times these.
@@ -26,20 +44,12 @@ class Progressive(Distillation, name="progressive"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.expect("1 to 100000", "round_steps")
-        if self.teacher_steps not in {self.evaluations * 2**n for n in range(1, 15)}:
-            raise UserError(
-                f"teacher_steps: expected {self.evaluations} times 2, 4, 8, ..., since each round halves them, "
-                f"got {self.teacher_steps}"
-            )
+        check_rounds(self)
 
     @property
     def rounds(self) -> list[int]:
         """The student's steps in each round."""
-        found = [self.teacher_steps // 2]
-        while found[-1] > self.evaluations:
-            found.append(found[-1] // 2)
-        return found
+        return halved(self.teacher_steps, self.evaluations)
 
     def build(self, model: Any) -> ProgressiveObjective:
         self.check(model.settings)
