@@ -22,6 +22,7 @@ import few_steps
 import fillings
 import measure
 import pytest
+import rank
 from nltk.corpus.reader import PlaintextCorpusReader
 from nltk.corpus.util import LazyCorpusLoader
 from tiny_runs import TINY, restaurant_texts, tiny_config, tiny_plain
@@ -286,6 +287,23 @@ def test_attributes_are_controlled_in_every_way_and_measured_once(
     assert path.stat().st_mtime_ns == before and capsys.readouterr().out.endswith(printed[printed.index("|") :])
     assert attributes.main([*command, "--seed", "1"]) == 2
     assert "unconditional.json: measured with seed 0, not 1; choose another --results" in capsys.readouterr().err
+
+
+def test_outputs_that_were_sampled_already_are_ranked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, other = "name[Aromi], food[Chinese]", "name[Zizzi]"
+    texts = ["Aromi is a pub.", "Aromi is a pub today.", "Aromi is a pub.", "Aromi serves Chinese food."]
+    rows = [*({"source": source, "text": text} for text in texts), {"source": other, "text": "Zizzi is here."}]
+    (tmp_path / "outputs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert rank.main([str(tmp_path / "outputs.jsonl"), "--out", str(tmp_path / "best")]) == 0
+    kept = {
+        name: [json.loads(line)["text"] for line in (tmp_path / f"best-{name}.jsonl").read_text().splitlines()]
+        for name in ("mbr", "slots")
+    }
+    assert kept == {"mbr": [texts[0], "Zizzi is here."], "slots": [texts[3], "Zizzi is here."]}
+    assert "2 of 5 outputs" in capsys.readouterr().out
+    (tmp_path / "outputs.jsonl").write_text('{"text": "no source"}\n')
+    assert rank.main([str(tmp_path / "outputs.jsonl"), "--out", str(tmp_path / "best")]) == 2
+    assert "line 1: expected a source and a text, got text" in capsys.readouterr().err
 
 
 def test_students_of_one_teacher_share_a_table_and_a_figure(
