@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffusionlm.config import UserError
 from diffusionlm.core.schedule import NoiseSchedule, StepSchedule
+from diffusionlm.recipe.score import lowest_time
 
 
 @dataclass(frozen=True)
@@ -102,19 +103,21 @@ class Geometric(StepSchedule, name="geometric"):
 
 
 FINEST = 1024  # steps of the run that ``times_at`` interpolates
-APART = 0.01  # between the gammas of steps that the highest noise level stops
+APART = 0.01  # at most, between the gammas of steps that the highest or the lowest noise level stops
 
 
 def shifted(times: Tensor, schedule: NoiseSchedule, shift: float) -> Tensor:
     """Return the (steps + 1,) times of a sampling run with ``shift`` added to gamma of all but the first and the last.
 
-    Times stay decreasing: those that would exceed the first are just below it. A shift of log-SNR as in *simple diffusion*
-    (Hoogeboom et al. 2023, section 3.1) and Stable Diffusion 3 (Esser et al. 2024, section 5.3.2).
+    Times stay decreasing: those that would exceed the first are just below it, those below the last just above it, or where
+    gamma is infinite there, above the lowest that samplers use. A shift of log-SNR as in *simple diffusion* (Hoogeboom et al.
+    2023, section 3.1) and Stable Diffusion 3 (Esser et al. 2024, section 5.3.2).
     """
-    first = schedule.gamma(times[:1])
-    below = first - APART * torch.arange(1, len(times) - 1, dtype=torch.float64, device=times.device)
-    lowest = schedule.gamma(torch.zeros_like(times[:1]))
-    above = lowest + APART * torch.arange(len(times) - 2, 0, -1, dtype=torch.float64, device=times.device)
+    first, lowest = schedule.gamma(times[:1]), schedule.gamma(torch.zeros_like(times[:1]))
+    lowest = torch.where(lowest.isfinite(), lowest, schedule.gamma(lowest_time(schedule).to(times)))
+    apart = ((first - lowest) / (2 * len(times))).clamp(max=APART)  # below half the way, so that both limits can hold
+    number = torch.arange(1, len(times) - 1, dtype=torch.float64, device=times.device)
+    below, above = first - apart * number, lowest + apart * number.flip(0)
     gamma = (schedule.gamma(times[1:-1]) + shift).minimum(below).maximum(above)
     return torch.cat([times[:1], schedule.time(gamma), times[-1:]])
 

@@ -127,10 +127,23 @@ def test_a_shift_moves_gamma_between_the_ends_of_the_schedule(schedule: NoiseSch
     assert times.shape == own.shape and bool((times.diff() < 0).all())
     assert torch.equal(times[[0, -1]], own[[0, -1]])
     gamma, moved = schedule.gamma(own[1:-1]), schedule.gamma(times[1:-1])
-    inside = (gamma + shift < schedule.gamma(own[:1]) - 0.1) & (gamma + shift > schedule.gamma(own[-1:]) + 0.1)
+    lowest = schedule.gamma(own[-1:])
+    lowest = lowest if bool(lowest.isfinite()) else schedule.gamma(torch.tensor([1 / schedule.max_steps]))
+    inside = (gamma + shift < schedule.gamma(own[:1]) - 0.1) & (gamma + shift > lowest + 0.1)
     torch.testing.assert_close(moved[inside], (gamma + shift)[inside], rtol=0, atol=1e-3)
     if abs(shift) < 1 and steps == 6:
         assert int(inside.sum()) >= 3
+
+
+@pytest.mark.parametrize("schedule", [*ALL, Geometric(), Cosine(offset=0), Gumbel(low=-1, end=0, high=1)])
+@pytest.mark.parametrize("shift", [-100.0, -1e-9, 0.5, 100.0])
+def test_a_shift_never_leaves_the_schedule_whatever_the_number_of_steps(schedule: NoiseSchedule, shift: float) -> None:
+    for steps in (2, schedule.max_steps // 2, schedule.max_steps):
+        times = shifted(schedule.sampling_times(steps), schedule, shift)
+        assert (float(times[0]), float(times[-1])) == (1, 0) and bool((times.diff() < 0).all())
+        assert bool(schedule.gamma(times[:-1]).isfinite().all())
+        if not bool(schedule.gamma(times[-1:]).isfinite()):  # no step is at less noise than those of training
+            assert float(times[-2]) >= 1 / schedule.max_steps - 1e-12
 
 
 @pytest.mark.parametrize("schedule", [*ALL, Geometric()])
