@@ -326,7 +326,7 @@ class Pipeline(BasePipeline[DiffusionLM]):
         return spent_on(self.model, sampling, evaluations)
 
     def preview(self, count: int) -> list[str]:
-        steps = min(32, self.model.settings.schedule.max_steps)
+        steps = self.model.settings.distilled_for or min(32, self.model.settings.schedule.max_steps)
         return [row.text for row in self.stream(count, replace(self.sampling, steps=steps, candidates=1, cfg=1.0))]
 
     def check(self, sampling: SamplingConfig) -> None:
