@@ -59,7 +59,7 @@ from diffusionlm.pipelines.conditioning import (
     say_once,
 )
 from diffusionlm.pipelines.denoiser import Predictor, WordDenoiser
-from diffusionlm.pipelines.draft import draft_pass
+from diffusionlm.pipelines.draft import draft_pass, draft_steps
 from diffusionlm.pipelines.effect import CONDITIONAL, UNCONDITIONAL, Unused, unused_floor, unused_length, unused_ranking
 from diffusionlm.pipelines.gradient import unguided_settings
 from diffusionlm.pipelines.lengths import draw_lengths, fixed_length, length_prior
@@ -133,6 +133,7 @@ class Pipeline(BasePipeline[DiffusionLM]):
             needed = {len(each.ids or ()) for each in request.conditions}
             if impossible := needed.difference(automaton.lengths(self.model.config.max_tokens - 2)):
                 raise UserError(why_impossible(controls, self.binding, min(impossible)))
+        self.say_untrained(self.model.settings.distilled_for or 0, level=level)
         yield from self.samples(replace(request, level=level), tries)
 
     def request(
@@ -143,11 +144,8 @@ class Pipeline(BasePipeline[DiffusionLM]):
         check_count(count)
         self.check(sampling)
         self.check_requested(sampling, conditions)
-        made = self.model.settings.distilled_for
-        if made not in (None, sampling.steps):
-            untrained = f"it was not trained for {sampling.steps} steps, so its samples may be worse"
-            say_once(f"steps: this model is distilled for {made} steps; {untrained}")
         steering = self.steering(controls, sampling, tries)  # 1
+        self.say_untrained(sampling.steps, draft_steps(sampling) if steering.energy is not None else 0)
 
         @cache
         def priors(number: int) -> list[float]:  # 2
@@ -158,6 +156,19 @@ class Pipeline(BasePipeline[DiffusionLM]):
 
         priors(0)  # before any sampling: controls may be impossible
         return Request(sampling, steering, priors, conditions, count, watch)
+
+    def say_untrained(self, steps: int, draft: int = 0, level: float = 1.0) -> None:
+        """Say on stderr which steps a distilled model was not trained for: another number, a draft's, or from a ``level``."""
+        made = self.model.settings.distilled_for
+        if made is None or (steps == made and not draft and level in (0, 1)):
+            return
+        other = f"{steps} step{'s' * (steps != 1)}"
+        if level not in (0, 1):
+            other = f"steps from level {level:g}"
+        elif steps == made:
+            other = f"a draft of {draft} and {steps - draft} after it (guidance.draft 0 leaves the draft out)"
+        untrained = f"it was not trained for {other}, so its samples may be worse"
+        say_once(f"steps: this model is distilled for {made} step{'s' * (made != 1)}; {untrained}")
 
     def samples(self, request: Request, tries: int) -> Iterator[Generated]:
         """Yield the samples of a request in order, each batch as soon as it is finished."""

@@ -34,9 +34,9 @@ def draft_pass(
     Given are the tokens that the automaton determines, and the salient tokens of a draft where there is an energy to follow.
     """
     mask, model = predict.mask, predict.model
-    tokens, steps = determined_tokens(steering.automaton, mask), round(sampling.guidance.draft * sampling.steps)
+    tokens, steps = determined_tokens(steering.automaton, mask), draft_steps(sampling)
     able = model.explicit_length and model.has_logits
-    if steering.energy is None or not able or not 0 < steps < sampling.steps:
+    if steering.energy is None or not able or not steps:
         return tokens, sampling
     denoiser = WordDenoiser(predict, replace(sampling, steps=steps), steering, tokens)
     *_, state = denoiser.states(RowNoise([[*seed, 3] for seed in seeds], mask.sum(1).tolist()))
@@ -44,6 +44,12 @@ def draft_pass(
     alone = infilled(replace(predict, dtype=torch.float32), tokens)
     salient = salient_tokens(steering.energy, draft, alone, mask & ~denoiser.known, mask, predict.embedding)
     return torch.where(salient, draft, tokens), replace(sampling, steps=sampling.steps - steps)
+
+
+def draft_steps(sampling: SamplingConfig) -> int:
+    """Return the steps of a draft, which are taken from those of a run with an energy; 0 where either would have none."""
+    steps = round(sampling.guidance.draft * sampling.steps)
+    return steps if 0 < steps < sampling.steps else 0
 
 
 def salient_tokens(energy: Energy, draft: Tensor, alone: Tensor, free: Tensor, mask: Tensor, embedding: Tensor) -> Tensor:

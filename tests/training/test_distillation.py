@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from torch import Tensor
 
 from diffusionlm.cli import main
 from diffusionlm.config import UserError, build, to_plain
+from diffusionlm.controls import Binding, CompiledControl, Control
 from diffusionlm.core.process import VariancePreserving
 from diffusionlm.models.diffusion import DiffusionLM
 from diffusionlm.models.student import Toward
+from diffusionlm.pipelines.cost import metered
 from diffusionlm.pipelines.diffusion import Pipeline
-from diffusionlm.recipe.samplers import renoised
+from diffusionlm.recipe.samplers import DDIM, renoised
 from diffusionlm.recipe.schedules import Cosine
 from diffusionlm.training.distillation.config import distillation_config
 from diffusionlm.training.distillation.objective import DistillationObjective, Step, two_part_share
@@ -178,6 +181,52 @@ def test_a_student_is_an_ordinary_model(teacher: str, tmp_path: Path, capsys: py
     assert "steps: this model is distilled for 2 steps; it was not trained for 3 steps, so" in capsys.readouterr().err
     assert main(["generate", out, "-n", "1", "--sampling.noise_shift", "2"]) == 2
     assert "noise_shift: a distilled model takes the steps that it was trained for" in capsys.readouterr().err
+
+
+@dataclass(frozen=True)
+class Fox(Control, name="fox-for-distillation"):
+    """An energy without effect."""
+
+    def compile(self, binding: Binding) -> CompiledControl:
+        return CompiledControl(energies=(lambda state: 0 * state.x0.sum((1, 2)),))
+
+    def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
+        return [1.0] * len(texts)
+
+
+def test_steps_that_a_student_was_not_trained_for_are_said(teacher: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pipe = Pipeline.from_pretrained(teacher)
+    student: Any = pipe.model.student(5).train(False)
+    pipe.model = student
+    pipe.sampling = replace(pipe.sampling, steps=5, sampler=DDIM())
+    capsys.readouterr()
+    text = pipe(1, length=3)[0].text
+    [*pipe.edit(text, 1.0), *pipe.edit(text, 0.0)]
+    pipe(1, Fox(), length=3, guidance={"draft": 0})
+    assert capsys.readouterr().err == ""
+    said = "steps: this model is distilled for 5 steps; it was not trained for {}, so its samples may be worse\n"
+    [*pipe.edit(text, 0.4)]
+    assert capsys.readouterr().err == said.format("steps from level 0.4")
+    pipe(1, Fox(), length=3)
+    after = "a draft of 2 and 3 after it (guidance.draft 0 leaves the draft out)"
+    assert capsys.readouterr().err == said.format(after)
+    pipe(1, length=3, steps=1)
+    assert capsys.readouterr().err == said.format("1 step")
+
+
+def test_previews_of_a_student_take_its_own_steps(teacher: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pipe = Pipeline.from_pretrained(teacher)
+    student: Any = pipe.model.student(6).train(False)
+    pipe.model = student
+    capsys.readouterr()
+    with metered(pipe) as meter:
+        pipe.preview(2)
+    assert meter.evaluations == 12 and capsys.readouterr().err == ""
+
+
+def test_a_student_has_no_noise_shift(teacher: str) -> None:
+    with pytest.raises(UserError, match=r"^sampling\.noise_shift: a student takes the steps that it is trained for, no "):
+        distillation_config(teacher, "consistency", 2, (), [("sampling.noise_shift", "2")])
 
 
 def test_the_number_of_steps_reaches_the_network(teacher: str) -> None:

@@ -55,6 +55,8 @@ def distillation_config(
         plain["model"] = to_plain(base.model) | {"distilled_for": evaluations}
         plain["sampling"] |= STUDENT
     config = build(RunConfig, override(plain, assignments, RunConfig))
+    if config.sampling.noise_shift:
+        raise UserError("sampling.noise_shift: a student takes the steps that it is trained for, no others; leave it out")
     return with_rounds(config, "objective.round_steps" in dict(assignments))
 
 
