@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,6 +59,7 @@ class Line:
     ordered: bool = False
 
 
+LABEL_SHARE = 0.04  # of an axis, that a number under it takes
 ENTROPY = "unigram entropy (nats; more diverse to the right)"
 
 
@@ -115,8 +116,9 @@ def over_evaluations(
     ``lines`` has points (evaluations, value) for each panel and system, ``levels`` the dashed value of the reference texts.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
-    figure = Figure((8.0, 7.5), layout="constrained")
+    figure = Figure((8.0, 7.3 + 0.2 * len(lines[next(iter(panels))])), layout="constrained")
     axes = figure.subplots(len(panels), 1, sharex=True, height_ratios=[2, *[1] * (len(panels) - 1)], squeeze=False)[:, 0]
     for each, (name, label) in zip(axes, panels.items(), strict=True):
         for number, (system, points) in enumerate(lines[name].items()):
@@ -127,15 +129,27 @@ def over_evaluations(
         each.grid(alpha=0.3, which="both")
     axes[0].set_yscale("log")
     axes[0].yaxis.set_major_formatter("{x:g}")
+    axes[0].yaxis.set_minor_locator(LogLocator(subs=[2, 3, 5]))  # a 9 would touch the 10
     axes[0].yaxis.set_minor_formatter("{x:g}")
     axes[0].tick_params(axis="y", which="minor", labelsize=7)
-    shown = sorted({x for points in lines[next(iter(panels))].values() for x, _ in points})
+    shown = apart({x for points in lines[next(iter(panels))].values() for x, _ in points})
     axes[-1].set_xscale("log", base=2)
     axes[-1].set_xticks(shown, [f"{x:g}" for x in shown])
-    axes[-1].set_xlabel("evaluations of the network per text")
+    axes[-1].set_xlabel("evaluations of the network per text, at most")
     figure.suptitle(title, fontsize=10)
-    axes[0].legend(fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center")  # no data is under it
     return figure
+
+
+def apart(values: Collection[float]) -> list[float]:
+    """Return those of positive ``values``, in order, whose labels do not touch on a log axis; the last is one of them."""
+    left = sorted(values, reverse=True)
+    least = (left[0] / left[-1]) ** LABEL_SHARE
+    found = left[:1]
+    for value in left[1:]:
+        if found[-1] / value >= least:
+            found.append(value)
+    return found[::-1]
 
 
 def _draw_lines(axes: Axes, lines: Sequence[Line]) -> None:

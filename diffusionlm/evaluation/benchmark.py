@@ -24,7 +24,7 @@ from diffusionlm.config import Settings, UserError, to_plain
 from diffusionlm.data.batches import encode
 from diffusionlm.data.corpora import Corpus, Files
 from diffusionlm.evaluation.effect import changed_sampling, check_evaluation
-from diffusionlm.evaluation.jobs import JUDGE, REFERENCE, Job, Progress, file_name
+from diffusionlm.evaluation.jobs import JUDGE, REFERENCE, Job, Progress, file_name, plain_sampling
 from diffusionlm.evaluation.judge import Judge, perplexity
 from diffusionlm.evaluation.likelihood import check_draws
 from diffusionlm.evaluation.provenance import LoadedCorpus, corpus_of, described, fingerprint
@@ -217,7 +217,7 @@ class BenchmarkRunner:
             pipeline.check_requested(sampling, given or [Requested()])
             if given is not None:
                 at_length(sampling, pipeline.model, given)
-            settings = {"sampling": to_plain(sampling), "dtype": dtype}
+            settings = {"sampling": plain_sampling(sampling), "dtype": dtype}
             generate = partial(self._sampled, pipeline, sampling, given)
             jobs.append(
                 self.sample_job(system, "model", generate, pace, temperature, settings, (pipeline, sampling.candidates))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from diffusionlm.config import Settings, UserError, build, override, to_plain
@@ -57,7 +57,21 @@ def check_evaluation(
         alone = dict.fromkeys(("steps", "evaluations", "bound_texts", "strata", "orders", "dtype", *names), nothing)
         check_given({**chosen, **dict.fromkeys(names), **({} if dtype == "fp32" else {"dtype": dtype})}, [alone])
     check_given(chosen, (unused_in_evaluation(pipeline, config) for pipeline in pipelines.values()))
-    check_sampling(names, (pipeline.unused(changed_sampling(pipeline, sampling)) for pipeline in pipelines.values()))
+    uses = ((pipeline, each) for pipeline in pipelines.values() for each in evaluated_sampling(pipeline, config, sampling))
+    check_sampling(names, (pipeline.unused(each) for pipeline, each in uses))
+
+
+def evaluated_sampling(
+    pipeline: BasePipeline[Any], config: EvaluationConfig, changes: Sequence[tuple[str, str]]
+) -> Iterator[SamplingConfig]:
+    """Yield a model's sampling settings with ``changes`` at each number of evaluations or of steps."""
+    base = changed_sampling(pipeline, changes)
+    if pipeline.exact_likelihood:
+        yield base
+    elif config.evaluations:
+        yield from (pipeline.with_evaluations(base, each, [name for name, _ in changes]) for each in config.evaluations)
+    else:
+        yield from (replace(base, steps=each) for each in config.steps or [base.steps])
 
 
 def changed_sampling(pipeline: BasePipeline[Any], changes: Sequence[tuple[str, str]]) -> SamplingConfig:

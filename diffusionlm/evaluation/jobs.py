@@ -19,12 +19,13 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from diffusionlm import plots
-from diffusionlm.config import UserError, build, to_plain
+from diffusionlm.config import Settings, UserError, build, to_plain
 from diffusionlm.evaluation.provenance import described, machine
 from diffusionlm.files import read_json, write_text
 from diffusionlm.progress import intervals
 
 REFERENCE, JUDGE = "reference text", "judge LM"
+LATER = {"noise_shift": 0.0}  # sampling settings that reports of earlier versions lack, and their value then
 
 
 class Row:
@@ -185,6 +186,14 @@ class ResumableReport:
                 parts.append(f"{about['training_processor_seconds']:,.0f} seconds of CPU time")
             lines.append(f"  {name} ({about['folder']}): {', '.join(filter(None, parts))}")
         return "\n".join(lines) + "\n"
+
+
+def plain_sampling(sampling: Settings) -> dict[str, Any]:
+    """Return sampling settings as JSON values, so that rows of earlier versions are those of the same settings.
+
+    Settings that came later are left out where they do nothing.
+    """
+    return {name: value for name, value in to_plain(sampling).items() if name not in LATER or value != LATER[name]}
 
 
 def named_functions(label: str) -> str:

@@ -23,11 +23,13 @@ if TYPE_CHECKING:
 class AtEvaluations:
     """Figures of a system at an entropy of its texts (nats); None where its temperatures do not cover it.
 
-    ``evaluations`` are those asked for, ``entropies`` the lowest and the highest of its temperatures. ``judge_perplexity`` is
-    log-linear in the entropy, the others are linear: ``self_bleu`` (0 to 100), ``unique`` and ``copied``, shares of the texts.
+    ``evaluations`` are those asked for, of which ``spent`` were spent, None where they were not counted; ``entropies`` are the
+    lowest and the highest of its temperatures. ``judge_perplexity`` is log-linear in the entropy, the others are linear:
+    ``self_bleu`` (0 to 100), ``unique`` and ``copied``, shares of the texts.
     """
 
     evaluations: int
+    spent: float | None
     entropies: tuple[float, float]
     judge_perplexity: float | None
     self_bleu: float | None
@@ -44,6 +46,7 @@ def at_evaluations(rows: Sequence[EvaluationRow], entropy: float) -> AtEvaluatio
     entropies = [row.diversity.entropy for row in rows]
     return AtEvaluations(
         evaluations=rows[0].evaluations or 0,
+        spent=rows[0].cost and rows[0].cost.per_candidate,
         entropies=(min(entropies), max(entropies)),
         judge_perplexity=at_entropy([(row.diversity.entropy, row.judge_perplexity) for row in rows], entropy),
         self_bleu=at(lambda row: row.diversity.self_bleu),
@@ -61,10 +64,13 @@ def evaluations_lines(report: Report) -> Iterator[str]:
     yield f"Over numbers of evaluations, at the entropy of the reference texts (sampled in {_arithmetic(report)})"
     for system, each in found.items():
         for one in each:
-            yield f"  {system}, {one.evaluations} evaluations: {_figures(one)}"
+            less = f" ({one.spent:.4g} spent)" if one.spent is not None and one.spent < one.evaluations else ""
+            yield f"  {system}, {one.evaluations} evaluation{'s' * (one.evaluations != 1)}{less}: {_figures(one)}"
 
 
 def _figures(one: AtEvaluations) -> str:
+    if one.entropies[0] == one.entropies[1] and one.judge_perplexity is None:
+        return f"its only temperature has an entropy of {one.entropies[0]:.3f}, another one"
     if one.judge_perplexity is None:
         return f"its temperatures have entropies of {one.entropies[0]:.3f} to {one.entropies[1]:.3f}, which do not cover it"
     return (
@@ -78,8 +84,8 @@ def _arithmetic(report: Report) -> str:
 
 
 PANELS = {
-    "judge_perplexity": "judge perplexity (lower is more fluent)", "self_bleu": "self-BLEU (lower is more diverse)",
-    "copied": "copies of training texts (%)",
+    "judge_perplexity": "judge perplexity (lower is more fluent)", "self_bleu": "self-BLEU\n(lower is more diverse)",
+    "copied": "copies of\ntraining texts (%)",
 }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from diffusionlm.data.corpora import Corpus
 from diffusionlm.data.references import Item, read_items, read_outputs
 from diffusionlm.evaluation.effect import changed_sampling, check_sampling
 from diffusionlm.evaluation.frontiers import LISTED, draw_frontiers, frontiers
-from diffusionlm.evaluation.jobs import REFERENCE, Job, Progress, ResumableReport, Row, bracketed, file_name
+from diffusionlm.evaluation.jobs import REFERENCE, Job, Progress, ResumableReport, Row, bracketed, file_name, plain_sampling
 from diffusionlm.evaluation.provenance import LoadedCorpus
 from diffusionlm.evaluation.references import Figure, left_out, score_outputs
 from diffusionlm.evaluation.text_metrics import TrainingTexts
@@ -122,7 +122,7 @@ class ReferenceRunner:
         system = self.report.enter_model(path, changes, pipeline.model)
         others = [(name, value) for name, value in changes if name not in LISTED]
         self.report.systems[system]["frontier"] = system.removesuffix(bracketed(changes)) + bracketed(others)
-        settings = {"sampling": to_plain(sampling), "count": count, "dtype": str(pipeline.dtype)}
+        settings = {"sampling": plain_sampling(sampling), "count": count, "dtype": str(pipeline.dtype)}
 
         def generate(progress: Progress) -> Sampled:
             texts = []

@@ -30,7 +30,8 @@ class Pace:
 
     def __str__(self) -> str:
         """The end of a label; empty without any number."""
-        return next((f"{number} {name}" for name, number in asdict(self).items() if number is not None), "")
+        given = ((number, name) for name, number in asdict(self).items() if number is not None)
+        return next((f"{number} {name.removesuffix('s') if number == 1 else name}" for number, name in given), "")
 
 
 NO_PACE = Pace()

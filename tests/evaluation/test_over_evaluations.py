@@ -2,6 +2,7 @@
 
 import json
 from contextlib import redirect_stderr
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -12,9 +13,11 @@ from tiny_runs import tiny_config, tiny_plain
 from diffusionlm.cli import main
 from diffusionlm.config import UserError, build
 from diffusionlm.evaluation.benchmark import EvaluationConfig, evaluate
-from diffusionlm.evaluation.over_evaluations import at_evaluations, evaluations_figure
+from diffusionlm.evaluation.over_evaluations import at_evaluations, evaluations_figure, evaluations_lines
 from diffusionlm.evaluation.report import EvaluationRow, Report, table
 from diffusionlm.evaluation.text_metrics import Diversity
+from diffusionlm.pipelines.cost import Cost
+from diffusionlm.plots import apart, over_evaluations
 from diffusionlm.training.run import RunConfig, train
 
 
@@ -78,6 +81,52 @@ def test_each_number_is_spent_shown_and_counted(folder: Path, tmp_path: Path) ->
     assert found == [(2, None)] * 2 + [(8, None)] * 2 + [(4, None)] * 2 + [(None, 3)]
 
 
+def test_rows_of_the_version_before_are_rows_of_the_same_settings(folder: Path, tmp_path: Path) -> None:
+    config = EvaluationConfig(count=4, temperatures=(0.5, 4.0), bound_texts=0, steps=(2,))
+    report = evaluate(folder / "judge", [folder / "run"], config=config, out=tmp_path / "out", quiet=True)
+    kept = [one for one in report.rows if one.system == "run"]
+    path = tmp_path / "out" / "evaluation.json"
+    plain = json.loads(path.read_text())
+    for one in plain["rows"]:  # which had neither a number of evaluations nor a noise shift
+        del one["evaluations"]
+        one["settings"].get("sampling", {}).pop("noise_shift", None)
+    del plain["over_evaluations"]
+    path.write_text(json.dumps(plain))
+    more = EvaluationConfig(count=4, temperatures=(1.0,), bound_texts=0, steps=(2,))
+    report = evaluate(folder / "judge", [folder / "run"], config=more, out=tmp_path / "out", quiet=True)
+    assert [one for one in report.rows if one.system == "run"][:2] == kept
+    moved = evaluate(
+        folder / "judge", [folder / "run"], config=more, out=tmp_path / "out", quiet=True, sampling=[("noise_shift", "2")]
+    )
+    assert [one.settings["sampling"].get("noise_shift") for one in moved.rows if one.kind == "model"] == [None] * 3 + [2.0]
+
+
+def test_evaluations_that_are_not_spent_are_said() -> None:
+    real = Diversity(10, 4.5, 0.1, 0.2, 0.3, 60.0, 1.0, 0.0, 12.0, 0.5)
+    report = Report({"count": 10})
+    report.systems = {"one": {}}
+    found = [row(1, 0.8, 3.0, 9.0, 0.1), row(1, 1.0, 3.5, 9.0, 0.1), row(4, 0.8, 3.0, 9.0, 0.1), row(8, 0.8, 4.0, 9.0, 0.1)]
+    spent = [replace(one, cost=Cost(3.0 * min(2, one.evaluations or 0), 3, 0.1, 1)) for one in found]
+    report.rows = [EvaluationRow("reference text", "real", None, None, 3.0, 0.1, real, {}, 0.0, {}, "", {}), *spent]
+    assert [*evaluations_lines(report)][2:] == [
+        "  one, 1 evaluation: its temperatures have entropies of 3.000 to 3.500, which do not cover it",
+        "  one, 4 evaluations (2 spent): its only temperature has an entropy of 3.000, another one",
+        "  one, 8 evaluations (2 spent): its only temperature has an entropy of 4.000, another one",
+    ]
+    assert [*report.frontiers()] == ["one, 1 evaluation", "one, 4 evaluations", "one, 8 evaluations"]
+
+
+def test_labels_of_the_figure_neither_touch_nor_hide_a_point() -> None:
+    assert apart([8, 1, 2, 4]) == [1, 2, 4, 8]
+    assert apart([1, 30, 31, 32]) == [1, 32]
+    assert apart([7, 8]) == [7, 8] and apart([4]) == [4]
+    lines = {"ppl": {"a run": [(7.0, 3.0), (8.0, 2.0)], "another": []}}
+    figure = over_evaluations({"ppl": "perplexity"}, lines, {"ppl": 1.0}, "title")
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["a run", "reference texts"]
+    assert figure.axes[0].get_legend() is None
+
+
 def test_the_figure_has_what_is_covered_alone() -> None:
     real = Diversity(10, 4.5, 0.1, 0.2, 0.3, 60.0, 1.0, 0.0, 12.0, 0.5)
     report = Report({"count": 10})
@@ -104,6 +153,8 @@ def test_the_figure_has_what_is_covered_alone() -> None:
         (["--evaluations", "4", "--steps", "4"], "evaluations: they decide the steps"),
         (["--evaluations", "0"], "evaluations: expected at least 1, got 0"),
         (["--evaluations", "4", "--sampling.sweeps", "2"], "sweeps: evaluations decides steps, passes and sweeps"),
+        (["--evaluations", "1", "--sampling.noise_shift", "2"], "sampling.noise_shift: the only step starts at pure noise"),
+        (["--steps", "1", "--sampling.noise_shift", "2"], "sampling.noise_shift: the only step starts at pure noise"),
         (["--evaluations", "4", "--sampling.sampler", "heun"], "the sampler 'heun' takes several evaluations in a step"),
     ],
 )

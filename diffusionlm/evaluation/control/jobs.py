@@ -30,7 +30,7 @@ from diffusionlm.evaluation.control.metrics import (
 )
 from diffusionlm.evaluation.control.report import LEFT_ONLY, STEERED, UNGUIDED, ControlRow, Work, strength_mark
 from diffusionlm.evaluation.control.tasks import FileTargets, Target, TaskConfig
-from diffusionlm.evaluation.jobs import REFERENCE, Job, Progress, file_name
+from diffusionlm.evaluation.jobs import REFERENCE, Job, Progress, file_name, plain_sampling
 from diffusionlm.evaluation.judge import Judge
 from diffusionlm.evaluation.provenance import LoadedCorpus, fingerprint
 from diffusionlm.evaluation.text_metrics import diversity, mean_present
@@ -156,7 +156,7 @@ class Samples:
         """The settings that determine a row's figures, beside the samples."""
         task = self.task
         return {
-            "sampling": to_plain(self.sampling), "dtype": task.dtype, "annotator": to_plain(task.binding.annotator),
+            "sampling": plain_sampling(self.sampling), "dtype": task.dtype, "annotator": to_plain(task.binding.annotator),
             "corpus": to_plain(task.corpus), **{key: to_plain(getattr(task.config, key)) for key in ("task", "split", "seed")},
         }  # fmt: skip
 
@@ -166,7 +166,7 @@ class Samples:
         folders = self.task.binding.folders if self.guided else {}
         settings = {
             "fingerprint": self.task.fingerprint, "classifiers": {name: fingerprint(path) for name, path in folders.items()},
-            "sampling": to_plain(self.sampling), "dtype": self.task.dtype, "samples": self.task.config.samples,
+            "sampling": plain_sampling(self.sampling), "dtype": self.task.dtype, "samples": self.task.config.samples,
         }  # fmt: skip
         return json.dumps(settings, sort_keys=True, ensure_ascii=False)
 
