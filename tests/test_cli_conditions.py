@@ -244,6 +244,15 @@ def test_edits_of_texts_and_files_follow_controls(models: dict[str, str], capsys
     assert len(found) == 1
 
 
+def test_a_shift_of_the_only_step_that_an_edit_has_left_is_refused(
+    models: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["edit", models["plain"], "--text", "dog", "--steps", "4", "--sampling.noise_shift", "2", "--level"]
+    assert main([*command, ".3"]) == 2
+    assert "noise_shift: there is one step, whose start stays, so this setting has no effect" in capsys.readouterr().err
+    assert len(rows([*command, ".6"], capsys)) == 1
+
+
 # Outputs against references
 
 

@@ -46,7 +46,7 @@ def at_evaluations(rows: Sequence[EvaluationRow], entropy: float) -> AtEvaluatio
     entropies = [row.diversity.entropy for row in rows]
     return AtEvaluations(
         evaluations=rows[0].evaluations or 0,
-        spent=rows[0].cost and rows[0].cost.per_candidate,
+        spent=None if (cost := rows[0].cost) is None else cost.per_candidate,
         entropies=(min(entropies), max(entropies)),
         judge_perplexity=at_entropy([(row.diversity.entropy, row.judge_perplexity) for row in rows], entropy),
         self_bleu=at(lambda row: row.diversity.self_bleu),

@@ -86,10 +86,10 @@ class Request:
     watch: Watch | None = None
     level: float = 1.0
 
-    @property
-    def steps(self) -> int:
-        """The number of sampling steps: from a lower level there are fewer."""
-        return max(1, round(self.level * self.sampling.steps))
+
+def from_level(sampling: SamplingConfig, level: float) -> SamplingConfig:
+    """Return the settings of an edit from ``level``, 0 to 1: from a lower level there are fewer steps and sweeps."""
+    return replace(sampling, steps=max(1, round(level * sampling.steps)), sweeps=round(level * sampling.sweeps))
 
 
 class Pipeline(BasePipeline[DiffusionLM]):
@@ -128,24 +128,25 @@ class Pipeline(BasePipeline[DiffusionLM]):
         self.check_request(sampling, controls, tries, condition)
         texts = listed(text, "text")
         (given,) = requested(self.model, self.tokenizer, condition)
-        request = self.request(edited(self.model, self.tokenizer, texts, given), count, sampling, watch, controls, tries)
+        conditions = edited(self.model, self.tokenizer, texts, given)
+        request = self.request(conditions, count, sampling, watch, controls, tries, level)
         if (automaton := request.steering.automaton) is not None:
             needed = {len(each.ids or ()) for each in request.conditions}
             if impossible := needed.difference(automaton.lengths(self.model.config.max_tokens - 2)):
                 raise UserError(why_impossible(controls, self.binding, min(impossible)))
-        self.say_untrained(self.model.settings.distilled_for or 0, level=level)
-        yield from self.samples(replace(request, level=level), tries)
+        yield from self.samples(request, tries)
 
     def request(
         self, conditions: Sequence[Requested], count: int, sampling: SamplingConfig, watch: Watch | None,
-        controls: Sequence[Control], tries: int,
+        controls: Sequence[Control], tries: int, level: float = 1.0,
     ) -> Request:  # fmt: skip
         """Return a checked request, with its controls compiled."""
         check_count(count)
         self.check(sampling)
         self.check_requested(sampling, conditions)
         steering = self.steering(controls, sampling, tries)  # 1
-        self.say_untrained(sampling.steps, draft_steps(sampling) if steering.energy is not None else 0)
+        if level > 0:
+            self.say_untrained(sampling.steps, 0 if steering.energy is None else draft_steps(sampling), level)
 
         @cache
         def priors(number: int) -> list[float]:  # 2
@@ -155,15 +156,15 @@ class Pipeline(BasePipeline[DiffusionLM]):
             return self.length_prior(sampling, steering, given.value)
 
         priors(0)  # before any sampling: controls may be impossible
-        return Request(sampling, steering, priors, conditions, count, watch)
+        return Request(sampling, steering, priors, conditions, count, watch, level)
 
-    def say_untrained(self, steps: int, draft: int = 0, level: float = 1.0) -> None:
+    def say_untrained(self, steps: int, draft: int, level: float) -> None:
         """Say on stderr which steps a distilled model was not trained for: another number, a draft's, or from a ``level``."""
         made = self.model.settings.distilled_for
-        if made is None or (steps == made and not draft and level in (0, 1)):
+        if made is None or (steps == made and not draft and level == 1):
             return
         other = f"{steps} step{'s' * (steps != 1)}"
-        if level not in (0, 1):
+        if level < 1:
             other = f"steps from level {level:g}"
         elif steps == made:
             other = f"a draft of {draft} and {steps - draft} after it (guidance.draft 0 leaves the draft out)"
@@ -242,7 +243,7 @@ class Pipeline(BasePipeline[DiffusionLM]):
         for row, number in enumerate(numbers):
             ids = request.conditions[number].ids or ()
             tokens[row, 1 : 1 + len(ids)] = torch.tensor(ids)
-        sampling = replace(request.sampling, steps=request.steps, sweeps=round(request.level * request.sampling.sweeps))
+        sampling = from_level(request.sampling, request.level)
         copies = tokens.repeat_interleave(request.steering.copies, 0)
         return determined_tokens(request.steering.automaton, predict.mask), sampling, (copies, request.level)
 
@@ -270,7 +271,7 @@ class Pipeline(BasePipeline[DiffusionLM]):
         if not self.model.self_conditions:
             found["self_cfg"] = "this model has no self-conditioning, so this setting has no effect; leave it out"
         if sampling.steps == 1:
-            found["noise_shift"] = "the only step starts at pure noise, so this setting has no effect; leave it out"
+            found["noise_shift"] = "there is one step, whose start stays, so this setting has no effect; leave it out"
         if self.model.settings.distilled_for:
             found["noise_shift"] = "a distilled model takes the steps that it was trained for, no others; leave it out"
         if not sampling.sweeps:

@@ -105,7 +105,7 @@ def _edit(options: argparse.Namespace) -> int:
     from diffusionlm.controls import read_controls
     from diffusionlm.data.corpora import read_texts
     from diffusionlm.pipelines.cost import metered
-    from diffusionlm.pipelines.diffusion import Pipeline
+    from diffusionlm.pipelines.diffusion import Pipeline, from_level
 
     expect_positive(options, "count", "ensure")
     texts = options.texts + ([] if options.file is None else [text for _, text in read_texts(options.file)])
@@ -115,7 +115,8 @@ def _edit(options: argparse.Namespace) -> int:
     if not isinstance(pipeline, Pipeline):
         raise UserError(f"{options.model}: a {pipeline.model.config.model_type} model edits no texts; diffusion models do")
     controls = read_controls(options.controls)
-    pipeline.check_given(given, sampling, [controls], LABELS)
+    left = from_level(sampling, options.level) if 0 < options.level < 1 else sampling
+    pipeline.check_given(given, left, [controls], LABELS)
     condition = pipeline.read_condition(options.condition)
     say_unconditional(pipeline, condition, sampling)
     watch, edits = watcher_of(options), 0

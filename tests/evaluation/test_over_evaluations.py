@@ -153,8 +153,8 @@ def test_the_figure_has_what_is_covered_alone() -> None:
         (["--evaluations", "4", "--steps", "4"], "evaluations: they decide the steps"),
         (["--evaluations", "0"], "evaluations: expected at least 1, got 0"),
         (["--evaluations", "4", "--sampling.sweeps", "2"], "sweeps: evaluations decides steps, passes and sweeps"),
-        (["--evaluations", "1", "--sampling.noise_shift", "2"], "sampling.noise_shift: the only step starts at pure noise"),
-        (["--steps", "1", "--sampling.noise_shift", "2"], "sampling.noise_shift: the only step starts at pure noise"),
+        (["--evaluations", "1", "--sampling.noise_shift", "2"], "noise_shift: there is one step, whose start stays"),
+        (["--steps", "1", "--sampling.noise_shift", "2"], "noise_shift: there is one step, whose start stays"),
         (["--evaluations", "4", "--sampling.sampler", "heun"], "the sampler 'heun' takes several evaluations in a step"),
     ],
 )

@@ -205,7 +205,7 @@ def test_steps_that_a_student_was_not_trained_for_are_said(teacher: str, capsys:
     pipe(1, Fox(), length=3, guidance={"draft": 0})
     assert capsys.readouterr().err == ""
     said = "steps: this model is distilled for 5 steps; it was not trained for {}, so its samples may be worse\n"
-    [*pipe.edit(text, 0.4)]
+    [*pipe.edit(text, 0.4, Fox())]  # which has no draft
     assert capsys.readouterr().err == said.format("steps from level 0.4")
     pipe(1, Fox(), length=3)
     after = "a draft of 2 and 3 after it (guidance.draft 0 leaves the draft out)"
