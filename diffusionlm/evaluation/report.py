@@ -80,7 +80,7 @@ class EvaluationRow(Row):
     @property
     def shared_settings(self) -> dict[str, Any]:
         """The settings that all frontiers of a system share: all but temperature, steps and what evaluations decide."""
-        own = OF_A_POINT if self.evaluations is None else (*OF_A_POINT, *SPENT, "guidance")
+        own = OF_A_POINT if self.evaluations is None else (*OF_A_POINT, *SPENT, "guidance", "noise_shift")
         sampling = {name: value for name, value in self.settings.get("sampling", {}).items() if name not in own}
         return {**self.settings, "sampling": sampling}
 

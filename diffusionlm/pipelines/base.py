@@ -24,7 +24,7 @@ from diffusionlm.data.tokenizers import decode_texts
 from diffusionlm.files import taken_version
 from diffusionlm.models.conditions import condition_of
 from diffusionlm.models.io import model_folder, model_tokenizer
-from diffusionlm.pipelines.budget import affordable, check_evaluations
+from diffusionlm.pipelines.budget import affordable, check_evaluations, noise_shift_for
 from diffusionlm.pipelines.conditioning import Requested, at_length, check_cfg, requested
 from diffusionlm.pipelines.effect import OFF, Unused, check_given, given_settings
 from diffusionlm.pipelines.gradient import Gradient
@@ -272,13 +272,16 @@ class BasePipeline(Generic[M]):
         """Return ``sampling`` with at most a number of network ``evaluations`` per candidate, see ``budget``.
 
         A model with logits is guided without gradients through the network, which cost two more evaluations in each step,
-        unless their scale is ``given``.
+        unless their scale is ``given``. A model with a source takes few steps at more noise.
 
         Raises:
             UserError: no such number, or one of the settings that it decides is ``given``; a model that has no steps.
         """
         spent = self.spent_on(sampling, check_evaluations(evaluations, given))
-        return replace(spent, guidance=affordable(spent.guidance, evaluations, given)) if self.has_logits else spent
+        if not self.has_logits:
+            return spent
+        shift = noise_shift_for(self.model, spent, evaluations, given) if self.has_flow else 0.0
+        return replace(spent, guidance=affordable(spent.guidance, evaluations, given), noise_shift=shift)
 
     def spent_on(self, sampling: SamplingConfig, evaluations: int) -> SamplingConfig:
         """Return ``sampling`` with the split of ``evaluations``. Raises UserError for a model that has no steps."""

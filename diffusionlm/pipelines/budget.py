@@ -10,6 +10,13 @@ quickstart's model after a minute of training (percent of 250 samples that the g
              16   16, 1, 0: 61 / 21        14, 1, 2: 61 / 36        7, 2, 2: 62 / 36         6, 2, 4: 61 / 37
              32   28, 1, 4: 63 / 43        24, 1, 8: - / 42         14, 2, 4: 63 / 50        12, 2, 8: 63 / 46
 
+With a source, steps at more noise (``noise_shift``; the same E2E sources, and 250 of the restaurants corpus):
+
+    evaluations   shift 0     1.5 to 2    2.5 to 3
+              8   55 / 32     61 / 41     61 / 42
+             16   62 / 51      - / 55     64 / -
+         32, 62   63 / 56     64 / 56
+
 Gradients through the network cost two more evaluations in each step, so they are left out, and so is the draft pass of few
 steps. Attributes of the restaurants corpus (success / percent accepted by the grammar; 20 to 30 targets, four samples each, one
 standard error about .06; with 62 evaluations and 28 such gradients .90 / 76):
@@ -28,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 from diffusionlm.config import UserError, plain_name
 from diffusionlm.core.guidance import Guidance
 from diffusionlm.core.sampler import Sampler
+from diffusionlm.models.conditions import condition_of
 from diffusionlm.pipelines.gradient import Gradient
 from diffusionlm.recipe.refine import APART
 
@@ -36,6 +44,7 @@ if TYPE_CHECKING:
     from diffusionlm.pipelines.base import SamplingConfig
 
 SPENT = ("steps", "passes", "sweeps")  # the settings that a number of evaluations decides
+SHIFTS = ((16, 3.0), (32, 2.0))  # evaluations below which a model with a source has a noise shift, and that shift
 SWEPT, PASSED = 8, 16  # evaluations from which sweeps have a share, and from which steps have two passes and guidance a draft
 
 
@@ -81,6 +90,15 @@ def spent_on(model: DiffusionLM, sampling: SamplingConfig, evaluations: int) -> 
     steps = (left - sweeps * sweep) // passes
     rest = left - sweeps * sweep - steps * passes
     return replace(sampling, steps=steps, passes=passes, sweeps=sweeps + able * rest // sweep)
+
+
+def noise_shift_for(model: Any, sampling: SamplingConfig, evaluations: int, given: Collection[str]) -> float:
+    """Return the noise shift of a few ``evaluations``: that of ``sampling``, or a larger one for a model with a source."""
+    condition = condition_of(model)
+    if "noise_shift" in given or sampling.noise_shift or condition is None or "source" not in condition.keys:
+        return sampling.noise_shift
+    fixed = model.settings.distilled_for is not None
+    return 0.0 if fixed else next((shift for most, shift in SHIFTS if evaluations < most), 0.0)
 
 
 def affordable(guidance: Guidance, evaluations: int, given: Collection[str]) -> Guidance:

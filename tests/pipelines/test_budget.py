@@ -75,6 +75,18 @@ def test_a_distilled_model_takes_its_steps_and_sweeps_with_the_rest(golden: Base
     assert [settings(pipe, n) for n in (2, 4, 6)] == [(2, 1, 0), (4, 1, 0), (4, 1, 2)]
 
 
+def test_few_steps_from_a_source_are_taken_at_more_noise(folder: Path, golden: BasePipeline[Any]) -> None:
+    pipe = open_pipeline(folder / "source")
+    shifts = {n: pipe.changed({"evaluations": n}).noise_shift for n in (8, 16, 32)}
+    assert shifts == {8: 3, 16: 2, 32: 0}
+    assert pipe.changed({"evaluations": 8, "noise_shift": 0.0}).noise_shift == 0
+    assert pipe.changed({"evaluations": 32, "noise_shift": 1.0}).noise_shift == 1
+    assert golden.changed({"evaluations": 8}).noise_shift == 0  # without a source
+    masked = open_pipeline(folder / "masked")
+    assert masked.changed({"evaluations": 8}).noise_shift == 0 and len(masked(1, evaluations=4)) == 1
+    assert pipe(1, source="ant bee", evaluations=4)[0].text == pipe(1, source="ant bee", evaluations=4)[0].text
+
+
 def test_no_gradient_passes_through_the_network_unless_it_is_asked_for(golden: BasePipeline[Any]) -> None:
     def guidance(**changes: Any) -> tuple[float, float, float]:
         found: Any = golden.changed(changes).guidance
