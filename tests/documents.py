@@ -131,7 +131,8 @@ def small(arguments: list[str]) -> list[str] | None:
         case "evaluate" if "--controls" in arguments:
             return [*arguments, "--targets-count", "2", "--samples", "2"]
         case "evaluate":
-            steps = ["--steps", "2"] if any("quickstart" in word for word in arguments) else []
+            pace = "--evaluations" if "--evaluations" in arguments else "--steps"
+            steps = [pace, "2"] if any("quickstart" in word for word in arguments) else []
             bound = ["--bound-texts", "2", "--strata", "8"] if not arguments[1].startswith("--") else []  # a model comes first
             return [*arguments, "--count", "3", *bound, "--temperatures", "0.8", *steps]
     return arguments
