@@ -163,7 +163,7 @@ class WordDenoiser:
         if self.model.settings.distilled_for:
             sampler = Aimed(sampler, self)
         elif self.sampling.noise_shift:
-            sampler = Shifted(sampler, self.sampling.noise_shift)
+            sampler = Shifted(sampler, self)
         return sample(
             self.wrapped(), self.model.process, x, sampler=sampler, steps=self.sampling.steps, noise=noise,
             level=level, steer=None if self.steering.energy is None else self._move, select=selected,
@@ -277,10 +277,10 @@ class Shifted(Sampler):
     """A sampler with its steps at other noise levels, see ``recipe.schedules.shifted``."""
 
     sampler: Sampler
-    shift: float
+    denoiser: WordDenoiser
 
     def times(self, schedule: NoiseSchedule, steps: int) -> Tensor:
-        return shifted(self.sampler.times(schedule, steps), schedule, self.shift)
+        return shifted(self.sampler.times(schedule, steps), schedule, self.denoiser.sampling.noise_shift)
 
     def step(
         self, denoise: Denoise, process: Process, history: History, xt: Tensor, t: Tensor, s: Tensor, noise: Noise

@@ -36,6 +36,7 @@ ALLOWED: dict[str, tuple[list[float], str]] = {  # the numbers that a field take
     "Gradient.max_logit_step": ([math.inf], "infinity is no limit, and the default of this setting"),
     "Number.mean": ([-1], "the mean of any numbers"),
     "Reward.passes": ([-1], "a score of the user's own function"),
+    "SamplingConfig.noise_shift": ([-1], "a difference of gamma"),
     "SamplingConfig.length": ([-1], "is compared with the longest text of the model, check_length"),
 }
 

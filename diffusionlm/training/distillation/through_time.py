@@ -19,8 +19,9 @@ from torch import Tensor
 
 from diffusionlm.config import UserError
 from diffusionlm.core.objective import Batch, Objective, ObjectiveConfig, expect_family
+from diffusionlm.models.io import model_folder
 from diffusionlm.models.masked import MaskedLM, word_positions
-from diffusionlm.pipelines.masked import MaskedPipeline, draw_words
+from diffusionlm.pipelines.masked import draw_words
 from diffusionlm.recipe.frozen import Frozen
 from diffusionlm.training.distillation.progressive import check_rounds, halved
 
@@ -71,7 +72,7 @@ class ThroughTimeObjective(Objective):
 
     def __init__(self, spec: ThroughTime, model: MaskedLM) -> None:
         super().__init__(model, model.config.special_ids["pad"])
-        self.spec, self.first = spec, Frozen(MaskedPipeline.from_pretrained(spec.teacher).model)
+        self.spec, self.first = spec, Frozen(MaskedLM.load(model_folder(spec.teacher)))
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
         self.student = Frozen.copy_of(model)
 
