@@ -23,7 +23,7 @@ import datasets  # type: ignore[import-untyped]
 from diffusionlm.config import Settings, UserError, to_plain
 from diffusionlm.data.batches import encode
 from diffusionlm.data.corpora import Corpus, Files
-from diffusionlm.evaluation.effect import changed_sampling, check_evaluation
+from diffusionlm.evaluation.effect import at_each_pace, check_evaluation
 from diffusionlm.evaluation.jobs import JUDGE, REFERENCE, Job, Progress, file_name, plain_sampling
 from diffusionlm.evaluation.judge import Judge, perplexity
 from diffusionlm.evaluation.likelihood import check_draws
@@ -202,17 +202,13 @@ class BenchmarkRunner:
 
     def model_jobs(self, system: str, pipeline: BasePipeline[Any], changes: Sequence[tuple[str, str]], dtype: str) -> list[Job]:
         """Return a model's jobs over steps or evaluations and temperatures, as far as it has them, checked."""
-        base = changed_sampling(pipeline, changes)
         temperatures = self.config.temperatures if pipeline.has_logits else (1.0,)
         if temperatures != self.config.temperatures:
             print(f"{system}: has no temperature (it predicts no logits): sampled at 1 only", file=sys.stderr)
         jobs, given = [], self.conditions(system, pipeline, self.real)
-        for pace, temperature in itertools.product(self._paces(pipeline, base), dict.fromkeys(temperatures)):
+        paces = at_each_pace(pipeline, self.config, changes)
+        for (pace, base), temperature in itertools.product(paces, dict.fromkeys(temperatures)):
             sampling = replace(base, temperature=temperature, seed=self.config.seed)
-            if pace.evaluations is not None:
-                sampling = pipeline.with_evaluations(sampling, pace.evaluations, [name for name, _ in changes])
-            elif pace.steps is not None:
-                sampling = replace(sampling, steps=pace.steps)
             pipeline.check(sampling)
             pipeline.check_requested(sampling, given or [Requested()])
             if given is not None:
@@ -223,14 +219,6 @@ class BenchmarkRunner:
                 self.sample_job(system, "model", generate, pace, temperature, settings, (pipeline, sampling.candidates))
             )
         return jobs
-
-    def _paces(self, pipeline: BasePipeline[Any], sampling: SamplingConfig) -> list[Pace]:
-        """Return the numbers of evaluations or steps at which a model is sampled; one token after the other has neither."""
-        if pipeline.exact_likelihood:
-            return [Pace()]
-        if self.config.evaluations:
-            return [Pace(evaluations=number) for number in dict.fromkeys(self.config.evaluations)]
-        return [Pace(steps=number) for number in dict.fromkeys(self.config.steps or [sampling.steps])]
 
     def _sampled(self, pipeline: BasePipeline[Any], sampling: SamplingConfig, given: list[Requested] | None) -> Iterator[str]:
         """Yield ``count`` samples, of a model with a condition one for each that is ``given``."""

@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from diffusionlm.config import Settings, UserError, build, override, to_plain
+from diffusionlm.evaluation.report import NO_PACE, Pace
 from diffusionlm.pipelines.base import BasePipeline, SamplingConfig
 from diffusionlm.pipelines.effect import Unused, check_given
 
@@ -57,21 +58,27 @@ def check_evaluation(
         alone = dict.fromkeys(("steps", "evaluations", "bound_texts", "strata", "orders", "dtype", *names), nothing)
         check_given({**chosen, **dict.fromkeys(names), **({} if dtype == "fp32" else {"dtype": dtype})}, [alone])
     check_given(chosen, (unused_in_evaluation(pipeline, config) for pipeline in pipelines.values()))
-    uses = ((pipeline, each) for pipeline in pipelines.values() for each in evaluated_sampling(pipeline, config, sampling))
+    uses = ((pipeline, each) for pipeline in pipelines.values() for _, each in at_each_pace(pipeline, config, sampling))
     check_sampling(names, (pipeline.unused(each) for pipeline, each in uses))
 
 
-def evaluated_sampling(
+def at_each_pace(
     pipeline: BasePipeline[Any], config: EvaluationConfig, changes: Sequence[tuple[str, str]]
-) -> Iterator[SamplingConfig]:
-    """Yield a model's sampling settings with ``changes`` at each number of evaluations or of steps."""
+) -> Iterator[tuple[Pace, SamplingConfig]]:
+    """Yield a model's sampling settings with ``changes`` at each number of evaluations or of steps, which both may be absent.
+
+    A model that samples one token after the other has neither.
+    """
     base = changed_sampling(pipeline, changes)
     if pipeline.exact_likelihood:
-        yield base
+        yield NO_PACE, base
     elif config.evaluations:
-        yield from (pipeline.with_evaluations(base, each, [name for name, _ in changes]) for each in config.evaluations)
+        given = [name for name, _ in changes]
+        for number in dict.fromkeys(config.evaluations):
+            yield Pace(evaluations=number), pipeline.with_evaluations(base, number, given)
     else:
-        yield from (replace(base, steps=each) for each in config.steps or [base.steps])
+        for number in dict.fromkeys(config.steps or [base.steps]):
+            yield Pace(steps=number), replace(base, steps=number)
 
 
 def changed_sampling(pipeline: BasePipeline[Any], changes: Sequence[tuple[str, str]]) -> SamplingConfig:
