@@ -18,7 +18,7 @@ from diffusionlm.training.distillation.progressive import Progressive
 from diffusionlm.training.distillation.through_time import ThroughTime
 from diffusionlm.training.run import RunConfig
 
-METHODS = ("progressive", "consistency", "flow-map", "sdtt")  # the last of masked models
+METHODS = {"progressive": "diffusion", "consistency": "diffusion", "flow-map": "diffusion", "sdtt": "masked"}  # of which models
 STUDENT = {  # of the sampling of a diffusion model's student, whose steps are those that it is trained for
     "passes": 1, "sweeps": 0, "sampler": {"name": "ddim"}, "step_temperature": None, "noise_shift": 0.0,
 }  # fmt: skip
@@ -81,11 +81,8 @@ def with_rounds(config: RunConfig, given: bool) -> RunConfig:
 
 def expect_model(method: str, model: ModelSpec) -> None:
     """Raise UserError where a ``method`` does not distil models of the spec ``model``."""
-    masked, family = METHODS[-1:], plain_name(type(model))
-    able = {"diffusion": METHODS[:-1], "masked": masked}.get(family, ())
-    through_time = issubclass(ObjectiveConfig.find(method), ThroughTime)
-    if through_time != (family == "masked") or not able:
+    family, wanted = plain_name(type(model)), "masked" if issubclass(ObjectiveConfig.find(method), ThroughTime) else "diffusion"
+    if family != wanted:
+        able = [name for name, of in METHODS.items() if of == family]
         better = f"; take {' or '.join(able)}" if able else ""
-        raise UserError(
-            f"method: {method!r} distils {'masked' if through_time else 'diffusion'} models, got a {family} model{better}"
-        )
+        raise UserError(f"method: {method!r} distils {wanted} models, got a {family} model{better}")

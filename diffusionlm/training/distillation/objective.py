@@ -162,8 +162,8 @@ class DistillationObjective(Objective):
         mixed = torch.rand(B, 1, device=device) < MIXED_SHARE
         level = schedule.training_times(torch.where(mixed, torch.rand(B, L, device=device), torch.rand(B, 1, device=device)))
         drawn = self.steps(B, device)
-        shares = ((2 * drawn.t - drawn.s).clamp(max=1), *drawn)
-        times = (torch.where(plain[:, None], level, times_at(schedule, each).expand(B, L)) for each in shares)
+        shares = torch.stack([(2 * drawn.t - drawn.s).clamp(max=1), *drawn])
+        times = (torch.where(plain[:, None], level, each.expand(B, L)) for each in times_at(schedule, shares))
         before, *step = (torch.where(free, time, 0).double() for time in times)
         return before, Step(*step), plain
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffusionlm.config import UserError
-from diffusionlm.core.objective import Batch
+from diffusionlm.core.objective import Batch, Objective
 from diffusionlm.recipe.frozen import Frozen
 from diffusionlm.training.distillation.objective import Distillation, DistillationObjective, Step
 
@@ -30,6 +30,34 @@ def halved(teacher_steps: int, evaluations: int) -> list[int]:
     while found[-1] > evaluations:
         found.append(found[-1] // 2)
     return found
+
+
+class InRounds(Objective):
+    """Part of an objective with rounds, of which all but the first have a copy of the ``student`` as the teacher.
+
+    ``updates`` counts those of the weights, of which each of the ``rounds`` of ``spec`` has ``round_steps``.
+    """
+
+    spec: Any
+    updates: Tensor
+    student: Frozen[Any]
+
+    def begin(self) -> None:
+        """Start the first round; the model is there."""
+        self.register_buffer("updates", torch.zeros((), dtype=torch.long))
+        self.student = Frozen.copy_of(self.model)
+
+    @property
+    def round(self) -> int:
+        """The number of the round, from 0."""
+        return min(int(self.updates) // self.spec.round_steps, len(self.spec.rounds) - 1)
+
+    def after_step(self) -> None:
+        """Make a copy of the student the teacher at the end of a round."""
+        before = self.round
+        self.updates += 1
+        if self.round != before:
+            self.student.module.load_state_dict(self.model.state_dict())
 
 
 @dataclass(frozen=True)
@@ -56,21 +84,14 @@ class Progressive(Distillation, name="progressive"):
         return ProgressiveObjective(self, model)
 
 
-class ProgressiveObjective(DistillationObjective):
-    """The module of ``Progressive``; ``updates`` counts those of the weights."""
+class ProgressiveObjective(InRounds, DistillationObjective):
+    """The module of ``Progressive``."""
 
     spec: Progressive
-    updates: Tensor
 
     def __init__(self, spec: Progressive, model: Any) -> None:
         super().__init__(spec, model)
-        self.register_buffer("updates", torch.zeros((), dtype=torch.long))
-        self.student = Frozen.copy_of(model)
-
-    @property
-    def round(self) -> int:
-        """The number of the round, from 0."""
-        return min(int(self.updates) // self.spec.round_steps, len(self.spec.rounds) - 1)
+        self.begin()
 
     def steps(self, count: int, device: torch.device) -> Step:
         size = self.spec.rounds[self.round]
@@ -83,9 +104,3 @@ class ProgressiveObjective(DistillationObjective):
         if not self.round:
             return super()._part(who, xt, t, s, previous, batch, condition)
         return self._posterior(self.student.on(xt.device), xt, t, s, previous, batch, condition)
-
-    def after_step(self) -> None:
-        before = self.round
-        self.updates += 1
-        if self.round != before:
-            self.student.module.load_state_dict(self.model.state_dict())

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from diffusionlm.config import UserError
-from diffusionlm.core.objective import Batch, Objective, ObjectiveConfig, expect_family
+from diffusionlm.core.objective import Batch, ObjectiveConfig, expect_family
 from diffusionlm.models.io import model_folder
 from diffusionlm.models.masked import MaskedLM, word_positions
 from diffusionlm.pipelines.masked import draw_words
 from diffusionlm.recipe.frozen import Frozen
-from diffusionlm.training.distillation.progressive import check_rounds, halved
+from diffusionlm.training.distillation.progressive import InRounds, check_rounds, halved
 
 
 @dataclass(frozen=True)
@@ -64,22 +64,16 @@ class ThroughTime(ObjectiveConfig, name="sdtt"):
         return ThroughTimeObjective(self, model)
 
 
-class ThroughTimeObjective(Objective):
-    """The module of ``ThroughTime``: ``distillation``, in nats per hidden word; ``updates`` counts those of the weights."""
+class ThroughTimeObjective(InRounds):
+    """The module of ``ThroughTime``: ``distillation``, in nats per hidden word."""
 
+    spec: ThroughTime
     model: MaskedLM
-    updates: Tensor
 
     def __init__(self, spec: ThroughTime, model: MaskedLM) -> None:
         super().__init__(model, model.config.special_ids["pad"])
         self.spec, self.first = spec, Frozen(MaskedLM.load(model_folder(spec.teacher)))
-        self.register_buffer("updates", torch.zeros((), dtype=torch.long))
-        self.student = Frozen.copy_of(model)
-
-    @property
-    def round(self) -> int:
-        """The number of the round, from 0."""
-        return min(int(self.updates) // self.spec.round_steps, len(self.spec.rounds) - 1)
+        self.begin()
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         ids, words = batch.ids, word_positions(batch.mask) & batch.free
@@ -103,10 +97,3 @@ class ThroughTimeObjective(Objective):
         drawn, _ = draw_words(first, torch.rand(ids.shape, device=ids.device, dtype=torch.float64), self.spec.temperature)
         second = model(torch.where(hidden & ~later, drawn, ids), later, batch.attend, given)
         return torch.where(later[..., None], second, first).softmax(-1)
-
-    def after_step(self) -> None:
-        """Make a copy of the student the teacher at the end of a round."""
-        before = self.round
-        self.updates += 1
-        if self.round != before:
-            self.student.module.load_state_dict(self.model.state_dict())
