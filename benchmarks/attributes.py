@@ -38,7 +38,7 @@ from statistics import stdev
 from typing import Any
 
 import torch
-from measure import RESULTS, ROOT, exit_status, file_name, load_or_measure, with_minutes
+from measure import RESULTS, ROOT, exit_status, expect_positive, file_name, load_or_measure, with_minutes
 from safetensors import safe_open
 from tabulate import tabulate
 
@@ -313,9 +313,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.quick:
         vars(options).update(QUICK)
-    for name in ("minutes", "steps", "samples", "min_count"):
-        if (value := getattr(options, name)) is not None and value <= 0:
-            parser.error(f"--{name.replace('_', '-')}: expected more than 0, got {value}")
+    expect_positive(parser, options, "minutes", "steps", "samples", "min_count")
     return options
 
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from measure import RESULTS, exit_status, file_name, with_minutes, with_steps
+from measure import RESULTS, exit_status, expect_positive, file_name, with_minutes, with_steps
 
 from diffusionlm.evaluation.benchmark import EvaluationConfig, evaluate
 from diffusionlm.evaluation.report import Report, table
@@ -91,9 +91,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     for row in options.rows:
         if row not in ROWS:
             parser.error(f"unknown row {row!r}; choose from {', '.join(ROWS)}")
-    for name in ("minutes", "steps", "made_for", "learning_rate"):
-        if (value := getattr(options, name)) is not None and value <= 0:
-            parser.error(f"--{name.replace('_', '-')}: expected more than 0, got {value}")
+    expect_positive(parser, options, "minutes", "steps", "made_for", "learning_rate")
     return options
 
 

@@ -167,14 +167,19 @@ def argument_parser(description: str | None, rows: Sequence[str], minutes: float
     return parser
 
 
+def expect_positive(parser: argparse.ArgumentParser, options: argparse.Namespace, *names: str) -> None:
+    """End with a message where a number among the options ``names`` is given and not above 0."""
+    for name in names:
+        if (value := getattr(options, name)) is not None and value <= 0:
+            parser.error(f"--{name.replace('_', '-')}: expected more than 0, got {value}")
+
+
 def parse_options(parser: argparse.ArgumentParser, rows: Sequence[str], arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse and check the command line; ``budget`` names the training budget, such as 10-minutes."""
     options = parser.parse_args(arguments)
     if unknown := [row for row in options.rows if row not in rows]:
         parser.error(f"unknown row {unknown[0]!r}; choose from {', '.join(rows)}")
-    for name in ("minutes", "steps"):
-        if (value := getattr(options, name)) is not None and value <= 0:
-            parser.error(f"--{name}: expected more than 0, got {value}")
+    expect_positive(parser, options, "minutes", "steps")
     if options.jobs < 0:
         parser.error(f"--jobs: expected 0 or more, got {options.jobs}")
     options.rows = options.rows or list(rows)

@@ -1,6 +1,6 @@
 """Figures over numbers of network evaluations: each system at the entropy of the reference texts, between its temperatures.
 
-A perplexity says nothing without the diversity of the same texts, so that all figures are interpolated at one entropy, and
+A perplexity has no meaning without the diversity of the same texts, so that all figures are interpolated at one entropy, and
 self-BLEU, copies and unique texts stand beside the perplexity. Nothing is extrapolated.
 """
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class AtEvaluations:
     """Figures of a system at an entropy of its texts (nats); None where its temperatures do not cover it.
 
-    ``evaluations`` are those asked for, of which ``spent`` were spent, None where they were not counted; ``entropies`` are the
+    ``evaluations`` are the most allowed, of which ``spent`` were spent, None where they were not counted; ``entropies`` are the
     lowest and the highest of its temperatures. ``judge_perplexity`` is log-linear in the entropy, the others are linear:
     ``self_bleu`` (0 to 100), ``unique`` and ``copied``, shares of the texts.
     """

@@ -64,7 +64,7 @@ class EvaluationRow(Row):
 
     @property
     def pace(self) -> Pace:
-        """The steps or evaluations that the row was asked for."""
+        """The number of steps or evaluations that the row was sampled with."""
         return Pace(self.steps, self.evaluations)
 
     @property
@@ -168,7 +168,7 @@ class Report(ResumableReport):
         return found
 
     def over_evaluations(self) -> dict[str, list[AtEvaluations]]:
-        """Return each system's figures at the entropy of the reference texts, for every number of evaluations asked for."""
+        """Return each system's figures at the entropy of the reference texts, for every number of evaluations."""
         found: dict[str, list[AtEvaluations]] = {}
         for rows in self.frontiers().values() if self.reference else ():
             if rows[0].evaluations is not None:

@@ -46,7 +46,7 @@ class SamplingConfig(Settings):
             the estimate of the one before.
         sampler: the sampler, by name or import path.
         noise_shift: is added to gamma of all steps but the first, to spend steps at more noise (above 0) or less. Models with a
-            condition need fewer steps with a shift of 2 to 3: what the condition decides is decided at high noise.
+            source need fewer steps with a shift of 2 to 3: what the source decides is decided at high noise.
         temperature: of the token posterior; below 1 gives more fluent and less diverse samples. Needs prediction ``logits``.
         step_temperature: of the posterior whose mean the sampler moves toward; empty is ``temperature``. Near 0 the sampler
             moves toward the most probable token, while self-conditioning still receives the posterior mean.

@@ -95,10 +95,11 @@ def spent_on(model: DiffusionLM, sampling: SamplingConfig, evaluations: int) -> 
 def noise_shift_for(model: Any, sampling: SamplingConfig, evaluations: int, given: Collection[str]) -> float:
     """Return the noise shift of a few ``evaluations``: that of ``sampling``, or a larger one for a model with a source."""
     condition = condition_of(model)
-    if "noise_shift" in given or sampling.noise_shift or condition is None or "source" not in condition.keys:
+    if "noise_shift" in given or sampling.noise_shift or model.settings.distilled_for:
         return sampling.noise_shift
-    fixed = model.settings.distilled_for is not None
-    return 0.0 if fixed else next((shift for most, shift in SHIFTS if evaluations < most), 0.0)
+    if condition is None or "source" not in condition.keys:
+        return sampling.noise_shift
+    return next((shift for most, shift in SHIFTS if evaluations < most), 0.0)
 
 
 def affordable(guidance: Guidance, evaluations: int, given: Collection[str]) -> Guidance:
