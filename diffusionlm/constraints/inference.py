@@ -112,6 +112,30 @@ def allowed_substitutes(automaton: DFA, ids: Tensor, lengths: Tensor) -> Tensor:
     return by_symbol[..., classes]
 
 
+class Lookahead:
+    """What an automaton leaves possible, for tokens that are drawn from left to right.
+
+    Tokens to come count with the probability that their independent posteriors end in an accepted sequence.
+    """
+
+    def __init__(self, automaton: DFA, logits: Tensor, lengths: Tensor) -> None:
+        """Start before the first token; ``logits`` (B, L, V) and ``lengths`` (B,) are as in ``condition``."""
+        self.given, self.lengths = logits, lengths
+        self.log_p, _, self.beta = _messages(automaton, logits, lengths)
+        self.step, self.classes = automaton.step.to(logits.device), automaton.classes.to(logits.device)
+        self.state, self.possible = torch.zeros_like(lengths), self.beta[0][0] > NEVER / 2
+
+    def logits(self, i: int) -> Tensor:
+        """Return the logits (B, V) of token ``i``, which follows the tokens taken so far."""
+        after = self.beta[i + 1].T.gather(1, self.step[self.state])[:, self.classes]
+        inside = (self.possible & (i < self.lengths))[:, None]
+        return torch.where(inside, (self.log_p[:, i] + after).clamp(min=NEVER), self.given[:, i])
+
+    def take(self, i: int, tokens: Tensor) -> None:
+        """Continue behind ``tokens`` (B,) at position ``i``."""
+        self.state = torch.where(i < self.lengths, self.step[self.state, self.classes[tokens]], self.state)
+
+
 def _inside(logits: Tensor, lengths: Tensor) -> Tensor:
     return torch.arange(logits.shape[1], device=logits.device) < lengths[:, None]
 

@@ -29,6 +29,7 @@ from diffusionlm.models.backbones import Backbone
 from diffusionlm.models.conditional import ConditionalSpec
 from diffusionlm.models.conditions import Condition, Conditioned
 from diffusionlm.models.io import SavedConfig, SpecialToken, Whole, check_special_ids, load_pretrained, special_ids
+from diffusionlm.models.joint import JointHead
 from diffusionlm.models.leave_one_out import LeaveOneOut
 from diffusionlm.models.spec import ModelSpec
 from diffusionlm.models.student import StepInput, Toward
@@ -79,6 +80,7 @@ class ModelConfig(WordVectorSpec, name="diffusion"):
         condition: a further input that samples are conditioned on.
         explicit_length: whether lengths are drawn first and only non-padding tokens modelled; else PAD is a word like others.
         distilled_for: of a distilled model, the evaluations per sample that it is made for; see ``models.student``.
+        joint_width: width of the layer that predicts the tokens of a text jointly, if there is one; see ``models.joint``.
     """
 
     dimension: int = 64
@@ -96,14 +98,19 @@ class ModelConfig(WordVectorSpec, name="diffusion"):
     process: Process = field(default_factory=VariancePreserving)
     condition: Condition | None = None
     distilled_for: int | None = None
+    joint_width: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "process", replace(self.process, schedule=self.schedule))  # type: ignore[type-var]
         self.expect("0 or more", "evidence", "initial_deviation")
-        self.expect("1 to 10000", "distilled_for")
+        self.expect("1 to 10000", "distilled_for", "joint_width")
         if self.distilled_for and not self.has_logits:
             raise UserError("distilled_for: a distilled model needs prediction 'logits'")
+        if self.joint_width and not (self.has_logits and self.explicit_length):
+            raise UserError("joint_width: a joint prediction of the tokens needs prediction 'logits' and explicit_length")
+        if self.joint_width and self.distilled_for:
+            raise UserError("joint_width: a joint head draws tokens, and the steps of a model with distilled_for draw none")
         if self.learned_variance and self.has_logits:
             raise UserError("learned_variance: expected false with prediction 'logits', whose output is no vector")
         if self.excludes_self and not (self.has_logits and self.evidence):
@@ -133,8 +140,7 @@ class ModelConfig(WordVectorSpec, name="diffusion"):
         return DiffusionLM.new(settings, tokenizer, rows, max_length)
 
     def load(self, folder: str | Path) -> DiffusionLM:
-        model = DiffusionLM.load(folder)
-        return model.student(self.distilled_for) if self.distilled_for else model
+        return DiffusionLM.load(folder).with_parts(self)
 
     def unfitted(self, settings: Self) -> Self:
         return replace(super().unfitted(settings), schedule=self.schedule)
@@ -263,9 +269,11 @@ class DiffusionLM(DenoisingModel, WordVectorModel):
         outputs = V if settings.has_logits else D * (2 if settings.learned_variance else 1)
         self.build_network(settings, inputs, outputs, config.max_tokens)
         self.step_input = StepInput(D, self.reads_evidence) if settings.distilled_for else None
+        self.joint = JointHead(V, D, settings.joint_width) if settings.joint_width else None
         self.post_init()  # type: ignore[no-untyped-call]
-        if self.step_input is not None:
-            self.step_input.reset()
+        for part in (self.step_input, self.joint):
+            if part is not None:
+                part.reset()
 
     @classmethod
     def load(cls, folder: str | Path, base: str | Path | None = None) -> Self:
@@ -303,10 +311,22 @@ class DiffusionLM(DenoisingModel, WordVectorModel):
 
     def student(self, evaluations: int) -> DiffusionLM:
         """Return a copy to be distilled for a number of ``evaluations`` per sample; it starts as the same denoiser."""
+        return self.with_parts(replace(self.settings, distilled_for=evaluations))
+
+    def with_parts(self, settings: ModelConfig) -> DiffusionLM:
+        """Return this model, or if it lacks parts that are added to a trained denoiser, a copy with those of ``settings``.
+
+        The copy starts as the same denoiser.
+        """
+        added = {name: getattr(settings, name) or getattr(self.settings, name) for name in ("distilled_for", "joint_width")}
+        wanted = replace(self.settings, **added)
+        if wanted == self.settings:
+            return self
         config: Any = copy.deepcopy(self.config)
-        config.settings = to_plain(replace(self.settings, distilled_for=evaluations))
+        config.settings = to_plain(wanted)
         model = DiffusionLM(config)
-        model.load_state_dict(self.state_dict(), strict=False)
+        own = model.state_dict()
+        model.load_state_dict({name: value for name, value in self.state_dict().items() if name in own}, strict=False)
         return model
 
     @property

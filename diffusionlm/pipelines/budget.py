@@ -84,6 +84,9 @@ def spent_on(model: DiffusionLM, sampling: SamplingConfig, evaluations: int) -> 
     if made := model.settings.distilled_for:
         steps = min(left, made)
         return replace(sampling, steps=steps, passes=1, sweeps=able * (left - steps) // sweep)
+    if model.joint is not None:
+        steps, sweeps = joint_split(left)
+        return replace(sampling, steps=steps + (sweeps % sweep), passes=1, sweeps=sweeps // sweep)
     passes = 2 if model.self_conditions and left >= PASSED else 1
     refined = left // (8 if left >= PASSED else 4) if left >= SWEPT else int(left == 2)
     sweeps = able * (refined // sweep)
@@ -92,10 +95,16 @@ def spent_on(model: DiffusionLM, sampling: SamplingConfig, evaluations: int) -> 
     return replace(sampling, steps=steps, passes=passes, sweeps=sweeps + able * rest // sweep)
 
 
+def joint_split(evaluations: int) -> tuple[int, int]:
+    """Return the steps and the sweeps of a model with a joint head."""
+    sweeps = evaluations // 2 if evaluations < 8 else evaluations // 4
+    return evaluations - sweeps, sweeps
+
+
 def noise_shift_for(model: Any, sampling: SamplingConfig, evaluations: int, given: Collection[str]) -> float:
     """Return the noise shift of a few ``evaluations``: that of ``sampling``, or a larger one for a model with a source."""
     condition = condition_of(model)
-    if "noise_shift" in given or sampling.noise_shift or model.settings.distilled_for:
+    if "noise_shift" in given or sampling.noise_shift or model.settings.distilled_for or model.settings.joint_width:
         return sampling.noise_shift
     if condition is None or "source" not in condition.keys:
         return sampling.noise_shift

@@ -26,6 +26,7 @@ from diffusionlm.models.diffusion import DiffusionLM
 from diffusionlm.models.student import Toward
 from diffusionlm.pipelines.base import SamplingConfig
 from diffusionlm.pipelines.conditioning import guided, guided_logits
+from diffusionlm.pipelines.joint import draw_tokens
 from diffusionlm.pipelines.steering import Steering
 from diffusionlm.recipe.posterior import apply_temperature, pin_logits, posterior_state
 from diffusionlm.recipe.schedules import shifted, times_at
@@ -132,6 +133,7 @@ class WordDenoiser:
         self.predict, self.sampling, self.steering = predict, sampling, steering
         self.model, self.mask, self.embedding = predict.model, predict.mask, predict.embedding
         self.previous: Tensor | None = None
+        self.noise: Noise = torch.randn_like
         self.toward: Tensor | None = None  # the time of the next step, which distilled models read
         if self.model.explicit_length:
             self.known, self.ids = boundaries(self.mask, self.model.config.special_ids, tokens)
@@ -152,6 +154,7 @@ class WordDenoiser:
             self.previous = self.previous if rows is None or self.previous is None else self.previous[rows]
             return rows
 
+        self.noise = noise
         pure = noise(self.embedding.new_zeros(*self.mask.shape, self.embedding.shape[1]))
         if start is None:
             x, level = self.model.process.rescale(pure, 1.0), 1.0
@@ -160,7 +163,7 @@ class WordDenoiser:
             times = torch.full((len(pure),), level, dtype=torch.float64, device=pure.device)
             x = process.noise(self.model.encode(tokens), times, pure).to(pure)
         sampler = self.sampling.sampler
-        if self.model.settings.distilled_for:
+        if self.model.settings.distilled_for or self.model.joint is not None:
             sampler = Aimed(sampler, self)
         elif self.sampling.noise_shift:
             sampler = Shifted(sampler, self)
@@ -194,6 +197,10 @@ class WordDenoiser:
                 prediction = replace(prediction, logits=self.steering.constrain(prediction.logits, self.mask))
             self.previous = self._posterior_mean(prediction, self.sampling.temperature, None).x0
         prediction, shift = self._guided(xt, t)
+        if self.model.joint is not None:
+            drawn = self._drawn(prediction, shift)
+            self.previous = drawn.x0
+            return drawn
         estimate = self._posterior_mean(prediction, self.sampling.temperature, shift)
         self.previous = estimate.x0
         if self.sampling.step_temperature is None:
@@ -204,7 +211,7 @@ class WordDenoiser:
         """Return the model's prediction without barred tokens; with controls, given tokens have probability 1."""
         denoised = self.predict(xt, t, self.previous, self.toward)
         logits = denoised.logits + self.predict.bar
-        if self.steering.active and self.model.explicit_length:
+        if (self.steering.active or self.model.joint is not None) and self.model.explicit_length:
             logits = pin_logits(logits, self.known, self.ids)
         return replace(denoised, logits=logits)
 
@@ -221,6 +228,8 @@ class WordDenoiser:
         if steering.energy is not None:
             state = state or posterior_state(logits, xt, text_times(t), self.mask, self.embedding)
             logits = steering.guidance.guide_logits(steering.energy, logits, state, self.embedding)
+        if self.model.joint is not None:  # draws from the joint distribution are constrained themselves
+            return replace(prediction, logits=logits), shift
         return replace(prediction, logits=steering.constrain(logits, self.mask)), shift
 
     def _shifted(self, xt: Tensor, t: Tensor) -> tuple[Denoised, GuidanceState, Tensor]:
@@ -238,6 +247,16 @@ class WordDenoiser:
             (slope,) = torch.autograd.grad(-self.energy(state).sum(), xt, retain_graph=True)  # the state is used again
         shift = over_coordinates(s**2 / a.clamp(min=1e-3), xt) * slope
         return replace(denoised, x0=denoised.x0.detach(), logits=denoised.logits.detach()), state, shift
+
+    def _drawn(self, prediction: Denoised, shift: Tensor | None) -> Denoised:
+        """Return draws from the joint distribution of the prediction, as logits and as vectors moved by ``shift``."""
+        model, logits = self.model, prediction.logits
+        assert model.joint is not None
+        noise = self.noise(logits[..., :1])[..., 0]
+        ahead = self.steering.lookahead(logits, self.mask)
+        tokens = draw_tokens(model.joint, self.embedding, logits, self.sampling.temperature, noise, ahead)
+        x0, everywhere = model.encode(tokens), torch.ones_like(self.mask)
+        return replace(prediction, x0=x0 if shift is None else x0 + shift, logits=pin_logits(logits, everywhere, tokens))
 
     def _posterior_mean(self, prediction: Denoised, temperature: float, shift: Tensor | None) -> Denoised:
         """Return the prediction at ``temperature``, with x_0 moved by ``shift``."""
@@ -257,7 +276,7 @@ class WordDenoiser:
 
 @dataclass(frozen=True)
 class Aimed(Sampler):
-    """A sampler that takes a distilled model's steps, equal shares of a run, and tells the denoiser where each leads."""
+    """A sampler that takes a distilled model's steps, equal shares of a run, and passes on to the denoiser where each leads."""
 
     sampler: Sampler
     denoiser: WordDenoiser

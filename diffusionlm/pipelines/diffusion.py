@@ -274,6 +274,9 @@ class Pipeline(BasePipeline[DiffusionLM]):
             found["noise_shift"] = "there is one step, whose start stays, so this setting has no effect; leave it out"
         if self.model.settings.distilled_for:
             found["noise_shift"] = "a distilled model takes the steps that it was trained for, no others; leave it out"
+        if self.model.joint is not None:
+            drawn = "this model draws the tokens of each step, so this setting has no effect; leave it out"
+            found |= {"step_temperature": drawn, "clamp": drawn}
         if not sampling.sweeps:
             found["sweep_odds"] = "there are no sweeps, so this setting has no effect; leave it out, or raise sweeps above 0"
         if not controls:

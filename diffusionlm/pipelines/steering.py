@@ -15,7 +15,14 @@ import torch
 from torch import Tensor
 
 from diffusionlm.constraints.dfa import DFA
-from diffusionlm.constraints.inference import allowed_substitutes, condition, forced_tokens, log_probability, viterbi
+from diffusionlm.constraints.inference import (
+    Lookahead,
+    allowed_substitutes,
+    condition,
+    forced_tokens,
+    log_probability,
+    viterbi,
+)
 from diffusionlm.constraints.spelling import proper_texts
 from diffusionlm.controls import Binding, CompiledControl, Control
 from diffusionlm.core.guidance import Energy, Guidance
@@ -103,6 +110,10 @@ class Steering:
             allowed = allowed_substitutes(self.automaton, tokens[:, 1:], mask.sum(1) - 2)
             logits = torch.cat([logits[:, :1], logits[:, 1:].masked_fill(~allowed, -math.inf)], 1)
         return logits
+
+    def lookahead(self, logits: Tensor, mask: Tensor) -> Lookahead | None:
+        """Return the automaton for draws of the tokens behind BOS, from left to right; None without one."""
+        return None if self.automaton is None else Lookahead(self.automaton, logits[:, 1:], mask.sum(1) - 2)
 
     def decode(self, logits: Tensor, mask: Tensor) -> Tensor:
         """Return the most probable tokens (B, L) that the automaton accepts: the Viterbi path."""

@@ -11,7 +11,14 @@ from test_dfa import ANY, SIZE, letters, random_language
 from torch import Tensor
 
 from diffusionlm.constraints.dfa import DFA, empty, everything, one_of, repeat, sequence, union
-from diffusionlm.constraints.inference import allowed_substitutes, condition, forced_tokens, log_probability, viterbi
+from diffusionlm.constraints.inference import (
+    Lookahead,
+    allowed_substitutes,
+    condition,
+    forced_tokens,
+    log_probability,
+    viterbi,
+)
 
 LENGTHS = torch.tensor([5, 3, 1, 0, 4])
 KNOWN = [
@@ -181,3 +188,28 @@ def test_forced_words_are_those_with_one_possible_token() -> None:
             sure = certain[row, :length].long() * int(length in language.lengths(length))
             expected = torch.where(sure.any(-1), sure.argmax(-1), -1).tolist()
             assert held[row].tolist() == expected + [-1] * (6 - length)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_draws_with_a_lookahead_have_the_probability_given_acceptance(language: DFA) -> None:
+    torch.manual_seed(3)
+    logits = draw_logits()
+    for row, length in enumerate(LENGTHS.tolist()):
+        known = weighed(language, logits[row], length)
+        total = torch.tensor(list(known.values())).logsumexp(0) if known else torch.tensor(0.0)
+        for text, nats in list(known.items())[:5]:
+            ahead, found = Lookahead(language, logits[row : row + 1], torch.tensor([length])), 0.0
+            for i, word in enumerate(text):
+                found += float(ahead.logits(i)[0].log_softmax(-1)[word])
+                ahead.take(i, torch.tensor([word]))
+            assert found == pytest.approx(float(nats - total), abs=1e-5)
+
+
+def test_a_lookahead_leaves_what_is_behind_the_text_and_texts_of_impossible_lengths() -> None:
+    logits, language = draw_logits(), repeat(one_of([0], SIZE), 3, 3)
+    ahead = Lookahead(language, logits, LENGTHS)
+    assert torch.equal(ahead.logits(0)[[0, 2, 3, 4]], logits[[0, 2, 3, 4], 0])  # only the second has three tokens
+    for i in range(3):
+        assert ahead.logits(i)[1].softmax(-1).tolist() == pytest.approx([1] + [0] * (SIZE - 1))
+        ahead.take(i, torch.zeros_like(LENGTHS))
+    assert torch.equal(ahead.logits(4), logits[:, 4])
