@@ -25,6 +25,7 @@ from diffusionlm.training.run import read_config, train
 
 # The method of each row, and its changes to the objective's settings.
 ROWS: dict[str, tuple[str, dict[str, str]]] = {
+    "joint": ("joint", {}),
     "progressive": ("progressive", {}),
     "progressive, perturbed estimate": ("progressive", {"previous": "perturbed"}),
     "progressive, no estimate": ("progressive", {"previous": "none"}),
@@ -34,7 +35,7 @@ ROWS: dict[str, tuple[str, dict[str, str]]] = {
     "flow map, lagrangian": ("flow-map", {"form": "lagrangian"}),
     "flow map, eulerian": ("flow-map", {"form": "eulerian"}),
 }
-MAIN = ("progressive", "consistency", "flow map")
+MAIN = ("joint", "progressive", "consistency", "flow map")
 
 
 def student(row: str, options: argparse.Namespace) -> Path:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -115,7 +115,9 @@ class Objective(nn.Module):
 
 
 class ObjectiveConfig(Component, family="objective"):
-    """Base of the objectives' hyperparameters."""
+    """Base of the objectives' hyperparameters; one that ``trains_joint`` trains only the joint head of a trained model."""
+
+    trains_joint: ClassVar[bool] = False
 
     def check(self, model: Any) -> None:
         """Raise UserError where the objective does not train models of the spec ``model``."""

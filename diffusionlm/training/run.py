@@ -73,6 +73,14 @@ class RunConfig(Settings):
     def check(self) -> None:
         """Raise UserError where the settings do not go together."""
         self.objective.check(self.model)
+        if self.objective.trains_joint and self.init_from is None:
+            raise UserError("init_from: expected a trained model, whose joint head is trained; see: diffusionlm distill --help")
+        if getattr(self.model, "joint_width", None) and not self.objective.trains_joint:
+            name = plain_name(type(self.objective))
+            raise UserError(
+                f"objective: {name!r} would leave the joint head behind the model that it is made for; train the model without "
+                "joint_width, and its joint head afterwards: diffusionlm distill"
+            )
         if not self.adapter.complete and self.init_from is None:
             name = plain_name(type(self.adapter))
             raise UserError(f"init_from: expected a base model, since the adapter {name!r} saves no complete model")

@@ -45,18 +45,22 @@ def _train(options: argparse.Namespace) -> int:
     MODEL,
     CONFIG,
     option("--out", "run folder: the student, log, samples, checkpoints", "FOLDER", required=True),
-    option("--method", "see: diffusionlm show objectives (default %(default)s)", "NAME", default="progressive"),
+    option("--method", "see: diffusionlm show objectives (default %(default)s)", "NAME", default="joint"),
     option("--evaluations", "evaluations of the network per text (default %(default)s)", default=4),
-    example="distill runs/e2e --out runs/e2e-4 --training.steps 2000 --objective.teacher_steps 32",
+    example="distill runs/e2e --out runs/e2e-4 --method progressive --objective.teacher_steps 32",
 )
 def _distill(options: argparse.Namespace) -> int:
     """Train a student that generates in a few evaluations what a trained model does in many; resumed like ``train``."""
+    from diffusionlm.models.classifier.model import copy_classifiers
     from diffusionlm.training.distillation.config import distillation_config
     from diffusionlm.training.run import train
 
     expect_positive(options, "evaluations")
     given = (options.model, options.method, options.evaluations, options.config, options.overrides)
-    return 0 if train(distillation_config(*given), options.out) else 130
+    if not train(distillation_config(*given), options.out):
+        return 130
+    copy_classifiers(options.model, options.out)
+    return 0
 
 
 @command(

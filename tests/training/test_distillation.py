@@ -166,8 +166,9 @@ def test_a_few_updates_lower_the_loss_on_held_out_texts(teacher: str, tmp_path: 
 
 def test_a_student_is_an_ordinary_model(teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "student")
-    assert main(["distill", teacher, "--out", out, "--evaluations", "2", "--objective.teacher_steps", "4"]) == 0
-    assert main(["distill", teacher, "--out", out, "--evaluations", "2", "--objective.teacher_steps", "4"]) == 0
+    progressive = ["--method", "progressive", "--evaluations", "2", "--objective.teacher_steps", "4"]
+    assert main(["distill", teacher, "--out", out, *progressive]) == 0
+    assert main(["distill", teacher, "--out", out, *progressive]) == 0
     assert "already trained" in capsys.readouterr().err
     pipe = Pipeline.from_pretrained(out)
     assert (pipe.sampling.steps, pipe.sampling.passes, pipe.model.settings.distilled_for) == (2, 1, 2)
@@ -244,6 +245,7 @@ def test_the_number_of_steps_reaches_the_network(teacher: str) -> None:
 def test_refusals(teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = str(Path(teacher) / "model")
     out = str(tmp_path / "out")
+    halving = ("distill", teacher, "--out", out, "--method", "progressive")
     sentences = {
         ("distill", model, "--out", out): "expected a run folder, or a model folder and its run's config.yaml as --config",
         (
@@ -253,25 +255,22 @@ def test_refusals(teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
             out,
             "--method",
             "regression",
-        ): "method: expected one of progressive, consistency, flow-map",
+        ): "method: expected one of joint, progressive, consistency, flow-map",
         ("distill", teacher, "--out", out, "--method", "progresive"): "did you mean 'progressive'?",
         ("distill", teacher, "--out", out, "--evaluations", "0"): "--evaluations: expected at least 1, got 0",
-        ("distill", teacher, "--out", out, "--objective.teacher_steps", "12"): "teacher_steps: expected 4 times 2, 4, 8, ...",
+        (*halving, "--objective.teacher_steps", "12"): "teacher_steps: expected 4 times 2, 4, 8, ...",
         (
-            "distill",
-            teacher,
-            "--out",
-            out,
+            *halving,
             "--training.steps",
             "6",
             "--objective.round_steps",
             "2",
         ): "training.steps: expected more than 6, got 6: 4 rounds of objective.round_steps 2 go from 64 steps to 4",
         ("distill", teacher, "--out", out, "--method", "sdtt"): (
-            "method: 'sdtt' distils masked models, got a diffusion model; take progressive or consistency or flow-map"
+            "method: 'sdtt' distils masked models, got a diffusion model; take joint or progressive or consistency or flow-map"
         ),
-        ("distill", teacher, "--out", out, "--model.distilled_for", "3"): "expected model.distilled_for 4",
-        ("distill", teacher, "--out", out, "--objective.teacher", ""): "objective.teacher: expected the folder",
+        (*halving, "--model.distilled_for", "3"): "expected model.distilled_for 4",
+        (*halving, "--objective.teacher", ""): "objective.teacher: expected the folder",
     }
     for command, sentence in sentences.items():
         assert main(list(command)) == 2

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from diffusionlm.data.batches import DataConfig, Encoded
 from diffusionlm.data.folders import is_folder
 from diffusionlm.data.labels import NONE, OTHER, Labelled, Labels, check_vocabulary, fields_of
 from diffusionlm.data.tokenizers import load_tokenizer
+from diffusionlm.files import write_folder
 from diffusionlm.models.backbones import Backbone, Transformer
 from diffusionlm.models.classifier.accuracy import value_measures
 from diffusionlm.models.diffusion import DiffusionLM
@@ -335,6 +337,16 @@ def words_digest(model: DiffusionLM) -> str:
     """Return a digest of a model's word vectors that is the same for weights loaded in fp32 and in bf16."""
     words = model.embedding.weight.detach().cpu().bfloat16().contiguous().view(torch.int16)
     return hashlib.sha256(words.numpy().tobytes()).hexdigest()[:16]
+
+
+def copy_classifiers(model: str | Path, other: str | Path) -> None:
+    """Copy the classifiers in the folder of ``model``, or of its run, to that of a model with the same word vectors."""
+    home, new = (model_folder(folder) / "classifiers" for folder in (model, other))
+    for config in sorted([*home.glob("*/config.json"), *home.glob("*/model/config.json")]):
+        folder, name = config.parent, config.relative_to(home).parts[0]
+        files = [path for path in folder.iterdir() if path.is_file()]
+        if not (new / name).exists():
+            write_folder(new / name, lambda staged, files=files: [shutil.copy(path, staged / path.name) for path in files])
 
 
 def find_classifier(model: str | Path, name: str) -> Path:

@@ -12,16 +12,23 @@ from diffusionlm.core.objective import ObjectiveConfig
 from diffusionlm.data.reading import read_text
 from diffusionlm.models.spec import ModelSpec
 from diffusionlm.pipelines.base import saved_sampling
+from diffusionlm.pipelines.budget import joint_split
 from diffusionlm.training.adapting import settings_of
+from diffusionlm.training.distillation.joint import Joint
 from diffusionlm.training.distillation.objective import Distillation
 from diffusionlm.training.distillation.progressive import Progressive
 from diffusionlm.training.distillation.through_time import ThroughTime
 from diffusionlm.training.run import RunConfig
 
-METHODS = {"progressive": "diffusion", "consistency": "diffusion", "flow-map": "diffusion", "sdtt": "masked"}  # of which models
+METHODS = {  # the family of models that each distils
+    "joint": "diffusion", "progressive": "diffusion", "consistency": "diffusion", "flow-map": "diffusion", "sdtt": "masked"
+}  # fmt: skip
 STUDENT = {  # of the sampling of a diffusion model's student, whose steps are those that it is trained for
     "passes": 1, "sweeps": 0, "sampler": {"name": "ddim"}, "step_temperature": None, "noise_shift": 0.0,
 }  # fmt: skip
+WIDTH = 256  # of the joint head
+JOINT = {"passes": 1, "sampler": {"name": "ddpm"}, "temperature": 0.85, "step_temperature": None, "noise_shift": 0.0}
+HEAD_OPTIMIZER = {"name": "adamw", "learning_rate": 0.003, "betas": (0.9, 0.98), "weight_decay": 0.01}
 STEPS_SHARE = 0.5  # of the teacher's steps: one of distillation takes about twice the time of one of training
 
 
@@ -30,7 +37,8 @@ def distillation_config(
 ) -> RunConfig:
     """Return the settings of a run that distils ``teacher``, the folder of a run, or of a model with a config in ``paths``.
 
-    Data and training are those of the teacher's run, with half of its steps; ``assignments`` change them.
+    Data and training are those of the teacher's run, with half of its steps, or for a joint head with as many and an optimizer
+    of its own; ``assignments`` change them.
 
     Raises:
         UserError: a teacher without a config, of another family, or distilled itself; a wrong setting.
@@ -44,16 +52,22 @@ def distillation_config(
         plain = merge(plain, read_yaml(read_text(path), str(path)))
     plain.pop("format_version", None)
     base = build(RunConfig, {**plain, **settings_of(teacher), "objective": {"name": "cross-entropy"}, "init_from": None})
-    if not issubclass(ObjectiveConfig.find(method), Distillation | ThroughTime):
-        raise UserError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
     expect_model(method, base.model)
-    objective = build(ObjectiveConfig, {"name": method, "teacher": teacher, "evaluations": evaluations})
-    training = replace(base.training, steps=max(1, round(STEPS_SHARE * base.training.steps)))
+    if any(getattr(base.model, name, None) for name in ("distilled_for", "joint_width")):
+        raise UserError(f"{teacher}: this model is distilled itself; give the one that it was made from")
+    given = {} if method == "joint" else {"teacher": teacher, "evaluations": evaluations}
+    objective = build(ObjectiveConfig, {"name": method, **given})
+    share = 1.0 if isinstance(objective, Joint) else STEPS_SHARE
+    training = replace(base.training, steps=max(1, round(share * base.training.steps)))
     plain = to_plain(base) | {"objective": to_plain(objective), "training": to_plain(training), "init_from": teacher}
     plain["sampling"] = to_plain(saved_sampling(teacher)) | {"steps": evaluations}
     if isinstance(objective, Distillation):
         plain["model"] = to_plain(base.model) | {"distilled_for": evaluations}
         plain["sampling"] |= STUDENT
+    elif isinstance(objective, Joint):
+        plain["model"] = to_plain(base.model) | {"joint_width": WIDTH}
+        plain["training"] |= {"optimizer": HEAD_OPTIMIZER}
+        plain["sampling"] |= JOINT | dict(zip(("steps", "sweeps"), joint_split(evaluations), strict=True))
     config = build(RunConfig, override(plain, assignments, RunConfig))
     if config.sampling.noise_shift:
         raise UserError("sampling.noise_shift: a student takes the steps that it is trained for, no others; leave it out")
@@ -80,8 +94,11 @@ def with_rounds(config: RunConfig, given: bool) -> RunConfig:
 
 
 def expect_model(method: str, model: ModelSpec) -> None:
-    """Raise UserError where a ``method`` does not distil models of the spec ``model``."""
-    family, wanted = plain_name(type(model)), "masked" if issubclass(ObjectiveConfig.find(method), ThroughTime) else "diffusion"
+    """Raise UserError where there is no such ``method``, or it does not distil models of the spec ``model``."""
+    ObjectiveConfig.find(method)
+    if method not in METHODS:
+        raise UserError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
+    family, wanted = plain_name(type(model)), METHODS[method]
     if family != wanted:
         able = [name for name, of in METHODS.items() if of == family]
         better = f"; take {' or '.join(able)}" if able else ""

@@ -1,0 +1,174 @@
+"""Tokens drawn jointly: the distribution of the draws, what one evaluation of a trained head gives, and runs of it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_runs import tiny_config
+
+from diffusionlm.cli import main
+from diffusionlm.config import UserError, build, to_plain
+from diffusionlm.models.diffusion import DiffusionLM, ModelConfig
+from diffusionlm.models.joint import JointHead
+from diffusionlm.pipelines.diffusion import Pipeline
+from diffusionlm.pipelines.joint import draw_tokens, quantile
+from diffusionlm.training.distillation.config import distillation_config
+from diffusionlm.training.run import RunConfig, train
+
+TWINS = ["red red red red", "blue blue blue blue"]
+
+
+def run_on(folder: Path, texts: list[str], steps: int = 8) -> str:
+    """Return the folder of a run, trained for a moment on ``texts``."""
+    (folder / "texts.txt").write_text("\n".join(texts))
+    train(tiny_config(folder, training={"steps": steps}), folder / "run", write_samples=False, quiet=True)
+    return str(folder / "run")
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("teacher")
+    train(tiny_config(folder), folder / "run", write_samples=False, quiet=True)
+    return str(folder / "run")
+
+
+@pytest.fixture(scope="module")
+def student(teacher: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    out = str(tmp_path_factory.mktemp("student") / "run")
+    assert main(["distill", teacher, "--out", out, "--evaluations", "2", "--training.steps", "4"]) == 0
+    return out
+
+
+def test_draws_follow_the_joint_distribution() -> None:
+    torch.manual_seed(0)
+    head, E, logits = JointHead(3, 4, 8), torch.randn(3, 4), torch.randn(1, 2, 3)
+    count, texts = 20_000, torch.tensor(list(itertools.product(range(3), repeat=2)))
+    with torch.no_grad():
+        head.out.weight.mul_(4)
+        tokens = draw_tokens(head, E, logits.expand(count, -1, -1), 1.0, torch.randn(count, 2), None)
+        given = head.logits(logits.expand(9, -1, -1), E[texts], E).log_softmax(-1)
+    expected = given.gather(-1, texts[..., None]).sum((1, 2)).exp()
+    seen = Counter(map(tuple, tokens.tolist()))
+    found = torch.tensor([seen[first, second] / count for first, second in texts.tolist()])
+    assert expected.sum() == pytest.approx(1, abs=1e-5)
+    assert (found - expected).abs().max() < 4 * (0.25 / count) ** 0.5
+    independent = logits[0].softmax(-1)
+    assert (expected - (independent[0][:, None] * independent[1]).flatten()).abs().max() > 0.05  # the head has an effect
+
+
+def test_no_draw_is_a_word_of_probability_zero() -> None:
+    probabilities = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0]]).expand(4, -1)
+    assert quantile(probabilities, torch.tensor([0.0, 0.2, 0.3, 1.0])).tolist() == [1, 1, 3, 3]
+
+
+def test_one_evaluation_draws_tokens_that_fit_each_other(tmp_path: Path) -> None:
+    teacher = run_on(tmp_path, TWINS * 20, steps=20)
+    changes = [
+        ("training.steps", "60"),
+        ("training.warmup", "5"),
+        ("training.ema", "0"),
+        ("training.optimizer.learning_rate", "0.02"),
+    ]
+    train(distillation_config(teacher, "joint", 1, (), changes), tmp_path / "student", write_samples=False, quiet=True)
+    shares = []
+    for folder in (teacher, str(tmp_path / "student")):
+        pipe = Pipeline.from_pretrained(folder)
+        texts = [row.text for row in pipe(100, evaluations=1, temperature=1.0, batch_size=100)]
+        shares.append(sum(text in TWINS for text in texts) / 100)
+    assert shares[1] > 0.95 and len(set(texts)) == 2
+    assert shares[0] < 0.6  # without the head, words of the two texts are mixed, or one text is drawn from all noises
+
+
+def test_the_denoiser_stays_its_teacher(teacher: str, student: str) -> None:
+    old, new = (DiffusionLM.load(Path(folder) / "model") for folder in (teacher, student))
+    assert new.joint is not None and new.joint.out.weight.abs().max() > 0
+    weights = new.state_dict()
+    assert all(torch.equal(weights[name], weight) for name, weight in old.state_dict().items())
+
+
+def test_a_head_starts_without_a_correction(teacher: str) -> None:
+    model: Any = DiffusionLM.load(Path(teacher) / "model")
+    model = model.with_parts(build(ModelConfig, to_plain(model.settings) | {"joint_width": 8}))
+    logits, x0 = torch.randn(1, 5, model.config.vocabulary), torch.randn(1, 5, 8)
+    assert torch.equal(model.joint.logits(logits, x0, model.word_vectors()), logits)
+
+
+def test_samples_depend_on_their_seed_alone(student: str) -> None:
+    pipe = Pipeline.from_pretrained(student)
+    assert (pipe.sampling.steps, pipe.sampling.sweeps, pipe.sampling.passes) == (1, 1, 1)
+    texts = [row.text for row in pipe(5, evaluations=2, seed=3)]
+    assert texts == [row.text for row in pipe(5, evaluations=2, seed=3, batch_size=2)]
+    assert texts != [row.text for row in pipe(5, evaluations=2, seed=4)]
+
+
+def test_constraints_hold_in_one_evaluation(student: str, capsys: pytest.CaptureFixture[str]) -> None:
+    controls = ["Length(7) & Words('cheap') & ~Words('the')", "Infill('The {} is near {2}.')"]
+    for control in controls:
+        assert main(["generate", student, "-n", "8", "--evaluations", "1", "--control", control]) == 0
+        rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [row["controls"][0]["passed"] for row in rows] == [True] * 8
+
+
+def test_an_interrupted_head_is_resumed(teacher: str, tmp_path: Path) -> None:
+    config = distillation_config(teacher, "joint", 2, (), [("training.steps", "4")])
+    for name in ("whole", "part"):
+        train(config, tmp_path / name, write_samples=False, quiet=True)
+    part = tmp_path / "part"
+    (part / "model" / "finished").unlink()
+    for path in (part / "checkpoints" / "checkpoint-4").rglob("*"):
+        path.unlink()
+    (part / "checkpoints" / "checkpoint-4").rmdir()
+    train(config, part, write_samples=False, quiet=True)
+    weights = [DiffusionLM.load(folder / "model").state_dict() for folder in (tmp_path / "whole", part)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_classifiers_come_along(teacher: str, tmp_path: Path) -> None:
+    home = Path(teacher) / "model" / "classifiers"
+    for place in (home / "one", home / "two" / "model"):
+        place.mkdir(parents=True)
+        (place / "config.json").write_text("{}")
+    (home / "two" / "log.jsonl").write_text("")
+    out = tmp_path / "out"
+    assert main(["distill", teacher, "--out", str(out), "--training.steps", "1"]) == 0
+    copied = out / "model" / "classifiers"
+    assert sorted(str(path.relative_to(copied)) for path in copied.rglob("*.json*")) == ["one/config.json", "two/config.json"]
+
+
+def test_refusals(teacher: str, student: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "out")
+    sentences = {
+        ("distill", student, "--out", out): "this model is distilled itself; give the one that it was made from",
+        (
+            "distill",
+            teacher,
+            "--out",
+            out,
+            "--model.joint_width",
+            "null",
+        ): "trains a joint head, whose width is model.joint_width",
+        ("distill", teacher, "--out", out, "--model.prediction", "x0"): "joint_width: a joint prediction of the tokens needs",
+        (
+            "distill",
+            teacher,
+            "--out",
+            out,
+            "--model.distilled_for",
+            "2",
+        ): "joint_width: a joint head draws tokens, and the steps",
+        ("train", "--init-from", student, "--out", out): "objective: 'cross-entropy' would leave the joint head behind",
+        ("generate", student, "--step-temperature", ".5"): "step_temperature: this model draws the tokens of each step",
+        ("generate", student, "--clamp"): "clamp: this model draws the tokens of each step",
+    }
+    for command, sentence in sentences.items():
+        assert main(list(command)) == 2, command
+        assert sentence in capsys.readouterr().err
+    assert not Path(out).exists()
+    with pytest.raises(UserError, match="init_from: expected a trained model"):
+        build(RunConfig, {"objective": "joint", "model": {"joint_width": 4}}).check()
