@@ -15,6 +15,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -344,9 +345,14 @@ def copy_classifiers(model: str | Path, other: str | Path) -> None:
     home, new = (model_folder(folder) / "classifiers" for folder in (model, other))
     for config in sorted([*home.glob("*/config.json"), *home.glob("*/model/config.json")]):
         folder, name = config.parent, config.relative_to(home).parts[0]
-        files = [path for path in folder.iterdir() if path.is_file()]
         if not (new / name).exists():
-            write_folder(new / name, lambda staged, files=files: [shutil.copy(path, staged / path.name) for path in files])
+            write_folder(new / name, partial(_copy_files, folder))
+
+
+def _copy_files(folder: Path, staged: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_file():
+            shutil.copy(path, staged / path.name)
 
 
 def find_classifier(model: str | Path, name: str) -> Path:
