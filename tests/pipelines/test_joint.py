@@ -92,6 +92,18 @@ def test_the_denoiser_stays_its_teacher(teacher: str, student: str) -> None:
     assert all(torch.equal(weights[name], weight) for name, weight in old.state_dict().items())
 
 
+def test_dropout_of_the_denoiser_is_off_while_its_head_is_trained(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"model": {"backbone": {"dropout": 0.5}}, "training": {"steps": 1}}
+    train(tiny_config(tmp_path, **changes), tmp_path / "run", write_samples=False, quiet=True)
+    config = distillation_config(str(tmp_path / "run"), "joint", 1)
+    objective = config.objective.build(config.model.load(tmp_path / "run" / "model")).train()
+    batch, losses = objective.collate([[2, 5, 6, 7, 3]]), []
+    for _ in range(2):
+        torch.manual_seed(0)
+        losses.append(objective(batch)["joint"].item())
+    assert losses[0] == losses[1] and not any(module.training for module in objective.model.modules())
+
+
 def test_a_head_starts_without_a_correction(teacher: str) -> None:
     model: Any = DiffusionLM.load(Path(teacher) / "model")
     model = model.with_parts(build(ModelConfig, to_plain(model.settings) | {"joint_width": 8}))

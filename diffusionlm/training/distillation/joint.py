@@ -7,7 +7,7 @@ a few large steps of ancestral sampling draw tokens that fit each other. Shapes:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -60,6 +60,12 @@ class JointObjective(Objective):
         bar = torch.zeros(model.config.vocabulary)
         bar[[*model.config.special_ids.values()]] = BARRED
         self.register_buffer("bar", bar, persistent=False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Leave the model in evaluation mode: the head is trained on the predictions that sampling will have."""
+        super().train(mode)
+        self.model.train(False)
+        return self
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         model = self.model
