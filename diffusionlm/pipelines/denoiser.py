@@ -252,11 +252,22 @@ class WordDenoiser:
         """Return draws from the joint distribution of the prediction, as logits and as vectors moved by ``shift``."""
         model, logits = self.model, prediction.logits
         assert model.joint is not None
-        noise = self.noise(logits[..., :1])[..., 0]
-        ahead = self.steering.lookahead(logits, self.mask)
-        tokens = draw_tokens(model.joint, self.embedding, logits, self.sampling.temperature, noise, ahead)
+        count = 1 if self.steering.energy is None else self.steering.guidance.draws
+        tokens = self.steering.chosen([self._draw(logits) for _ in range(count)], self.mask, self.embedding, self._normal)
         x0, everywhere = model.encode(tokens), torch.ones_like(self.mask)
         return replace(prediction, x0=x0 if shift is None else x0 + shift, logits=pin_logits(logits, everywhere, tokens))
+
+    def _draw(self, logits: Tensor) -> Tensor:
+        assert self.model.joint is not None
+        ahead, dtype = self.steering.lookahead(logits, self.mask), self.predict.dtype
+        with torch.autocast(logits.device.type, dtype, enabled=dtype != torch.float32):
+            return draw_tokens(
+                self.model.joint, self.embedding, logits, self.mask, self.sampling.temperature, self._normal(), ahead
+            )  # fmt: skip
+
+    def _normal(self) -> Tensor:
+        """Draw standard normal values (B, L)."""
+        return self.noise(torch.zeros(*self.mask.shape, 1, device=self.mask.device))[..., 0]
 
     def _posterior_mean(self, prediction: Denoised, temperature: float, shift: Tensor | None) -> Denoised:
         """Return the prediction at ``temperature``, with x_0 moved by ``shift``."""

@@ -277,6 +277,8 @@ class Pipeline(BasePipeline[DiffusionLM]):
         if self.model.joint is not None:
             drawn = "this model draws the tokens of each step, so this setting has no effect; leave it out"
             found |= {"step_temperature": drawn, "clamp": drawn}
+        else:
+            found["guidance.draws"] = "this model has no joint head to draw from, so this setting has no effect; leave it out"
         if not sampling.sweeps:
             found["sweep_odds"] = "there are no sweeps, so this setting has no effect; leave it out, or raise sweeps above 0"
         if not controls:
@@ -341,7 +343,8 @@ class Pipeline(BasePipeline[DiffusionLM]):
         return spent_on(self.model, sampling, evaluations)
 
     def preview(self, count: int) -> list[str]:
-        steps = self.model.settings.distilled_for or min(32, self.model.settings.schedule.max_steps)
+        few = self.model.settings.distilled_for or (self.sampling.steps if self.model.joint is not None else 32)
+        steps = min(few, self.model.settings.schedule.max_steps)
         return [row.text for row in self.stream(count, replace(self.sampling, steps=steps, candidates=1, cfg=1.0))]
 
     def check(self, sampling: SamplingConfig) -> None:

@@ -30,6 +30,8 @@ class Gradient(Guidance, name="gradient"):
         max_logit_step: the largest change of a logit in one inner step, in nats.
         draft: share of the steps spent on a draft pass, of which only the salient tokens are kept (see ``pipelines.draft``).
             0 leaves the draft out, as do models without logits or explicit length.
+        draws: texts that a model with a joint head draws in each step, from one evaluation of the network; one of them is
+            chosen with a probability proportional to exp(-strength * energy) (sampling importance resampling).
     """
 
     strength: float = 1.0
@@ -40,11 +42,12 @@ class Gradient(Guidance, name="gradient"):
     inner_steps: int = 1
     max_logit_step: float = 20.0
     draft: float = 0.4
+    draws: int = 8
 
     def __post_init__(self) -> None:
         check_strength(self.strength)
         self.expect("a share from 0 to below 1", "draft")
-        self.expect("1 to 10000", "inner_steps")
+        self.expect("1 to 10000", "inner_steps", "draws")
         self.expect("a positive number", "early_multiplier")
         if not self.max_logit_step > 0:  # infinity is no limit
             raise UserError(f"max_logit_step: expected a positive number of nats, got {self.max_logit_step}")

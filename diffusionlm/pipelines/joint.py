@@ -11,18 +11,21 @@ from torch import Tensor
 from diffusionlm.constraints.inference import Lookahead
 from diffusionlm.models.joint import JointHead
 
+BELOW_ONE = 1 - 1e-6  # so that rounding leaves a share of a sum below the sum
+
 
 def draw_tokens(
-    head: JointHead, embedding: Tensor, logits: Tensor, temperature: float, noise: Tensor, ahead: Lookahead | None
-) -> Tensor:
+    head: JointHead, embedding: Tensor, logits: Tensor, mask: Tensor, temperature: float, noise: Tensor,
+    ahead: Lookahead | None = None,
+) -> Tensor:  # fmt: skip
     """Return tokens (B, L), drawn from left to right with the standard normal values ``noise`` (B, L).
 
     ``logits`` (B, L, V) are the denoiser's, certain at BOS; ``ahead`` starts behind BOS and is for the logits from there on.
     """
-    features, state = head.features(logits), None
+    features, state = head.features(logits, mask), None
     before = embedding.new_zeros(len(logits), 1, embedding.shape[1])
     chosen = torch.zeros(logits.shape[:2], dtype=torch.long, device=logits.device)
-    share = torch.special.ndtr(noise.double()).to(logits)
+    share = torch.special.ndtr(noise.float())
     for i in range(logits.shape[1]):
         correction, state = head(features[:, i : i + 1], before, state)
         scores = (correction @ embedding.T)[:, 0] + (logits[:, i] if ahead is None or not i else ahead.logits(i - 1))
@@ -36,6 +39,4 @@ def draw_tokens(
 def quantile(probabilities: Tensor, share: Tensor) -> Tensor:
     """Return the words (B,) at which the sum of ``probabilities`` (B, V) passes the ``share`` (B,); none of probability 0."""
     sums = probabilities.cumsum(-1)
-    place = torch.searchsorted(sums, (share * sums[:, -1])[:, None], right=True)[:, 0]
-    last = probabilities.shape[1] - 1 - (probabilities > 0).flip(-1).int().argmax(-1)
-    return torch.minimum(place, last)
+    return torch.searchsorted(sums, (share.clamp(max=BELOW_ONE) * sums[:, -1])[:, None], right=True)[:, 0]

@@ -7,7 +7,7 @@ mask (B, L), energies (B,).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -26,6 +26,7 @@ from diffusionlm.constraints.inference import (
 from diffusionlm.constraints.spelling import proper_texts
 from diffusionlm.controls import Binding, CompiledControl, Control
 from diffusionlm.core.guidance import Energy, Guidance
+from diffusionlm.pipelines.joint import quantile
 from diffusionlm.pipelines.particles import Particles
 from diffusionlm.recipe.energies import total
 from diffusionlm.recipe.posterior import SMALLEST, posterior_state
@@ -121,6 +122,23 @@ class Steering:
         if self.automaton is not None:
             tokens[:, 1:] = viterbi(self.automaton, logits[:, 1:], mask.sum(1) - 2)
         return tokens
+
+    def chosen(self, draws: Sequence[Tensor], mask: Tensor, embedding: Tensor, normal: Callable[[], Tensor]) -> Tensor:
+        """Return one of several draws of tokens (B, L) for each row, with a probability proportional to exp(-energy).
+
+        ``normal`` draws standard normal values (B, L), of which one decides.
+        """
+        if len(draws) == 1:
+            return draws[0]
+        assert self.energy is not None
+        nats = []
+        for tokens in draws:
+            logits = torch.nn.functional.one_hot(tokens, len(embedding)).to(embedding).log()
+            x0 = torch.nn.functional.embedding(tokens, embedding)
+            nats.append(self.energy(posterior_state(logits, x0, x0.new_zeros(len(x0)), mask, embedding)).detach())
+        weights = (-self.guidance.strength * torch.stack(nats, 1).float()).softmax(1)
+        choice = quantile(weights, torch.special.ndtr(normal()[:, 0].float()))
+        return torch.stack(list(draws), 1)[torch.arange(len(choice), device=choice.device), choice]
 
     def accepts(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Return which rows of ``tokens`` (B, L) the automaton accepts, (B,)."""

@@ -51,8 +51,10 @@ def test_draws_follow_the_joint_distribution() -> None:
     count, texts = 20_000, torch.tensor(list(itertools.product(range(3), repeat=2)))
     with torch.no_grad():
         head.out.weight.mul_(4)
-        tokens = draw_tokens(head, E, logits.expand(count, -1, -1), 1.0, torch.randn(count, 2), None)
-        given = head.logits(logits.expand(9, -1, -1), E[texts], E).log_softmax(-1)
+        tokens = draw_tokens(
+            head, E, logits.expand(count, -1, -1), torch.ones(count, 2, dtype=torch.bool), 1.0, torch.randn(count, 2)
+        )
+        given = head.logits(logits.expand(9, -1, -1), E[texts], E, torch.ones(9, 2, dtype=torch.bool)).log_softmax(-1)
     expected = given.gather(-1, texts[..., None]).sum((1, 2)).exp()
     seen = Counter(map(tuple, tokens.tolist()))
     found = torch.tensor([seen[first, second] / count for first, second in texts.tolist()])
@@ -108,7 +110,7 @@ def test_a_head_starts_without_a_correction(teacher: str) -> None:
     model: Any = DiffusionLM.load(Path(teacher) / "model")
     model = model.with_parts(build(ModelConfig, to_plain(model.settings) | {"joint_width": 8}))
     logits, x0 = torch.randn(1, 5, model.config.vocabulary), torch.randn(1, 5, 8)
-    assert torch.equal(model.joint.logits(logits, x0, model.word_vectors()), logits)
+    assert torch.equal(model.joint.logits(logits, x0, model.word_vectors(), torch.ones(1, 5, dtype=torch.bool)), logits)
 
 
 def test_samples_depend_on_their_seed_alone(student: str) -> None:

@@ -26,7 +26,7 @@ METHODS = {  # the family of models that each distils
 STUDENT = {  # of the sampling of a diffusion model's student, whose steps are those that it is trained for
     "passes": 1, "sweeps": 0, "sampler": {"name": "ddim"}, "step_temperature": None, "noise_shift": 0.0,
 }  # fmt: skip
-WIDTH = 256  # of the joint head
+WIDTH = 192  # of the joint head
 JOINT = {"passes": 1, "sampler": {"name": "ddpm"}, "temperature": 0.85, "step_temperature": None, "noise_shift": 0.0}
 HEAD_OPTIMIZER = {"name": "adamw", "learning_rate": 0.003, "betas": (0.9, 0.98), "weight_decay": 0.01}
 STEPS_SHARE = 0.5  # of the teacher's steps: one of distillation takes about twice the time of one of training

@@ -74,7 +74,7 @@ class JointObjective(Objective):
             logits = torch.where(free[..., None], self._predicted(x0, free, batch) + self.bar, self._certain(batch.ids))
         free = free & batch.mask
         with torch.autocast(x0.device.type, enabled=False):
-            joint = model.joint.logits(logits, x0, model.word_vectors())
+            joint = model.joint.logits(logits, x0, model.word_vectors(), batch.mask)
             losses = F.cross_entropy(joint.flatten(0, 1), batch.ids.flatten(), reduction="none").view(free.shape)
         return {"joint": (losses * free).sum() / free.sum()}
 
