@@ -1,6 +1,6 @@
 """Evaluate a model on all control tasks of configs/control for its corpus, and print one table.
 
-    python benchmarks/control.py --restaurants RUN --judge JUDGE
+    python benchmarks/control.py --restaurants RUN --judge JUDGE [--evaluations 8]
     python benchmarks/control.py --e2e RUN --judge JUDGE --folder E2E --tagger TAGGER [--stanza MODELS]
 
 Classifiers that the run lacks are trained first, on one thread each, and saved in its model/classifiers. The table goes to
@@ -44,7 +44,7 @@ def train_classifiers(corpus: str, options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     for name in (*CLASSIFIERS[corpus], *(("spans",) if options.stanza else ())):
         folder = model_folder(options.run) / "classifiers" / name
-        if (folder / "model" / "finished").exists():
+        if (folder / "model" / "finished").exists() or (folder / "config.json").exists():  # trained here, or a teacher's
             continue
         changes: Changes = [("model.denoiser", str(options.run)), ("training.threads", "1")]
         path = ROOT / "configs" / "classifiers" / f"{name}.yaml"
@@ -89,6 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tasks", nargs="*", default=(), help="tasks to evaluate (default: all)")
     parser.add_argument("--targets", type=int, default=40, help="targets per task (%(default)s)")
     parser.add_argument("--samples", type=int, default=25, help="samples per target (%(default)s)")
+    parser.add_argument("--evaluations", type=int, help="network evaluations of each sample (default: the tasks' settings)")
+    parser.add_argument("--temperature", help="of the token posterior (default: the tasks')")
+    parser.add_argument("--dtype", default="fp32", help="of the networks' arithmetic in sampling (%(default)s)")
     parser.add_argument("--results", default=str(RESULTS), help="folder of the results (%(default)s)")
     options = parser.parse_args(arguments)
     corpus = "e2e" if options.e2e else "restaurants"
@@ -102,9 +105,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"--tasks: unknown task {min(unknown)!r}; choose from {', '.join(task.title for task in tasks)}")
         train_classifiers(corpus, options)
         selected = [task for task in tasks if task.title in (options.tasks or [task.title])]
-        config = ControlConfig(targets_count=options.targets, samples=options.samples)
+        config = ControlConfig(targets_count=options.targets, samples=options.samples, evaluations=options.evaluations)
         out = Path(options.results) / f"control-{corpus}"
-        print(control_table(evaluate_control(options.judge, [options.run], selected, config, out=out)), end="", flush=True)
+        sampling = [("temperature", options.temperature)] if options.temperature else []
+        report = evaluate_control(
+            options.judge, [options.run], selected, config, sampling=sampling, dtype=options.dtype, out=out
+        )  # fmt: skip
+        print(control_table(report), end="", flush=True)
 
     return exit_status(run)
 

@@ -106,6 +106,16 @@ def test_dropout_of_the_denoiser_is_off_while_its_head_is_trained(tmp_path: Path
     assert losses[0] == losses[1] and not any(module.training for module in objective.model.modules())
 
 
+def test_unknown_words_are_not_in_the_loss(teacher: str) -> None:
+    config = distillation_config(teacher, "joint", 1)
+    objective = config.objective.build(config.model.load(Path(teacher) / "model"))
+    losses = []
+    for ids in ([2, 5, 6, 3], [2, 5, 1, 6, 3], [2, 1, 3]):
+        torch.manual_seed(0)
+        losses.append(objective(objective.collate([ids]))["joint"].item())
+    assert max(losses) < 100 and losses[2] == 0
+
+
 def test_a_head_starts_without_a_correction(teacher: str) -> None:
     model: Any = DiffusionLM.load(Path(teacher) / "model")
     model = model.with_parts(build(ModelConfig, to_plain(model.settings) | {"joint_width": 8}))

@@ -72,11 +72,11 @@ class JointObjective(Objective):
         with torch.no_grad():
             x0, free = model.encode(batch.ids), model.free_positions(batch)
             logits = torch.where(free[..., None], self._predicted(x0, free, batch) + self.bar, self._certain(batch.ids))
-        free = free & batch.mask
+        free = free & batch.mask & (self.bar[batch.ids] == 0)  # [UNK], in training texts, is never drawn
         with torch.autocast(x0.device.type, enabled=False):
             joint = model.joint.logits(logits, x0, model.word_vectors(), batch.mask)
             losses = F.cross_entropy(joint.flatten(0, 1), batch.ids.flatten(), reduction="none").view(free.shape)
-        return {"joint": (losses * free).sum() / free.sum()}
+        return {"joint": (losses * free).sum() / free.sum().clamp(min=1)}
 
     def _predicted(self, x0: Tensor, free: Tensor, batch: Batch) -> Tensor:
         """Return the denoiser's logits (B, L, V) for texts at the noise levels of sampling."""
