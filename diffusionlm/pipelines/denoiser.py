@@ -165,7 +165,7 @@ class WordDenoiser:
         sampler = self.sampling.sampler
         if self.model.settings.distilled_for or self.model.joint is not None:
             sampler = Aimed(sampler, self)
-        elif self.sampling.noise_shift:
+        if self.sampling.noise_shift:
             sampler = Shifted(sampler, self)
         return sample(
             self.wrapped(), self.model.process, x, sampler=sampler, steps=self.sampling.steps, noise=noise,

@@ -131,6 +131,14 @@ def test_samples_depend_on_their_seed_alone(student: str) -> None:
     assert texts != [row.text for row in pipe(5, evaluations=2, seed=4)]
 
 
+def test_the_steps_of_a_joint_head_can_be_shifted(student: str) -> None:
+    pipe = Pipeline.from_pretrained(student)
+    plain, none, shifted = (
+        [row.text for row in pipe(3, steps=3, sweeps=0, **changes)] for changes in ({}, {"noise_shift": 0.0}, {"noise_shift": 2.0})
+    )
+    assert plain == none != shifted
+
+
 def test_constraints_hold_in_one_evaluation(student: str, capsys: pytest.CaptureFixture[str]) -> None:
     controls = ["Length(7) & Words('cheap') & ~Words('the')", "Infill('The {} is near {2}.')"]
     for control in controls:

@@ -69,7 +69,7 @@ def distillation_config(
         plain["training"] |= {"optimizer": HEAD_OPTIMIZER}
         plain["sampling"] |= JOINT | dict(zip(("steps", "sweeps"), joint_split(evaluations), strict=True))
     config = build(RunConfig, override(plain, assignments, RunConfig))
-    if config.sampling.noise_shift:
+    if isinstance(objective, Distillation) and config.sampling.noise_shift:
         raise UserError("sampling.noise_shift: a student takes the steps that it is trained for, no others; leave it out")
     return with_rounds(config, "objective.round_steps" in dict(assignments))
 
