@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,10 @@ from tiny_runs import tiny_config
 
 from diffusionlm.cli import main
 from diffusionlm.config import UserError, build, to_plain
+from diffusionlm.controls import Binding, CompiledControl, Control
 from diffusionlm.models.diffusion import DiffusionLM, ModelConfig
 from diffusionlm.models.joint import JointHead
+from diffusionlm.pipelines.cost import metered
 from diffusionlm.pipelines.diffusion import Pipeline
 from diffusionlm.pipelines.joint import draw_tokens, quantile
 from diffusionlm.training.distillation.config import distillation_config
@@ -134,7 +139,8 @@ def test_samples_depend_on_their_seed_alone(student: str) -> None:
 def test_the_steps_of_a_joint_head_can_be_shifted(student: str) -> None:
     pipe = Pipeline.from_pretrained(student)
     plain, none, shifted = (
-        [row.text for row in pipe(3, steps=3, sweeps=0, **changes)] for changes in ({}, {"noise_shift": 0.0}, {"noise_shift": 2.0})
+        [row.text for row in pipe(3, steps=3, sweeps=0, **changes)]
+        for changes in ({}, {"noise_shift": 0.0}, {"noise_shift": 2.0})
     )
     assert plain == none != shifted
 
@@ -204,3 +210,39 @@ def test_refusals(teacher: str, student: str, tmp_path: Path, capsys: pytest.Cap
     assert not Path(out).exists()
     with pytest.raises(UserError, match="init_from: expected a trained model"):
         build(RunConfig, {"objective": "joint", "model": {"joint_width": 4}}).check()
+
+
+@pytest.mark.parametrize(("nats", "expected"), [(50.0, 1.0), (math.log(3), 0.75), (0.0, 0.5)])
+def test_a_draw_is_chosen_in_proportion_to_exp_of_minus_its_energy(student: str, nats: float, expected: float) -> None:
+    torch.manual_seed(0)
+    pipe, rows = Pipeline.from_pretrained(student), 4000
+    steering = replace(
+        pipe.steering([], pipe.sampling),
+        compiled=CompiledControl(energies=(lambda state: nats * state.logits[:, 1].argmax(-1),)),
+    )
+    draws = [torch.tensor([[2, word, 3]]).expand(rows, -1) for word in (0, 1)]
+    mask = torch.ones(rows, 3, dtype=torch.bool)
+    chosen = steering.chosen(draws, mask, pipe.model.word_vectors(), lambda: torch.randn(rows, 3))
+    assert float((chosen[:, 1] == 0).float().mean()) == pytest.approx(expected, abs=0.03)
+
+
+def test_energies_choose_among_the_draws_of_one_evaluation(student: str) -> None:
+    pipe = Pipeline.from_pretrained(student)
+    low = pipe.model.config.vocabulary // 8
+
+    @dataclass(frozen=True)
+    class Low(Control, name="low-for-joint"):
+        def compile(self, binding: Binding) -> CompiledControl:
+            return CompiledControl(energies=(lambda state: -20 * state.logits.softmax(-1)[..., :low].sum((1, 2)),))
+
+        def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
+            return [1.0] * len(texts)
+
+    counts = []
+    for draws in (1, 16):
+        guidance = {"draws": draws, "logit_scale": 0.0, "draft": 0.0}
+        with metered(pipe) as meter:
+            rows = pipe(16, Low(), steps=1, sweeps=0, length=8, guidance=guidance)
+        counts.append(sum(token < low for row in rows for token in pipe.tokenizer(row.text)["input_ids"]))
+        assert meter.evaluations == 16
+    assert counts[1] > counts[0] + 16  # one token more in each text
