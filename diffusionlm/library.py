@@ -50,6 +50,7 @@ LIBRARY: dict[str, dict[str, str]] = {
         "progressive": "diffusionlm.training.distillation.progressive:Progressive",
         "consistency": "diffusionlm.training.distillation.consistency:Consistency",
         "flow-map": "diffusionlm.training.distillation.flow_map:FlowMap",
+        "joint": "diffusionlm.training.distillation.joint:Joint",
         "sdtt": "diffusionlm.training.distillation.through_time:ThroughTime",
     },
     "model": {

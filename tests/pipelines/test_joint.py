@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -246,3 +248,9 @@ def test_energies_choose_among_the_draws_of_one_evaluation(student: str) -> None
         counts.append(sum(token < low for row in rows for token in pipe.tokenizer(row.text)["input_ids"]))
         assert meter.evaluations == 16
     assert counts[1] > counts[0] + 16  # one token more in each text
+
+
+def test_a_run_is_read_where_nothing_else_is_imported(student: str) -> None:
+    command = "from diffusionlm.training.run import read_config; print(read_config(['config.yaml']).objective.pure_share)"
+    done = subprocess.run([sys.executable, "-c", command], cwd=student, capture_output=True, text=True, check=True)
+    assert done.stdout == "0.15\n"
