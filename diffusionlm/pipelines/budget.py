@@ -104,7 +104,7 @@ def spent_on(model: DiffusionLM, sampling: SamplingConfig, evaluations: int) -> 
 
 def joint_split(evaluations: int) -> tuple[int, int]:
     """Return the steps and the sweeps of a model with a joint head."""
-    sweeps = evaluations // 2 if evaluations < 8 else evaluations // 4
+    sweeps = evaluations // 2 if evaluations >= SWEPT else int(evaluations > 1)
     return evaluations - sweeps, sweeps
 
 
