@@ -17,8 +17,8 @@ With a source, steps at more noise (``noise_shift``; the same E2E sources, and 2
              16   62 / 51      - / 55     64 / -
          32, 62   63 / 56     64 / 56
 
-With a joint head (restaurants corpus, a teacher of 6,500 steps and a head of 3,500, temperature .85; percent of 512 samples that
-the grammar accepts, ± 2; entropies of 5.15 to 5.17):
+With a joint head (restaurants corpus, a teacher of 6,500 steps and a head of 3,500, temperature .85; percent of 512 samples
+that the grammar accepts, ± 2; entropies of 5.15 to 5.17):
 
     evaluations   steps, sweeps
         1, 2, 8   1, 0: 69              1, 1: 77              6, 2: 85
@@ -92,8 +92,8 @@ def spent_on(model: DiffusionLM, sampling: SamplingConfig, evaluations: int) -> 
         steps = min(left, made)
         return replace(sampling, steps=steps, passes=1, sweeps=able * (left - steps) // sweep)
     if model.joint is not None:
-        steps, sweeps = joint_split(left)
-        return replace(sampling, steps=steps + (sweeps % sweep), passes=1, sweeps=sweeps // sweep)
+        steps, sweeps = joint_split(left, sweep)
+        return replace(sampling, steps=steps, passes=1, sweeps=sweeps)
     passes = 2 if model.self_conditions and left >= PASSED else 1
     refined = left // (8 if left >= PASSED else 4) if left >= SWEPT else int(left == 2)
     sweeps = able * (refined // sweep)
@@ -102,10 +102,11 @@ def spent_on(model: DiffusionLM, sampling: SamplingConfig, evaluations: int) -> 
     return replace(sampling, steps=steps, passes=passes, sweeps=sweeps + able * rest // sweep)
 
 
-def joint_split(evaluations: int) -> tuple[int, int]:
-    """Return the steps and the sweeps of a model with a joint head."""
-    sweeps = evaluations // 2 if evaluations >= SWEPT else int(evaluations > 1)
-    return evaluations - sweeps, sweeps
+def joint_split(evaluations: int, sweep: int) -> tuple[int, int]:
+    """Return the steps and the sweeps, of ``sweep`` evaluations each, of a model with a joint head."""
+    refined = evaluations // 2 if evaluations >= SWEPT else int(evaluations > 1)
+    sweeps = refined // sweep
+    return evaluations - sweeps * sweep, sweeps
 
 
 def noise_shift_for(model: Any, sampling: SamplingConfig, evaluations: int, given: Collection[str]) -> float:

@@ -12,7 +12,8 @@ from diffusionlm.core.objective import ObjectiveConfig
 from diffusionlm.data.reading import read_text
 from diffusionlm.models.spec import ModelSpec
 from diffusionlm.pipelines.base import saved_sampling
-from diffusionlm.pipelines.budget import joint_split
+from diffusionlm.pipelines.budget import joint_split, predictions
+from diffusionlm.recipe.refine import APART
 from diffusionlm.training.adapting import settings_of
 from diffusionlm.training.distillation.joint import Joint
 from diffusionlm.training.distillation.objective import Distillation
@@ -67,7 +68,8 @@ def distillation_config(
     elif isinstance(objective, Joint):
         plain["model"] = to_plain(base.model) | {"joint_width": WIDTH}
         plain["training"] |= {"optimizer": HEAD_OPTIMIZER}
-        plain["sampling"] |= JOINT | dict(zip(("steps", "sweeps"), joint_split(evaluations), strict=True))
+        spent = predictions(saved_sampling(teacher), evaluations), 1 if base.model.excludes_self else APART
+        plain["sampling"] |= JOINT | dict(zip(("steps", "sweeps"), joint_split(*spent), strict=True))
     config = build(RunConfig, override(plain, assignments, RunConfig))
     if isinstance(objective, Distillation) and config.sampling.noise_shift:
         raise UserError("sampling.noise_shift: a student takes the steps that it is trained for, no others; leave it out")
