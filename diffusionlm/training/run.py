@@ -75,6 +75,9 @@ class RunConfig(Settings):
         self.objective.check(self.model)
         if self.objective.trains_joint and self.init_from is None:
             raise UserError("init_from: expected a trained model, whose joint head is trained; see: diffusionlm distill --help")
+        if self.objective.trains_joint and not self.adapter.complete:
+            name = plain_name(type(self.adapter))
+            raise UserError(f"adapter: {name!r} would not save the joint head, which is saved with all weights; leave it out")
         if getattr(self.model, "joint_width", None) and not self.objective.trains_joint:
             name = plain_name(type(self.objective))
             raise UserError(

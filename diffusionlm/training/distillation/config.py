@@ -52,7 +52,8 @@ def distillation_config(
     for path in configs:
         plain = merge(plain, read_yaml(read_text(path), str(path)))
     plain.pop("format_version", None)
-    base = build(RunConfig, {**plain, **settings_of(teacher), "objective": {"name": "cross-entropy"}, "init_from": None})
+    changed = {"objective": {"name": "cross-entropy"}, "init_from": None, "adapter": "full"}  # a student is a complete model
+    base = build(RunConfig, {**plain, **settings_of(teacher), **changed})
     expect_model(method, base.model)
     if any(getattr(base.model, name, None) for name in ("distilled_for", "joint_width")):
         raise UserError(f"{teacher}: this model is distilled itself; give the one that it was made from")
