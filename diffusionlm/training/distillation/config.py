@@ -28,7 +28,9 @@ STUDENT = {  # of the sampling of a diffusion model's student, whose steps are t
     "passes": 1, "sweeps": 0, "sampler": {"name": "ddim"}, "step_temperature": None, "noise_shift": 0.0,
 }  # fmt: skip
 WIDTH = 192  # of the joint head
-JOINT = {"passes": 1, "sampler": {"name": "ddpm"}, "temperature": 0.85, "step_temperature": None, "noise_shift": 0.0}
+JOINT = {  # of the sampling of a model with a joint head
+    "passes": 1, "sampler": {"name": "ddpm"}, "temperature": 0.85, "step_temperature": None, "noise_shift": 0.0, "clamp": False,
+}  # fmt: skip
 HEAD_OPTIMIZER = {"name": "adamw", "learning_rate": 0.003, "betas": (0.9, 0.98), "weight_decay": 0.01}
 STEPS_SHARE = 0.5  # of the teacher's steps: one of distillation takes about twice the time of one of training
 
@@ -74,6 +76,10 @@ def distillation_config(
     config = build(RunConfig, override(plain, assignments, RunConfig))
     if isinstance(objective, Distillation) and config.sampling.noise_shift:
         raise UserError("sampling.noise_shift: a student takes the steps that it is trained for, no others; leave it out")
+    if isinstance(objective, Joint):
+        for name in ("clamp", "step_temperature"):
+            if getattr(config.sampling, name):
+                raise UserError(f"sampling.{name}: a joint head draws the tokens of each step, without this; leave it out")
     return with_rounds(config, "objective.round_steps" in dict(assignments))
 
 
