@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusionlm.config import UserError
+from diffusionlm.config import UserError, plain_name
 from diffusionlm.controls import Binding, Control, outcomes, read_controls
 from diffusionlm.controls.binding import annotator_for
 from diffusionlm.core.sampler import State
@@ -68,6 +68,9 @@ from diffusionlm.pipelines.particles import ParticleFilter
 from diffusionlm.pipelines.ranking import best_candidates, passes
 from diffusionlm.pipelines.steering import Steering, determined_tokens
 from diffusionlm.pipelines.sweeps import refine
+from diffusionlm.recipe.flow import Flow
+from diffusionlm.recipe.heun import Heun
+from diffusionlm.recipe.samplers import DPMSolver
 
 
 @dataclass(frozen=True)
@@ -351,6 +354,12 @@ class Pipeline(BasePipeline[DiffusionLM]):
         model, schedule = self.model, self.model.settings.schedule
         if sampling.steps > schedule.max_steps:
             schedule.sampling_times(sampling.steps)
+        if model.joint is not None and isinstance(sampling.sampler, Flow | Heun | DPMSolver):
+            name = plain_name(type(sampling.sampler))
+            raise UserError(
+                f"sampler: {name!r} follows the probability flow, which needs the mean of x_0, but this model draws the tokens "
+                "of each step; take ddpm, ddim or renoise"
+            )
         if not model.has_logits and (sampling.temperature, sampling.step_temperature or 1) != (1, 1):
             raise UserError(f"temperature: this model predicts {model.prediction}, not logits; leave it at 1")
         if sampling.sweeps and not (model.has_logits and model.explicit_length):
