@@ -318,8 +318,8 @@ class DiffusionLM(DenoisingModel, WordVectorModel):
 
         The copy starts as the same denoiser.
         """
-        added = {name: getattr(settings, name) or getattr(self.settings, name) for name in ("distilled_for", "joint_width")}
-        wanted = replace(self.settings, **added)
+        made, width = settings.distilled_for or self.settings.distilled_for, self.settings.joint_width or settings.joint_width
+        wanted = replace(self.settings, distilled_for=made, joint_width=width)
         if wanted == self.settings:
             return self
         config: Any = copy.deepcopy(self.config)
