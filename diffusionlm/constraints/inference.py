@@ -126,10 +126,11 @@ class Lookahead:
         self.state, self.possible = torch.zeros_like(lengths), self.beta[0][0] > NEVER / 2
 
     def logits(self, i: int) -> Tensor:
-        """Return the logits (B, V) of token ``i``, which follows the tokens taken so far."""
+        """Return the logits (B, V) of token ``i``, which follows the tokens taken so far; -inf where none is accepted."""
         after = self.beta[i + 1].T.gather(1, self.step[self.state])[:, self.classes]
         inside = (self.possible & (i < self.lengths))[:, None]
-        return torch.where(inside, (self.log_p[:, i] + after).clamp(min=NEVER), self.given[:, i])
+        scores = self.log_p[:, i] + after
+        return torch.where(inside, scores.masked_fill(scores < NEVER / 2, -math.inf), self.given[:, i])
 
     def take(self, i: int, tokens: Tensor) -> None:
         """Continue behind ``tokens`` (B,) at position ``i``."""

@@ -8,9 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from diffusionlm.config import UserError
 from diffusionlm.constraints.inference import Lookahead
 from diffusionlm.models.joint import JointHead
 
+TEMPERATURES = 1e-30, 1e30  # beyond these, quotients of float32 scores are infinite or no numbers
 BELOW_ONE = 1 - 1e-6  # so that rounding leaves a share of a sum below the sum
 
 
@@ -21,7 +23,11 @@ def draw_tokens(
     """Return tokens (B, L), drawn from left to right with the standard normal values ``noise`` (B, L).
 
     ``logits`` (B, L, V) are the denoiser's, certain at BOS; ``ahead`` starts behind BOS and is for the logits from there on.
+
+    Raises:
+        UserError: a prediction is not finite.
     """
+    temperature = min(max(temperature, TEMPERATURES[0]), TEMPERATURES[1])
     features, state = head.features(logits, mask), None
     before = embedding.new_zeros(len(logits), 1, embedding.shape[1])
     chosen = torch.zeros(logits.shape[:2], dtype=torch.long, device=logits.device)
@@ -37,6 +43,14 @@ def draw_tokens(
 
 
 def quantile(probabilities: Tensor, share: Tensor) -> Tensor:
-    """Return the words (B,) at which the sum of ``probabilities`` (B, V) passes the ``share`` (B,); none of probability 0."""
+    """Return the words (B,) at which the sum of ``probabilities`` (B, V) passes the ``share`` (B,); none of probability 0.
+
+    Raises UserError where they are no numbers.
+    """
     sums = probabilities.cumsum(-1)
+    if not bool(sums[:, -1].isfinite().all()):
+        raise UserError(
+            "joint head: no token can be drawn, since a prediction is not finite; a weight of the model, or the energy of a "
+            "control, is far out of range"
+        )
     return torch.searchsorted(sums, (share.clamp(max=BELOW_ONE) * sums[:, -1])[:, None], right=True)[:, 0]

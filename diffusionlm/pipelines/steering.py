@@ -32,6 +32,7 @@ from diffusionlm.recipe.energies import total
 from diffusionlm.recipe.posterior import SMALLEST, posterior_state
 
 SATISFIED = 1e-3  # nats: below it, practically every proper text satisfies the constraints
+FAR = 1e30  # nats: finite, so that a choice among infinite energies has probabilities
 TOKEN_SHARE = 0.5  # probability moved to a finished token: at certainty, energies have hardly any gradient
 
 
@@ -126,7 +127,8 @@ class Steering:
     def chosen(self, draws: Sequence[Tensor], mask: Tensor, embedding: Tensor, normal: Callable[[], Tensor]) -> Tensor:
         """Return one of several draws of tokens (B, L) for each row, with a probability proportional to exp(-energy).
 
-        ``normal`` draws standard normal values (B, L), of which one decides.
+        ``normal`` draws standard normal values (B, L), of which one decides. A draw whose energy is infinite, or no number, is
+        chosen only among its like.
         """
         if len(draws) == 1:
             return draws[0]
@@ -136,7 +138,8 @@ class Steering:
             logits = torch.nn.functional.one_hot(tokens, len(embedding)).to(embedding).log()
             x0 = torch.nn.functional.embedding(tokens, embedding)
             nats.append(self.energy(posterior_state(logits, x0, x0.new_zeros(len(x0)), mask, embedding)).detach())
-        weights = (-self.guidance.strength * torch.stack(nats, 1).float()).softmax(1)
+        scores = -self.guidance.strength * torch.stack(nats, 1).float()
+        weights = scores.nan_to_num(-FAR, FAR, -FAR).softmax(1)
         choice = quantile(weights, torch.special.ndtr(normal()[:, 0].float()))
         return torch.stack(list(draws), 1)[torch.arange(len(choice), device=choice.device), choice]
 
