@@ -19,6 +19,8 @@ from tiny_runs import tiny_config
 
 from diffusionlm.cli import main
 from diffusionlm.config import UserError, build, to_plain
+from diffusionlm.constraints.dfa import DFA
+from diffusionlm.constraints.inference import Lookahead
 from diffusionlm.controls import Binding, CompiledControl, Control
 from diffusionlm.models.diffusion import DiffusionLM, ModelConfig
 from diffusionlm.models.joint import JointHead
@@ -132,10 +134,70 @@ def test_a_head_starts_without_a_correction(teacher: str) -> None:
 
 def test_samples_depend_on_their_seed_alone(student: str) -> None:
     pipe = Pipeline.from_pretrained(student)
-    assert (pipe.sampling.steps, pipe.sampling.sweeps, pipe.sampling.passes) == (1, 1, 1)
+    assert (pipe.sampling.steps, pipe.sampling.sweeps, pipe.sampling.passes) == (2, 0, 1)
     texts = [row.text for row in pipe(5, evaluations=2, seed=3)]
     assert texts == [row.text for row in pipe(5, evaluations=2, seed=3, batch_size=2)]
     assert texts != [row.text for row in pipe(5, evaluations=2, seed=4)]
+
+
+@pytest.mark.parametrize(("evaluations", "network", "split"), [(4, "leave-one-out", (2, 2)), (8, "transformer", (8, 0))])
+def test_the_saved_settings_cost_the_evaluations_asked_for(
+    tmp_path: Path, evaluations: int, network: str, split: tuple[int, int]
+) -> None:
+    config = tiny_config(tmp_path, model={"backbone": {"name": network}}, sampling={"clamp": True})
+    (tmp_path / "config.yaml").write_text(json.dumps(to_plain(config)))
+    (tmp_path / "sampling.json").write_text(json.dumps({"format_version": 2, **to_plain(config.sampling)}))
+    sampling = distillation_config(str(tmp_path), "joint", evaluations).sampling
+    assert (sampling.steps, sampling.sweeps, sampling.clamp) == (*split, False)
+
+
+def test_a_student_costs_the_evaluations_that_it_was_asked_for(student: str) -> None:
+    pipe = Pipeline.from_pretrained(student)
+    with metered(pipe) as meter:
+        list(pipe(3))
+    assert meter.evaluations == 6
+
+
+def test_a_student_of_a_teacher_with_an_adapter_is_a_complete_model(teacher: str, tmp_path: Path) -> None:
+    plain = to_plain(distillation_config(teacher, "joint", 2)) | {"adapter": {"name": "lora"}}
+    (tmp_path / "config.yaml").write_text(json.dumps(plain))
+    assert distillation_config(teacher, "joint", 2, [tmp_path / "config.yaml"]).adapter.complete
+
+
+@pytest.mark.parametrize("temperature", [1e-45, 1e-38, 1.0, 1e30, 1e300])
+def test_draws_are_accepted_at_any_temperature(temperature: float) -> None:
+    torch.manual_seed(0)
+    head, E, count = JointHead(4, 4, 8), torch.randn(4, 4), 50
+    only_two = DFA(
+        classes=torch.tensor([0, 0, 1, 0]),
+        step=torch.tensor([[2, 1], [2, 1], [2, 2]]),
+        accepting=torch.tensor([True, True, False]),
+    )
+    logits, mask, lengths = torch.randn(count, 3, 4), torch.ones(count, 3, dtype=torch.bool), torch.full((count,), 2)
+    with torch.no_grad():
+        ahead = Lookahead(only_two, logits[:, 1:], lengths)
+        tokens = draw_tokens(head, E, logits, mask, temperature, torch.randn(count, 3), ahead)
+    assert (tokens[:, 1:] == 2).all()
+
+
+def test_predictions_that_are_no_numbers_are_reported() -> None:
+    with pytest.raises(UserError, match="joint head: no token can be drawn, since a prediction is not finite"):
+        quantile(torch.tensor([[math.nan, 0.5]]), torch.tensor([0.5]))
+
+
+@pytest.mark.parametrize(("nats", "expected"), [((math.inf, 0.0), {1}), ((math.inf, math.inf), {0, 1}), ((math.nan, 1.0), {1})])
+def test_energies_that_are_not_finite_are_avoided(student: str, nats: tuple[float, float], expected: set[int]) -> None:
+    pipe, rows = Pipeline.from_pretrained(student), 50
+    values = torch.tensor(nats)
+    steering = replace(
+        pipe.steering([], pipe.sampling),
+        compiled=CompiledControl(energies=(lambda state: values[state.logits[:, 1].argmax(-1)],)),
+    )
+    draws = [torch.tensor([[2, word, 3]]).expand(rows, -1) for word in (0, 1)]
+    chosen = steering.chosen(
+        draws, torch.ones(rows, 3, dtype=torch.bool), pipe.model.word_vectors(), lambda: torch.randn(rows, 3)
+    )
+    assert {*chosen[:, 1].tolist()} == expected
 
 
 def test_the_steps_of_a_joint_head_can_be_shifted(student: str) -> None:
@@ -182,7 +244,7 @@ def test_classifiers_come_along(teacher: str, tmp_path: Path) -> None:
 
 
 def test_refusals(teacher: str, student: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = str(tmp_path / "out")
+    out, config = str(tmp_path / "out"), str(Path(student) / "config.yaml")
     sentences = {
         ("distill", student, "--out", out): "this model is distilled itself; give the one that it was made from",
         (
@@ -202,6 +264,22 @@ def test_refusals(teacher: str, student: str, tmp_path: Path, capsys: pytest.Cap
             "--model.distilled_for",
             "2",
         ): "joint_width: a joint head draws tokens, and the steps",
+        ("distill", teacher, "--out", out, "--adapter.name", "lora"): "adapter: 'lora' would not save the joint head",
+        ("distill", teacher, "--out", out, "--sampling.clamp", "yes"): "sampling.clamp: a joint head draws the tokens",
+        ("distill", teacher, "--out", out, "--sampling.sampler", "heun"): "sampler: 'heun' follows the probability flow",
+        (
+            "train",
+            "--config",
+            config,
+            "--init-from",
+            student,
+            "--model.joint_width",
+            "4",
+            "--out",
+            out,
+        ): "model: expected the settings",
+        ("generate", student, "--sampler", "flow"): "sampler: 'flow' follows the probability flow",
+        ("generate", student, "--sampler", "dpm++2m"): "sampler: 'dpm++2m' follows the probability flow",
         ("train", "--init-from", student, "--out", out): "objective: 'cross-entropy' would leave the joint head behind",
         ("generate", student, "--step-temperature", ".5"): "step_temperature: this model draws the tokens of each step",
         ("generate", student, "--clamp"): "clamp: this model draws the tokens of each step",
