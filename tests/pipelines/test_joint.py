@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_runs import tiny_config
+from tiny_sources import trained
 
 from diffusionlm.cli import main
 from diffusionlm.config import UserError, build, to_plain
@@ -156,6 +158,34 @@ def test_a_student_costs_the_evaluations_that_it_was_asked_for(student: str) -> 
     with metered(pipe) as meter:
         list(pipe(3))
     assert meter.evaluations == 6
+
+
+def test_constraints_hold_in_bf16(student: str) -> None:
+    pipe = Pipeline.from_pretrained(student, dtype="bf16")
+    rows: Any = pipe(4, "Length(7) & Words('cheap') & ~Words('the')", evaluations=2)
+    assert all(row.controls[0].passed for row in rows)
+
+
+def test_conditions_go_along(tmp_path: Path) -> None:
+    out = str(tmp_path / "joint")
+    assert main(["distill", str(trained(tmp_path, "several")), "--out", out, "--training.steps", "1"]) == 0
+    pipe, given = Pipeline.from_pretrained(out), {"source": "1 2 3", "condition": {"kind": "high"}}
+    rows: Any = list(pipe(4, "Words('bee')", cfg=2.0, self_cfg=1.5, evaluations=6, **given))
+    assert all("bee" in row.text.split() and row.controls[0].passed for row in rows)
+    assert [row.text for row in rows] == [
+        row.text for row in pipe(4, "Words('bee')", cfg=2.0, self_cfg=1.5, evaluations=6, batch_size=1, **given)
+    ]
+
+
+def test_weights_of_another_width_are_refused(student: str, tmp_path: Path) -> None:
+    for number, width in enumerate((None, 4)):
+        folder = tmp_path / str(number)
+        shutil.copytree(Path(student) / "model", folder)
+        plain = json.loads((folder / "config.json").read_text())
+        plain["settings"]["joint_width"] = width
+        (folder / "config.json").write_text(json.dumps(plain))
+        with pytest.raises(UserError, match="joint|weights"):
+            DiffusionLM.load(folder)
 
 
 def test_a_student_of_a_teacher_with_an_adapter_is_a_complete_model(teacher: str, tmp_path: Path) -> None:
