@@ -345,7 +345,7 @@ def copy_classifiers(model: str | Path, other: str | Path) -> None:
     home, new = (model_folder(folder) / "classifiers" for folder in (model, other))
     for config in sorted([*home.glob("*/config.json"), *home.glob("*/model/config.json")]):
         folder, name = config.parent, config.relative_to(home).parts[0]
-        if not (new / name).exists():
+        if any(path.is_file() and not (new / name / path.name).exists() for path in folder.iterdir()):
             write_folder(new / name, partial(_copy_files, folder))
 
 

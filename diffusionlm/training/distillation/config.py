@@ -11,8 +11,8 @@ from diffusionlm.config import UserError, build, merge, override, plain_name, re
 from diffusionlm.core.objective import ObjectiveConfig
 from diffusionlm.data.reading import read_text
 from diffusionlm.models.spec import ModelSpec
-from diffusionlm.pipelines.base import saved_sampling
-from diffusionlm.pipelines.budget import joint_split, predictions
+from diffusionlm.pipelines.base import SamplingConfig, saved_sampling
+from diffusionlm.pipelines.budget import affordable, joint_split, predictions
 from diffusionlm.recipe.refine import APART
 from diffusionlm.training.adapting import settings_of
 from diffusionlm.training.distillation.joint import Joint
@@ -31,6 +31,7 @@ WIDTH = 192  # of the joint head
 JOINT = {  # of the sampling of a model with a joint head
     "passes": 1, "sampler": {"name": "ddpm"}, "temperature": 0.85, "step_temperature": None, "noise_shift": 0.0, "clamp": False,
 }  # fmt: skip
+UNUSED = ("clamp", "step_temperature")  # in the draws of a joint head
 HEAD_OPTIMIZER = {"name": "adamw", "learning_rate": 0.003, "betas": (0.9, 0.98), "weight_decay": 0.01}
 STEPS_SHARE = 0.5  # of the teacher's steps: one of distillation takes about twice the time of one of training
 
@@ -71,16 +72,20 @@ def distillation_config(
     elif isinstance(objective, Joint):
         plain["model"] = to_plain(base.model) | {"joint_width": WIDTH}
         plain["training"] |= {"optimizer": HEAD_OPTIMIZER}
-        spent = predictions(saved_sampling(teacher), evaluations), 1 if base.model.excludes_self else APART
-        plain["sampling"] |= JOINT | dict(zip(("steps", "sweeps"), joint_split(*spent), strict=True))
+        plain["sampling"] |= joint_sampling(saved_sampling(teacher), evaluations, base.model.excludes_self)
     config = build(RunConfig, override(plain, assignments, RunConfig))
     if isinstance(objective, Distillation) and config.sampling.noise_shift:
         raise UserError("sampling.noise_shift: a student takes the steps that it is trained for, no others; leave it out")
-    if isinstance(objective, Joint):
-        for name in ("clamp", "step_temperature"):
-            if getattr(config.sampling, name):
-                raise UserError(f"sampling.{name}: a joint head draws the tokens of each step, without this; leave it out")
+    if isinstance(objective, Joint) and (unused := [name for name in UNUSED if getattr(config.sampling, name)]):
+        raise UserError(f"sampling.{unused[0]}: a joint head draws the tokens of each step, without this; leave it out")
     return with_rounds(config, "objective.round_steps" in dict(assignments))
+
+
+def joint_sampling(saved: SamplingConfig, evaluations: int, excludes_self: bool) -> dict[str, Any]:
+    """Return the changes to a teacher's ``saved`` sampling settings, for a joint head of a number of ``evaluations``."""
+    steps, sweeps = joint_split(predictions(saved, evaluations), 1 if excludes_self else APART)
+    guidance = to_plain(affordable(saved.guidance, evaluations, ()))
+    return JOINT | {"steps": steps, "sweeps": sweeps, "guidance": guidance}
 
 
 def with_rounds(config: RunConfig, given: bool) -> RunConfig:
