@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from diffusionlm.config import UserError
 from diffusionlm.core.objective import Batch, Objective, ObjectiveConfig, expect_family
+from diffusionlm.recipe.posterior import pin_logits
 from diffusionlm.recipe.schedules import times_at
-
-BARRED = -1e4  # added to the logits of special tokens, which no sample has
+from diffusionlm.training.distillation.objective import bar_of
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,7 @@ class JointObjective(Objective):
         self.spec = spec
         model.requires_grad_(False)
         model.joint.requires_grad_(True)
-        bar = torch.zeros(model.config.vocabulary)
-        bar[[*model.config.special_ids.values()]] = BARRED
-        self.register_buffer("bar", bar, persistent=False)
+        self.register_buffer("bar", bar_of(model), persistent=False)
 
     def train(self, mode: bool = True) -> Self:
         """Leave the model in evaluation mode: the head is trained on the predictions that sampling will have."""
@@ -71,7 +69,7 @@ class JointObjective(Objective):
         model = self.model
         with torch.no_grad():
             x0, free = model.encode(batch.ids), model.free_positions(batch)
-            logits = torch.where(free[..., None], self._predicted(x0, free, batch) + self.bar, self._certain(batch.ids))
+            logits = pin_logits(self._predicted(x0, free, batch) + self.bar, ~free, batch.ids)
         free = free & batch.mask & (self.bar[batch.ids] == 0)  # [UNK], in training texts, is never drawn
         with torch.autocast(x0.device.type, enabled=False):
             joint = model.joint.logits(logits, x0, model.word_vectors(), batch.mask)
@@ -92,6 +90,3 @@ class JointObjective(Objective):
             estimate = torch.where(free[..., None], first.softmax(-1) @ model.word_vectors(), x0)
         logits: Tensor = model.token_logits(xt, t, batch.attend, estimate, None, condition)
         return logits
-
-    def _certain(self, ids: Tensor) -> Tensor:
-        return F.one_hot(ids, self.model.config.vocabulary).float().log().clamp(min=BARRED)

@@ -129,9 +129,7 @@ class DistillationObjective(Objective):
         super().__init__(model, model.config.special_ids["pad"], model.padded_width)
         self.spec, self.teacher = spec, Teacher(spec)
         model.embedding.weight.requires_grad_(False)  # student and teacher share the space of x_t
-        bar = torch.zeros(model.config.vocabulary)
-        bar[[*model.config.special_ids.values()]] = BARRED
-        self.register_buffer("bar", bar, persistent=False)
+        self.register_buffer("bar", bar_of(model), persistent=False)
 
     def steps(self, count: int, device: torch.device) -> Step:
         """Draw a step for each of ``count`` texts, in shares of a sampling run (``times_at``) from 0, its end, to 1."""
@@ -211,6 +209,13 @@ class DistillationObjective(Objective):
         toward = Toward(self.model.process.schedule.gamma(s), condition)
         logits: Tensor = (model or self.model).token_logits(xt, t, batch.attend, previous, None, toward)
         return logits
+
+
+def bar_of(model: Any) -> Tensor:
+    """Return what is added to logits (V,): ``BARRED`` at special tokens, else 0."""
+    bar = torch.zeros(model.config.vocabulary)
+    bar[[*model.config.special_ids.values()]] = BARRED
+    return bar
 
 
 def two_part_share(process: Process, step: Step) -> Tensor:
