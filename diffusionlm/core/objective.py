@@ -69,6 +69,7 @@ class Objective(nn.Module):
     """Base of the objectives' modules. Batches are padded to ``width`` tokens where PAD is a word like others."""
 
     model: Any  # a PreTrainedModel
+    ranks: ClassVar[bool] = False  # whether a lower validation loss is a better model, so that a run keeps the best one
 
     def __init__(self, model: PreTrainedModel, pad_id: int, width: int | None = None) -> None:
         super().__init__()
@@ -94,6 +95,11 @@ class Objective(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return the scalar terms of the loss by name."""
         raise NotImplementedError
+
+    def validation_terms(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the terms whose sum is the validation loss: those of the loss, unless an objective measures others."""
+        terms: dict[str, Tensor] = self(batch)
+        return terms
 
     def measurable(self, held_out: Sequence[list[int]]) -> Sequence[list[int]]:
         """Return the rows of ``held_out`` that have a loss: all, unless some lack what the loss is computed from."""

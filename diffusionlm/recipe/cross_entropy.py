@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CLOZE_SHARE = 0.5
+VALIDATION_GAMMAS = (-1.0, 9.0)  # words are decided at less noise, and nothing is known of them at more
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class CrossEntropyObjective(Objective):
     """
 
     BINS = 48
+    ranks = True
     seen: Tensor
 
     def __init__(self, spec: CrossEntropy, model: Any) -> None:
@@ -98,6 +100,29 @@ class CrossEntropyObjective(Objective):
         if self.curve is not None:
             terms["schedule"] = self._schedule_loss(losses.detach(), t, free, ~(mixed | cloze))
         return terms
+
+    @torch.no_grad()
+    def validation_terms(self, batch: Batch) -> dict[str, Tensor]:
+        """Return ``bound``, the diffusion term of the likelihood bound in nats per token, at a fixed grid of noise levels.
+
+        Each text has one level: the middles of equal intervals of ``VALIDATION_GAMMAS``, in a random order. They depend on no
+        schedule, so that steps, runs and schedules can be compared (see ``evaluation.likelihood``, and Kingma et al. 2021,
+        equation 15). The network denoises twice, as in sampling.
+        """
+        ids, free = batch.ids, self.model.free_positions(batch)
+        B, device = len(ids), ids.device
+        low, high = VALIDATION_GAMMAS
+        gamma = low + (high - low) * (torch.randperm(B, device=device) + 0.5) / B
+        t = torch.where(free, self.model.process.schedule.time(gamma)[:, None], 0)
+        x0 = self.model.encode(ids)
+        xt = torch.where(free[..., None], self.model.process.noise(x0, t), self.model.process.rescale(x0, 0.0))
+        condition, terms = self.conditioning(batch)
+        free = free & batch.mask
+        estimate = self.model(xt, t, batch.attend, condition=condition).x0 if self.model.self_conditions else None
+        logits = self.model.token_logits(xt, t, batch.attend, estimate, None, condition).float()
+        squares = (logits.softmax(-1) @ self.model.word_vectors().float() - x0).square().sum(-1)
+        weight = 0.5 * (high - low) * torch.exp(-gamma)[:, None]
+        return {"bound": (weight * squares * free).sum() / free.sum(), **terms}
 
     def _draw_levels(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Draw times (B, L); which texts have mixed levels (B,), which are clozes (B,), and their hidden words (B, L)."""
