@@ -17,6 +17,17 @@ def is_first() -> bool:
     return _number("RANK", 0) == 0
 
 
+def of_first(value: float) -> float:
+    """Return the first process's ``value``, in all of those that a trainer has joined."""
+    if count() == 1:
+        return value
+    from torch import distributed
+
+    values = [value]
+    distributed.broadcast_object_list(values)
+    return values[0]
+
+
 def check_processes(several_allowed: bool) -> None:
     """Raise UserError in one of several processes, unless they are ``several_allowed`` and a launcher started them."""
     processes = os.environ.get("WORLD_SIZE", "1")

@@ -110,13 +110,22 @@ def _training_flags(arguments: list[str]) -> list[str]:
     return _flags(small)
 
 
+def _briefly(arguments: list[str]) -> list[str]:
+    """Return a training command with few steps, also where the page gives minutes."""
+    if "--minutes" not in arguments:
+        return [*arguments, *_training_flags(arguments)]
+    place = arguments.index("--minutes") + 1
+    flags = [flag for flag in _training_flags(arguments) if not flag.startswith("--training.steps=")]
+    return [*arguments[:place], "0.01", *arguments[place + 1 :], *flags]
+
+
 def small(arguments: list[str]) -> list[str] | None:
     """Return a command with small settings, or None where its corpus is not in the project (tests/test_configs.py has those)."""
     match arguments[0]:
         case "quickstart":
             return [*arguments, "--steps", "1", "--texts", "3"]
         case "train":
-            return None if any("e2e" in word for word in arguments) else [*arguments, *_training_flags(arguments)]
+            return None if any("e2e" in word for word in arguments) else _briefly(arguments)
         case "distill":
             return [*arguments, *_training_flags(["--init-from"])]
         case "convert":

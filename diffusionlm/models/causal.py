@@ -112,6 +112,8 @@ class NextToken(ObjectiveConfig, name="causal"):
 class NextTokenObjective(Objective):
     """The module of ``NextToken``."""
 
+    ranks = True
+
     def __init__(self, spec: NextToken, model: PreTrainedModel) -> None:
         super().__init__(model, model.config.pad_token_id)
         self.spec = spec

@@ -155,6 +155,7 @@ class MaskedWords(ObjectiveConfig, name="masked"):
 class MaskedObjective(Objective):
     """The module of ``MaskedWords``."""
 
+    ranks = True
     model: MaskedLM
 
     def __init__(self, spec: MaskedWords, model: MaskedLM) -> None:

@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from diffusionlm.config import UserError
 from diffusionlm.evaluation.provenance import training_of
-from diffusionlm.files import disk_errors, read_text
+from diffusionlm.files import disk_errors
 from diffusionlm.models.classifier import ClassifierConfig
 from diffusionlm.models.classifier.objective import Classification
 from diffusionlm.pipelines.base import Controlled, SamplingConfig
 from diffusionlm.pipelines.diffusion import Pipeline
 from diffusionlm.restaurants.corpus import Restaurants
 from diffusionlm.restaurants.report import grammar_report, trigram_texts
+from diffusionlm.training.automatic import RESERVE, fastest
 from diffusionlm.training.optimizers import has_bf16
 from diffusionlm.training.run import RunConfig, read_config, train
 from diffusionlm.training.trainer import TrainingConfig
 
-TIMED_STEPS = 45
 CLASSIFIER_STEPS = 500
 # Of the corpus's attributes, those with a few values each: names and landmarks have hundreds, too rare to learn.
 CLASSIFIED = ("area", "family", "food", "price", "rating", "type")
@@ -130,24 +127,8 @@ def _config(folder: Path, steps: int | None, minutes: float) -> RunConfig:
 def _fitting(config: RunConfig, minutes: float) -> tuple[int, int]:
     """Time a few steps on one core and on all; return how many fit in ``minutes`` on the faster, and its threads."""
     say("Timing a few steps on this machine ...")
-    speeds = {threads: _tokens_per_second(config, threads) for threads in sorted({1, min(8, torch.get_num_threads())})}
-    threads = max(speeds, key=speeds.__getitem__)
-    reserve = 0.95  # evaluations, sample texts and checkpoints
-    return max(20, int(minutes * 60 * reserve * speeds[threads] / config.training.batch_tokens)), threads
-
-
-def _tokens_per_second(config: RunConfig, threads: int) -> float:
-    """Return the speed of training, counting padding as the batches' budget does. Raises KeyboardInterrupt on Ctrl-C."""
-    with tempfile.TemporaryDirectory() as folder:
-        training = replace(
-            config.training, steps=TIMED_STEPS, threads=threads, log_every=TIMED_STEPS // 3, evaluate_every=10**9,
-            sample_every=10**9, save_every=10**9, evaluation_texts=1,
-        )  # fmt: skip
-        if not train(replace(config, training=training), Path(folder) / "timed", write_samples=False, quiet=True):
-            raise KeyboardInterrupt
-        rows = [json.loads(line) for line in read_text(Path(folder) / "timed" / "log.jsonl").splitlines()]
-    seconds = [row["seconds"] for row in rows if "tokens" in row]
-    return config.training.batch_tokens * (TIMED_STEPS - TIMED_STEPS // 3) / (seconds[-1] - seconds[0])
+    seconds, threads = fastest(config)
+    return max(20, int(minutes * 60 * RESERVE / seconds)), threads
 
 
 def _close(folder: Path, texts: Sequence[str], report: dict[str, Any], controlled: Sequence[Controlled]) -> None:

@@ -7,7 +7,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -93,8 +93,9 @@ class Overfitting(TrainerCallback):
 
     RISE = 0.02  # of the lowest loss: smaller rises come and go
 
-    def __init__(self) -> None:
-        self.warned, self.loss = False, -math.inf
+    def __init__(self, best_step: Callable[[], int]) -> None:
+        """``best_step`` returns the step whose weights the model will have, 0 where these are the last ones."""
+        self.best_step, self.warned, self.loss = best_step, False, -math.inf
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any
@@ -108,7 +109,10 @@ class Overfitting(TrainerCallback):
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self._risen(state):
-            self._warn(state, f"the validation loss ended at {self.loss:.3f}", "the model that was saved is the last one")
+            saved = "the model that was saved is the last one"
+            if step := self.best_step():
+                saved = f"the model that was saved is that of step {step}"
+            self._warn(state, f"the validation loss ended at {self.loss:.3f}", saved)
 
     def _risen(self, state: TrainerState) -> bool:
         lowest = state.best_metric
@@ -135,6 +139,7 @@ class Samples(TrainerCallback):
         if trainer.sample_texts and state.is_world_process_zero and (last or self._due(state, trainer.config.sample_every)):
             self._save(step)
         control.should_training_stop |= interrupted
+        control.should_evaluate |= last and args.eval_strategy != "no"
         control.should_save = last or interrupted or self._due(state, trainer.config.save_every)
 
     def _due(self, state: TrainerState, every: int) -> bool:

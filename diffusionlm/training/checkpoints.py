@@ -22,7 +22,8 @@ from diffusionlm.recipe.frozen import Frozen
 MARKER = "complete.json"  # of a checkpoint, written last
 TEACHERS = "teachers.safetensors"  # in a checkpoint: teachers that started as copies of the model
 WEIGHTS, EMA, STATE = "model.safetensors", "ema.safetensors", "trainer_state.json"
-FILES = (MARKER, WEIGHTS, EMA, TEACHERS, STATE, "optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth")
+BEST = "best.safetensors"  # in a checkpoint: the EMA's weights at the best evaluation before it
+FILES = (MARKER, WEIGHTS, EMA, BEST, TEACHERS, STATE, "optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth")
 PARTS = (f"{MARKER}.*.new", ".tmp*")  # of such files, left by a process that was killed
 REMEDY = "train in another --out with a lower learning rate (training.optimizer) or with training.clip 1"
 RECORDS = ("model", "samples/*", "checkpoints/*")  # of a run that has begun

@@ -99,7 +99,7 @@ def read_config(paths: Sequence[str | Path] = (), assignments: Sequence[tuple[st
     """
     given: dict[str, Any] = {}
     for path in paths:
-        given = merge(given, _read_plain(Path(path)))
+        given = merge(given, read_plain(Path(path)))
     start = dict(assignments).get("init_from") or given.get("init_from")
     if isinstance(start, str) and not any(name.partition(".")[0] == "model" for name in [*given, *dict(assignments)]):
         given |= settings_of(start)
@@ -108,7 +108,7 @@ def read_config(paths: Sequence[str | Path] = (), assignments: Sequence[tuple[st
     return build(RunConfig, override(plain, assignments, RunConfig))
 
 
-def _read_plain(path: Path) -> dict[str, Any]:
+def read_plain(path: Path) -> dict[str, Any]:
     """Read a YAML file; in a run's ``config.yaml`` of format 1, settings are renamed."""
     plain = read_yaml(read_text(path), str(path))
     of_a_run = path.name == "config.yaml" and (path.with_name("data.json").exists() or path.with_name("log.jsonl").exists())
@@ -138,7 +138,7 @@ def train(
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
     torch.manual_seed(config.training.seed)
-    model, tokenizer, rows, validation = _prepare(config)
+    model, tokenizer, rows, validation = prepare(config)
     objective = config.objective.build(model)
     if validation and not (validation := objective.measurable(validation)):
         say("validation: no text has a label that the training texts have, so no loss is measured on it")
@@ -164,10 +164,11 @@ def _train(
         _check_saving(config, tokenizer, folder, trainer.averaged.model)
     finished = trainer.run()
     if finished and trainer.is_world_process_zero():
-        if (summary := trainer.averaged.report(held_out, folder)) and not quiet:
-            print(summary, file=sys.stderr)
-        # Again: a run that was interrupted after its last checkpoint has an older model.
-        _export(config, tokenizer, folder, trainer.averaged_model())
+        with trainer.best.used():
+            if (summary := trainer.averaged.report(held_out, folder)) and not quiet:
+                print(summary, file=sys.stderr)
+            # Again: a run that was interrupted after its last checkpoint has an older model.
+            _export(config, tokenizer, folder, trainer.averaged_model())
         write_text(folder / "model" / "finished", f"{trainer.state.global_step} steps\n")
     return finished
 
@@ -189,7 +190,7 @@ def _check_saving(config: RunConfig, tokenizer: PreTrainedTokenizerFast, folder:
         raise UserError(f"model: this model cannot be saved: {reason}{cure}") from None
 
 
-def _prepare(config: RunConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, Rows, Rows]:
+def prepare(config: RunConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, Rows, Rows]:
     """Return the model to train, its tokenizer, and the training and validation rows."""
     splits = config.data.corpus.load()
     spec = config.model.fitted(splits)
@@ -212,7 +213,7 @@ def _prepare(config: RunConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerFas
 
 def _dropout(config: RunConfig) -> str:
     """Return the name of the run's setting of dropout, "" if it has none."""
-    return next((name for name in _flat(to_plain(config)) if name.endswith((".dropout", ".dropped_share"))), "")
+    return next((name for name in flat(to_plain(config)) if name.endswith((".dropout", ".dropped_share"))), "")
 
 
 def _sample_texts(config: RunConfig, tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel) -> list[str]:
@@ -324,13 +325,14 @@ def _same_config(config: RunConfig, folder: Path) -> bool:
 
 def _difference(config: RunConfig, path: Path) -> str:
     """Name the first setting in which a run's config differs."""
-    old, new = _flat(to_plain(read_config([path]))), _flat(to_plain(config))
+    old, new = flat(to_plain(read_config([path]))), flat(to_plain(config))
     changes = (f"its {key} is {old.get(key)}, not {new.get(key)}" for key in [*new, *old] if old.get(key) != new.get(key))
     return next(changes, "its config differs")
 
 
-def _flat(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested mappings by their dotted names."""
+    found: dict[str, Any] = {}
     for key, value in plain.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found

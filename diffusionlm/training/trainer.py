@@ -36,6 +36,7 @@ from diffusionlm.files import disk_errors, open_permissions, read_json, write_te
 from diffusionlm.models.spec import Rows
 from diffusionlm.processes import count
 from diffusionlm.training import checkpoints
+from diffusionlm.training.best import BestWeights
 from diffusionlm.training.callbacks import Overfitting, Patience, Progress, Samples, interruptible
 from diffusionlm.training.optimizers import MuonAdamW, OptimizerConfig, has_bf16
 
@@ -60,6 +61,8 @@ class TrainingConfig(Settings):
         evaluation_texts: maximum number of validation texts.
         keep: number of checkpoints to keep.
         patience: evaluations without a lower loss after which training stops early; 0 disables it.
+        select: which weights the run's model has: ``best`` are those with the lowest validation loss, if the objective's
+            validation loss ranks models and there are validation texts, else the ``last``.
         seed: random seed of weights, batches and noise.
     """
 
@@ -82,6 +85,7 @@ class TrainingConfig(Settings):
     save_every: int = 500
     keep: int = 2
     patience: int = 0
+    select: Literal["best", "last"] = "best"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -124,7 +128,7 @@ class DiffusionTrainer(Trainer):
         self.term_sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
         self.tokens_seen, self.micro_steps = 0, 0
         self.progress = Progress(folder, config.steps, show_texts, quiet)
-        callbacks: list[TrainerCallback] = [self.progress, Samples(self), Overfitting()]
+        callbacks: list[TrainerCallback] = [self.progress, Samples(self), Overfitting(lambda: self.best.step)]
         callbacks += [Patience(config.patience)] if config.patience else []
         arguments = _arguments(config, folder, bool(self.validation))
         super().__init__(objective, arguments, train_dataset=self.rows, eval_dataset=self.validation, callbacks=callbacks)
@@ -133,6 +137,7 @@ class DiffusionTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self.ema = AveragedModel(objective, multi_avg_fn=_average_with(config.ema, config.ema_warmup))
         self.ema.update_parameters(objective)
+        self.best = BestWeights(self.ema)
         if config.compile:
             # The network alone, for all shapes at once: the objective around it branches on computed numbers, and would be
             # recompiled for each of them.
@@ -167,6 +172,11 @@ class DiffusionTrainer(Trainer):
     def was_interrupted(self) -> bool:
         """True after Ctrl-C."""
         return bool(getattr(self.control, "interrupted", False))
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the model is that of the evaluation with the lowest validation loss."""
+        return self.config.select == "best" and self.objective.ranks and bool(self.validation)
 
     def get_train_dataloader(self) -> DataLoader[list[int]]:
         """Return the batches of the run as one pass, so that batch i depends only on the seed and i."""
@@ -226,6 +236,8 @@ class DiffusionTrainer(Trainer):
         if not math.isfinite(metrics["eval_loss"]):
             raise self._diverged(f"after step {self.state.global_step} the validation loss is not finite")
         self.log(metrics)
+        if self.keeps_best and (self.state.best_metric is None or metrics["eval_loss"] < self.state.best_metric):
+            self.best.keep(self.state.global_step)
         self._draw()
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.control.should_save |= self.control.should_training_stop  # an early stop keeps its last model too
@@ -250,6 +262,7 @@ class DiffusionTrainer(Trainer):
                 super()._save_checkpoint(model, trial)
                 if self.is_world_process_zero():
                     save_model(self.ema, str(path / checkpoints.EMA))
+                    self.best.save(path)
                     if teachers := checkpoints.copied_teachers(self.objective):
                         save_model(teachers, str(path / checkpoints.TEACHERS))
                     open_permissions(path)
@@ -264,7 +277,8 @@ class DiffusionTrainer(Trainer):
             for old in checkpoints.complete_checkpoints(self.folder)[: -self.config.keep]:
                 checkpoints.remove_checkpoint(old)
             if self.export is not None:
-                self.export(self.averaged_model())
+                with self.best.used():
+                    self.export(self.averaged_model())
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Save the weights, without the pickled arguments that the base class adds."""
@@ -292,8 +306,10 @@ class DiffusionTrainer(Trainer):
             self.progress.seconds = float(done.get("seconds", 0))
             self.progress.processor_seconds = float(done.get("processor_seconds", 0))
         with checkpoints.damage(path / checkpoints.STATE):
-            if TrainerState.load_from_json(str(path / checkpoints.STATE)).global_step != done["step"]:
+            state = TrainerState.load_from_json(str(path / checkpoints.STATE))
+            if state.global_step != done["step"]:
                 raise ValueError("it is of another step")
+        self.best.load(path, state.best_global_step or 0)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Load both, from tensors and plain values only. Raises UserError where a file is missing or damaged."""
@@ -369,7 +385,7 @@ def _average_with(decay: float, warmup: bool) -> Callable[[Any, Any, Any], None]
 
 @torch.no_grad()
 def evaluate_terms(objective: Objective, rows: Rows, batch_tokens: int, device: torch.device, bf16: bool) -> dict[str, float]:
-    """Return an objective's mean terms over ``rows``, weighted by tokens; the random state is restored."""
+    """Return an objective's mean validation terms over ``rows``, weighted by tokens; the random state is restored."""
     was_training = objective.training
     objective.eval()
     sums: dict[str, float] = defaultdict(float)
@@ -383,7 +399,7 @@ def evaluate_terms(objective: Objective, rows: Rows, batch_tokens: int, device: 
             del ordered[-count:]
             size = int(batch["mask"].sum())
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                terms = objective(batch)
+                terms = objective.validation_terms(batch)
             for name, term in terms.items():
                 sums[name] += float(term) * size
             tokens += size

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from diffusionlm.arguments import command, option
 from diffusionlm.config import UserError
+from diffusionlm.processes import is_first
 from diffusionlm.verbs.shared import CONFIG, MODEL, expect_positive
 
 
@@ -29,16 +31,35 @@ def _quickstart(options: argparse.Namespace) -> int:
 @command(
     CONFIG,
     option("--out", "run folder: model, log, samples, checkpoints", "FOLDER", required=True),
+    option("--minutes", "training time on this machine; chooses the steps, and whatever else is not set", "X"),
+    option("--steps", "training steps; short for --training.steps"),
     option("--init-from", "fine-tune this model folder on the corpus", "MODEL"),
     option("--adapter", "train and save a part of the weights, such as lora; see: diffusionlm show adapters", "NAME"),
     example="train --config configs/e2e-small.yaml --training.steps 500 --data.corpus.folder e2e",
 )
 def _train(options: argparse.Namespace) -> int:
     """Train a model; after an interruption, the same command resumes the run."""
+    from diffusionlm.evaluation.closing import close
+    from diffusionlm.training.automatic import automatic, given_names
     from diffusionlm.training.run import read_config, train
 
+    expect_positive(options, "steps")
     given = [(name, value) for name in ("init_from", "adapter") if (value := getattr(options, name))]
-    return 0 if train(read_config(options.config, options.overrides + given), options.out) else 130
+    given += [] if options.steps is None else [("training.steps", str(options.steps))]
+    assignments = options.overrides + given
+    config = read_config(options.config, assignments)
+    names = given_names(options.config, assignments)
+    own_corpus = not options.config and any(name.startswith("data.corpus") for name in names)
+    fits_itself = options.minutes is not None or (own_corpus and config.model.generates)
+    if fits_itself:
+        config = automatic(config, names, options.minutes, options.out)
+    finished = Path(options.out) / "model" / "finished"
+    was_finished = finished.exists()
+    if not train(config, options.out):
+        return 130
+    if fits_itself and not was_finished and is_first():
+        close(options.out, fit_temperature="sampling.temperature" not in names)
+    return 0
 
 
 @command(

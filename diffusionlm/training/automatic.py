@@ -1,0 +1,280 @@
+"""Settings that fit a corpus: what neither a command nor a config file sets, from the corpus and the speed of this machine.
+
+The rules, and where their numbers come from: ``TOKENIZERS``, ``SIZES`` and ``DROPOUTS`` below. All choices have a reason, and
+are printed and written to the run's config.yaml; a resumed run keeps those that are there.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import tempfile
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import redirect_stderr
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import datasets  # type: ignore[import-untyped]
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from diffusionlm.config import UserError, build, to_plain
+from diffusionlm.data.batches import encodings
+from diffusionlm.data.tokenizers import BytePairs, TokenizerRecipe, WordTokenizer, split_words
+from diffusionlm.files import read_text
+from diffusionlm.models.diffusion import ModelConfig
+from diffusionlm.models.spec import Rows
+from diffusionlm.processes import count, is_first, of_first
+from diffusionlm.training.run import RunConfig, flat, prepare, read_config, read_plain
+from diffusionlm.training.texts import say
+from diffusionlm.training.trainer import DiffusionTrainer
+
+SETTINGS = (  # that are chosen, in this order
+    "data.tokenizer", "data.max_length", "model.backbone", "training.batch_tokens", "training.steps", "training.threads",
+    "training.warmup", "training.patience", "training.evaluate_every", "training.sample_every", "training.save_every",
+    "training.log_every",
+)  # fmt: skip
+READ = 50_000  # texts of a large corpus that are looked at
+MOST_WORDS = 4_000  # different words, up to which each is a token
+UNKNOWN = 0.01  # of the words of held-out texts: with a larger share, words are split
+TOKENIZERS = ((300_000, 4_000), (3_000_000, 8_000), (30_000_000, 16_000), (math.inf, 32_000))  # words of a corpus, byte pairs
+LENGTHS = (32, 256)  # between which a maximum length is chosen
+LONGER = 0.005  # of the texts may be longer
+SIZES = (  # tokens that the smallest network sees in the time given, layers, query layers, width, heads, tokens per batch
+    (3e6, 2, 2, 128, 4, 768), (40e6, 3, 2, 192, 6, 1024), (400e6, 4, 2, 256, 8, 1536), (4e9, 6, 3, 512, 8, 8192),
+    (math.inf, 10, 4, 768, 12, 32768),
+)  # fmt: skip
+DROPOUTS = ((2, 0.0), (10, 0.1), (40, 0.2), (math.inf, 0.3))  # how often a run sees a text at most, and its dropout
+EPOCHS = 10  # of a run of which neither the steps nor the minutes are given
+LEAST_STEPS = 200
+EVALUATIONS = 12  # in a run
+SEEN_OFTEN = 4  # epochs from which training stops early
+PATIENCE = 3
+RESERVE = 0.95  # of the minutes is for steps: the rest is for evaluations, sample texts and checkpoints
+TIMED_STEPS = 45
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The value of a setting, plain, and why it was chosen."""
+
+    setting: str
+    value: Any
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.setting}: {json.dumps(self.value)} ({self.reason})"
+
+
+def automatic(
+    config: RunConfig, given: Collection[str], minutes: float | None = None, folder: str | Path | None = None
+) -> RunConfig:
+    """Return ``config`` with the settings chosen that are not among the ``given`` ones, dotted, and print the choices.
+
+    ``minutes`` is the training time on this machine. A run in ``folder`` keeps the choices in its config.yaml.
+
+    Raises:
+        UserError: minutes beside given steps, or not positive; the corpus cannot be read.
+        KeyboardInterrupt: Ctrl-C while the speed was measured.
+    """
+    if minutes is not None and not (math.isfinite(minutes) and minutes > 0):
+        raise UserError(f"--minutes: expected a positive number, got {minutes}")
+    if minutes is not None and "training.steps" in given:
+        raise UserError("--minutes: training.steps is set too; give one of the two")
+    free = [name for name in SETTINGS if not _is_given(name, given)]
+    if folder is not None and (recorded := Path(folder) / "config.yaml").exists():
+        say(f"{folder}: resuming with the settings that were chosen for this run")
+        return _with(config, _picked(read_config([recorded]), free))
+    return _Chooser(config, free, minutes).chosen()
+
+
+def given_names(paths: Sequence[str | Path], assignments: Iterable[tuple[str, str]]) -> set[str]:
+    """Return the dotted names of the settings that the YAML files ``paths`` and ``assignments`` set."""
+    return {name for name, _ in assignments} | {name for path in paths for name in flat(read_plain(Path(path)))}
+
+
+def _is_given(name: str, given: Collection[str]) -> bool:
+    """Return whether a setting, a part of it, or the whole that it is a part of, is among the ``given`` ones."""
+    return any(other == name or other.startswith(f"{name}.") or name.startswith(f"{other}.") for other in given)
+
+
+def _picked(config: RunConfig, names: Iterable[str]) -> dict[str, Any]:
+    """Return the plain values of the settings ``names``, those that the config has."""
+    found: dict[str, Any] = {}
+    for name in names:
+        value: Any = to_plain(config)
+        for part in name.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if value is not None:
+            found[name] = value
+    return found
+
+
+def _with(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+    """Return ``config`` with the plain ``values`` of dotted settings, each in place of the whole old value."""
+    plain = to_plain(config)
+    for name, value in values.items():
+        parts = name.split(".")
+        part = plain
+        for key in parts[:-1]:
+            part = part[key]
+        part[parts[-1]] = value
+    return build(RunConfig, plain)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the training texts are like: their number, that of their words, and of different words; held-out unknown words."""
+
+    texts: int
+    words: int
+    distinct: int
+    unknown: float
+
+    @classmethod
+    def of(cls, texts: list[str], held_out: list[str], total: int) -> Facts:
+        """Look at ``texts``, of a corpus of ``total`` texts."""
+        counted = [split_words(text) for text in texts]
+        known = {word for words in counted for word in words}
+        others = [word for text in held_out for word in split_words(text)]
+        unknown = sum(word not in known for word in others) / max(1, len(others))
+        return cls(total, round(sum(map(len, counted)) * total / len(texts)), len(known), unknown)
+
+
+class _Chooser:
+    """Chooses the ``free`` settings, one after the other: each may depend on those before it."""
+
+    def __init__(self, config: RunConfig, free: list[str], minutes: float | None) -> None:
+        self.config, self.free, self.minutes = config, free, minutes
+        splits = config.data.corpus.load()
+        spec = config.model.fitted(splits)
+        rows = splits["train"]
+        few: datasets.Dataset = rows if len(rows) <= READ else rows.shuffle(seed=0).select(range(READ))
+        self.texts = spec.tokenizer_texts(few)
+        self.share = len(few) / len(rows)
+        held_out = splits["validation"]["text"][:2000] if "validation" in splits else []
+        self.held_out = bool(held_out)
+        self.facts = Facts.of(self.texts, held_out, len(rows))
+        self.tokens = 0  # of the corpus
+
+    def chosen(self) -> RunConfig:
+        """Choose all of them, and print the choices."""
+        say(
+            f"train: {self.facts.texts:,} texts of {self.facts.words:,} words, {self.facts.distinct:,} different ones; "
+            "chosen to fit them, each can be given:"
+        )
+        for choices in (self._tokenizer, self._length, self._size, self._time, self._intervals):
+            for choice in choices():
+                say(f"  {choice}")
+        return self.config
+
+    def _take(self, name: str, value: Any, reason: str) -> Iterable[Choice]:
+        if name in self.free:
+            self.config = _with(self.config, {name: value})
+            yield Choice(name, value, reason)
+
+    def _tokenizer(self) -> Iterable[Choice]:
+        if self.config.init_from is not None:
+            return
+        found, facts = _tokenizer_for(self.facts)
+        yield from self._take("data.tokenizer", to_plain(found), facts)
+
+    def _length(self) -> Iterable[Choice]:
+        """Choose the maximum length, and count the tokens of the corpus."""
+        tokenizer = self.config.data.tokenizer.make(self.texts, LENGTHS[1])
+        lengths = np.array([len(each.ids) + 2 for each in encodings(self.texts, tokenizer)])
+        self.tokens = round(lengths.sum() / self.share)
+        if self.config.init_from is None:
+            quantile = float(np.quantile(lengths, 1 - LONGER))
+            longest = min(max(LENGTHS[0], 16 * math.ceil(quantile / 16)), LENGTHS[1])
+            longer = float(np.mean(lengths > longest))
+            yield from self._take("data.max_length", longest, f"{longer:.1%} of the texts are longer, in tokens")
+
+    def _size(self) -> Iterable[Choice]:
+        if not isinstance(self.config.model, ModelConfig) or self.config.init_from is not None:
+            return
+        steps = self.config.training.steps if "training.steps" not in self.free else None
+        seen = float(self.tokens * EPOCHS if steps is None else steps * _tokens_of_step(self.config))
+        if self.minutes is not None:
+            smallest = _with(self.config, {"model.backbone": self._sized(SIZES[0][1:5], 0.0)})
+            seen = self.minutes * 60 * _tokens_of_step(smallest) / fastest(smallest)[0]
+        _, *size, batch = next(row for row in SIZES if seen <= row[0])
+        epochs = seen / self.tokens
+        dropout = next(value for most, value in DROPOUTS if epochs <= most)
+        reason = f"the smallest network sees {seen:,.0f} tokens, each text {epochs:.1f} times"
+        yield from self._take("model.backbone", self._sized(size, dropout), reason)
+        yield from self._take("training.batch_tokens", max(int(batch), self.config.data.max_length), "for this size")
+
+    def _sized(self, size: Sequence[float], dropout: float) -> dict[str, Any]:
+        names = ("layers", "query_layers", "width", "heads")
+        return {"name": "leave-one-out", **dict(zip(names, size, strict=True)), "dropout": dropout}
+
+    def _time(self) -> Iterable[Choice]:
+        batch = _tokens_of_step(self.config)
+        if self.minutes is None:
+            steps = max(LEAST_STEPS, round(EPOCHS * self.tokens / batch))
+            yield from self._take("training.steps", steps, f"{EPOCHS} times {self.tokens:,} tokens, {batch:,} in a step")
+            return
+        seconds, threads = fastest(self.config)
+        steps = max(LEAST_STEPS // 10, int(self.minutes * 60 * RESERVE / seconds))
+        reason = f"{self.minutes:g} minutes at {batch / seconds:,.0f} tokens per second"
+        yield from self._take("training.threads", threads, "the fastest number of CPU threads")
+        yield from self._take("training.steps", steps, reason)
+
+    def _intervals(self) -> Iterable[Choice]:
+        training = self.config.training
+        steps, every = training.steps, max(LEAST_STEPS // 8, round(training.steps / EVALUATIONS))
+        yield from self._take("training.warmup", min(200, max(1, steps // 10)), "at most a tenth of the steps")
+        epochs = steps * _tokens_of_step(self.config) / self.tokens
+        if self.held_out and epochs > SEEN_OFTEN:
+            yield from self._take("training.patience", PATIENCE, f"each text is seen {epochs:.1f} times")
+        yield from self._take("training.evaluate_every", every, f"at most {EVALUATIONS} evaluations in {steps:,} steps")
+        yield from self._take("training.sample_every", max(1, steps // 4), "four times in the run")
+        yield from self._take("training.save_every", every, "as often as it is evaluated")
+        yield from self._take("training.log_every", max(1, min(50, steps // 20)), "at most 50 steps")
+
+
+def _tokenizer_for(facts: Facts) -> tuple[TokenizerRecipe, str]:
+    """Return the tokenizer for texts, and the reason."""
+    share = f"{facts.unknown:.1%} of the words of held-out texts are not in the training texts"
+    if facts.distinct <= MOST_WORDS and facts.unknown <= UNKNOWN:
+        return WordTokenizer(), f"{facts.distinct:,} different words; {share}"
+    size = next(size for words, size in TOKENIZERS if facts.words <= words)
+    return BytePairs(size), f"{facts.distinct:,} different words; {share}"
+
+
+def _tokens_of_step(config: RunConfig) -> int:
+    """Return the tokens of an update of the weights, padding counted, in all processes together."""
+    return config.training.batch_tokens * config.training.accumulation * count()
+
+
+def fastest(config: RunConfig) -> tuple[float, int]:
+    """Time a few steps of training; return the seconds of one on the best number of threads, and that number.
+
+    Raises KeyboardInterrupt on Ctrl-C.
+    """
+    most = config.training.threads or min(8, torch.get_num_threads())
+    with redirect_stderr(io.StringIO()):  # the run itself will say what there is to say of the corpus
+        model, _, rows, _ = prepare(config)
+        tried = {most} if config.training.threads else {1, most}
+        seconds = {threads: _seconds_per_step(config, model, rows, threads) for threads in sorted(tried)}
+    threads = min(seconds, key=seconds.__getitem__)
+    return seconds[threads], threads
+
+
+def _seconds_per_step(config: RunConfig, model: PreTrainedModel, rows: Rows, threads: int) -> float:
+    training = replace(
+        config.training, steps=TIMED_STEPS, threads=threads, log_every=TIMED_STEPS // 3, evaluate_every=10**9,
+        sample_every=10**9, save_every=10**9, patience=0,
+    )  # fmt: skip
+    torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory() as folder:
+        if not DiffusionTrainer(config.objective.build(model), training, Path(folder), rows, [], quiet=True).run():
+            raise KeyboardInterrupt
+        logged = [json.loads(line) for line in read_text(Path(folder) / "log.jsonl").splitlines()] if is_first() else []
+    times = [row["seconds"] for row in logged if "tokens" in row]
+    spent = times[-1] - times[0] if is_first() else 0.0
+    return of_first(spent) / (TIMED_STEPS - TIMED_STEPS // 3)
