@@ -166,7 +166,7 @@ class _Chooser:
             f"train: {self.facts.texts:,} texts of {self.facts.words:,} words, {self.facts.distinct:,} different ones; "
             "chosen to fit them, each can be given:"
         )
-        for choices in (self._tokenizer, self._length, self._size, self._time, self._intervals):
+        for choices in (self._tokenizer, self._length, self._size, self._time, self._dropout, self._intervals):
             for choice in choices():
                 say(f"  {choice}")
         return self.config
@@ -202,11 +202,21 @@ class _Chooser:
             smallest = _with(self.config, {"model.backbone": self._sized(SIZES[0][1:5], 0.0)})
             seen = self.minutes * 60 * _tokens_of_step(smallest) / fastest(smallest)[0]
         _, *size, batch = next(row for row in SIZES if seen <= row[0])
-        epochs = seen / self.tokens
-        dropout = next(value for most, value in DROPOUTS if epochs <= most)
-        reason = f"the smallest network sees {seen:,.0f} tokens, each text {epochs:.1f} times"
-        yield from self._take("model.backbone", self._sized(size, dropout), reason)
+        reason = f"the smallest network sees {seen:,.0f} tokens in this time"
+        yield from self._take("model.backbone", self._sized(size, 0.0), reason)
         yield from self._take("training.batch_tokens", max(int(batch), self.config.data.max_length), "for this size")
+
+    def _dropout(self) -> Iterable[Choice]:
+        """Choose the dropout of the network that was chosen."""
+        if "model.backbone" not in self.free or self.config.init_from is not None:
+            return
+        if isinstance(self.config.model, ModelConfig):
+            dropout = next(value for most, value in DROPOUTS if self._epochs() <= most)
+            self.config = _with(self.config, {"model.backbone.dropout": dropout})
+            yield Choice("model.backbone.dropout", dropout, f"each text is seen {self._epochs():.1f} times")
+
+    def _epochs(self) -> float:
+        return self.config.training.steps * _tokens_of_step(self.config) / self.tokens
 
     def _sized(self, size: Sequence[float], dropout: float) -> dict[str, Any]:
         names = ("layers", "query_layers", "width", "heads")
@@ -228,9 +238,8 @@ class _Chooser:
         training = self.config.training
         steps, every = training.steps, max(LEAST_STEPS // 8, round(training.steps / EVALUATIONS))
         yield from self._take("training.warmup", min(200, max(1, steps // 10)), "at most a tenth of the steps")
-        epochs = steps * _tokens_of_step(self.config) / self.tokens
-        if self.held_out and epochs > SEEN_OFTEN:
-            yield from self._take("training.patience", PATIENCE, f"each text is seen {epochs:.1f} times")
+        if self.held_out and self._epochs() > SEEN_OFTEN:
+            yield from self._take("training.patience", PATIENCE, f"each text is seen {self._epochs():.1f} times")
         yield from self._take("training.evaluate_every", every, f"at most {EVALUATIONS} evaluations in {steps:,} steps")
         yield from self._take("training.sample_every", max(1, steps // 4), "four times in the run")
         yield from self._take("training.save_every", every, "as often as it is evaluated")
