@@ -39,6 +39,8 @@ from diffusionlm.config import UserError
 from diffusionlm.data.batches import TokenBudgetBatches
 from diffusionlm.evaluation.provenance import machine
 from diffusionlm.files import write_text
+from diffusionlm.models.backbones import Bert
+from diffusionlm.models.diffusion import ModelConfig
 from diffusionlm.models.spec import Rows
 from diffusionlm.training.optimizers import has_bf16
 from diffusionlm.training.run import RunConfig, prepare, read_config
@@ -147,6 +149,7 @@ def network_parameters(model: Any) -> int:
 
 def measured(config: RunConfig, options: argparse.Namespace) -> dict[str, list[float]]:
     """Return the tokens per second of each row and round."""
+    assert isinstance(config.model, ModelConfig)
     large = replace(config, model=replace(config.model, backbone=_large(options)))
     with redirect_stderr(StringIO()):
         built = {name: (each, *_built(each)) for name, each in (("published network", large), ("own network", config))}
@@ -172,9 +175,7 @@ def measured(config: RunConfig, options: argparse.Namespace) -> dict[str, list[f
     return found
 
 
-def _large(options: argparse.Namespace) -> Any:
-    from diffusionlm.models.backbones import Bert
-
+def _large(options: argparse.Namespace) -> Bert:
     return Bert(layers=options.layers, width=options.width, heads=max(1, options.width // 64), feedforward=4 * options.width)
 
 
@@ -197,7 +198,7 @@ def ratios(found: dict[str, list[float]]) -> dict[str, float]:
     return {name: median(a / b for a, b in zip(found[one], found[other], strict=True)) for name, (one, other) in pairs.items()}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print a table, and save it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", help="folder with E2E's CSV files (default: the restaurants corpus)")
@@ -221,7 +222,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{name:<36}{statistics.median(values):>12,.0f} tokens/s  ({min(values):,.0f} to {max(values):,.0f})")
     for name, value in ratios(found).items():
         print(f"{name:<44}{value:>8.2f}")
-    return 0
 
 
 if __name__ == "__main__":
