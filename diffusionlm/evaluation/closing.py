@@ -24,7 +24,7 @@ from diffusionlm.pipelines.base import BasePipeline
 from diffusionlm.training.optimizers import has_bf16
 from diffusionlm.training.run import read_config
 
-TEXTS, EVALUATIONS = 100, 6400  # at most so many samples, and evaluations of the network for all of them
+TEXTS, EVALUATIONS = 100, 2400  # at most so many samples, and evaluations of the network for all of them
 COUNTED = 200_000  # training texts of which the n-grams are counted
 SHOWN = 5
 TEMPERATURES = (0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0)  # that are tried, from 1 on upwards or downwards
