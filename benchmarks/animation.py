@@ -23,8 +23,8 @@ from transformers import PreTrainedTokenizerFast
 from diffusionlm.controls import read_controls
 from diffusionlm.core.sampler import State
 from diffusionlm.data.tokenizers import decode_texts
-from diffusionlm.pipelines.base import Controlled
 from diffusionlm.pipelines.diffusion import Pipeline
+from diffusionlm.pipelines.rows import Controlled
 
 SECONDS_PER_STEP, SECONDS_AT_THE_END = 0.24, 4.5
 FONT_SIZE, CHARACTER, LINE, MARGIN, TOP = 14, 8.4, 25, 22, 74  # pixels

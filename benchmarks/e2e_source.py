@@ -40,8 +40,9 @@ from diffusionlm.evaluation.provenance import machine
 from diffusionlm.evaluation.slots import Places, realised, slot_errors
 from diffusionlm.files import write_text
 from diffusionlm.pipelines.auto import open_pipeline
-from diffusionlm.pipelines.base import BasePipeline, Controlled
+from diffusionlm.pipelines.base import BasePipeline
 from diffusionlm.pipelines.ranking import FunctionRanking
+from diffusionlm.pipelines.rows import Controlled
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ The commands are in ``verbs``. Any setting can be given by its dotted name (``--
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
 import signal
@@ -16,8 +17,8 @@ from typing import NoReturn
 
 from diffusionlm.arguments import Messages, import_modules, mute, parser, split
 from diffusionlm.config import UserError, nearest_setting
-from diffusionlm.processes import check_processes
-from diffusionlm.verbs import training
+from diffusionlm.processes import LOST, Lost, PartDone, Team, check_processes, count, muted, speaks, team
+from diffusionlm.verbs import launching, training
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,37 +30,77 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # User-defined components are imported from the working directory, as with python -m.
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        words, overrides = split(sys.argv[1:] if arguments is None else arguments)
-        options, unknown = parser().parse_known_args(words)
-        if unknown:
-            hint = nearest_setting(unknown[0], options.known, listed=options.example is None)
-            dotted = f"; a setting has a dotted name, a component such as {unknown[0]}.name; see: diffusionlm show"
-            raise UserError(f"{unknown[0]}: there is no such argument{hint or dotted}")
-        if overrides and options.example is None:
-            raise UserError(f"--{overrides[0][0]}: this command takes no settings; see --help")
-        options.overrides = overrides
-        check_processes(several_allowed=options.run is training._train)
+        options = _options(given)
+        if wanted := _to_start(options):
+            return launching.launch(wanted, given)
         mute()
-        import_modules(options.imports)
-        return int(options.run(options))
+        with team(shares=options.run is not training._train) as joined:
+            status = _run(options, joined)
+            if joined is not None and status == 0:
+                joined.finish()
+        return status
+    except UserError as error:  # the same in all processes
+        return _mistake(str(error), speaks())
+    except Lost:
+        return LOST
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the parsed arguments. Raises UserError for a wrong one."""
+    words, overrides = split(arguments)
+    options, unknown = parser().parse_known_args(words)
+    if unknown:
+        hint = nearest_setting(unknown[0], options.known, listed=options.example is None)
+        dotted = f"; a setting has a dotted name, a component such as {unknown[0]}.name; see: diffusionlm show"
+        raise UserError(f"{unknown[0]}: there is no such argument{hint or dotted}")
+    if overrides and options.example is None:
+        raise UserError(f"--{overrides[0][0]}: this command takes no settings; see --help")
+    options.overrides = overrides
+    return options
+
+
+def _to_start(options: argparse.Namespace) -> int:
+    """Return how many processes this one is to start, 0 for none. Raises UserError for a wrong number."""
+    wanted = getattr(options, "processes", None)
+    check_processes(hasattr(options, "processes"), wanted)
+    return 0 if wanted is None or wanted == 1 or count() > 1 else int(wanted)
+
+
+def _run(options: argparse.Namespace, joined: Team | None) -> int:
+    """Run a command, perhaps as one of several processes, of which one says what is wrong; return the exit status."""
+
+    def mistake(sentence: str) -> int:
+        return _mistake(sentence, joined is None or joined.first_to("say"))
+
+    try:
+        with muted(joined):
+            import_modules(options.imports)
+            return int(options.run(options))
+    except PartDone:
+        return 0
     except UserError as error:
-        print(f"diffusionlm: {error}", file=sys.stderr)
-        return 2
+        return mistake(str(error))
     except NotImplementedError as error:
         frame = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
         kind = type(frame.f_locals.get("self", frame.f_locals.get("cls")))
-        print(f"diffusionlm: {kind.__module__}:{kind.__name__} does not define {frame.f_code.co_name}", file=sys.stderr)
-        return 2
+        return mistake(f"{kind.__module__}:{kind.__name__} does not define {frame.f_code.co_name}")
     except BrokenPipeError:  # the reader of the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except OSError as error:
-        print(f"diffusionlm: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
-        return 2
+        return mistake(f"{error.filename or 'output'}: {error.strerror or error}")
     except KeyboardInterrupt:
-        print("diffusionlm: interrupted; the files written so far are complete", file=sys.stderr)
+        _mistake("interrupted; the files written so far are complete", speaks())
         return 130
+
+
+def _mistake(sentence: str, speaks: bool) -> int:
+    """Print a ``sentence``, where this process ``speaks``; return the exit status of a user's mistake."""
+    if speaks:
+        print(f"diffusionlm: {sentence}", file=sys.stderr)
+    return 2
 
 
 def _reopen() -> None:

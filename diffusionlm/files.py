@@ -10,10 +10,11 @@ import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from diffusionlm.config import FORMAT_VERSION, UserError, nearest
@@ -33,6 +34,7 @@ _FORMATS = (  # how files begin that are no text
 )  # fmt: skip
 LINE_END = re.compile(r"\r\n|\r|\n")
 
+LOCK = ".lock"  # of a folder, held by the process that writes there
 STAGED = ".staged"  # in a folder that ``write_folder`` prepares: without it, the folder is not ours to remove
 
 
@@ -212,6 +214,34 @@ def open_permissions(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
             path.chmod(0o666 & ~mask)
+
+
+@contextmanager
+def locked(folder: Path, doing: str) -> Iterator[None]:
+    """Hold the lock of a folder, which is made; the operating system releases it when the process ends, however it ends.
+
+    A folder that was made for it and in which nothing was written is removed.
+
+    Raises:
+        UserError: another process, which is ``doing`` something there, holds it; the folder cannot be written.
+    """
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise UserError(f"{folder}: another process is {doing} here; wait for its end, or choose another --out") from None
+    try:
+        yield
+    finally:
+        lock.release()
+        with suppress(OSError):
+            if made and [each.name for each in folder.iterdir()] == [LOCK]:
+                (folder / LOCK).unlink()
+                for place in made:
+                    place.rmdir()
 
 
 @contextmanager

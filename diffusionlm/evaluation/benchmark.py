@@ -24,9 +24,9 @@ from diffusionlm.config import Settings, UserError, to_plain
 from diffusionlm.data.batches import encode
 from diffusionlm.data.corpora import Corpus, Files
 from diffusionlm.evaluation.effect import at_each_pace, check_evaluation
-from diffusionlm.evaluation.jobs import JUDGE, REFERENCE, Job, Progress, file_name, plain_sampling
+from diffusionlm.evaluation.jobs import JUDGE, REFERENCE, Job, Progress, claimed, file_name, plain_sampling
 from diffusionlm.evaluation.judge import Judge, perplexity
-from diffusionlm.evaluation.likelihood import check_draws
+from diffusionlm.evaluation.likelihood import Bound, check_draws
 from diffusionlm.evaluation.provenance import LoadedCorpus, corpus_of, described, fingerprint
 from diffusionlm.evaluation.report import NO_PACE, EvaluationRow, Likelihood, Pace, Report, draw, table
 from diffusionlm.evaluation.scoring import TERMS, ScoringConfig, longest_text, score, summary
@@ -35,7 +35,8 @@ from diffusionlm.files import write_text
 from diffusionlm.pipelines.auto import open_models
 from diffusionlm.pipelines.base import BasePipeline, SamplingConfig
 from diffusionlm.pipelines.conditioning import Requested, at_length, conditions_of
-from diffusionlm.pipelines.cost import metered
+from diffusionlm.pipelines.cost import Meter, metered
+from diffusionlm.processes import part_done
 
 
 @dataclass(frozen=True)
@@ -108,22 +109,24 @@ def evaluate(
     corpus = corpus or corpus_of([*([adapter] if adapter else models[:1]), judge])
     folder = None if out is None else Path(out)
     config = config or EvaluationConfig()
-    opened = {str(path): pipeline for path, pipeline in open_models(models, device, dtype, adapter)}
-    check_evaluation(config, given, sampling, dtype, opened)
-    runner = BenchmarkRunner.prepare(judge, corpus, config, folder, device, quiet)
-    jobs = [*runner.reference_jobs(), *(runner.file_job(Path(path)) for path in texts)]
-    changes = [*sampling, ("dtype", dtype)] if dtype != "fp32" else sampling
-    pipelines = {}
-    for path, pipeline in opened.items():
-        pipelines[runner.enter(path, changes, pipeline)] = pipeline
-    for system, pipeline in pipelines.items():
-        jobs += runner.model_jobs(system, pipeline, sampling, dtype)
-    bounds = [job for system, pipeline in pipelines.items() for job in runner.likelihood_jobs(system, pipeline)]
-    runner.run(jobs)
-    runner.run(bounds)
-    lengths = runner.corpus.training.lengths
-    runner.report.finish(folder, table(runner.report), lambda out: draw(runner.report, lengths, out))
-    return runner.report
+    with claimed(folder):
+        opened = {str(path): pipeline for path, pipeline in open_models(models, device, dtype, adapter)}
+        check_evaluation(config, given, sampling, dtype, opened)
+        runner = BenchmarkRunner.prepare(judge, corpus, config, folder, device, quiet)
+        jobs = [*runner.reference_jobs(), *(runner.file_job(Path(path)) for path in texts)]
+        changes = [*sampling, ("dtype", dtype)] if dtype != "fp32" else sampling
+        pipelines = {}
+        for path, pipeline in opened.items():
+            pipelines[runner.enter(path, changes, pipeline)] = pipeline
+        for system, pipeline in pipelines.items():
+            jobs += runner.model_jobs(system, pipeline, sampling, dtype)
+        bounds = [job for system, pipeline in pipelines.items() for job in runner.likelihood_jobs(system, pipeline)]
+        runner.run(jobs)
+        runner.run(bounds)
+        part_done()
+        lengths = runner.corpus.training.lengths
+        runner.report.finish(folder, table(runner.report), lambda out: draw(runner.report, lengths, out))
+        return runner.report
 
 
 @dataclass
@@ -240,12 +243,16 @@ class BenchmarkRunner:
         }  # fmt: skip
         label = [system, *filter(None, [str(pace)]), *[f"temperature {temperature}"] * bool(temperature)]
 
-        def make(progress: Progress) -> EvaluationRow:
+        def collect(progress: Progress) -> tuple[list[str], Meter]:
             texts = []
             with metered(model[0]) as meter:
                 for text in generate():
                     texts.append(text)
                     progress(1)
+            return texts, meter
+
+        def measure(collected: tuple[list[str], Meter], progress: Progress) -> EvaluationRow:
+            texts, meter = collected
             if self.out is not None:
                 lines = [json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts]
                 write_text(self.out / "texts" / f"{file_name(' '.join(label))}.jsonl", "".join(lines))
@@ -262,7 +269,7 @@ class BenchmarkRunner:
                 cost=None if model[0] is None else meter.cost(len(texts), model[1]),
             )
 
-        return Job(identity, ", ".join(label), self.config.count, make)
+        return Job(identity, ", ".join(label), self.config.count, collect, measure)
 
     def likelihood_jobs(self, system: str, pipeline: BasePipeline[Any]) -> list[Job]:
         """Return the jobs of a model's likelihoods: the exact one or the joint bound, and the any-order bound."""
@@ -276,7 +283,8 @@ class BenchmarkRunner:
         jobs = []
         for orders in [0, *[config.orders] * bool(config.orders and pipeline.any_order_bound)]:
             title, identity = f"{system}, likelihood" + ", any-order" * bool(orders), {**known, "orders": orders}
-            jobs.append(Job(identity, title, len(texts), partial(self._likelihood, pipeline, texts, conditions, identity)))
+            collect = partial(self._bounds, pipeline, texts, conditions, orders)
+            jobs.append(Job(identity, title, len(texts), collect, partial(self._likelihood, texts, identity)))
         return jobs
 
     def _fitting(self, pipeline: BasePipeline[Any], given: list[Requested] | None) -> tuple[list[str], list[Requested] | None]:
@@ -289,16 +297,19 @@ class BenchmarkRunner:
         kept = [i for i, ids in sizes if len(ids) <= longest_text(pipeline, given[i].value)]
         return [texts[i] for i in kept], [given[i] for i in kept]
 
-    def _likelihood(
-        self, pipeline: BasePipeline[Any], texts: list[str], conditions: list[Requested] | None,
-        identity: Mapping[str, Any], progress: Progress,
-    ) -> Likelihood:  # fmt: skip
-        """Compute the likelihoods of ``texts`` under a model, given their ``conditions``, and the judge."""
-        options = ScoringConfig(strata=self.config.strata, orders=identity["orders"], seed=self.config.seed)
+    def _bounds(
+        self, pipeline: BasePipeline[Any], texts: list[str], conditions: list[Requested] | None, orders: int, progress: Progress
+    ) -> list[Bound]:
+        """Compute the likelihoods of ``texts`` under a model, given their ``conditions``."""
+        options = ScoringConfig(strata=self.config.strata, orders=orders, seed=self.config.seed)
         bounds = []
         for _, one in score(pipeline, texts, options, given=(), condition=conditions):
             bounds.append(one)
             progress(1)
+        return bounds
+
+    def _likelihood(self, texts: list[str], identity: Mapping[str, Any], bounds: list[Bound], progress: Progress) -> Likelihood:
+        """Return the row of a model's likelihoods of ``texts``, with the judge's."""
         own, judged, tokens = summary(bounds), self.judge.score(texts), [one.tokens for one in bounds]
         differences = [one.nats - other.nats for one, other in zip(bounds, judged, strict=True)]
         return Likelihood(

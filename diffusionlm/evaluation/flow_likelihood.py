@@ -31,6 +31,7 @@ from diffusionlm.evaluation.likelihood import Bound, DenoiseLevel, at_levels, co
 from diffusionlm.models.conditions import Conditioning
 from diffusionlm.models.diffusion import DiffusionLM
 from diffusionlm.pipelines.conditioning import conditioning, repeated, room_of
+from diffusionlm.processes import shared
 from diffusionlm.recipe.flow import flow_nats
 
 
@@ -89,7 +90,9 @@ def flow_bound(
     """
     explicit, pad = model.explicit_length, model.config.special_ids["pad"]
     low, high = (float(end) for end in proposal_for(model).edges[[0, -1]])
-    for number, row in enumerate(rows):
+
+    def of(number: int) -> Bound:
+        row = rows[number]
         condition = None if conditions is None else conditioning(model, [conditions[number]], dtype)
         longest = room_of(model, condition)
         ids = collate([row], pad, None if explicit and len(row) <= longest else longest)["ids"].to(model.device)
@@ -100,7 +103,9 @@ def flow_bound(
             denoise, known = vector_denoiser(model, dtype, condition), torch.zeros_like(ids[0], dtype=torch.bool)
         level = at_levels(model, denoise, known, x0)
         terms = flow_terms(level, x0, ids[0], ~known, low, high, draws=draws, seed=(seed, number), batch_size=batch_size)
-        yield completed(terms, model, row, texts[number] if texts else "", explicit, condition)
+        return completed(terms, model, row, texts[number] if texts else "", explicit, condition)
+
+    yield from shared(range(len(rows)), of, Bound.restored)
 
 
 def vector_denoiser(model: DiffusionLM, dtype: torch.dtype, condition: Conditioning | None) -> Denoise:

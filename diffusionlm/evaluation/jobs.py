@@ -1,7 +1,8 @@
 """Resumable evaluations: jobs make the rows of a report in one JSON file.
 
 ``ResumableReport.run`` makes the rows that the report in the output folder does not hold, one after the other, and saves
-the file after each. A new kind of row is a subclass of ``Row``, listed in a report's ``ROWS``, and jobs that make it.
+the file after each. Processes that share the work sample and score texts together; the first alone computes and saves rows.
+A new kind of row is a subclass of ``Row``, listed in a report's ``ROWS``, and jobs that make it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -21,7 +23,8 @@ from tqdm import tqdm
 from diffusionlm import plots
 from diffusionlm.config import Settings, UserError, build, to_plain
 from diffusionlm.evaluation.provenance import described, machine
-from diffusionlm.files import read_json, write_text
+from diffusionlm.files import LOCK, locked, read_json, write_text
+from diffusionlm.processes import agreed, leads
 from diffusionlm.progress import intervals
 
 REFERENCE, JUDGE = "reference text", "judge LM"
@@ -47,16 +50,18 @@ Progress = Callable[[int], object]  # receives the number of texts processed sin
 
 @dataclass(frozen=True)
 class Job:
-    """Makes one row of a report.
+    """Makes one row of a report: ``measure`` computes it from what ``collect`` samples or scores.
 
     ``identity`` are fields of the row that determine all others; where a stored row has the same ones, none is made.
-    ``title`` and the number of ``texts`` are for the progress bar, whose update ``make`` receives.
+    ``title`` and the number of ``texts`` are for the progress bar, whose update both receive. Processes share the work of
+    ``collect``, which returns nothing of use in all but the first.
     """
 
     identity: Mapping[str, Any]
     title: str
     texts: int
-    make: Callable[[Progress], Row]
+    collect: Callable[[Progress], Any]
+    measure: Callable[[Any, Progress], Row]
 
 
 @dataclass
@@ -85,7 +90,9 @@ class ResumableReport:
         path = folder / cls.FILE
         if not path.exists():
             # A call that was stopped before its first row may have left texts.
-            if not folder.is_dir() or any(each.name != "texts" and not each.name.endswith(".new") for each in folder.iterdir()):
+            if not folder.is_dir() or any(
+                each.name not in ("texts", LOCK) and not each.name.endswith(".new") for each in folder.iterdir()
+            ):
                 raise UserError(f"{folder}: expected an empty or new folder, or an evaluation's, but it holds other files")
             return cls(about)
         try:
@@ -123,13 +130,17 @@ class ResumableReport:
     def run(self, jobs: Sequence[Job], folder: Path | None, quiet: bool) -> None:
         """Make the rows that the report does not hold yet; each is saved at once, in place of those that it replaces."""
         stored = [vars(row).items() for name in self.ROWS for row in getattr(self, name)]
-        missing = [job for job in jobs if not any(job.identity.items() <= row for row in stored)]
+        absent = [i for i, job in enumerate(jobs) if not any(job.identity.items() <= row for row in stored)]
+        missing = [jobs[i] for i in agreed(absent)]  # before the first of several processes changes what the others read
         if len(missing) < len(jobs) and not quiet:
             print(f"{len(jobs) - len(missing)} of {len(jobs)} rows are in the report already", file=sys.stderr)
         with tqdm(total=sum(job.texts for job in missing), unit="text", disable=quiet or not missing, **intervals()) as bar:
             for job in missing:
                 bar.set_description(job.title, refresh=sys.stderr.isatty())
-                row = job.make(bar.update)
+                collected = job.collect(bar.update)
+                if not leads():
+                    continue
+                row = job.measure(collected, bar.update)
                 name = next(name for name, kind in self.ROWS.items() if type(row) is kind)
                 rows = getattr(self, name)
                 first = next((i for i, old in enumerate(rows) if row.replaces(old)), len(rows))
@@ -138,7 +149,7 @@ class ResumableReport:
 
     def save(self, folder: Path | None) -> None:
         """Write the JSON file."""
-        if folder is not None:
+        if folder is not None and leads():
             write_text(folder / self.FILE, json.dumps(self.plain(), indent=2, ensure_ascii=False) + "\n")
 
     def finish(self, folder: Path | None, table: str, draw: Callable[[Path], None]) -> None:
@@ -186,6 +197,16 @@ class ResumableReport:
                 parts.append(f"{about['training_processor_seconds']:,.0f} seconds of CPU time")
             lines.append(f"  {name} ({about['folder']}): {', '.join(filter(None, parts))}")
         return "\n".join(lines) + "\n"
+
+
+@contextmanager
+def claimed(folder: Path | None) -> Iterator[None]:
+    """Hold the lock of an evaluation's folder: each of two calls would save its own rows alone.
+
+    Of several processes that share the work, the first holds it. Raises UserError where another call holds it.
+    """
+    with locked(folder, "evaluating") if folder is not None and leads() else nullcontext():
+        yield
 
 
 def plain_sampling(sampling: Settings) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from diffusionlm.models.causal import load_causal, reach
 from diffusionlm.models.io import model_folder
 from diffusionlm.pipelines.base import SamplingConfig, batches, placed
 from diffusionlm.pipelines.causal import write_ids
+from diffusionlm.processes import shared
 
 
 @dataclass
@@ -90,12 +91,14 @@ class Judge:
         Raises:
             UserError: the tokenizer has no BOS; an impossible number.
         """
-        texts: list[str] = []
-        for indices in batches(count, SamplingConfig(temperature=temperature, batch_size=batch_size, seed=seed)):
+
+        def sampled(indices: range) -> list[str]:
             seeds = [(seed, index, 0) for index in indices]
             ids = write_ids(self.model, self.tokenizer, seeds, temperature, max_tokens, self.dtype)
-            texts += decode_texts(self.tokenizer, ids)
-        return texts
+            return decode_texts(self.tokenizer, ids)
+
+        each = batches(count, SamplingConfig(temperature=temperature, batch_size=batch_size, seed=seed))
+        return [text for texts in shared(each, sampled, list) for text in texts]
 
     def complete(self, begun: str, count: int, seed: int = 0, max_tokens: int | None = None) -> list[str]:
         """Sample ``count`` texts that begin with ``begun``. Raises UserError where the tokenizer has no BOS."""

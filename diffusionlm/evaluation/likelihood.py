@@ -50,6 +50,7 @@ from diffusionlm.data.batches import boundaries
 from diffusionlm.models.conditions import Conditioning
 from diffusionlm.models.diffusion import DiffusionLM
 from diffusionlm.pipelines.conditioning import conditioning, expected_counts, repeated, room_of
+from diffusionlm.processes import shared
 from diffusionlm.recipe.gumbel import Gumbel
 from diffusionlm.recipe.regression import bound_term, kl, prior_kl
 
@@ -83,6 +84,11 @@ class Bound:
     def nats(self) -> float:
         """Return the bound of -log p(text), or its value."""
         return self.prior + self.reconstruction + self.diffusion + self.length
+
+    @classmethod
+    def restored(cls, plain: dict[str, Any]) -> Bound:
+        """Return a bound from the JSON values of its fields."""
+        return cls(**plain)
 
 
 @dataclass(frozen=True)
@@ -211,7 +217,9 @@ def bound(
         if value != without and not model.has_logits:
             raise UserError(f"{name}: this model predicts {model.settings.prediction}, not logits; leave it at {without}")
     explicit, pad = model.explicit_length, model.config.special_ids["pad"]
-    for number, row in enumerate(rows):
+
+    def of(number: int) -> Bound:
+        row = rows[number]
         condition = None if conditions is None else conditioning(model, [conditions[number]], dtype)
         longest = room_of(model, condition)
         ids = collate([row], pad, None if explicit and len(row) <= longest else longest)["ids"].to(model.device)
@@ -227,7 +235,9 @@ def bound(
                 terms = any_order_terms(losses, ~known, draw, orders=orders, batch_size=batch_size)
             else:
                 terms = continuous_terms(at_levels(model, denoise, known, x0), x0, ids[0], ~known, proposal_for(model), **draws)
-        yield completed(terms, model, row, texts[number] if texts else "", explicit, condition)
+        return completed(terms, model, row, texts[number] if texts else "", explicit, condition)
+
+    yield from shared(range(len(rows)), of, Bound.restored)
 
 
 def check_draws(strata: int, orders: int, flow: int = 0) -> None:

@@ -22,6 +22,7 @@ from diffusionlm.evaluation.likelihood import Bound, any_order_terms, check_draw
 from diffusionlm.models.conditions import Conditioning
 from diffusionlm.models.masked import MaskedLM, hide, masked_token_losses, word_positions
 from diffusionlm.pipelines.conditioning import conditioning, repeated
+from diffusionlm.processes import shared
 
 
 @torch.no_grad()
@@ -39,7 +40,9 @@ def masked_bound(
     """
     check_draws(strata, orders)
     longest = model.config.max_tokens
-    for number, row in enumerate(rows):
+
+    def of(number: int) -> Bound:
+        row = rows[number]
         if len(row) > longest:
             raise UserError(f"text {number}: expected {longest} tokens or fewer, BOS and EOS included, got {len(row)}")
         ids = torch.tensor([row], device=model.device)
@@ -51,7 +54,9 @@ def masked_bound(
         else:  # the masking process has no prior and no reconstruction term
             nats = _text_nats(losses, words, draw, strata, batch_size)
             terms = Bound(diffusion=float(nats.mean()), deviation=math.sqrt(stratified_variance(nats)))
-        yield completed(terms, model, row, texts[number] if texts else "", condition=given)
+        return completed(terms, model, row, texts[number] if texts else "", condition=given)
+
+    yield from shared(range(len(rows)), of, Bound.restored)
 
 
 def _losses(model: MaskedLM, ids: Tensor, dtype: torch.dtype, condition: Conditioning | None, hidden: Tensor) -> Tensor:

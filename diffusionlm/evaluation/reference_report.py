@@ -17,7 +17,17 @@ from diffusionlm.data.corpora import Corpus
 from diffusionlm.data.references import Item, read_items, read_outputs
 from diffusionlm.evaluation.effect import changed_sampling, check_sampling
 from diffusionlm.evaluation.frontiers import LISTED, draw_frontiers, frontiers
-from diffusionlm.evaluation.jobs import REFERENCE, Job, Progress, ResumableReport, Row, bracketed, file_name, plain_sampling
+from diffusionlm.evaluation.jobs import (
+    REFERENCE,
+    Job,
+    Progress,
+    ResumableReport,
+    Row,
+    bracketed,
+    claimed,
+    file_name,
+    plain_sampling,
+)
 from diffusionlm.evaluation.provenance import LoadedCorpus
 from diffusionlm.evaluation.references import Figure, left_out, score_outputs
 from diffusionlm.evaluation.text_metrics import TrainingTexts
@@ -26,6 +36,7 @@ from diffusionlm.pipelines.auto import open_models
 from diffusionlm.pipelines.base import BasePipeline, SamplingConfig
 from diffusionlm.pipelines.conditioning import requested
 from diffusionlm.pipelines.cost import Cost, metered
+from diffusionlm.processes import leads, part_done
 
 Outputs = Sequence[Sequence[str]]
 Sampled = tuple[Sequence[Item], Outputs, Cost | None]
@@ -130,6 +141,8 @@ class ReferenceRunner:
                 for row in pipeline.stream(count, sampling, source=sources):
                     texts.append(row.text)
                     progress(1)
+            if not leads():
+                return (), (), None
             if self.out is not None:
                 rows = [{"source": sources[i // count], "text": text} for i, text in enumerate(texts)]
                 lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -147,8 +160,8 @@ class ReferenceRunner:
         identity: dict[str, Any] = {"system": system, "fingerprint": fingerprint, "settings": dict(settings)}
         about = self.report.about
 
-        def make(progress: Progress) -> ReferenceRow:
-            items, outputs, cost = generate(progress)
+        def measure(sampled: Sampled, progress: Progress) -> ReferenceRow:
+            items, outputs, cost = sampled
             scores = score_outputs(
                 items, outputs, training=self.training, ter=about["ter"], seed=about["seed"], progress=progress
             )
@@ -157,11 +170,12 @@ class ReferenceRunner:
                 signatures=scores.signatures, slots=scores.slots, cost=cost,
             )  # fmt: skip
 
-        return Job(identity, system, to_generate + count * (4 if about["ter"] else 3), make)
+        return Job(identity, system, to_generate + count * (4 if about["ter"] else 3), generate, measure)
 
     def finish(self, jobs: Sequence[Job]) -> ReferenceReport:
         """Make the rows that the report lacks, and write it with its table and, where it has frontiers, their figure."""
         self.report.run(jobs, self.out, self.quiet)
+        part_done()
         if self.out is not None:
             self.report.save(self.out)
             write_text(self.out / "table.txt", reference_table(self.report))
@@ -213,18 +227,20 @@ def evaluate_references(
     Raises:
         UserError: a file is wrong, or ``out`` holds something else.
     """
-    runner = ReferenceRunner.prepare(references, corpus, None if out is None else Path(out), seed, ter, quiet)
-    jobs = [runner.file_job(Path(path)) for path in texts]
-    changes = [("dtype", dtype)] if dtype != "fp32" else []
-    listed = combinations(sampling, {"cfg": cfg, "temperature": temperatures})
-    opened = open_models(models, device, dtype, adapter)
-    names = [name.removesuffix(".name") for name, _ in sampling]
-    rows = ((each, [*sampling, *own]) for (_, each), own in itertools.product(opened, listed))
-    check_sampling(names, (each.unused(changed_sampling(each, row)) for each, row in rows))
-    for (path, pipeline), own in itertools.product(opened, listed):
-        settings = replace(changed_sampling(pipeline, [*sampling, *own]), seed=seed)
-        jobs.append(runner.model_job(path, pipeline, settings, count, [*sampling, *own, *changes]))
-    return runner.finish([*runner.human_job(), *jobs])
+    folder = None if out is None else Path(out)
+    with claimed(folder):
+        runner = ReferenceRunner.prepare(references, corpus, folder, seed, ter, quiet)
+        jobs = [runner.file_job(Path(path)) for path in texts]
+        changes = [("dtype", dtype)] if dtype != "fp32" else []
+        listed = combinations(sampling, {"cfg": cfg, "temperature": temperatures})
+        opened = open_models(models, device, dtype, adapter)
+        names = [name.removesuffix(".name") for name, _ in sampling]
+        rows = ((each, [*sampling, *own]) for (_, each), own in itertools.product(opened, listed))
+        check_sampling(names, (each.unused(changed_sampling(each, row)) for each, row in rows))
+        for (path, pipeline), own in itertools.product(opened, listed):
+            settings = replace(changed_sampling(pipeline, [*sampling, *own]), seed=seed)
+            jobs.append(runner.model_job(path, pipeline, settings, count, [*sampling, *own, *changes]))
+        return runner.finish([*runner.human_job(), *jobs])
 
 
 def combinations(sampling: Sequence[tuple[str, str]], lists: Mapping[str, Sequence[float]]) -> list[list[tuple[str, str]]]:

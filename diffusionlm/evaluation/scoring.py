@@ -25,6 +25,7 @@ from diffusionlm.pipelines.auto import open_pipeline
 from diffusionlm.pipelines.base import BasePipeline
 from diffusionlm.pipelines.conditioning import conditioning, requested, room_of
 from diffusionlm.pipelines.effect import check_given
+from diffusionlm.processes import leads, shared
 
 TERMS = ("prior", "reconstruction", "diffusion", "length")
 
@@ -99,7 +100,8 @@ def score(
             got = f"{len(row) - 2} tokens, more than this model's maximum of {longest - 2}"
             raise UserError(f"{place}: {got}; shorten the text or leave it out")
     kept = [texts[number] for number in encoded.texts]
-    return zip(kept, SCORERS[pipeline.model.config.model_type](pipeline, encoded.ids, kept, options, values), strict=True)
+    bounds = SCORERS[pipeline.model.config.model_type](pipeline, encoded.ids, kept, options, values)
+    return zip(kept, bounds, strict=leads())
 
 
 def condition_values(pipeline: BasePipeline[Any], count: int, condition: Any, source: Sequence[str] | None) -> list[Any] | None:
@@ -164,9 +166,13 @@ def exactly(
     pipeline: BasePipeline[Any], rows: Rows, texts: Sequence[str], options: ScoringConfig, conditions: Any = None
 ) -> Iterator[Bound]:
     """Yield the exact likelihood under an autoregressive model."""
-    judge = Judge(pipeline.model, pipeline.tokenizer, pipeline.dtype)
-    for first in range(0, len(texts), options.batch_size):
-        yield from judge.score(texts[first : first + options.batch_size])
+    judge, size = Judge(pipeline.model, pipeline.tokenizer, pipeline.dtype), options.batch_size
+
+    def of(first: int) -> list[Bound]:
+        return judge.score(texts[first : first + size])
+
+    for bounds in shared(range(0, len(texts), size), of, lambda plain: [*map(Bound.restored, plain)]):
+        yield from bounds
 
 
 SCORERS: dict[str, Scorer] = {  # by the model_type in the model's config, like the pipelines in pipelines/auto.py

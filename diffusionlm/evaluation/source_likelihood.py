@@ -13,6 +13,7 @@ from diffusionlm.data.batches import Example
 from diffusionlm.evaluation.likelihood import Bound
 from diffusionlm.models.seq2seq import SourceToText
 from diffusionlm.pipelines.base import BasePipeline
+from diffusionlm.processes import shared
 
 
 @torch.no_grad()
@@ -22,7 +23,8 @@ def source_likelihood(
     """Yield the likelihood of each row of token ids given its encoded source of ``values``; the words and EOS are scored."""
     model, unknown = pipeline.model, pipeline.tokenizer.unk_token_id
     objective = SourceToText().build(model).eval()
-    for first in range(0, len(rows), batch_size):
+
+    def of(first: int) -> list[Bound]:
         part = [Example(row) for row in rows[first : first + batch_size]]
         for row, value in zip(part, values[first : first + batch_size], strict=True):
             row.condition = value
@@ -32,6 +34,12 @@ def source_likelihood(
             logits = objective.logits(ids[:, :-1], mask[:, :-1], batch)
         losses = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none").double()
         nats = (losses * mask[:, 1:]).sum(1).tolist()
-        for ids_of, text, nat in zip(part, texts[first : first + batch_size], nats, strict=True):
-            known = ids_of.count(unknown)
-            yield Bound(reconstruction=nat, tokens=len(ids_of) - 1, characters=len(text), unknown=known, exact=True)
+        return [
+            Bound(
+                reconstruction=nat, tokens=len(ids_of) - 1, characters=len(text), unknown=ids_of.count(unknown), exact=True
+            )
+            for ids_of, text, nat in zip(part, texts[first : first + batch_size], nats, strict=True)
+        ]  # fmt: skip
+
+    for bounds in shared(range(0, len(rows), batch_size), of, lambda plain: [*map(Bound.restored, plain)]):
+        yield from bounds

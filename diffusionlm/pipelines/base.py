@@ -7,7 +7,7 @@ samples depend neither on their number nor, beyond rounding, on the batch size.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from diffusionlm.config import Settings, UserError, build, build_untrusted, merge, to_plain, upgraded
-from diffusionlm.controls import Control, Outcome, read_controls
+from diffusionlm.controls import Control, read_controls
 from diffusionlm.core.guidance import Guidance
 from diffusionlm.core.sampler import DDPM, Sampler
 from diffusionlm.data.annotators import Annotator
@@ -30,6 +30,8 @@ from diffusionlm.pipelines.effect import OFF, Unused, check_given, given_setting
 from diffusionlm.pipelines.gradient import Gradient
 from diffusionlm.pipelines.particles import Particles
 from diffusionlm.pipelines.ranking import MinimumBayesRisk, Ranking, best_candidates
+from diffusionlm.pipelines.rows import Generated, restored
+from diffusionlm.processes import at_most, shared
 
 M = TypeVar("M", bound=PreTrainedModel)
 Controls = Sequence[str | Control] | str | Control
@@ -101,29 +103,6 @@ class SamplingConfig(Settings):
         self.expect("0 or more", "seed")
         self.expect("0 to 10000", "cfg", "self_cfg")  # in fp32 larger scales are rounding errors, or overflow
         self.expect("a share from 0 to below 1", "cfg_floor")
-
-
-@dataclass(frozen=True)
-class Generated:
-    """A sample: its text, index in the run, seed, length in tokens (BOS and EOS not counted), and source if it has one."""
-
-    text: str
-    index: int
-    seed: int
-    length: int
-    source: str | None = None
-
-    def row(self) -> dict[str, Any]:
-        """Return the sample as a row of JSON lines."""
-        return {name: value for name, value in asdict(self).items() if name != "source" or value is not None}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Controlled(Generated):
-    """A sample of a run with controls: the outcome of each check, and the number of attempts."""
-
-    controls: tuple[Outcome, ...]
-    tried: int
 
 
 @dataclass
@@ -332,21 +311,26 @@ class UnguidedPipeline(BasePipeline[M]):
         conditions = requested(self.model, self.tokenizer, condition, source)
         self.check_requested(sampling, conditions)
         sampling = at_length(sampling, self.model, conditions)
-        for indices in batches(count * len(conditions), sampling):
+
+        def sampled(indices: range) -> list[Generated]:
             seeds = [(sampling.seed, index, c) for index in indices for c in range(sampling.candidates)]
             ids = self.sample_ids(seeds, sampling, watch, [conditions[index // count].value for _, index, _ in seeds])
             texts = decode_texts(self.tokenizer, ids)
             given = [conditions[index // count] for index in indices]
             best = best_candidates(self, sampling, indices, given, ids, texts)
-            for index, row, each in zip(indices, best, given, strict=True):
-                yield Generated(texts[row], index, sampling.seed, len(ids[row]), each.source)
+            return [
+                Generated(texts[row], index, sampling.seed, len(ids[row]), each.source)
+                for index, row, each in zip(indices, best, given, strict=True)
+            ]
+
+        for rows in shared(batches(count * len(conditions), sampling), sampled, restored):
+            yield from rows
 
 
-def batches(count: int, sampling: SamplingConfig) -> Iterator[range]:
-    """Yield the sample indices of each batch."""
-    size = max(1, sampling.batch_size // sampling.candidates)
-    for first in range(0, count, size):
-        yield range(first, min(first + size, count))
+def batches(count: int, sampling: SamplingConfig) -> list[range]:
+    """Return the sample indices of each batch; processes that share the work get one each, smaller where there are too few."""
+    size = at_most(max(1, sampling.batch_size // sampling.candidates), count)
+    return [range(first, min(first + size, count)) for first in range(0, count, size)]
 
 
 def check_count(count: int) -> None:

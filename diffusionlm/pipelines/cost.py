@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from diffusionlm.processes import counts, summed
+
 if TYPE_CHECKING:
     from diffusionlm.pipelines.base import BasePipeline
 
@@ -25,7 +27,8 @@ class Cost:
 
     ``evaluations`` are those of the network, for all ``candidates`` of an output; of an autoregressive model they are the
     decoder's, one for each token that its batch was continued by. Encoders of conditions are not counted. ``cpu_seconds`` are
-    those of this process, all ``threads`` together, without an accelerator's; ``seconds`` are wall-clock time.
+    those of all processes that share the work, each with ``threads``, without an accelerator's; ``seconds`` are wall-clock
+    time.
     """
 
     evaluations: float
@@ -68,19 +71,23 @@ def metered(pipeline: BasePipeline[Any] | None, classifiers: Sequence[nn.Module]
     meter, cpu, wall = Meter(), time.process_time(), time.perf_counter()
 
     def evaluated(network: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        first = first_tensor(arguments, named)
-        meter.evaluations += len(first)
-        meter.backwards += len(first) * (torch.is_grad_enabled() and first.requires_grad)
+        if counts():
+            first = first_tensor(arguments, named)
+            meter.evaluations += len(first)
+            meter.backwards += len(first) * (torch.is_grad_enabled() and first.requires_grad)
 
     def classified(network: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        meter.classifications += len(first_tensor(arguments, named))
+        meter.classifications += len(first_tensor(arguments, named)) * counts()
 
     hooks = [] if pipeline is None else [(pipeline.network, evaluated)]
     with ExitStack() as stack:
         for network, hook in [*hooks, *((each, classified) for each in classifiers)]:
             stack.enter_context(nn.Module.register_forward_pre_hook(network, hook, with_kwargs=True))
         yield meter
-    meter.cpu_seconds, meter.seconds = time.process_time() - cpu, time.perf_counter() - wall
+    spent = (meter.evaluations, meter.backwards, meter.classifications, time.process_time() - cpu)
+    evaluations, backwards, classifications, meter.cpu_seconds = summed(spent)
+    meter.evaluations, meter.backwards, meter.classifications = int(evaluations), int(backwards), int(classifications)
+    meter.seconds = time.perf_counter() - wall
 
 
 def first_tensor(arguments: tuple[Any, ...], named: dict[str, Any]) -> Tensor:

@@ -34,9 +34,7 @@ from diffusionlm.models.conditions import Conditioning
 from diffusionlm.models.diffusion import DiffusionLM
 from diffusionlm.pipelines.base import (
     BasePipeline,
-    Controlled,
     Controls,
-    Generated,
     SamplingConfig,
     Watch,
     batches,
@@ -66,8 +64,10 @@ from diffusionlm.pipelines.lengths import draw_lengths, fixed_length, length_pri
 from diffusionlm.pipelines.noise import RowNoise, generator_of
 from diffusionlm.pipelines.particles import ParticleFilter
 from diffusionlm.pipelines.ranking import best_candidates, passes
+from diffusionlm.pipelines.rows import Controlled, Generated, restored
 from diffusionlm.pipelines.steering import Steering, determined_tokens
 from diffusionlm.pipelines.sweeps import refine
+from diffusionlm.processes import shared
 from diffusionlm.recipe.flow import Flow
 from diffusionlm.recipe.heun import Heun
 from diffusionlm.recipe.samplers import DPMSolver
@@ -178,7 +178,8 @@ class Pipeline(BasePipeline[DiffusionLM]):
         """Yield the samples of a request in order, each batch as soon as it is finished."""
         sampling = request.sampling
         room = max(1, sampling.batch_size // request.steering.copies)  # particles count as samples
-        for indices in batches(request.count * len(request.conditions), sampling):
+
+        def sampled(indices: range) -> list[Generated]:
             rows: dict[int, Generated] = {}
             pending = list(indices)
             for attempt in range(tries):
@@ -190,7 +191,10 @@ class Pipeline(BasePipeline[DiffusionLM]):
                 pending = [i for i in pending if not passes(getattr(rows[i], "controls", ()))]
                 if not pending:
                     break
-            yield from (rows[index] for index in indices)
+            return [rows[index] for index in indices]
+
+        for rows in shared(batches(request.count * len(request.conditions), sampling), sampled, restored):
+            yield from rows
 
     @torch.no_grad()
     def sample_ids(self, seeds: Sequence[Sequence[int]], request: Request) -> list[list[int]]:

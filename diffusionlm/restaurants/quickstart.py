@@ -15,8 +15,9 @@ from diffusionlm.evaluation.provenance import training_of
 from diffusionlm.files import disk_errors
 from diffusionlm.models.classifier import ClassifierConfig
 from diffusionlm.models.classifier.objective import Classification
-from diffusionlm.pipelines.base import Controlled, SamplingConfig
+from diffusionlm.pipelines.base import SamplingConfig
 from diffusionlm.pipelines.diffusion import Pipeline
+from diffusionlm.pipelines.rows import Controlled
 from diffusionlm.restaurants.corpus import Restaurants
 from diffusionlm.restaurants.report import grammar_report, trigram_texts
 from diffusionlm.training.automatic import RESERVE, fastest

@@ -9,12 +9,12 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from torch import nn
 
+from diffusionlm import files
 from diffusionlm.config import UserError
 from diffusionlm.data.folders import damage_errors
-from diffusionlm.files import disk_errors, read_json, read_text, write_text
+from diffusionlm.files import read_json, read_text, write_text
 from diffusionlm.models.io import not_finite
 from diffusionlm.processes import is_first
 from diffusionlm.recipe.frozen import Frozen
@@ -27,7 +27,6 @@ FILES = (MARKER, WEIGHTS, EMA, BEST, TEACHERS, STATE, "optimizer.pt", "scheduler
 PARTS = (f"{MARKER}.*.new", ".tmp*")  # of such files, left by a process that was killed
 REMEDY = "train in another --out with a lower learning rate (training.optimizer) or with training.clip 1"
 RECORDS = ("model", "samples/*", "checkpoints/*")  # of a run that has begun
-LOCK = ".lock"  # of a run folder, held by the process that trains in it
 
 
 @contextmanager
@@ -42,17 +41,8 @@ def locked(folder: Path) -> Iterator[None]:
     if not is_first():
         yield
         return
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            raise UserError(f"{folder}: another process is training here; wait for its end, or choose another --out") from None
-    try:
+    with files.locked(folder, "training"):
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager

@@ -34,7 +34,7 @@ from diffusionlm.core.objective import ObjectiveConfig
 from diffusionlm.data.batches import DataConfig
 from diffusionlm.data.reading import read_text
 from diffusionlm.data.tokenizers import of_sources, save_tokenizer, tokenizer_digest
-from diffusionlm.files import read_json, write_folder, write_text
+from diffusionlm.files import LOCK, read_json, write_folder, write_text
 from diffusionlm.models.adapters import Adapter, Full, save_adapted
 from diffusionlm.models.diffusion import ModelConfig
 from diffusionlm.models.io import model_folder, model_tokenizer
@@ -43,7 +43,7 @@ from diffusionlm.pipelines.auto import pipeline_of
 from diffusionlm.pipelines.base import SamplingConfig
 from diffusionlm.recipe.cross_entropy import CrossEntropy
 from diffusionlm.training.adapting import adapt, begin_adapter, check_start, settings_of
-from diffusionlm.training.checkpoints import LOCK, check_finite, locked, unclaimed_if_refused
+from diffusionlm.training.checkpoints import check_finite, locked, unclaimed_if_refused
 from diffusionlm.training.texts import Copies, add_source_tokenizer, encode_splits, keep_typical, report_unknown_sources, say
 from diffusionlm.training.trainer import DiffusionTrainer, TrainingConfig
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffusionlm.arguments import command, flag, option, several
 from diffusionlm.config import UserError, build, read_value
+from diffusionlm.processes import part_done
 from diffusionlm.verbs.shared import LOADING, MODEL, expect_positive, given_options, sampling_settings
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ def _generate(options: argparse.Namespace) -> int:
                 references = items[row.index // count].references if items is not None else ()
                 print_row({**target, **row.row(), **({"references": references} if references else {})})
                 texts += 1
+    part_done()
     say_evaluations(meter.cost(texts, sampling.candidates), sampling)
     return 0
 
@@ -124,6 +126,7 @@ def _edit(options: argparse.Namespace) -> int:
         for row in pipeline.edit(texts, options.level, controls, options.count, sampling, watch, options.ensure, condition):
             print_row(row.row())
             edits += 1
+    part_done()
     say_evaluations(meter.cost(edits, sampling.candidates), sampling)
     return 0
 
@@ -220,6 +223,7 @@ def _score(options: argparse.Namespace) -> int:
             del figures["evaluations"]
         print_row({"text": text, "index": index, "nats": bound.nats, **figures})
         bounds.append(bound)
+    part_done()
     print(summary(bounds), file=sys.stderr)
     return 0
 

@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 
 CONFIG = several("--config", "YAML file with settings")
 MODEL = option("model", "model folder or run folder", "MODEL")
+PROCESSES = option("--processes", "processes on this machine that share the work (default 1)")
 LOADING = (
     option("--adapter", "adapter (LoRA, control branch) trained on this model: its folder or run folder", "FOLDER"),
     option("--device", "cpu, cuda or cuda:1 (default cpu)", "NAME", default="cpu"),
     option("--dtype", "fp32 or bf16 (default fp32)", "NAME", default="fp32"),
+    PROCESSES,
 )
 
 

@@ -35,6 +35,7 @@ def _quickstart(options: argparse.Namespace) -> int:
     option("--steps", "training steps; short for --training.steps"),
     option("--init-from", "fine-tune this model folder on the corpus", "MODEL"),
     option("--adapter", "train and save a part of the weights, such as lora; see: diffusionlm show adapters", "NAME"),
+    option("--processes", "processes on this machine, each with batches of its own (default 1)"),
     example="train --config configs/e2e-small.yaml --training.steps 500 --data.corpus.folder e2e",
 )
 def _train(options: argparse.Namespace) -> int:

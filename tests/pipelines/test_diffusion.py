@@ -20,12 +20,13 @@ from diffusionlm.core.sampler import DDPM, Denoise, State
 from diffusionlm.data.tokenizers import SPECIAL_TOKENS, WordTokenizer
 from diffusionlm.models.diffusion import DiffusionLM, DiffusionLMConfig, ModelConfig
 from diffusionlm.models.io import model_folder
-from diffusionlm.pipelines.base import Generated, SamplingConfig
+from diffusionlm.pipelines.base import SamplingConfig
 from diffusionlm.pipelines.conditioning import Requested
 from diffusionlm.pipelines.denoiser import Predictor, WordDenoiser, until_end
 from diffusionlm.pipelines.diffusion import Pipeline
 from diffusionlm.pipelines.lengths import draw_lengths
 from diffusionlm.pipelines.ranking import best_candidates
+from diffusionlm.pipelines.rows import Generated
 from diffusionlm.recipe.samplers import DDIM, DPMSolver, Renoise
 
 SENTENCES = [

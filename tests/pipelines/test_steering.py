@@ -19,12 +19,12 @@ from diffusionlm.controls import Binding, CompiledControl, Control, Reward
 from diffusionlm.core.guidance import Adagrad, GuidanceState
 from diffusionlm.core.process import Gaussian, GaussianDiffusion, Process, alpha, sigma
 from diffusionlm.core.sampler import DDPM, Denoise, Denoised, History, Noise, Sampler
-from diffusionlm.pipelines.base import Controlled, Generated
 from diffusionlm.pipelines.diffusion import Pipeline
 from diffusionlm.pipelines.draft import salient_tokens
 from diffusionlm.pipelines.gradient import Gradient
 from diffusionlm.pipelines.lengths import energy_probabilities
 from diffusionlm.pipelines.particles import Particles
+from diffusionlm.pipelines.rows import Controlled, Generated
 from diffusionlm.pipelines.steering import Steering
 from diffusionlm.recipe.samplers import DDIM, DPMSolver, Renoise, renoised
 from diffusionlm.recipe.schedules import Cosine

@@ -13,12 +13,14 @@ from diffusionlm.evaluation.control.jobs import ModelTask
 from diffusionlm.evaluation.control.report import ControlReport, control_table, draw_control
 from diffusionlm.evaluation.control.tasks import TaskConfig
 from diffusionlm.evaluation.effect import check_sampling
+from diffusionlm.evaluation.jobs import claimed
 from diffusionlm.evaluation.judge import Judge
 from diffusionlm.evaluation.provenance import corpus_of, fingerprint
 from diffusionlm.evaluation.scoring import check_unconditional
 from diffusionlm.pipelines.auto import open_models
 from diffusionlm.pipelines.diffusion import Pipeline
 from diffusionlm.pipelines.effect import Unused, check_given
+from diffusionlm.processes import part_done
 
 
 @dataclass(frozen=True)
@@ -69,27 +71,31 @@ def evaluate_control(
     if twice := {task.title for task in tasks if [other.title for other in tasks].count(task.title) > 1}:
         raise UserError(f"controls: two tasks are called {min(twice)!r}; give one another title")
     folder = None if out is None else Path(out)
-    report = ControlReport.open(folder, {"judge": str(judge), "judge_fingerprint": fingerprint(judge)})
-    pipelines = dict(open_models(models, device, dtype, adapter))
-    judge_model, model_tasks = Judge.load(judge, device), []
-    given = [] if config.evaluations is None else [("evaluations", str(config.evaluations))]
-    for path, pipeline in pipelines.items():
-        if not isinstance(pipeline, Pipeline):
-            raise UserError(f"{path}: a {pipeline.model.config.model_type} model takes no controls")
-        check_unconditional(pipeline, str(path))
-        system = report.enter_model(path, [*sampling, *given], pipeline.model)
-        for task in tasks:
-            chosen = corpus or task.corpus or corpus_of([path, judge])
-            model_tasks.append(
-                ModelTask.of(system, pipeline, dtype, task, chosen, sampling, config.strengths, config.evaluations)
-            )
-    check_sampling([name.removesuffix(".name") for name, _ in sampling], _uses(model_tasks))
-    check_given({"guidance.strength": None} if config.strengths else {}, _uses(model_tasks), {"guidance.strength": "strengths"})
-    jobs = [job for model_task in model_tasks for job in model_task.jobs(judge_model, folder)]
-    report.save(folder)  # an evaluation that stops before its first row can then be continued
-    report.run(jobs, folder, quiet)
-    report.finish(folder, control_table(report), lambda folder: draw_control(report, folder))
-    return report
+    with claimed(folder):
+        report = ControlReport.open(folder, {"judge": str(judge), "judge_fingerprint": fingerprint(judge)})
+        pipelines = dict(open_models(models, device, dtype, adapter))
+        judge_model, model_tasks = Judge.load(judge, device), []
+        given = [] if config.evaluations is None else [("evaluations", str(config.evaluations))]
+        for path, pipeline in pipelines.items():
+            if not isinstance(pipeline, Pipeline):
+                raise UserError(f"{path}: a {pipeline.model.config.model_type} model takes no controls")
+            check_unconditional(pipeline, str(path))
+            system = report.enter_model(path, [*sampling, *given], pipeline.model)
+            for task in tasks:
+                chosen = corpus or task.corpus or corpus_of([path, judge])
+                model_tasks.append(
+                    ModelTask.of(system, pipeline, dtype, task, chosen, sampling, config.strengths, config.evaluations)
+                )
+        check_sampling([name.removesuffix(".name") for name, _ in sampling], _uses(model_tasks))
+        check_given(
+            {"guidance.strength": None} if config.strengths else {}, _uses(model_tasks), {"guidance.strength": "strengths"}
+        )
+        jobs = [job for model_task in model_tasks for job in model_task.jobs(judge_model, folder)]
+        report.save(folder)  # an evaluation that stops before its first row can then be continued
+        report.run(jobs, folder, quiet)
+        part_done()
+        report.finish(folder, control_table(report), lambda folder: draw_control(report, folder))
+        return report
 
 
 def _uses(model_tasks: Sequence[ModelTask]) -> Iterator[Unused]:

@@ -40,6 +40,7 @@ from diffusionlm.pipelines.conditioning import Requested
 from diffusionlm.pipelines.cost import metered
 from diffusionlm.pipelines.diffusion import Pipeline
 from diffusionlm.pipelines.effect import Unused
+from diffusionlm.processes import agreed, leads, shared
 
 Texts = Sequence[Sequence[str]]  # by target
 
@@ -58,6 +59,14 @@ class TargetSamples:
     classifications: int = 0
     seconds: float = 0.0
     refused: str | None = None
+
+    @classmethod
+    def restored(cls, plain: dict[str, Any]) -> TargetSamples:
+        """Return a record from the JSON values of its fields."""
+        return build(cls, plain, "samples")
+
+
+Both = tuple[list[TargetSamples], list[TargetSamples]]  # unguided, steered
 
 
 @dataclass(frozen=True)
@@ -149,7 +158,7 @@ class Samples:
     strength: float | None
     guided: bool
     out: Path | None
-    found: list[TargetSamples] = field(default_factory=list, compare=False)
+    collected: list[list[TargetSamples]] = field(default_factory=list, compare=False)  # once they are
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -191,20 +200,21 @@ class Samples:
 
     def collect(self, progress: Progress) -> list[TargetSamples]:
         """Return the samples of all targets, those in the file and the missing ones, which are added to it."""
-        if self.found:
-            return self.found
+        if self.collected:
+            return self.collected[0]
         records, count, per_target = self.read(), len(self.task.targets), self.task.config.samples
-        if self.path:
+        there = agreed(len(records))  # before the first of several processes changes the file
+        if self.path and leads():
             write_text(self.path, "\n".join([self.header, *map(json_line, records), ""]))
         progress(per_target * min(count, len(records)))
-        for number in range(len(records), count):
-            records.append(self.sample(number))
+        for record in shared(range(there, count), self.sample, TargetSamples.restored):
+            records.append(record)
             if self.path:
                 with disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
                     file.write(json_line(records[-1]) + "\n")
             progress(per_target)
-        self.found.extend(records[:count])
-        return self.found
+        self.collected.append(records[:count])
+        return self.collected[0]
 
     def empty(self, number: int) -> TargetSamples:
         """Return the record of a target without samples; unguided samples depend on no target."""
@@ -238,12 +248,16 @@ def control_job(judge: Judge, steered: Samples, unguided: Samples) -> Job:
         "digest": digest_of(paired(task, *kept), steered.settings) if min(map(len, kept)) == count else "",
     }
     title, texts = task.config.title + strength_mark(steered.strength, ", strength "), 2 * count * task.config.samples
-    return Job(identity, title, texts, partial(measured, judge, steered, unguided))
+
+    def collect(progress: Progress) -> Both:
+        return unguided.collect(progress), steered.collect(progress)
+
+    return Job(identity, title, texts, collect, partial(measured, judge, steered))
 
 
-def measured(judge: Judge, steered: Samples, unguided: Samples, progress: Progress) -> ControlRow:
-    """Sample what is missing in the files, and measure the samples beside unguided and reference texts."""
-    task, unguided_records, records = steered.task, unguided.collect(progress), steered.collect(progress)
+def measured(judge: Judge, steered: Samples, both: Both, progress: Progress) -> ControlRow:
+    """Measure the samples of a task beside unguided and reference texts; ``both`` are unguided and steered samples."""
+    task, (unguided_records, records) = steered.task, both
     texts, free = paired(task, records, unguided_records)
     sources = {STEERED: texts, UNGUIDED: free, **peers(task, judge)}
     return ControlRow(
