@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     try:
         options = _options(given)
-        if wanted := _to_start(options):
+        if wanted := _to_start(options, given):
             return launching.launch(wanted, given)
         mute()
         with team(shares=options.run is not training._train) as joined:
@@ -61,10 +61,12 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def _to_start(options: argparse.Namespace) -> int:
+def _to_start(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     """Return how many processes this one is to start, 0 for none. Raises UserError for a wrong number."""
     wanted = getattr(options, "processes", None)
     check_processes(hasattr(options, "processes"), wanted)
+    if "-" in arguments and max(wanted or 1, count()) > 1:
+        raise UserError("-: standard input cannot be read by several processes; save it to a file, and name that")
     return 0 if wanted is None or wanted == 1 or count() > 1 else int(wanted)
 
 

@@ -25,6 +25,7 @@ U, R, V = TypeVar("U"), TypeVar("R"), TypeVar("V")
 LOST = 75  # exit status of a process that has lost the others (EX_TEMPFAIL)
 PAUSE = 0.02  # seconds between two looks at the store: a blocking look would not answer Ctrl-C
 ENDED = "ended"
+SHARDED = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
 SUPERVISED = "DIFFUSIONLM_SUPERVISED"  # set where the standard input ends with the process that started this one
 
 
@@ -77,6 +78,16 @@ def check_processes(several_allowed: bool, wanted: int | None = None) -> None:
         raise UserError(f"--processes: expected at least 1, got {wanted}")
     if wanted is not None and count() not in (1, wanted):
         raise UserError(f"--processes: a launcher has started {count()} processes already; leave --processes out")
+
+
+def check_whole() -> None:
+    """Raise UserError where accelerate is to shard the weights: training keeps them whole in each process."""
+    for variable, what in SHARDED.items():
+        if os.environ.get(variable, "").lower() in ("1", "true"):
+            raise UserError(
+                f"{variable}: {what} shards the weights, but the EMA, the checkpoints and the optimizers of this library need "
+                "them whole in each process; train with distributed_type MULTI_GPU or MULTI_CPU, see configs/accelerate"
+            )
 
 
 def speaks() -> bool:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from diffusionlm.files import disk_errors, write_text
+from diffusionlm.processes import speaks
 from diffusionlm.progress import intervals
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ class Samples(TrainerCallback):
         assert trainer.model is not None
         trainer.objective.after_step()
         trainer.ema.update_parameters(trainer.model)
-        last, interrupted = step >= state.max_steps, trainer.was_interrupted
+        last, interrupted = step >= state.max_steps, trainer.stops()
         if trainer.sample_texts and state.is_world_process_zero and (last or self._due(state, trainer.config.sample_every)):
             self._save(step)
         control.should_training_stop |= interrupted
@@ -170,7 +171,8 @@ def interruptible(control: TrainerControl) -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         control.interrupted = True  # type: ignore[attr-defined]
-        print("\nstopping after this step; press Ctrl-C again to stop at once", file=sys.stderr)
+        if speaks():
+            print("\nstopping after this step; press Ctrl-C again to stop at once", file=sys.stderr)
 
     try:
         before = signal.signal(signal.SIGINT, stop)

@@ -34,7 +34,7 @@ from diffusionlm.core.objective import Objective
 from diffusionlm.data.batches import TokenBudgetBatches
 from diffusionlm.files import disk_errors, open_permissions, read_json, write_text
 from diffusionlm.models.spec import Rows
-from diffusionlm.processes import count
+from diffusionlm.processes import check_whole, count
 from diffusionlm.training import checkpoints
 from diffusionlm.training.best import BestWeights
 from diffusionlm.training.callbacks import Overfitting, Patience, Progress, Samples, interruptible
@@ -119,6 +119,7 @@ class DiffusionTrainer(Trainer):
         sample_texts: Callable[[PreTrainedModel], list[str]] | None = None, judge: Callable[[list[str]], str] | None = None,
         export: Callable[[PreTrainedModel], None] | None = None, show_texts: bool = False, quiet: bool = False,
     ) -> None:  # fmt: skip
+        check_whole()
         self.config, self.folder, self.export = config, folder, export
         self.sample_texts, self.judge = sample_texts, judge
         self.objective: Objective = objective
@@ -177,6 +178,13 @@ class DiffusionTrainer(Trainer):
     def keeps_best(self) -> bool:
         """Whether the model is that of the evaluation with the lowest validation loss."""
         return self.config.select == "best" and self.objective.ranks and bool(self.validation)
+
+    def stops(self) -> bool:
+        """Return whether Ctrl-C stops the run after this step: in all processes, where it has reached one of them."""
+        if self.args.world_size > 1:
+            reached = torch.tensor(float(self.was_interrupted), device=self.args.device)
+            self.control.interrupted = bool(self.accelerator.reduce(reached) > 0)  # type: ignore[attr-defined]
+        return self.was_interrupted
 
     def get_train_dataloader(self) -> DataLoader[list[int]]:
         """Return the batches of the run as one pass, so that batch i depends only on the seed and i."""

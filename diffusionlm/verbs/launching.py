@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from diffusionlm.config import UserError
 from diffusionlm.processes import LOST, PAUSE, SUPERVISED, cores
 
 SAID = (2, 130, 128 + signal.SIGPIPE)  # exit statuses whose reason, if there is one to tell, the process itself has printed
@@ -23,8 +22,6 @@ def launch(count: int, arguments: Sequence[str]) -> int:
 
     Each uses its part of the cores. Where one ends before its work is done, the others are stopped.
     """
-    if "-" in arguments:
-        raise UserError("-: standard input cannot be read by several processes; save it to a file, and name that")
     if count > (known := cores()):
         print(f"--processes {count}: more than the {known} CPU cores here, so that processes wait for cores", file=sys.stderr)
     shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
