@@ -43,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status
     except UserError as error:  # the same in all processes
         return _mistake(str(error), speaks())
+    except KeyboardInterrupt:
+        _mistake("interrupted; the files written so far are complete", speaks())
+        return 130
     except Lost:
         return LOST
 
@@ -93,9 +96,6 @@ def _run(options: argparse.Namespace, joined: Team | None) -> int:
         return 128 + signal.SIGPIPE
     except OSError as error:
         return mistake(f"{error.filename or 'output'}: {error.strerror or error}")
-    except KeyboardInterrupt:
-        _mistake("interrupted; the files written so far are complete", speaks())
-        return 130
 
 
 def _mistake(sentence: str, speaks: bool) -> int:

@@ -11,11 +11,10 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
@@ -221,6 +220,7 @@ class Team:
 
 
 _team: Team | None = None  # that this process is in
+_joined = itertools.count()  # commands of this process: a launcher may keep the keys of earlier ones
 
 
 @contextmanager
@@ -234,7 +234,7 @@ def team(shares: bool) -> Iterator[Team | None]:
     if count() == 1:
         yield None
         return
-    from torch.distributed import rendezvous
+    from torch.distributed import PrefixStore, rendezvous
 
     if SUPERVISED in os.environ:
         threading.Thread(target=_end_with_supervisor, daemon=True).start()
@@ -243,7 +243,7 @@ def team(shares: bool) -> Iterator[Team | None]:
     except (RuntimeError, ValueError) as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT', '')}"
         raise UserError(f"the processes cannot reach each other at {place}: {str(error).splitlines()[0]}") from None
-    _team = Team(store, rank, size, shares)
+    _team = Team(PrefixStore(f"diffusionlm/{next(_joined)}", store), rank, size, shares)
     try:
         if shares:
             _take_device()
@@ -258,12 +258,8 @@ def muted(joined: Team | None) -> Iterator[None]:
     if joined is None or not joined.shares or joined.rank == 0:
         yield
         return
-    printed = sys.stdout, sys.stderr
-    sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")
-    try:
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         yield
-    finally:
-        sys.stdout, sys.stderr = printed
 
 
 def _end_with_supervisor() -> None:

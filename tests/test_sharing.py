@@ -131,22 +131,25 @@ def both(folder: Path) -> tuple[Path, Path]:
     for name, words in commands(folder, alone).items():
         with open(alone / f"{name}.out", "w") as out, redirect_stdout(out), redirect_stderr(io.StringIO()):
             assert main(words) == 0
-    assert second.wait() == 0, second.communicate()[1]
+    said = second.communicate()[1]
+    assert second.returncode == 0, said
     return alone, together
 
 
 @pytest.mark.parametrize("name", ["generate", "controlled", "edit", "score", "exact"])
 def test_two_processes_print_the_rows_of_one(both: tuple[Path, Path], name: str) -> None:
-    alone, together = ([json.loads(line) for line in (place / f"{name}.out").read_text().splitlines()] for place in both)
+    files = (both[0] / f"{name}.out", both[1] / f"{name}-0.out")
+    alone, together = ([json.loads(line) for line in file.read_text().splitlines()] for file in files)
     assert together == figures(alone)
     assert [row["index"] for row in together] == list(range(len(alone)))
+    assert [(both[1] / f"{name}-1.{stream}").read_text() for stream in ("out", "err")] == ["", ""]
 
 
 @pytest.mark.parametrize(("name", "file"), [("evaluate", "evaluation/evaluation.json"), ("control", "control/control.json")])
 def test_two_processes_write_the_report_of_one(both: tuple[Path, Path], name: str, file: str) -> None:
     alone, together = (json.loads((place / file).read_text()) for place in both)
     assert figures(together) == figures(alone)
-    assert (both[1] / f"{name}.out").read_text() == (both[1] / file).with_name("table.txt").read_text()
+    assert (both[1] / f"{name}-0.out").read_text() == (both[1] / file).with_name("table.txt").read_text()
     texts = [{each.name: each.read_text() for each in (place / file).parent.glob("texts/*")} for place in both]
     assert texts[0].keys() == texts[1].keys() and texts[0]
 
