@@ -23,6 +23,7 @@ from diffusionlm.cli import main
 from diffusionlm.config import build
 from diffusionlm.processes import Team, at_most, shared
 from diffusionlm.training.run import RunConfig, train
+from diffusionlm.verbs.rows import Rows
 
 R = TypeVar("R")
 STORED = str(ROOT / "tests" / "golden" / "format-1")
@@ -193,3 +194,36 @@ def test_ctrl_c_stops_all_processes_with_one_sentence(endless: subprocess.Popen[
     assert endless.returncode == 130
     assert said.splitlines()[-1] == "diffusionlm: interrupted; the files written so far are complete"
     assert said.count("interrupted") == 1 and "Traceback" not in said
+
+
+@pytest.mark.parametrize("verb", ["generate", "score"])
+def test_rows_in_a_file_are_those_of_a_call_that_was_not_interrupted(
+    verb: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = commands(folder, tmp_path)[verb]
+    assert main(words) == 0
+    complete = capsys.readouterr().out
+    out, part = tmp_path / "rows.jsonl", tmp_path / "rows.jsonl.part"
+    assert main([*words, "--out", str(out)]) == 0
+    assert out.read_text() == complete and capsys.readouterr().out == ""
+    assert [each.name for each in tmp_path.iterdir()] == ["rows.jsonl"]
+    assert main([*words, "--out", str(out)]) == 2
+    assert f"{out}: this file is there already, and complete; choose another --out" in capsys.readouterr().err
+    out.unlink()
+    add = Rows.add
+
+    def interrupted(rows: Rows, row: dict[str, Any]) -> None:
+        if row["index"] == 3:
+            raise KeyboardInterrupt
+        add(rows, row)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Rows, "add", interrupted)
+        assert main([*words, "--out", str(out)]) == 130
+    assert not out.exists() and part.read_text().splitlines()[1:] == complete.splitlines()[:3]
+    part.write_text(part.read_text() + '{"text": "The')  # as if it had been killed in the fourth row
+    capsys.readouterr()
+    assert main([*words, "--out", str(out), "--seed", "7"]) == 2
+    assert "holds rows of another call (its seed is null, not 7); delete it, or choose" in capsys.readouterr().err
+    assert main([*words, "--out", str(out)]) == 0
+    assert out.read_text() == complete and f"3 rows are in {part} already" in capsys.readouterr().err

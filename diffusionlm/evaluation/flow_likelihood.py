@@ -81,7 +81,7 @@ def complete(denoise: DenoiseLevel, x0: Tensor, places: Tensor) -> Callable[[Ten
 def flow_bound(
     model: DiffusionLM, rows: Sequence[Sequence[int]], texts: Sequence[str] | None = None,
     *, draws: int = 8, seed: int = 0, batch_size: int = 64, dtype: torch.dtype = torch.float32,
-    conditions: Sequence[Any] | None = None,
+    conditions: Sequence[Any] | None = None, first: int = 0,
 ) -> Iterator[Bound]:  # fmt: skip
     """Yield the likelihood of each text by the probability flow; the arguments are those of ``likelihood.bound``.
 
@@ -105,7 +105,7 @@ def flow_bound(
         terms = flow_terms(level, x0, ids[0], ~known, low, high, draws=draws, seed=(seed, number), batch_size=batch_size)
         return completed(terms, model, row, texts[number] if texts else "", explicit, condition)
 
-    yield from shared(range(len(rows)), of, Bound.restored)
+    yield from shared(range(first, len(rows)), of, Bound.restored)
 
 
 def vector_denoiser(model: DiffusionLM, dtype: torch.dtype, condition: Conditioning | None) -> Denoise:

@@ -50,7 +50,7 @@ from diffusionlm.data.batches import boundaries
 from diffusionlm.models.conditions import Conditioning
 from diffusionlm.models.diffusion import DiffusionLM
 from diffusionlm.pipelines.conditioning import conditioning, expected_counts, repeated, room_of
-from diffusionlm.processes import shared
+from diffusionlm.processes import leads, shared
 from diffusionlm.recipe.gumbel import Gumbel
 from diffusionlm.recipe.regression import bound_term, kl, prior_kl
 
@@ -201,13 +201,14 @@ def bound(
     model: DiffusionLM, rows: Sequence[Sequence[int]], texts: Sequence[str] | None = None,
     *, strata: int = 128, orders: int = 0, seed: int = 0, batch_size: int = 64,
     temperature: float = 1.0, dtype: torch.dtype = torch.float32, conditions: Sequence[Any] | None = None,
+    first: int = 0,
 ) -> Iterator[Bound]:  # fmt: skip
     """Yield the bound of each text, ``rows`` of token ids with BOS and EOS; ``texts`` give the number of characters.
 
     It is that of -log p(text | condition) where ``conditions`` are the encoded values of the model's condition, one for each.
 
     A text's draws depend on ``seed`` and its number alone. Without ``orders`` it is the joint bound, with them the any-order
-    bound. ``dtype`` is that of the network's arithmetic.
+    bound. ``dtype`` is that of the network's arithmetic. Texts before number ``first`` are left out.
 
     Raises:
         UserError: a row is longer than the model's maximum; too few strata or orders; a temperature or orders without logits.
@@ -237,7 +238,14 @@ def bound(
                 terms = continuous_terms(at_levels(model, denoise, known, x0), x0, ids[0], ~known, proposal_for(model), **draws)
         return completed(terms, model, row, texts[number] if texts else "", explicit, condition)
 
-    yield from shared(range(len(rows)), of, Bound.restored)
+    yield from shared(range(first, len(rows)), of, Bound.restored)
+
+
+def in_batches(count: int, size: int, of: Callable[[int], list[Bound]], first: int) -> Iterator[Bound]:
+    """Yield the likelihoods of ``count`` texts from number ``first`` on; ``of(n)`` are those of ``size`` texts from n on."""
+    starts = range(first - first % size, count, size)
+    for start, bounds in zip(starts, shared(starts, of, lambda plain: [*map(Bound.restored, plain)]), strict=leads()):
+        yield from bounds[max(0, first - start) :]
 
 
 def check_draws(strata: int, orders: int, flow: int = 0) -> None:

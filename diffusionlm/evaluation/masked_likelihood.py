@@ -29,7 +29,7 @@ from diffusionlm.processes import shared
 def masked_bound(
     model: MaskedLM, rows: Sequence[Sequence[int]], texts: Sequence[str] | None = None,
     *, strata: int = 128, orders: int = 0, seed: int = 0, batch_size: int = 64, dtype: torch.dtype = torch.float32,
-    conditions: Sequence[Any] | None = None,
+    conditions: Sequence[Any] | None = None, first: int = 0,
 ) -> Iterator[Bound]:  # fmt: skip
     """Yield the likelihood bound of each text, as ``likelihood.bound`` does.
 
@@ -56,7 +56,7 @@ def masked_bound(
             terms = Bound(diffusion=float(nats.mean()), deviation=math.sqrt(stratified_variance(nats)))
         return completed(terms, model, row, texts[number] if texts else "", condition=given)
 
-    yield from shared(range(len(rows)), of, Bound.restored)
+    yield from shared(range(first, len(rows)), of, Bound.restored)
 
 
 def _losses(model: MaskedLM, ids: Tensor, dtype: torch.dtype, condition: Conditioning | None, hidden: Tensor) -> Tensor:

@@ -83,9 +83,9 @@ def likelihoods(
         return Judge(pipeline.model, pipeline.tokenizer, pipeline.dtype).score(texts, rows=rows)
     score = SCORERS[pipeline.model.config.model_type]
     if pipeline.exact_likelihood:
-        return list(score(pipeline, rows, texts, options, values))
+        return list(score(pipeline, rows, texts, options, values, 0))
     given = [None if value is None else [value] for value in values]
     found: list[Bound] = []
     for row, text, value, seed in zip(rows, texts, given, seeds, strict=True):  # alone, so that a seed decides its noise
-        found += score(pipeline, [row], [text], ScoringConfig(strata=strata, seed=seed, batch_size=batch_size), value)
+        found += score(pipeline, [row], [text], ScoringConfig(strata=strata, seed=seed, batch_size=batch_size), value, 0)
     return found

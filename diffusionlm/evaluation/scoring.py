@@ -18,14 +18,14 @@ from diffusionlm.data.batches import check_list, encode
 from diffusionlm.evaluation.effect import given_of, unused_in_scoring
 from diffusionlm.evaluation.flow_likelihood import flow_bound
 from diffusionlm.evaluation.judge import Judge
-from diffusionlm.evaluation.likelihood import Bound, bound, check_draws
+from diffusionlm.evaluation.likelihood import Bound, bound, check_draws, in_batches
 from diffusionlm.evaluation.masked_likelihood import masked_bound
 from diffusionlm.evaluation.source_likelihood import source_likelihood
 from diffusionlm.pipelines.auto import open_pipeline
 from diffusionlm.pipelines.base import BasePipeline
 from diffusionlm.pipelines.conditioning import conditioning, requested, room_of
 from diffusionlm.pipelines.effect import check_given
-from diffusionlm.processes import leads, shared
+from diffusionlm.processes import leads
 
 TERMS = ("prior", "reconstruction", "diffusion", "length")
 
@@ -60,13 +60,14 @@ class ScoringConfig(Settings):
 
 
 Rows = Sequence[Sequence[int]]  # token ids with BOS and EOS
-Scorer = Callable[[BasePipeline[Any], Rows, Sequence[str], ScoringConfig, Sequence[Any] | None], Iterator[Bound]]
+# The last argument is the number of the first text to score.
+Scorer = Callable[[BasePipeline[Any], Rows, Sequence[str], ScoringConfig, Sequence[Any] | None, int], Iterator[Bound]]
 
 
 def score(
     model: str | Path | BasePipeline[Any], texts: Sequence[str], options: ScoringConfig | None = None,
     *, places: Sequence[str] | None = None, given: Collection[str] | None = None,
-    condition: Any = None, source: Sequence[str] | None = None,
+    condition: Any = None, source: Sequence[str] | None = None, first: int = 0,
 ) -> Iterator[tuple[str, Bound]]:  # fmt: skip
     """Yield each of ``texts`` with its likelihood under ``model``; empty texts are skipped.
 
@@ -81,6 +82,7 @@ def score(
         condition: the value of the model's condition, for all texts, as ``Pipeline.stream`` takes it; or a list of
             ``conditioning.Requested``, one for each text.
         source: the source text of each text.
+        first: the number of the first text to score, empty ones not counted.
 
     Raises:
         UserError: before the first text is scored: not a model folder, an option that has no effect for the model, a condition
@@ -100,8 +102,8 @@ def score(
             got = f"{len(row) - 2} tokens, more than this model's maximum of {longest - 2}"
             raise UserError(f"{place}: {got}; shorten the text or leave it out")
     kept = [texts[number] for number in encoded.texts]
-    bounds = SCORERS[pipeline.model.config.model_type](pipeline, encoded.ids, kept, options, values)
-    return zip(kept, bounds, strict=leads())
+    bounds = SCORERS[pipeline.model.config.model_type](pipeline, encoded.ids, kept, options, values, first)
+    return zip(kept[first:], bounds, strict=leads())
 
 
 def condition_values(pipeline: BasePipeline[Any], count: int, condition: Any, source: Sequence[str] | None) -> list[Any] | None:
@@ -144,43 +146,43 @@ def check_unconditional(pipeline: BasePipeline[Any], where: str = "model") -> No
 
 def by_bound(function: Callable[..., Iterator[Bound]]) -> Scorer:
     """Return the scorer of a ``bound(model, rows, texts, *, strata, orders, seed, batch_size, dtype, conditions)``."""
-    return lambda pipeline, rows, texts, options, conditions: function(
+    return lambda pipeline, rows, texts, options, conditions, first: function(
         pipeline.model, rows, texts, strata=options.strata, orders=options.orders,
         seed=options.seed, batch_size=options.batch_size, dtype=pipeline.dtype, conditions=conditions,
+        first=first,
     )  # fmt: skip
 
 
 def by_bound_or_flow(
-    pipeline: BasePipeline[Any], rows: Rows, texts: Sequence[str], options: ScoringConfig, conditions: Any = None
+    pipeline: BasePipeline[Any], rows: Rows, texts: Sequence[str], options: ScoringConfig, conditions: Any, start: int
 ) -> Iterator[Bound]:
     """Return the bounds under a diffusion model, or its likelihoods by the probability flow."""
     if not options.flow:
-        return by_bound(bound)(pipeline, rows, texts, options, conditions)
+        return by_bound(bound)(pipeline, rows, texts, options, conditions, start)
     return flow_bound(
         pipeline.model, rows, texts, draws=options.flow, seed=options.seed, batch_size=options.batch_size,
-        dtype=pipeline.dtype, conditions=conditions,
+        dtype=pipeline.dtype, conditions=conditions, first=start,
     )  # fmt: skip
 
 
 def exactly(
-    pipeline: BasePipeline[Any], rows: Rows, texts: Sequence[str], options: ScoringConfig, conditions: Any = None
+    pipeline: BasePipeline[Any], rows: Rows, texts: Sequence[str], options: ScoringConfig, conditions: Any, start: int
 ) -> Iterator[Bound]:
     """Yield the exact likelihood under an autoregressive model."""
     judge, size = Judge(pipeline.model, pipeline.tokenizer, pipeline.dtype), options.batch_size
 
-    def of(first: int) -> list[Bound]:
-        return judge.score(texts[first : first + size])
+    def of(number: int) -> list[Bound]:
+        return judge.score(texts[number : number + size])
 
-    for bounds in shared(range(0, len(texts), size), of, lambda plain: [*map(Bound.restored, plain)]):
-        yield from bounds
+    yield from in_batches(len(texts), size, of, start)
 
 
 SCORERS: dict[str, Scorer] = {  # by the model_type in the model's config, like the pipelines in pipelines/auto.py
     "diffusionlm": by_bound_or_flow,
     "diffusionlm-masked": by_bound(masked_bound),
     "llama": exactly,
-    "t5": lambda pipeline, rows, texts, options, conditions: source_likelihood(
-        pipeline, rows, texts, options.batch_size, conditions or [None] * len(rows)
+    "t5": lambda pipeline, rows, texts, options, conditions, start: source_likelihood(
+        pipeline, rows, texts, options.batch_size, conditions or [None] * len(rows), start
     ),
 }
 

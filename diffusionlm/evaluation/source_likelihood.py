@@ -10,17 +10,24 @@ from accelerate.utils import send_to_device
 from torch.nn import functional as F
 
 from diffusionlm.data.batches import Example
-from diffusionlm.evaluation.likelihood import Bound
+from diffusionlm.evaluation.likelihood import Bound, in_batches
 from diffusionlm.models.seq2seq import SourceToText
 from diffusionlm.pipelines.base import BasePipeline
-from diffusionlm.processes import shared
 
 
 @torch.no_grad()
 def source_likelihood(
-    pipeline: BasePipeline[Any], rows: Sequence[Sequence[int]], texts: Sequence[str], batch_size: int, values: Sequence[Any]
+    pipeline: BasePipeline[Any],
+    rows: Sequence[Sequence[int]],
+    texts: Sequence[str],
+    batch_size: int,
+    values: Sequence[Any],
+    start: int = 0,
 ) -> Iterator[Bound]:
-    """Yield the likelihood of each row of token ids given its encoded source of ``values``; the words and EOS are scored."""
+    """Yield the likelihood of each row of token ids given its encoded source of ``values``; the words and EOS are scored.
+
+    Rows before number ``start`` are left out.
+    """
     model, unknown = pipeline.model, pipeline.tokenizer.unk_token_id
     objective = SourceToText().build(model).eval()
 
@@ -41,5 +48,4 @@ def source_likelihood(
             for ids_of, text, nat in zip(part, texts[first : first + batch_size], nats, strict=True)
         ]  # fmt: skip
 
-    for bounds in shared(range(0, len(rows), batch_size), of, lambda plain: [*map(Bound.restored, plain)]):
-        yield from bounds
+    yield from in_batches(len(rows), batch_size, of, start)

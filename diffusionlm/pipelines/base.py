@@ -206,6 +206,7 @@ class BasePipeline(Generic[M]):
     def stream(
         self, count: int = 1, sampling: SamplingConfig | None = None, watch: Watch | None = None,
         controls: Controls = (), tries: int = 1, condition: Any = None, source: str | Sequence[str] | None = None,
+        first: int = 0,
     ) -> Iterator[Generated]:  # fmt: skip
         """Yield ``count`` samples, for each source if there are several, in order, each batch as soon as it is finished.
 
@@ -218,6 +219,7 @@ class BasePipeline(Generic[M]):
             condition: the value of the model's condition, for all samples; of several conditions, a mapping of their values.
                 A list of ``conditioning.Requested`` has one for each ``count`` samples.
             source: the source text of a model with such a condition, or a list of them.
+            first: the index of the first sample to yield; those before it are not sampled.
 
         Raises:
             UserError: a setting, control or condition that does not fit the model, before any sampling.
@@ -302,10 +304,12 @@ class UnguidedPipeline(BasePipeline[M]):
     def stream(
         self, count: int = 1, sampling: SamplingConfig | None = None, watch: Watch | None = None,
         controls: Controls = (), tries: int = 1, condition: Any = None, source: str | Sequence[str] | None = None,
+        first: int = 0,
     ) -> Iterator[Generated]:  # fmt: skip
         sampling = self.sampling if sampling is None else sampling
         self.check_controls(read_controls(controls), sampling)
         check_count(count)
+        check_count(first, "first")
         self.check(sampling)
         self.check_request(sampling, (), tries, condition, source)
         conditions = requested(self.model, self.tokenizer, condition, source)
@@ -323,20 +327,23 @@ class UnguidedPipeline(BasePipeline[M]):
                 for index, row, each in zip(indices, best, given, strict=True)
             ]
 
-        for rows in shared(batches(count * len(conditions), sampling), sampled, restored):
-            yield from rows
+        for rows in shared(batches(count * len(conditions), sampling, first), sampled, restored):
+            yield from (row for row in rows if row.index >= first)
 
 
-def batches(count: int, sampling: SamplingConfig) -> list[range]:
-    """Return the sample indices of each batch; processes that share the work get one each, smaller where there are too few."""
+def batches(count: int, sampling: SamplingConfig, first: int = 0) -> list[range]:
+    """Return the sample indices of each batch that reaches ``first``.
+
+    Where there are fewer than processes that share the work, they are smaller.
+    """
     size = at_most(max(1, sampling.batch_size // sampling.candidates), count)
-    return [range(first, min(first + size, count)) for first in range(0, count, size)]
+    return [range(start, min(start + size, count)) for start in range(0, count, size) if start + size > first]
 
 
-def check_count(count: int) -> None:
+def check_count(count: int, name: str = "count") -> None:
     """Raise UserError for what is no number of samples."""
     if type(count) is not int or count < 0:
-        raise UserError(f"count: expected a number of samples, 0 or more, got {count!r}")
+        raise UserError(f"{name}: expected a number of samples, 0 or more, got {count!r}")
 
 
 def check_length(length: int, longest: int) -> None:

@@ -104,12 +104,14 @@ class Pipeline(BasePipeline[DiffusionLM]):
     def stream(
         self, count: int = 1, sampling: SamplingConfig | None = None, watch: Watch | None = None,
         controls: Controls = (), tries: int = 1, condition: Any = None, source: str | Sequence[str] | None = None,
+        first: int = 0,
     ) -> Iterator[Generated]:  # fmt: skip
         sampling, controls = self.sampling if sampling is None else sampling, read_controls(controls)
         self.check_request(sampling, controls, tries, condition, source)
         conditions = requested(self.model, self.tokenizer, condition, source)
         sampling = at_length(sampling, self.model, conditions)
-        yield from self.samples(self.request(conditions, count, sampling, watch, controls, tries), tries)
+        check_count(first, "first")
+        yield from self.samples(self.request(conditions, count, sampling, watch, controls, tries), tries, first)
 
     def edit(
         self, text: str | Sequence[str], level: float = 0.5, controls: Controls = (), count: int = 1,
@@ -174,8 +176,8 @@ class Pipeline(BasePipeline[DiffusionLM]):
         untrained = f"it was not trained for {other}, so its samples may be worse"
         say_once(f"steps: this model is distilled for {made} step{'s' * (made != 1)}; {untrained}")
 
-    def samples(self, request: Request, tries: int) -> Iterator[Generated]:
-        """Yield the samples of a request in order, each batch as soon as it is finished."""
+    def samples(self, request: Request, tries: int, first: int = 0) -> Iterator[Generated]:
+        """Yield the samples of a request from index ``first`` on in order, each batch as soon as it is finished."""
         sampling = request.sampling
         room = max(1, sampling.batch_size // request.steering.copies)  # particles count as samples
 
@@ -193,8 +195,8 @@ class Pipeline(BasePipeline[DiffusionLM]):
                     break
             return [rows[index] for index in indices]
 
-        for rows in shared(batches(request.count * len(request.conditions), sampling), sampled, restored):
-            yield from rows
+        for rows in shared(batches(request.count * len(request.conditions), sampling, first), sampled, restored):
+            yield from (row for row in rows if row.index >= first)
 
     @torch.no_grad()
     def sample_ids(self, seeds: Sequence[Sequence[int]], request: Request) -> list[list[int]]:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 from diffusionlm.arguments import command, flag, option, several
-from diffusionlm.config import UserError, build, read_value
+from diffusionlm.config import UserError, build, read_value, to_plain
 from diffusionlm.processes import part_done
+from diffusionlm.verbs.rows import OUT, Rows, call_of, rows_of
 from diffusionlm.verbs.shared import LOADING, MODEL, expect_positive, given_options, sampling_settings
 
 if TYPE_CHECKING:
+    from diffusionlm.evaluation.likelihood import Bound
     from diffusionlm.pipelines.base import BasePipeline, SamplingConfig
     from diffusionlm.pipelines.cost import Cost
 
@@ -54,6 +55,7 @@ LABELS = {"guidance.strength": "--strength", "particles.count": "--particles", "
     option("--length", "tokens per text (default: drawn from the lengths of the training texts)"),
     option("--source", "sources to generate from: .txt (one per line), .jsonl, .csv; - is stdin", "FILE"),
     option("--targets", ".jsonl or .yaml file of targets with their controls; --count texts for each", "FILE"),
+    OUT,
     *SAMPLING,
     example="generate runs/quickstart --sampler.name ddim --sampler.eta 0.5",
 )
@@ -80,17 +82,31 @@ def _generate(options: argparse.Namespace) -> int:
     say_unconditional(pipeline, request["condition"], sampling, items is not None)
     count = options.count or (10 if items is None else 1)
     sources = None if items is None else [item.source for item in items]
-    texts = 0
-    with metered(pipeline) as meter:
-        for number, (_, controls) in enumerate(targets):
-            target: dict[str, Any] = {} if options.targets is None else {"target": number}
-            for row in pipeline.stream(count, sampling, watcher_of(options), controls, source=sources, **request):
-                references = items[row.index // count].references if items is not None else ()
-                print_row({**target, **row.row(), **({"references": references} if references else {})})
-                texts += 1
-    part_done()
-    say_evaluations(meter.cost(texts, sampling.candidates), sampling)
+    texts, each = 0, count * (1 if sources is None else len(sources))
+    with rows_of(options.out, _call(options, sampling)) as rows:
+        with metered(pipeline) as meter:
+            for number, (_, controls) in enumerate(targets):
+                target: dict[str, Any] = {} if options.targets is None else {"target": number}
+                first = min(each, max(0, len(rows.stored) - number * each))
+                asked = {"controls": controls, "source": sources, "first": first, **request}
+                for row in pipeline.stream(count, sampling, watcher_of(options), **asked):
+                    references = items[row.index // count].references if items is not None else ()
+                    rows.add({**target, **row.row(), **({"references": references} if references else {})})
+                    texts += 1
+        part_done()
+    if texts:
+        say_evaluations(meter.cost(texts, sampling.candidates), sampling)
     return 0
+
+
+def _call(options: argparse.Namespace, settings: Any) -> dict[str, Any]:
+    """Return what determines the rows of a call with ``--out``: its options, settings and files, and the model."""
+    from diffusionlm.evaluation.provenance import fingerprint
+
+    if options.out is None:
+        return {}
+    models = [fingerprint(folder) for folder in (options.model, options.adapter) if folder is not None]
+    return call_of(options, settings=to_plain(settings), fingerprints=models)
 
 
 @command(
@@ -124,7 +140,7 @@ def _edit(options: argparse.Namespace) -> int:
     watch, edits = watcher_of(options), 0
     with metered(pipeline) as meter:
         for row in pipeline.edit(texts, options.level, controls, options.count, sampling, watch, options.ensure, condition):
-            print_row(row.row())
+            Rows().add(row.row())
             edits += 1
     part_done()
     say_evaluations(meter.cost(edits, sampling.candidates), sampling)
@@ -180,11 +196,6 @@ def watcher_of(options: argparse.Namespace) -> Any:
     return watcher() if options.watch else None
 
 
-def print_row(row: dict[str, Any]) -> None:
-    """Write a row of JSON lines at once."""
-    print(json.dumps(row, ensure_ascii=False), flush=True)
-
-
 @command(
     MODEL,
     option("file", "texts: .txt (one per line), .jsonl, .csv, each also .gz, or .parquet; - is stdin", "FILE"),
@@ -196,6 +207,7 @@ def print_row(row: dict[str, Any]) -> None:
     option("--flow", "draws of the probability flow's likelihood, another model's; 0 computes the joint bound (default 0)"),
     option("--seed", "random seed of the noise (default 0)"),
     option("--batch-size", "noisy copies of a text per batch (default 64)"),
+    OUT,
     *LOADING,
 )
 def _score(options: argparse.Namespace) -> int:
@@ -212,20 +224,31 @@ def _score(options: argparse.Namespace) -> int:
 
     given = {name: value for name, value in given_options(options, ScoringConfig).items() if name not in ("device", "dtype")}
     settings = ScoringConfig(**given)
-    bounds = []
     pipeline = open_pipeline(options.model, options.device, options.dtype, options.adapter)
     condition = pipeline.read_condition(options.condition)
     places, texts, sources = texts_to_score(options, pipeline, condition)
-    scored = score(pipeline, texts, settings, places=places, given=given, condition=condition, source=sources)
-    for index, (text, bound) in enumerate(tqdm(scored, total=len(texts), desc="scoring", unit="text", **intervals())):
-        figures = {"length_nats" if name == "length" else name: value for name, value in asdict(bound).items()}
-        if not options.flow:
-            del figures["evaluations"]
-        print_row({"text": text, "index": index, "nats": bound.nats, **figures})
-        bounds.append(bound)
-    part_done()
+    with rows_of(options.out, _call(options, settings)) as rows:
+        bounds, first = [bound_of(row) for row in rows.stored], len(rows.stored)
+        asked = {"places": places, "given": given, "condition": condition, "source": sources, "first": first}
+        scored = score(pipeline, texts, settings, **asked)
+        bar = tqdm(scored, total=len(texts), initial=first, desc="scoring", unit="text", **intervals())
+        for index, (text, bound) in enumerate(bar, start=first):
+            figures = {"length_nats" if name == "length" else name: value for name, value in asdict(bound).items()}
+            if not options.flow:
+                del figures["evaluations"]
+            rows.add({"text": text, "index": index, "nats": bound.nats, **figures})
+            bounds.append(bound)
+        part_done()
     print(summary(bounds), file=sys.stderr)
     return 0
+
+
+def bound_of(row: dict[str, Any]) -> Bound:
+    """Return the likelihood of a row that was written."""
+    from diffusionlm.evaluation.likelihood import Bound
+
+    figures = {"length" if name == "length_nats" else name: value for name, value in row.items()}
+    return Bound(**{each.name: figures[each.name] for each in fields(Bound) if each.name in figures})
 
 
 def texts_to_score(
