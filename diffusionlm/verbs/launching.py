@@ -29,13 +29,16 @@ def launch(count: int, arguments: Sequence[str]) -> int:
     environment |= {name: str(value) for name, value in shared.items()}
     with _started(count, [sys.executable, "-m", "diffusionlm", *arguments], environment) as processes:
         try:
-            return _status(processes)
+            status, reason = _status(processes)
         except KeyboardInterrupt:
             for process in processes:
                 process.send_signal(signal.SIGINT)
             for process in processes:  # a second Ctrl-C leaves this loop, and kills them
                 process.wait()
             return 130 if any(process.returncode for process in processes) else 0
+    if reason:  # below the progress bar of a process that was stopped
+        print(f"\ndiffusionlm: {reason}", file=sys.stderr)
+    return status
 
 
 @contextmanager
@@ -61,22 +64,21 @@ def _started(count: int, command: list[str], environment: dict[str, str]) -> Ite
                 process.wait()
 
 
-def _status(processes: Sequence[subprocess.Popen[bytes]]) -> int:
-    """Wait until all have ended, or one has failed; return the exit status, and say why where the process cannot."""
+def _status(processes: Sequence[subprocess.Popen[bytes]]) -> tuple[int, str]:
+    """Wait until all have ended, or one has failed; return the exit status, and the reason where the process cannot say it."""
     while True:
         time.sleep(PAUSE)
         ended = {rank: status for rank, process in enumerate(processes) if (status := process.poll()) is not None}
         failed = {rank: status for rank, status in ended.items() if status not in (0, LOST)}
         if said := [status for status in failed.values() if status in SAID]:
-            return said[0]
+            return said[0], ""
         if failed or (len(ended) == len(processes) and any(ended.values())):
             rank, status = min((failed or ended).items(), key=lambda each: each[1])  # killed (below 0) before others
             how = f"was killed ({signal.Signals(-status).name})" if status < 0 else f"ended with status {status}"
             stopped = "so the others were stopped; what was written before is complete"
-            print(f"diffusionlm: process {rank + 1} of {len(processes)} {how}, {stopped}", file=sys.stderr)
-            return 1
+            return 1, f"process {rank + 1} of {len(processes)} {how}, {stopped}"
         if len(ended) == len(processes):
-            return 0
+            return 0, ""
 
 
 def _free_port() -> int:
