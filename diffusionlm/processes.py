@@ -85,7 +85,7 @@ def check_whole() -> None:
         if os.environ.get(variable, "").lower() in ("1", "true"):
             raise UserError(
                 f"{variable}: {what} shards the weights, but the EMA, the checkpoints and the optimizers of this library need "
-                "them whole in each process; train with distributed_type MULTI_GPU or MULTI_CPU, see configs/accelerate"
+                "them whole in each process; train with distributed_type MULTI_GPU, see configs/accelerate"
             )
 
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import pytest
 import yaml
+from documents import prepare, run_commands
 from tiny_runs import ROOT, restaurant_texts, tiny_config, tiny_plain
 from torch.distributed import HashStore
 
@@ -227,3 +228,9 @@ def test_rows_in_a_file_are_those_of_a_call_that_was_not_interrupted(
     assert "holds rows of another call (its seed is null, not 7); delete it, or choose" in capsys.readouterr().err
     assert main([*words, "--out", str(out)]) == 0
     assert out.read_text() == complete and f"3 rows are in {part} already" in capsys.readouterr().err
+
+
+def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare(tmp_path, monkeypatch)
+    assert run_commands(ROOT / "docs" / "many-processes.md", capsys) == {"generate"}
+    assert [json.loads(line)["index"] for line in (tmp_path / "samples.jsonl").read_text().splitlines()] == [0, 1]
