@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from diffusionlm.evaluation.provenance import machine
 from diffusionlm.files import write_text
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--out", type=Path, help="folder for processes.json and table.txt")
     options = parser.parse_args(arguments)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in commands(options, Path()):
         for pair in range(options.pairs):
             times = {}

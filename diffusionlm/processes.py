@@ -20,7 +20,9 @@ from typing import Any, TypeVar
 
 from diffusionlm.config import UserError
 
-U, R, V = TypeVar("U"), TypeVar("R"), TypeVar("V")
+U = TypeVar("U")
+R = TypeVar("R")
+V = TypeVar("V")
 LOST = 75  # exit status of a process that has lost the others (EX_TEMPFAIL)
 PAUSE = 0.02  # seconds between two looks at the store: a blocking look would not answer Ctrl-C
 ENDED = "ended"
@@ -234,7 +236,7 @@ def team(shares: bool) -> Iterator[Team | None]:
     if count() == 1:
         yield None
         return
-    from torch.distributed import PrefixStore, rendezvous
+    from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
 
     if SUPERVISED in os.environ:
         threading.Thread(target=_end_with_supervisor, daemon=True).start()

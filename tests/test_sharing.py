@@ -18,7 +18,7 @@ import pytest
 import yaml
 from documents import prepare, run_commands
 from tiny_runs import ROOT, restaurant_texts, tiny_config, tiny_plain
-from torch.distributed import HashStore
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from diffusionlm.cli import main
 from diffusionlm.config import build

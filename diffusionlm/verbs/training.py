@@ -7,7 +7,7 @@ from pathlib import Path
 
 from diffusionlm.arguments import command, option
 from diffusionlm.config import UserError
-from diffusionlm.processes import is_first
+from diffusionlm.processes import check_whole, is_first
 from diffusionlm.verbs.shared import CONFIG, MODEL, expect_positive
 
 
@@ -45,6 +45,7 @@ def _train(options: argparse.Namespace) -> int:
     from diffusionlm.training.run import read_config, train
 
     expect_positive(options, "steps")
+    check_whole()
     given = [(name, value) for name in ("init_from", "adapter") if (value := getattr(options, name))]
     given += [] if options.steps is None else [("training.steps", str(options.steps))]
     assignments = options.overrides + given

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 import diffusionlm
 from diffusionlm.cli import main
-from diffusionlm.evaluation.jobs import Job
+from diffusionlm.evaluation.jobs import Job, Progress
 from diffusionlm.evaluation.report import Likelihood, Report
 from diffusionlm.progress import intervals
 
@@ -56,11 +56,13 @@ def test_score_writes_two_lines_of_progress_into_a_log(tmp_path: Path, capsys: p
 
 
 def test_evaluate_writes_no_line_per_text_or_row_into_a_log(capsys: pytest.CaptureFixture[str]) -> None:
-    def make(progress: object) -> Likelihood:
+    def collect(progress: Progress) -> None:
         for _ in range(50):
-            progress(1)  # type: ignore[operator]
+            progress(1)
+
+    def measure(collected: None, progress: Progress) -> Likelihood:
         return Likelihood("a", "", {}, True, 1, 1, 1.0, 0.0, 0.0, 1.0, {}, 1.0, 1.0, 0.0)
 
-    jobs = [Job({"system": f"{n}"}, f"row {n}", 50, make) for n in range(9)]
+    jobs = [Job({"system": f"{n}"}, f"row {n}", 50, collect, measure) for n in range(9)]
     Report({}).run(jobs, None, quiet=False)
     assert len(lines(capsys.readouterr().err)) <= 3

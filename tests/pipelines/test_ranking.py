@@ -123,7 +123,7 @@ def test_bounds_rank_the_candidates_of_a_sample_by_the_same_draws(family: str) -
     assert first == utilities(sampling) and first != utilities(replace(sampling, seed=6))
     per_token = utilities(sampling, per_token=True)
     assert per_token == pytest.approx([nats / (len(row) + 1) for nats, row in zip(first, ids, strict=True)])
-    source = {"source": ["a b c"]} if family == "source" else {}
+    source: dict[str, Any] = {"source": ["a b c"]} if family == "source" else {}
     ((_, bound),) = score(pipe, texts[:1], ScoringConfig(strata=512), **source)
     assert utilities(sampling, strata=512)[0] == pytest.approx(-bound.nats, abs=6 * bound.deviation)
 
