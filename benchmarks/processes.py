@@ -3,8 +3,9 @@
     python benchmarks/processes.py RUN --judge JUDGE --out benchmarks/results/processes
 
 A pair is one call with each number of processes, one right after the other, each process with one thread; start-up is included.
-The ratio of a pair is the time with one process over that with several. The load of the machine beside them is shown, since a
-core that is busy otherwise halves the gain.
+The ratio of a pair is the time with one process over that with several. The load of the machine beside them is shown: on a
+machine that is busy otherwise, a ratio says little, as several processes also get a larger share of it. The CPU time does not
+depend on the load; what several processes need more of it is their start-up.
 """
 
 from __future__ import annotations
@@ -42,12 +43,14 @@ def commands(options: argparse.Namespace, folder: Path) -> dict[str, list[str]]:
     return {name: found[name] for name in options.commands or found}
 
 
-def seconds(words: Sequence[str], processes: int) -> float:
-    """Run a command and return its wall-clock time. Raises CalledProcessError where it fails."""
-    started = time.perf_counter()
+def seconds(words: Sequence[str], processes: int) -> tuple[float, float]:
+    """Run a command and return its wall-clock and its CPU time. Raises CalledProcessError where it fails."""
+    started, before = time.perf_counter(), os.times()
     command = [sys.executable, "-m", "diffusionlm", *words, "--processes", str(processes)]
     subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    return time.perf_counter() - started
+    after = os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return time.perf_counter() - started, cpu
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -71,15 +74,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 with tempfile.TemporaryDirectory() as folder:
                     times[processes] = seconds(commands(options, Path(folder) / "out")[name], processes)
             load = os.getloadavg()[0]
-            rows.append({"command": name, "one": times[1], "several": times[options.processes], "load": load})
-            print(f"{name}: {times[1]:.1f} s, {times[options.processes]:.1f} s; load {load:.1f}", file=sys.stderr)
-    lines = [f"{'command':<22}{'1 process, s':>14}{f'{options.processes} processes, s':>16}{'ratio (pairs)':>28}{'load':>7}"]
+            one, several = times[1], times[options.processes]
+            row = {"one": one[0], "several": several[0], "one_cpu": one[1], "several_cpu": several[1]}
+            rows.append({"command": name, **row, "load": load})
+            print(f"{name}: {', '.join(f'{key} {value:.1f}' for key, value in row.items())}; load {load:.1f}", file=sys.stderr)
+    many = f"{options.processes} processes"
+    header = ("1 process, s", f"{many}, s", "CPU, s", f"CPU of {many}", "load", "ratio (pairs)")
+    lines = [f"{'command':<22}" + "".join(f"{each:>20}" for each in header)]
     for name in dict.fromkeys(row["command"] for row in rows):
         mine = [row for row in rows if row["command"] == name]
         ratios = [row["one"] / row["several"] for row in mine]
-        one, several, load = (statistics.median(row[key] for row in mine) for key in ("one", "several", "load"))
+        keys = ("one", "several", "one_cpu", "several_cpu", "load")
+        figures = "".join(f"{statistics.median(row[key] for row in mine):>20.1f}" for key in keys)
         pairs = f"{statistics.median(ratios):.2f} ({', '.join(f'{each:.2f}' for each in ratios)})"
-        lines.append(f"{name:<22}{one:>14.1f}{several:>16.1f}{pairs:>28}{load:>7.1f}")
+        lines.append(f"{name:<22}{figures}  {pairs}")
     table = "\n".join(lines) + "\n"
     print(table, end="")
     if options.out is not None:
