@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,21 @@ def seconds(words: Sequence[str], processes: int) -> tuple[float, float]:
     return time.perf_counter() - started, cpu
 
 
+def table_of(rows: Sequence[Mapping[str, Any]], processes: int) -> str:
+    """Return the medians over the pairs of each command, and the ratio of each pair."""
+    many = f"{processes} processes"
+    header = ("1 process, s", f"{many}, s", "CPU, s", f"CPU of {many}", "load", "ratio (pairs)")
+    lines = [f"{'command':<22}" + "".join(f"{each:>20}" for each in header)]
+    for name in dict.fromkeys(row["command"] for row in rows):
+        mine = [row for row in rows if row["command"] == name]
+        ratios = [row["one"] / row["several"] for row in mine]
+        keys = ("one", "several", "one_cpu", "several_cpu", "load")
+        figures = "".join(f"{statistics.median(row[key] for row in mine):>20.1f}" for key in keys)
+        pairs = f"{statistics.median(ratios):.2f} ({', '.join(f'{each:.2f}' for each in ratios)})"
+        lines.append(f"{name:<22}{figures}  {pairs}")
+    return "\n".join(lines) + "\n"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Time the commands and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -78,17 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             row = {"one": one[0], "several": several[0], "one_cpu": one[1], "several_cpu": several[1]}
             rows.append({"command": name, **row, "load": load})
             print(f"{name}: {', '.join(f'{key} {value:.1f}' for key, value in row.items())}; load {load:.1f}", file=sys.stderr)
-    many = f"{options.processes} processes"
-    header = ("1 process, s", f"{many}, s", "CPU, s", f"CPU of {many}", "load", "ratio (pairs)")
-    lines = [f"{'command':<22}" + "".join(f"{each:>20}" for each in header)]
-    for name in dict.fromkeys(row["command"] for row in rows):
-        mine = [row for row in rows if row["command"] == name]
-        ratios = [row["one"] / row["several"] for row in mine]
-        keys = ("one", "several", "one_cpu", "several_cpu", "load")
-        figures = "".join(f"{statistics.median(row[key] for row in mine):>20.1f}" for key in keys)
-        pairs = f"{statistics.median(ratios):.2f} ({', '.join(f'{each:.2f}' for each in ratios)})"
-        lines.append(f"{name:<22}{figures}  {pairs}")
-    table = "\n".join(lines) + "\n"
+    table = table_of(rows, options.processes)
     print(table, end="")
     if options.out is not None:
         about = {"count": options.count, "processes": options.processes, "machine": machine(), "rows": rows}
