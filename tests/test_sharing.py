@@ -43,8 +43,8 @@ def in_threads(size: int, work: Callable[[Team], R]) -> list[R]:
     return [found[rank] for rank in range(size)]
 
 
-@pytest.mark.parametrize("units", [0, 1, 2, 17])
-def test_each_unit_is_done_once_and_the_first_member_receives_all_in_order(units: int) -> None:
+@pytest.mark.parametrize("count", [0, 1, 2, 17])
+def test_each_unit_is_done_once_and_the_first_member_receives_all_in_order(count: int) -> None:
     done: list[int] = []
 
     def square(unit: int) -> list[int]:
@@ -52,12 +52,12 @@ def test_each_unit_is_done_once_and_the_first_member_receives_all_in_order(units
         return [unit * unit]
 
     def work(member: Team) -> list[list[int]]:
-        return [*member.share(range(units), square, list), *member.share(range(100, 103), square, list)]
+        return [unit for units in (range(count), range(100, 103)) for unit in member.share(units, square, lambda plain: plain)]
 
     first, *others = in_threads(3, work)
-    assert first == [[unit * unit] for unit in (*range(units), 100, 101, 102)]
+    assert first == [[unit * unit] for unit in (*range(count), 100, 101, 102)]
     assert others == [[], []]
-    assert sorted(done) == [*range(units), 100, 101, 102]
+    assert sorted(done) == [*range(count), 100, 101, 102]
 
 
 def test_members_agree_on_the_value_of_the_first_and_sum_theirs() -> None:

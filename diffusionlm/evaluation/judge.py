@@ -98,7 +98,7 @@ class Judge:
             return decode_texts(self.tokenizer, ids)
 
         each = batches(count, SamplingConfig(temperature=temperature, batch_size=batch_size, seed=seed))
-        return [text for texts in shared(each, sampled, list) for text in texts]
+        return [text for texts in shared(each, sampled, lambda plain: plain) for text in texts]
 
     def complete(self, begun: str, count: int, seed: int = 0, max_tokens: int | None = None) -> list[str]:
         """Sample ``count`` texts that begin with ``begun``. Raises UserError where the tokenizer has no BOS."""

@@ -65,7 +65,8 @@ def rows_of(out: str | None, call: Mapping[str, Any]) -> Iterator[Rows]:
         return
     path, part = Path(out).expanduser(), Path(f"{out}.part").expanduser()
     if not leads():
-        yield Rows(agreed(None))
+        none: list[dict[str, Any]] = []
+        yield Rows(agreed(none))
         return
     lock = FileLock(f"{out}.lock")
     with disk_errors(path):
