@@ -62,6 +62,8 @@ def _started(count: int, command: list[str], environment: dict[str, str]) -> Ite
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            assert process.stdin is not None
+            process.stdin.close()
 
 
 def _status(processes: Sequence[subprocess.Popen[bytes]]) -> tuple[int, str]:
