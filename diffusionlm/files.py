@@ -217,10 +217,10 @@ def open_permissions(folder: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path, doing: str) -> Iterator[None]:
+def locked(folder: Path, doing: str, keep: bool = True) -> Iterator[None]:
     """Hold the lock of a folder, which is made; the operating system releases it when the process ends, however it ends.
 
-    A folder that was made for it and in which nothing was written is removed.
+    Without ``keep`` its file is removed at the end. A folder that was made for it and in which nothing was written is removed.
 
     Raises:
         UserError: another process, which is ``doing`` something there, holds it; the folder cannot be written.
@@ -236,10 +236,13 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
     try:
         yield
     finally:
+        if not keep:
+            with suppress(OSError):
+                (folder / LOCK).unlink()
         lock.release()
         with suppress(OSError):
-            if made and [each.name for each in folder.iterdir()] == [LOCK]:
-                (folder / LOCK).unlink()
+            if made and {each.name for each in folder.iterdir()} <= {LOCK}:
+                (folder / LOCK).unlink(missing_ok=True)
                 for place in made:
                     place.rmdir()
 

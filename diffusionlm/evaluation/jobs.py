@@ -205,7 +205,7 @@ def claimed(folder: Path | None) -> Iterator[None]:
 
     Of several processes that share the work, the first holds it. Raises UserError where another call holds it.
     """
-    with locked(folder, "evaluating") if folder is not None and leads() else nullcontext():
+    with locked(folder, "evaluating", keep=False) if folder is not None and leads() else nullcontext():
         yield
 
 
