@@ -213,6 +213,26 @@ def from_table(table: Tensor, accepting: Tensor) -> DFA:
     return _minimal(numpy.arange(table.shape[1]), table.numpy(), accepting.numpy())
 
 
+def over_strings(automaton: DFA, codes: Array, starts: Array) -> DFA:
+    """Return the automaton over strings of symbols, of which string i is ``codes[starts[i] : starts[i + 1]]``.
+
+    Strings are read side by side, a symbol at a time, and those that lead each state to the same one are read as one from
+    there on. They are few, however many strings there are.
+    """
+    step, classes = automaton.step.numpy(), automaton.classes.numpy()
+    symbols, lengths = classes[codes], numpy.diff(starts)
+    width, effect = step.shape[1], numpy.zeros(len(lengths), dtype=numpy.int64)  # which of the effects a string has so far
+    effects = numpy.arange(len(step), dtype=numpy.int32)[None]  # the state that each state leads to, (E, S)
+    for place in range(int(lengths.max(initial=0))):
+        longer = numpy.flatnonzero(lengths > place)
+        pairs, which = _renumbered(effect[longer] * width + symbols[starts[longer] + place], len(effects) * width)
+        found = step.astype(numpy.int32).T[pairs % width, effects[pairs // width].T].T
+        kept, same = equal_rows(numpy.concatenate([effects, found]))
+        effects, effect = numpy.concatenate([effects, found])[kept], same[effect]
+        effect[longer] = same[len(same) - len(pairs) :][which]
+    return _minimal(effect, effects.T.astype(numpy.int64), automaton.accepting.numpy())
+
+
 # Algorithms. A set of states of a non-deterministic automaton is an integer with a bit for each state.
 
 
@@ -238,8 +258,39 @@ def _refined(parts: Sequence[DFA]) -> tuple[Array, Array]:
     if len({len(part.classes) for part in parts}) != 1:
         sizes = sorted({len(part.classes) for part in parts})
         raise UserError(f"automaton: expected automata over one vocabulary, got {sizes} tokens")
-    symbols, classes = numpy.unique(numpy.stack([p.classes.numpy() for p in parts]), axis=1, return_inverse=True)
-    return classes.reshape(-1), symbols
+    classes = parts[0].classes.numpy()
+    symbols: list[Array] = [numpy.arange(parts[0].step.shape[1])]
+    tables = [parts[0].classes]
+    for part in parts[1:]:
+        if (same := next((i for i, table in enumerate(tables) if table is part.classes), None)) is not None:
+            symbols.append(symbols[same])
+        else:  # pairs as single integers, which are few: sorting columns of an array is a hundred times slower
+            width = part.step.shape[1]
+            used, classes = _renumbered(classes * width + part.classes.numpy(), (classes.max(initial=0) + 1) * width)
+            symbols = [*(each[used // width] for each in symbols), used % width]
+        tables.append(part.classes)
+    return classes, numpy.stack(symbols)
+
+
+def _renumbered(numbers: Array, limit: int) -> tuple[Array, Array]:
+    """Return the different ``numbers``, in order, and the place of each number among them; all are below ``limit``."""
+    used = numpy.flatnonzero(numpy.bincount(numbers, minlength=limit))
+    place = numpy.zeros(limit, dtype=numpy.int64)
+    place[used] = numpy.arange(len(used))
+    return used, place[numbers]
+
+
+def equal_rows(rows: Array) -> tuple[Array, Array]:
+    """Return the first of each set of equal ``rows`` (N, M), in order, and the set of each row (N,)."""
+    rows = numpy.ascontiguousarray(rows)
+    known: dict[bytes, int] = {}
+    first: list[int] = []
+    which = numpy.empty(len(rows), dtype=numpy.int64)
+    for i, row in enumerate(rows):
+        found = which[i] = known.setdefault(row.tobytes(), len(first))
+        if found == len(first):
+            first.append(i)
+    return numpy.array(first, dtype=numpy.int64), which
 
 
 def _determinise(classes: Array, rows: list[list[int]], start: int, accepting: int) -> DFA:
@@ -272,15 +323,13 @@ def _minimal(classes: Array, step: Array, accepting: Array) -> DFA:
     """Merge equivalent states (Moore 1956) and equivalent classes; number both by first use."""
     classes, step = _merge_classes(classes, step)
     step, accepting = _number_states(step, accepting)
-    block = numpy.unique(accepting, return_inverse=True)[1].reshape(-1)
+    member, block = equal_rows(accepting[:, None])
     while True:
-        finer = block
-        for column in step.T:  # pairs as single integers: sorting rows of an array is many times slower
-            finer = numpy.unique(finer * len(step) + block[column], return_inverse=True)[1].reshape(-1)
-        if finer.max() == block.max():
+        finer, renamed = equal_rows(numpy.column_stack([block, block[step]]).astype(numpy.int32))
+        if len(finer) == len(member):
             break
-        block = finer
-    start, member = block[0], numpy.unique(block, return_index=True)[1]
+        member, block = finer, renamed
+    start = block[0]
     classes, step = _merge_classes(classes, block[step[member]])
     step, accepting = _number_states(step, accepting[member], start)
     return DFA(*(torch.from_numpy(a) for a in (classes, step, accepting)))
@@ -288,11 +337,14 @@ def _minimal(classes: Array, step: Array, accepting: Array) -> DFA:
 
 def _merge_classes(classes: Array, step: Array) -> tuple[Array, Array]:
     """Merge equal columns, drop unused ones, number them by their first token."""
-    used, classes = numpy.unique(classes, return_inverse=True)
-    step, column = numpy.unique(step[:, used], axis=1, return_inverse=True)
-    _, first, classes = numpy.unique(column.reshape(-1)[classes], return_index=True, return_inverse=True)
+    used, classes = _renumbered(classes, step.shape[1])
+    step = step[:, used]
+    kept, column = equal_rows(step.T)
+    classes, step = column[classes], step[:, kept]
+    first = numpy.empty(len(kept), dtype=numpy.int64)
+    first[classes[::-1]] = numpy.arange(len(classes))[::-1]  # of equal indices the last one counts
     order = numpy.argsort(first)
-    return numpy.argsort(order)[classes.reshape(-1)], step[:, order]
+    return numpy.argsort(order)[classes], step[:, order]
 
 
 def _number_states(step: Array, accepting: Array, start: int = 0) -> tuple[Array, Array]:

@@ -8,22 +8,30 @@ excludes tokens that join to a different word.
 
 from __future__ import annotations
 
+import itertools
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
+from typing import Any
 
+import numpy
 import torch
+from numpy.typing import NDArray
 from tokenizers import decoders, models
-from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from diffusionlm.config import UserError, nearest
-from diffusionlm.constraints.dfa import DFA, any_number, empty, erase, everything, from_table, one_of, sequence, union
+from diffusionlm.constraints.dfa import DFA, any_number, empty, erase, everything, one_of, over_strings, sequence, union
 from diffusionlm.data.tokenizers import split_words
 
 MARK, BLANK = "\0", " "
 SPECIAL = BLANK + "\ufffd"  # the text of a special token: a word that no control names
+CHUNK = 1000  # tokens whose words are counted at once
+PRIVATE = range(0xF0000, 0x10FFFE)  # characters without a meaning
 CLITICS = ("s", "m", "d", "re", "ve", "ll")
+
+
+Array = NDArray[Any]
 
 
 class Spelling:
@@ -35,8 +43,8 @@ class Spelling:
         self.whole_words = isinstance(backend.model, models.WordLevel) and isinstance(backend.decoder, decoders.Metaspace)
         self.tokens = spelled_tokens(tokenizer)
         # No text has more words; repetitions beyond it are all alike, and slow to build.
-        self.most_words = tokenizer.model_max_length * max(1, *(len(split_words(token)) for token in self.tokens)) + 1
-        found = {character for token in self.tokens for character in token}
+        self.most_words = tokenizer.model_max_length * most_words(self.tokens) + 1
+        found = set("".join(self.tokens))
         self.characters = [MARK, BLANK, *sorted(found - {MARK, BLANK})]
         self._rest, self._mark, self._letter = everything(len(self.characters)), self._of(MARK.__eq__), self._of(_is_letter)
         self._join, self._point, self._quote = (self._of(signs.__contains__) for signs in ("-&", ".,", "'’"))
@@ -67,8 +75,14 @@ class Spelling:
                     trie.append({})
                 state = trie[state][character]
             ends.add(state)
-        table = [[after.get(fold(own), len(trie)) for own in self.characters] for after in [*trie, {}]]
-        return from_table(torch.tensor(table), torch.tensor([state in ends for state in range(len(table))]))
+        read = {character: i for i, character in enumerate({character for after in trie for character in after})}
+        table = numpy.full((len(trie) + 1, len(read) + 1), len(trie))  # the last state is no word, the last class no letter
+        for state, after in enumerate(trie):
+            for character, target in after.items():
+                table[state, read[character]] = target
+        classes = numpy.array([read.get(fold(own), len(read)) for own in self.characters])
+        accepting = numpy.isin(numpy.arange(len(table)), sorted(ends))
+        return DFA(*(torch.from_numpy(each) for each in (classes, table, accepting))).minimal()
 
     @cached_property
     def any_word(self) -> DFA:
@@ -82,11 +96,7 @@ class Spelling:
         automaton = spelled & self.proper
         if not self.whole_words:
             automaton = erase(automaton, 0)
-        step = torch.cat([automaton.step[:, automaton.classes], torch.arange(len(automaton.step))[:, None]], 1)
-        table = torch.arange(len(step))[:, None].expand(-1, len(self.tokens))
-        for codes in self._codes.T:
-            table = step[table, codes]
-        return from_table(table, automaton.accepting)
+        return over_strings(automaton, *self._codes)
 
     @cached_property
     def proper(self) -> DFA:
@@ -118,14 +128,12 @@ class Spelling:
         return sequence(words, union(empty(len(self.characters)), self._join))
 
     @cached_property
-    def _codes(self) -> Tensor:
-        """The character indices of each token, (V, longest), padded with an index that changes no state."""
+    def _codes(self) -> tuple[Array, Array]:
+        """The character indices of all tokens, one after the other, and where each token starts, (V + 1,)."""
         number = {character: i for i, character in enumerate(self.characters)}
         spelled = [f"{t[: -len(t.lstrip())]}{MARK}{t.lstrip()}" if self.whole_words else t for t in self.tokens]
-        codes = torch.full((len(spelled), max(map(len, spelled))), len(number))
-        for row, text in zip(codes, spelled, strict=True):
-            row[: len(text)] = torch.tensor([number[character] for character in text], dtype=torch.long)
-        return codes
+        codes = numpy.fromiter(map(number.__getitem__, itertools.chain.from_iterable(spelled)), dtype=numpy.int64)
+        return codes, numpy.cumsum([0, *map(len, spelled)])
 
     def _of(self, test: Callable[[str], bool]) -> DFA:
         return one_of([i for i, character in enumerate(self.characters) if test(character)], len(self.characters))
@@ -140,6 +148,18 @@ def _is_letter(character: str) -> bool:
 
 def _is_digit(character: str) -> bool:
     return unicodedata.category(character)[0] == "N"
+
+
+def most_words(tokens: Sequence[str]) -> int:
+    """Return the largest number of words in one of ``tokens``, at least 1."""
+    used = set("".join(tokens))
+    between = next(character for character in map(chr, PRIVATE) if character not in used)
+    most = 1
+    for first in range(0, len(tokens), CHUNK):  # between blanks words are the same as alone
+        words = split_words(f" {between} ".join(tokens[first : first + CHUNK]))
+        ends = [-1, *(i for i, word in enumerate(words) if word == between), len(words)]
+        most = max(most, *(after - before - 1 for before, after in itertools.pairwise(ends)))
+    return most
 
 
 def spelled_tokens(tokenizer: PreTrainedTokenizerFast) -> list[str]:
