@@ -8,6 +8,7 @@ Shapes: V vocabulary, S states, C classes of tokens that no state tells apart.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -42,6 +43,16 @@ class DFA:
 
     def __and__(self, other: DFA) -> DFA:
         """Return the intersection. Raises UserError where the automaton grows too large, as do ``|`` and all builders."""
+        if id(other) not in self._intersections:
+            self._intersections[id(other)] = other, self._intersection(other)
+        return self._intersections[id(other)][1]
+
+    @cached_property
+    def _intersections(self) -> dict[int, tuple[DFA, DFA]]:
+        """The intersections found so far, with the other automaton, by its identity."""
+        return {}
+
+    def _intersection(self, other: DFA) -> DFA:
         classes, (a, b) = _refined([self, other])
         step_a, step_b, width = self.step.numpy()[:, a], other.step.numpy()[:, b], len(other.step)
 
@@ -61,7 +72,13 @@ class DFA:
         return ~(~self & ~other)
 
     def __invert__(self) -> DFA:
-        return DFA(self.classes, self.step, ~self.accepting)
+        return self._complement
+
+    @cached_property
+    def _complement(self) -> DFA:
+        other = DFA(self.classes, self.step, ~self.accepting)
+        vars(other)["_complement"] = self
+        return other
 
     def __eq__(self, other: object) -> bool:
         """Return whether two automata accept the same language: their minimal automata are then equal."""
@@ -99,6 +116,11 @@ class DFA:
     def membership(self) -> Tensor:
         """1 where a token is in a class, (V, C)."""
         return torch.nn.functional.one_hot(self.classes, self.step.shape[1]).float()
+
+    @cached_property
+    def members(self) -> tuple[Tensor, ...]:
+        """The tokens of each class."""
+        return self.classes.argsort(stable=True).split(self.classes.bincount(minlength=self.step.shape[1]).tolist())
 
     @cached_property
     def edges(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -282,15 +304,15 @@ def _renumbered(numbers: Array, limit: int) -> tuple[Array, Array]:
 
 def equal_rows(rows: Array) -> tuple[Array, Array]:
     """Return the first of each set of equal ``rows`` (N, M), in order, and the set of each row (N,)."""
+    if not rows.size:
+        return numpy.arange(min(len(rows), 1)), numpy.zeros(len(rows), dtype=numpy.int64)
     rows = numpy.ascontiguousarray(rows)
-    known: dict[bytes, int] = {}
-    first: list[int] = []
-    which = numpy.empty(len(rows), dtype=numpy.int64)
-    for i, row in enumerate(rows):
-        found = which[i] = known.setdefault(row.tobytes(), len(first))
-        if found == len(first):
-            first.append(i)
-    return numpy.array(first, dtype=numpy.int64), which
+    plain = rows.view(numpy.dtype((numpy.void, rows.shape[1] * rows.itemsize)))[:, 0].tolist()  # of bytes: hashes are exact
+    number = dict(zip(dict.fromkeys(plain), itertools.count(), strict=False))
+    which = numpy.fromiter(map(number.__getitem__, plain), dtype=numpy.int64, count=len(plain))
+    first = numpy.empty(len(number), dtype=numpy.int64)
+    first[which[::-1]] = numpy.arange(len(plain))[::-1]  # of equal indices the last one counts
+    return first, which
 
 
 def _determinise(classes: Array, rows: list[list[int]], start: int, accepting: int) -> DFA:

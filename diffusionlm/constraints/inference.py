@@ -10,14 +10,18 @@ Shapes: B batch, L positions, V vocabulary, S states, C token classes, K edge la
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from diffusionlm.constraints.dfa import DFA
 
 NEVER = -1e30  # log of probability 0, finite so that no difference or gradient is NaN
 SMALL = 1e-25  # relative to the largest term: below it sums are computed in log space
+AT_ONCE = 2**24  # logits that are computed with at once: 64 MiB in float32
+DENSE = 2**24  # entries of a matrix of tokens and classes; above it sums are scattered
 BARRED = 1e4  # nats of a masked token below the most probable one, where the automaton accepts no other
 
 
@@ -27,6 +31,39 @@ def condition(automaton: DFA, logits: Tensor, lengths: Tensor) -> Tensor:
     ``logits`` may be -inf at masked tokens; they stay impossible unless no accepted sequence is left. Impossible tokens get
     -inf. Positions after the length keep their logits, and so does a row of a length that the automaton does not accept.
     """
+    return _by_rows(_condition, automaton, logits, lengths)
+
+
+def log_probability(automaton: DFA, logits: Tensor, lengths: Tensor) -> Tensor:
+    """Return the log-probability (B,) that ``automaton`` accepts a sample of the posteriors ``logits`` (B, L, V)."""
+    return _by_rows(_log_probability, automaton, logits, lengths)
+
+
+def viterbi(automaton: DFA, logits: Tensor, lengths: Tensor) -> Tensor:
+    """Return the most probable accepted sequences (B, L), by Viterbi; after the length each position's most probable token.
+
+    ``logits`` and ``lengths`` are as in ``condition``; a row of a length that is not accepted is unconstrained.
+    """
+    return _by_rows(_viterbi, automaton, logits, lengths)
+
+
+def _by_rows(function: Callable[[DFA, Tensor, Tensor], Tensor], automaton: DFA, logits: Tensor, lengths: Tensor) -> Tensor:
+    """Return ``function`` of a few rows of ``logits`` (B, L, V) at a time, so that what it computes on the way stays small.
+
+    A gradient recomputes it. One call does where the logits are few.
+    """
+    if logits.numel() <= AT_ONCE or len(logits) == 1:
+        return function(automaton, logits, lengths)
+    rows, found = max(1, AT_ONCE * len(logits) // logits.numel()), []
+    for part, ends in zip(logits.split(rows), lengths.split(rows), strict=True):
+        if torch.is_grad_enabled() and part.requires_grad:
+            found.append(checkpoint(function, automaton, part, ends, use_reentrant=False, preserve_rng_state=False))
+        else:
+            found.append(function(automaton, part, ends))
+    return torch.cat(found)
+
+
+def _condition(automaton: DFA, logits: Tensor, lengths: Tensor) -> Tensor:
     log_p, by_label, beta = _messages(automaton, logits, lengths)
     targets, labels, sets = (table.to(logits.device) for table in automaton.edges)
     alpha = torch.zeros_like(beta[0])
@@ -45,22 +82,17 @@ def condition(automaton: DFA, logits: Tensor, lengths: Tensor) -> Tensor:
     return torch.where(member[..., None], inside, logits)
 
 
-def log_probability(automaton: DFA, logits: Tensor, lengths: Tensor) -> Tensor:
-    """Return the log-probability (B,) that ``automaton`` accepts a sample of the posteriors ``logits`` (B, L, V)."""
+def _log_probability(automaton: DFA, logits: Tensor, lengths: Tensor) -> Tensor:
     log_p = _log_posterior(logits, _inside(logits, lengths))
     start = _backward(automaton, log_p, lengths)[1][0][0]
     return torch.where(start > NEVER / 2, start, -math.inf)
 
 
-def viterbi(automaton: DFA, logits: Tensor, lengths: Tensor) -> Tensor:
-    """Return the most probable accepted sequences (B, L), by Viterbi; after the length each position's most probable token.
-
-    ``logits`` and ``lengths`` are as in ``condition``; a row of a length that is not accepted is unconstrained.
-    """
+def _viterbi(automaton: DFA, logits: Tensor, lengths: Tensor) -> Tensor:
     log_p = _messages(automaton, logits, lengths)[0]
     targets, labels, sets = (table.to(logits.device) for table in automaton.edges)
-    by_class, tokens = _best(log_p, automaton.membership.to(logits.device))
-    by_label, symbols = _best(by_class, sets)
+    by_class, tokens = _best(log_p, automaton.members)
+    by_label, symbols = _best(by_class, [group.nonzero().flatten() for group in sets.T])
     by_label = torch.nn.functional.pad(by_label, (0, 1), value=NEVER)
     ends = torch.where(automaton.accepting.to(logits.device), 0.0, NEVER).to(log_p).expand(len(logits), -1)
     beta, choices = ends, []
@@ -161,7 +193,7 @@ def _messages(automaton: DFA, logits: Tensor, lengths: Tensor) -> tuple[Tensor, 
 def _backward(automaton: DFA, log_p: Tensor, lengths: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Return log-probabilities of each label (L, K + 1, B), and of acceptance from each state (S, B) at positions 0 to L."""
     targets, labels, sets = (table.to(log_p.device) for table in automaton.edges)
-    by_label = _log_sums(_log_sums(log_p, automaton.membership.to(log_p.device)), sets)
+    by_label = _log_sums(_class_sums(automaton, log_p), sets)
     by_label = torch.nn.functional.pad(by_label, (0, 1), value=NEVER).permute(1, 2, 0).contiguous()
     ends = torch.where(automaton.accepting.to(log_p.device), 0.0, NEVER).to(log_p)[:, None].expand(-1, len(log_p))
     beta = [ends]
@@ -171,21 +203,36 @@ def _backward(automaton: DFA, log_p: Tensor, lengths: Tensor) -> tuple[Tensor, l
     return by_label, beta[::-1]
 
 
+def _class_sums(automaton: DFA, values: Tensor) -> Tensor:
+    """Return logsumexp of ``values`` (..., V) in each class of tokens (..., C)."""
+    classes, count = automaton.classes.to(values.device), automaton.step.shape[1]
+    if len(classes) * count <= DENSE:
+        return _log_sums(values, automaton.membership.to(values.device))
+    top = values.amax(-1, keepdim=True)
+    sums = values.new_zeros(*values.shape[:-1], count).index_add(-1, classes, (values - top).exp())
+    return _exact_logs(values, top, sums, lambda g: classes == g)
+
+
 def _log_sums(values: Tensor, groups: Tensor) -> Tensor:
     """Return logsumexp of ``values`` (..., N) in each of ``groups`` (N, G), 1 or 0; accurate for small terms."""
     top = values.amax(-1, keepdim=True)
     sums = (values - top).exp() @ groups.to(values)
+    return _exact_logs(values, top, sums, lambda g: groups[:, g] > 0)
+
+
+def _exact_logs(values: Tensor, top: Tensor, sums: Tensor, member: Callable[[int], Tensor]) -> Tensor:
+    """Return the logarithms of ``sums`` (..., G) of exp(values - top), of small ones computed in log space."""
     logs = sums.clamp(min=SMALL).log() + top
     small = sums.detach() < SMALL
     for g in small.flatten(0, -2).any(0).nonzero().flatten().tolist():
         rows = small[..., g]
-        logs[..., g] = logs[..., g].masked_scatter(rows, values[rows][:, groups[:, g] > 0].logsumexp(-1))
+        logs[..., g] = logs[..., g].masked_scatter(rows, values[..., member(g)][rows].logsumexp(-1))
     return logs
 
 
-def _best(values: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the largest of ``values`` (..., N) in each of ``groups`` (N, G), and its index."""
-    members = [group.nonzero().flatten() for group in groups.T]
+def _best(values: Tensor, members: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the largest of ``values`` (..., N) among the ``members`` of each of G groups, and its index."""
+    members = [member.to(values.device) for member in members]
     found = [values[..., member].max(-1) for member in members]
     best = [each.values for each in found], [member[each.indices] for member, each in zip(members, found, strict=True)]
     return torch.stack(best[0], -1), torch.stack(best[1], -1)

@@ -154,12 +154,18 @@ def most_words(tokens: Sequence[str]) -> int:
     """Return the largest number of words in one of ``tokens``, at least 1."""
     used = set("".join(tokens))
     between = next(character for character in map(chr, PRIVATE) if character not in used)
+    tokens = [token for token in tokens if not _one_word(token)]
     most = 1
     for first in range(0, len(tokens), CHUNK):  # between blanks words are the same as alone
         words = split_words(f" {between} ".join(tokens[first : first + CHUNK]))
         ends = [-1, *(i for i, word in enumerate(words) if word == between), len(words)]
         most = max(most, *(after - before - 1 for before, after in itertools.pairwise(ends)))
     return most
+
+
+def _one_word(token: str) -> bool:
+    """Return whether a token is letters and digits alone; of other tokens it takes longer to find out."""
+    return token.strip(BLANK).isalnum() and max(token) < "\ud800"
 
 
 def spelled_tokens(tokenizer: PreTrainedTokenizerFast) -> list[str]:
