@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from diffusionlm.config import UserError, build_untrusted, nearest, read_yaml
+from diffusionlm.constraints.dfa import DFA
 from diffusionlm.controls.third_party import SequenceClassifier
 from diffusionlm.core.guidance import Energy, GuidanceState
 from diffusionlm.core.objective import collate
@@ -23,6 +24,7 @@ from diffusionlm.models.classifier import LatentClassifier, find_classifier
 from diffusionlm.models.diffusion import DiffusionLM
 from diffusionlm.models.io import model_folder
 
+KEPT_AUTOMATA = 64
 C = TypeVar("C", bound=LatentClassifier)
 
 
@@ -35,6 +37,15 @@ class Binding:
     folder: Path | None = None
     annotator: Annotator = field(default_factory=Plain)
     _loaded: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    _automata: dict[Hashable, DFA] = field(default_factory=dict, repr=False, compare=False)
+
+    def automaton(self, key: Hashable, make: Callable[[], DFA]) -> DFA:
+        """Return the automaton of ``key``, made once; a number of those used last are kept."""
+        found = self._automata.pop(key, None)
+        self._automata[key] = found = make() if found is None else found  # the last of the dictionary
+        if len(self._automata) > KEPT_AUTOMATA:
+            del self._automata[next(iter(self._automata))]
+        return found
 
     def classifier(self, name: str, kind: type[C]) -> C:
         """Return the model's classifier ``name``, or the one in the folder ``name``.

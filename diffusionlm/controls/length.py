@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diffusionlm.config import UserError
-from diffusionlm.constraints.dfa import of_lengths, repeat
+from diffusionlm.constraints.dfa import DFA, of_lengths, repeat
 from diffusionlm.constraints.spelling import spelling
 from diffusionlm.controls.binding import Binding
 from diffusionlm.controls.control import CompiledControl, Control, Scores, passes
@@ -39,9 +39,13 @@ class Length(Control, name="length"):
         if self.low > most:
             raise UserError(f"{self}: expected at most {most} tokens for this model")
         longest = min(self.longest, most)
-        if speller.whole_words:
-            return CompiledControl((speller.over_tokens(repeat(speller.any_word, self.low, longest)),))
-        return CompiledControl((of_lengths(range(self.low, longest + 1), len(binding.tokenizer)),))
+
+        def make() -> DFA:
+            if speller.whole_words:
+                return speller.over_tokens(repeat(speller.any_word, self.low, longest))
+            return of_lengths(range(self.low, longest + 1), len(binding.tokenizer))
+
+        return CompiledControl((binding.automaton((Length, self.low, longest), make),))
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
         return self._within(0, texts, binding)

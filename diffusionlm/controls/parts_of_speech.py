@@ -75,8 +75,11 @@ def tag_automaton(choices: Sequence[Sequence[str]], binding: Binding, classifier
         shares = lexicon[:, known[tag]]
         return one_of(shares >= min(least, float(shares.max())), size)  # where none has it often enough, the nearest to that
 
-    parts = {tag: words(tag) for tag in dict.fromkeys(tag for tags in choices for tag in tags)}
-    return union(*(sequence(*(parts[tag] for tag in tags)) if tags else everything(size) for tags in choices))
+    def make() -> DFA:
+        parts = {tag: words(tag) for tag in dict.fromkeys(tag for tags in choices for tag in tags)}
+        return union(*(sequence(*(parts[tag] for tag in tags)) if tags else everything(size) for tags in choices))
+
+    return binding.automaton((classifier, least, *map(tuple, choices)), make)
 
 
 def tag_matches(wanted: Sequence[str], found: Sequence[str]) -> float:

@@ -130,8 +130,12 @@ class PhraseControl(Control):
     def compile(self, binding: Binding) -> CompiledControl:
         """Return the automaton of matching texts. Raises UserError for a word that is not in the vocabulary."""
         speller, where = spelling(binding.tokenizer), str(self)
-        spelled = [phrase.automaton(speller, where) for phrase in self.phrases()]
-        return CompiledControl(automata=(speller.over_tokens(reduce(and_, spelled)),))
+        phrases = self.phrases()
+
+        def make() -> DFA:
+            return speller.over_tokens(reduce(and_, (phrase.automaton(speller, where) for phrase in phrases)))
+
+        return CompiledControl(automata=(binding.automaton((*phrases,), make),))
 
     def score(self, texts: Sequence[str], binding: Binding) -> list[float]:
         """Return the share of the phrases that match."""
