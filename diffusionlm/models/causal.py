@@ -30,6 +30,7 @@ from diffusionlm.core.objective import Batch, Objective, ObjectiveConfig, expect
 from diffusionlm.data.folders import damage_errors, load_folder
 from diffusionlm.models.io import check_special_ids, model_config, read_model, special_ids
 from diffusionlm.models.spec import ModelSpec
+from diffusionlm.recipe.chunks import in_chunks, is_large, token_losses
 
 
 class AutoregressiveSpec(ModelSpec):
@@ -125,8 +126,17 @@ class NextTokenObjective(Objective):
         if self.training and self.spec.dropped_share:
             hidden = torch.rand(context.shape, device=ids.device) < self.spec.dropped_share
             context = context.masked_fill(hidden & free[:, :-1], self.pad_id)
-        losses = F.cross_entropy(self.logits(context, mask[:, :-1], batch).transpose(1, 2), wanted, reduction="none")
+        losses = self.losses(context, mask[:, :-1], wanted, batch)
         return {"cross_entropy": (losses * counted).sum() / counted.sum()}
+
+    def losses(self, context: Tensor, mask: Tensor, wanted: Tensor, batch: Batch) -> Tensor:
+        """Return -log p of the tokens ``wanted`` (B, L) after each of ``context``; of a large vocabulary in chunks."""
+        model, size = self.model, self.model.config.vocab_size
+        if type(self) is not NextTokenObjective or type(model) is not LlamaForCausalLM or not is_large(wanted.numel(), size):
+            return F.cross_entropy(self.logits(context, mask, batch).transpose(1, 2), wanted, reduction="none")
+        hidden = model.model(input_ids=context, attention_mask=mask.long(), use_cache=False).last_hidden_state.flatten(0, 1)
+        found = in_chunks(lambda x, i: token_losses(model.lm_head(x).float(), i), size, hidden, wanted.flatten())
+        return found.view(wanted.shape)
 
     def logits(self, context: Tensor, mask: Tensor, batch: Batch) -> Tensor:
         """Return the logits (B, L, V) of the token after each of ``context`` (B, L), whose ``mask`` is True at tokens."""

@@ -30,9 +30,11 @@ from diffusionlm.models.conditional import ConditionalSpec
 from diffusionlm.models.conditions import Condition, Conditioned
 from diffusionlm.models.io import SavedConfig, SpecialToken, Whole, check_special_ids, load_pretrained, special_ids
 from diffusionlm.models.joint import JointHead
+from diffusionlm.models.large_vocabulary import computes_in_chunks, estimate_in_chunks, losses_in_chunks
 from diffusionlm.models.leave_one_out import LeaveOneOut
 from diffusionlm.models.spec import ModelSpec
 from diffusionlm.models.student import StepInput, Toward
+from diffusionlm.recipe.chunks import token_losses
 from diffusionlm.recipe.gumbel import Gumbel
 from diffusionlm.recipe.word_init import word_vectors_from
 
@@ -308,6 +310,19 @@ class DiffusionLM(DenoisingModel, WordVectorModel):
         if self.step_input is not None:
             inputs = self.step_input(inputs, gamma, toward)
         return Conditioned.run_network(self, inputs, t, gamma, mask, condition)
+
+    def token_losses(self, targets: Tensor, *inputs: Any) -> Tensor:
+        """Return -log p of the ``targets`` (B, L) under the ``token_logits`` of the ``inputs``, in nats."""
+        if computes_in_chunks(self, targets.numel()):
+            return losses_in_chunks(self, targets, *inputs)
+        return token_losses(self.token_logits(*inputs).flatten(0, 1), targets.flatten()).view(targets.shape)
+
+    def estimate(self, xt: Tensor, *inputs: Any) -> Tensor:
+        """Return the estimate of x_0 alone, (B, L, D), of a call with the same ``inputs``."""
+        if computes_in_chunks(self, xt.shape[0] * xt.shape[1]):
+            return estimate_in_chunks(self, xt, *inputs)
+        denoised: Denoised = self(xt, *inputs)
+        return denoised.x0
 
     def student(self, evaluations: int) -> DiffusionLM:
         """Return a copy to be distilled for a number of ``evaluations`` per sample; it starts as the same denoiser."""

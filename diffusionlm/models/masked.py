@@ -31,7 +31,9 @@ from diffusionlm.core.objective import Batch, Objective, ObjectiveConfig, expect
 from diffusionlm.models.backbones import Backbone, Transformer
 from diffusionlm.models.conditions import Condition
 from diffusionlm.models.diffusion import DiffusionLMConfig, WordVectorModel, WordVectorSpec
+from diffusionlm.models.large_vocabulary import has_plain_output, without_output
 from diffusionlm.models.spec import ModelSpec
+from diffusionlm.recipe.chunks import in_chunks, is_large, token_losses
 
 
 @dataclass(frozen=True)
@@ -94,12 +96,19 @@ class MaskedLM(WordVectorModel):
 
         ``mask`` (B, L) is True at non-padding tokens. The logits of BOS, EOS and PAD are -inf.
         """
+        return self.framed(self.output(ids, hidden, mask, condition))
+
+    def output(self, ids: Tensor, hidden: Tensor, mask: Tensor | None, condition: Any) -> Tensor:
+        """Return the network's output (B, L, V); its arguments are those of ``forward``."""
         with torch.autocast(ids.device.type, enabled=False):
             vectors = torch.where(hidden[..., None], self.mask_vector.float(), self.encode(ids))
         still = torch.zeros(len(ids), device=ids.device)
-        logits = self.run_network(vectors, still, still, mask, condition).float()
+        return self.run_network(vectors, still, still, mask, condition)
+
+    def framed(self, output: Tensor) -> Tensor:
+        """Return the token logits (..., V) of the network's output: -inf at BOS, EOS and PAD."""
         frame = sorted({id for name, id in self.config.special_ids.items() if name != "unk"})
-        return logits.index_fill(-1, torch.tensor(frame, device=ids.device), -math.inf)
+        return output.float().index_fill(-1, torch.tensor(frame, device=output.device), -math.inf)
 
 
 AutoConfig.register(MaskedLMConfig.model_type, MaskedLMConfig)
@@ -128,7 +137,13 @@ def hide(words: Tensor, counts: Tensor, uniform: Tensor) -> Tensor:
 
 def masked_token_losses(model: MaskedLM, ids: Tensor, mask: Tensor, hidden: Tensor, condition: Any = None) -> Tensor:
     """Return -log p of each masked word given the visible ones (B, L), in nats; 0 elsewhere."""
-    logits = model(ids, hidden, None if bool(mask.all()) else mask, condition)
+    attend, size = None if bool(mask.all()) else mask, model.config.vocabulary
+    if is_large(ids.numel(), size) and has_plain_output(model.network):  # the logits of masked words alone, a few at a time
+        with without_output(model.network) as down:
+            features = model.output(ids, hidden, attend, condition)[hidden]
+        found = in_chunks(lambda x, i: token_losses(model.framed(down(x)), i), size, features, ids[hidden])
+        return found.new_zeros(ids.shape).masked_scatter(hidden, found)
+    logits = model(ids, hidden, attend, condition)
     targets = ids.masked_fill(~hidden, -100)
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none").view_as(ids)
 

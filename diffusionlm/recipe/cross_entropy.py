@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from diffusionlm.config import UserError
 from diffusionlm.core.objective import Batch, Objective, ObjectiveConfig, expect_family
@@ -94,8 +93,7 @@ class CrossEntropyObjective(Objective):
         condition, terms = self.conditioning(batch)
         free = free & batch.mask  # a source may take positions from a text's padding
         estimate = self._first_estimate(xt, t, batch, condition, ~cloze)
-        logits = self.model.token_logits(xt, t, batch.attend, estimate, evidence_mask, condition)
-        losses = F.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="none").view(ids.shape) * free
+        losses = self.model.token_losses(ids, xt, t, batch.attend, estimate, evidence_mask, condition) * free
         terms = {"cross_entropy": losses.sum() / free.sum(), **terms}
         if self.curve is not None:
             terms["schedule"] = self._schedule_loss(losses.detach(), t, free, ~(mixed | cloze))
@@ -198,7 +196,9 @@ class CrossEntropyObjective(Objective):
             return estimate
         with torch.no_grad():
             mask = None if batch.attend is None else batch.mask[rows]
-            estimate[rows] = self.model(xt[rows], t[rows], mask, condition=condition and condition.rows(rows)).x0
+            estimate[rows] = self.model.estimate(
+                xt[rows], t[rows], mask, None, None, condition and condition.rows(rows)
+            )  # fmt: skip
         return estimate
 
     def finish(self) -> None:
