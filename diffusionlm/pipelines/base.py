@@ -69,7 +69,7 @@ class SamplingConfig(Settings):
         length_temperature: of that draw; near 0 each sample has the most probable length.
         candidates: candidates per sample, of which the best is kept; 1 is plain sampling.
         ranking: which of several candidates is the best.
-        batch_size: samples per batch.
+        batch_size: samples per batch; fewer are drawn at once where a large vocabulary does not fit in memory.
         seed: of the noise and the lengths.
     """
 

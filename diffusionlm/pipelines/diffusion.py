@@ -61,6 +61,7 @@ from diffusionlm.pipelines.draft import draft_pass, draft_steps
 from diffusionlm.pipelines.effect import CONDITIONAL, UNCONDITIONAL, Unused, unused_floor, unused_length, unused_ranking
 from diffusionlm.pipelines.gradient import unguided_settings
 from diffusionlm.pipelines.lengths import draw_lengths, fixed_length, length_prior
+from diffusionlm.pipelines.memory import samples_at_once
 from diffusionlm.pipelines.noise import RowNoise, generator_of
 from diffusionlm.pipelines.particles import ParticleFilter
 from diffusionlm.pipelines.ranking import best_candidates, passes
@@ -179,9 +180,9 @@ class Pipeline(BasePipeline[DiffusionLM]):
     def samples(self, request: Request, tries: int, first: int = 0) -> Iterator[Generated]:
         """Yield the samples of a request from index ``first`` on in order, each batch as soon as it is finished."""
         sampling = request.sampling
-        room = max(1, sampling.batch_size // request.steering.copies)  # particles count as samples
 
         def sampled(indices: range) -> list[Generated]:
+            room = self.samples_at_once(request, indices)
             rows: dict[int, Generated] = {}
             pending = list(indices)
             for attempt in range(tries):
@@ -197,6 +198,15 @@ class Pipeline(BasePipeline[DiffusionLM]):
 
         for rows in shared(batches(request.count * len(request.conditions), sampling, first), sampled, restored):
             yield from (row for row in rows if row.index >= first)
+
+    def samples_at_once(self, request: Request, indices: Sequence[int]) -> int:
+        """Return how many of the samples ``indices`` are drawn at once; particles count as samples."""
+        if request.level == 0:
+            return request.sampling.batch_size
+        priors = map(request.priors, {index // request.count for index in indices})
+        longest = max(n for prior in priors for n, weight in enumerate(prior) if weight or not n)
+        room = samples_at_once(request.sampling.batch_size, longest, self.model, request.steering.active)
+        return max(1, room // request.steering.copies)
 
     @torch.no_grad()
     def sample_ids(self, seeds: Sequence[Sequence[int]], request: Request) -> list[list[int]]:

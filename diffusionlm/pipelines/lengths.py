@@ -16,6 +16,7 @@ from diffusionlm.core.guidance import Energy
 from diffusionlm.data.batches import boundaries, text_mask
 from diffusionlm.models.diffusion import DiffusionLM
 from diffusionlm.pipelines.denoiser import Predictor
+from diffusionlm.pipelines.memory import rows_at_once
 from diffusionlm.pipelines.steering import determined_tokens
 from diffusionlm.recipe.posterior import pin_logits, posterior_state
 
@@ -124,7 +125,14 @@ def automaton_probabilities(predictor: Setup, automaton: DFA, lengths: Sequence[
     """
     if len(lengths) == 1:
         return [1.0]
-    predict = predictor(lengths)
+    room = rows_at_once(max(lengths), predictor(lengths[:1]).model)
+    parts = (lengths[first : first + room] for first in range(0, len(lengths), room))
+    nats = torch.cat([automaton_log_probabilities(predictor(part), automaton) for part in parts])
+    return (nats - nats.max()).exp().tolist()
+
+
+def automaton_log_probabilities(predict: Predictor, automaton: DFA) -> Tensor:
+    """Return the log-probabilities (B,) of ``automaton_probabilities`` for the lengths of ``predict``."""
     mask, model = predict.mask, predict.model
     tokens = determined_tokens(automaton, mask)
     determined = tokens >= 0
@@ -142,4 +150,4 @@ def automaton_probabilities(predictor: Setup, automaton: DFA, lengths: Sequence[
         third = determined.cumsum(1) % 3
         for hidden in (determined & (third == turn) for turn in range(3)):
             nats = nats + log_likelihood(predict.infill(ids, known & ~hidden | ~mask).log_softmax(-1), hidden)
-    return (nats - nats.max()).exp().tolist()
+    return nats

@@ -37,6 +37,7 @@ from diffusionlm.pipelines.effect import (
     without_latents,
 )
 from diffusionlm.pipelines.lengths import draw_lengths, fixed_length
+from diffusionlm.pipelines.memory import samples_at_once
 from diffusionlm.pipelines.noise import RowNoise
 
 Predict = Callable[[Tensor, Tensor], Tensor]
@@ -193,9 +194,16 @@ class MaskedPipeline(UnguidedPipeline[MaskedLM]):
     def spent_on(self, sampling: SamplingConfig, evaluations: int) -> SamplingConfig:
         return replace(sampling, steps=predictions(sampling, evaluations))
 
-    @torch.no_grad()
     def sample_ids(
         self, seeds: Sequence[Sequence[int]], sampling: SamplingConfig, watch: Watch | None, values: Sequence[Any] = ()
+    ) -> list[list[int]]:
+        room = samples_at_once(len(seeds), self.model.config.max_tokens, self.model, guided=False) if seeds else 1
+        parts = ((seeds[i : i + room], values[i : i + room]) for i in range(0, len(seeds), room))
+        return [ids for part, given in parts for ids in self._sample_ids(part, sampling, watch, given)]
+
+    @torch.no_grad()
+    def _sample_ids(
+        self, seeds: Sequence[Sequence[int]], sampling: SamplingConfig, watch: Watch | None, values: Sequence[Any]
     ) -> list[list[int]]:
         assert isinstance(sampling.sampler, Unmasking)
         condition = conditioning(self.model, values, self.dtype)

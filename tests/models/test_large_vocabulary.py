@@ -74,7 +74,6 @@ def test_conditions_are_received_in_chunks_too(name: str, tmp_path: Path, monkey
     family = {"masked": "masked"}.get(name, "cross-entropy")
     run = trained(tmp_path, name)
 
-
     pipe = open_pipeline(run)
     condition, rows = pipe.model.settings.condition, [Example(ids) for ids in pipe.tokenizer(TEXTS[:2])["input_ids"]]
     for row, text in zip(rows, TEXTS[:2], strict=True):
@@ -113,5 +112,3 @@ def test_only_a_few_logits_exist_at_once(monkeypatch: pytest.MonkeyPatch) -> Non
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         torch.stack([*objective(objective.collate(rows)).values()]).sum()
     assert max(saved, default=0) <= 2 * size
-
-
