@@ -157,6 +157,7 @@ def table(title: str, sizes: list[int], rows: dict[str, list[str]]) -> str:
 
 
 def main() -> None:
+    """Measure each part at each size and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))

@@ -6,6 +6,7 @@ from tiny_runs import restaurant_texts
 
 from diffusionlm.data.batches import encode
 from diffusionlm.data.tokenizers import WordTokenizer
+from diffusionlm.recipe import word_init
 from diffusionlm.recipe.word_init import OFFSETS, cooccurrence, word_vectors_from
 
 
@@ -43,3 +44,17 @@ def test_words_that_can_replace_each_other_are_close_and_still_apart() -> None:
     ]:
         assert 0.3 < cosine(one, alike) < 0.97
         assert cosine(one, unlike) < cosine(one, alike) - 0.3
+
+
+def test_the_vectors_of_many_words_are_those_of_a_dense_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [torch.randint(40, (12,)).tolist() for _ in range(50)]
+
+    def distances() -> torch.Tensor:
+        torch.manual_seed(1)
+        vectors = word_vectors_from(rows, 40, 8, 0.85)
+        return vectors @ vectors.T
+
+    expected = distances()
+    monkeypatch.setattr(word_init, "MOST_DENSE", 0)
+    assert cooccurrence(rows, 40).is_sparse
+    torch.testing.assert_close(distances(), expected, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,41 @@
+"""Samples that are drawn a few at a time, because memory is short, are those of one batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffusionlm.pipelines import memory
+from diffusionlm.pipelines.conditioning import say_once
+from diffusionlm.pipelines.diffusion import Pipeline
+
+MODEL = Path(__file__).parent.parent / "golden" / "format-1"
+
+
+@pytest.mark.parametrize("controls", [(), 'Words("pub")'])
+def test_the_samples_are_those_of_one_batch(
+    controls: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe = Pipeline.from_pretrained(MODEL)
+    settings = {"steps": 2, "passes": 1, "sweeps": 1}
+    expected = [row.text for row in pipe(4, controls, **settings)]
+    assert "batch_size" not in capsys.readouterr().err
+    size = 24 * 4 * pipe.model.config.max_tokens * pipe.model.config.vocabulary
+    monkeypatch.setattr(memory, "MOST", size)
+    say_once.cache_clear()
+    assert [row.text for row in pipe(4, controls, **settings)] == expected
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("batch_size: ")
+    assert "drawn at once, not 128, to keep tensors of" in line
+
+
+def test_a_sample_is_drawn_however_little_memory_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Pipeline.from_pretrained(MODEL).model
+    monkeypatch.setattr(memory, "free_memory", lambda device: 0.0)
+    assert memory.rows_at_once(64, model, guided=True) == 1
+
+
+def test_the_memory_that_is_free_is_part_of_that_of_the_machine() -> None:
+    assert 2**20 < memory.free_memory(torch.device("cpu")) < 2**50
