@@ -16,7 +16,7 @@ import diffusionlm
 
 LIBRARY = Path(__file__).parent.parent / "diffusionlm"
 LAYERS = [
-    ("yaml_loader", "library", "config", "processes", "files", "progress", "plots"),
+    ("yaml_loader", "allocator", "library", "config", "processes", "files", "progress", "plots"),
     ("core",),
     ("recipe",),
     ("data",),

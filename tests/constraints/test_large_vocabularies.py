@@ -12,7 +12,17 @@ import torch
 from torch import Tensor
 
 from diffusionlm.constraints import inference
-from diffusionlm.constraints.dfa import DFA, any_number, equal_rows, from_table, of_lengths, one_of, over_strings, sequence, union
+from diffusionlm.constraints.dfa import (
+    DFA,
+    any_number,
+    equal_rows,
+    from_table,
+    of_lengths,
+    one_of,
+    over_strings,
+    sequence,
+    union,
+)
 from diffusionlm.constraints.spelling import most_words
 from diffusionlm.data.tokenizers import split_words
 
