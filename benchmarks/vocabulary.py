@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from diffusionlm.config import build
+from diffusionlm.constraints.dfa import DFA
 from diffusionlm.constraints.spelling import proper_texts
-from diffusionlm.controls import Binding, read_controls
+from diffusionlm.controls import Binding, Control, read_controls
 from diffusionlm.core.objective import ObjectiveConfig
 from diffusionlm.data.tokenizers import BLANK, SPECIAL_TOKENS, UNKNOWN, _untrained, finish
 from diffusionlm.models.diffusion import DiffusionLM, ModelConfig
@@ -96,8 +98,15 @@ def measure_compile(size: int, kind: str) -> dict[str, float]:
     times = {"once for a tokenizer": seconds(lambda: proper_texts(tokenizer))}
     for expression in controls_of(kind):
         (control,) = read_controls(expression)
-        times[expression] = seconds(lambda: control.compile(binding).automaton & proper_texts(tokenizer))  # noqa: B023
+        times[expression] = seconds(partial(compiled, control, binding))
     return times
+
+
+def compiled(control: Control, binding: Binding) -> DFA:
+    """Return the automaton of a control and of all proper texts, as sampling compiles it."""
+    automaton = control.compile(binding).automaton
+    assert automaton is not None
+    return automaton & proper_texts(binding.tokenizer)
 
 
 def build_model_stub(tokenizer: PreTrainedTokenizerFast) -> DiffusionLM:
@@ -106,9 +115,9 @@ def build_model_stub(tokenizer: PreTrainedTokenizerFast) -> DiffusionLM:
     return build(ModelConfig, settings).make(tokenizer, [[4, 4, 4]], LONGEST)
 
 
-def measure_train(size: int, _: str) -> dict[str, float]:
+def measure_train(size: int, kind: str) -> dict[str, float]:
     """Time a training step (forward, backward, update) of ``TRAINED`` tokens, the median of several."""
-    model = new_model(tokenizer_of("words", size))
+    model = new_model(tokenizer_of(kind, size))
     objective = build(ObjectiveConfig, "cross-entropy").build(model)
     optimizer = torch.optim.AdamW(objective.parameters())
     rows = [[2, *torch.randint(4, size, (LONGEST - 2,)).tolist(), 3] for _ in range(TRAINED // LONGEST)]
@@ -119,14 +128,14 @@ def measure_train(size: int, _: str) -> dict[str, float]:
         torch.stack([*objective(batch).values()]).sum().backward()
         optimizer.step()
 
-    for _ in tqdm(range(5), f"{size} tokens, training", leave=False):
+    for _number in tqdm(range(5), f"{size} tokens, training", leave=False):
         times.append(seconds(step))
     return {"seconds": sorted(times)[2]}
 
 
-def measure_generate(size: int, _: str) -> dict[str, float]:
+def measure_generate(size: int, kind: str) -> dict[str, float]:
     """Time ``BATCH`` samples with a constraint, in few steps."""
-    tokenizer = tokenizer_of("words", size)
+    tokenizer = tokenizer_of(kind, size)
     pipe = Pipeline(new_model(tokenizer).train(False), tokenizer, SamplingConfig(steps=2, passes=1, sweeps=1, batch_size=BATCH))
     word = made_up(1)[0]
     found: list[Any] = []
@@ -165,9 +174,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.one:
         part, size, kind = arguments.one
-        found = PARTS[part](int(size), kind)
+        times = PARTS[part](int(size), kind)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # of kilobytes
-        print(json.dumps({**found, "peak": peak}))
+        print(json.dumps({**times, "peak": peak}))
         return
     sizes = arguments.sizes
     for kind in ("words", "pieces") if "compile" in arguments.parts else ():

@@ -1,4 +1,4 @@
-"""Keep memory that is freed: tensors over a vocabulary are large, and glibc returns each to the system and asks for it again."""
+"""Keep freed memory: tensors over a vocabulary are large, and glibc returns each to the system and asks for it again."""
 
 from __future__ import annotations
 

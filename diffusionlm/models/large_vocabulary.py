@@ -48,7 +48,8 @@ def estimate_in_chunks(model: DiffusionLM, *inputs: Any) -> Tensor:
 
 def of_logits(model: DiffusionLM, function: Callable[..., Tensor], inputs: tuple[Any, ...], *tensors: Tensor) -> Tensor:
     """Return ``function`` of the logits (N, V) of ``token_logits(*inputs)`` and further ``tensors`` (N, ...)."""
-    xt, t, mask, previous, evidence_mask, condition = (*inputs, *[None] * (6 - len(inputs)))
+    given: list[Any] = [*inputs, *[None] * (6 - len(inputs))]
+    xt, t, mask, previous, evidence_mask, condition = given
     size, words = model.config.vocabulary, model.word_vectors()
     with torch.autocast(xt.device.type, enabled=False):
         evidence = _scaled(model, xt, t)

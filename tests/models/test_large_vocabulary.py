@@ -61,7 +61,7 @@ def check_same(objective: Objective, rows: list[Any], monkeypatch: pytest.Monkey
     found = terms_and_gradients(objective, rows)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+        assert torch.allclose(found[name], value, rtol=1e-4, atol=1e-5), name
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ def test_the_samples_are_those_of_one_batch(
     controls: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pipe = Pipeline.from_pretrained(MODEL)
-    settings = {"steps": 2, "passes": 1, "sweeps": 1}
+    settings: dict[str, Any] = {"steps": 2, "passes": 1, "sweeps": 1}
     expected = [row.text for row in pipe(4, controls, **settings)]
     assert "batch_size" not in capsys.readouterr().err
     size = 24 * 4 * pipe.model.config.max_tokens * pipe.model.config.vocabulary
