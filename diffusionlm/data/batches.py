@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -115,13 +116,15 @@ class TokenBudgetBatches(torch.utils.data.Sampler[list[int]]):
         self, lengths: Sequence[int] | npt.NDArray[np.int64], tokens: int, count: int, seed: int, rank: int = 0, world: int = 1
     ) -> None:
         """Store the ``lengths`` (tokens) of all rows. Raises UserError if there is none or one exceeds ``tokens``."""
-        self.lengths = np.asarray(lengths, dtype=np.int64)
+        self.lengths = np.asarray(lengths)
         self.tokens, self.count, self.seed, self.rank, self.world = tokens, count, seed, rank, world
         if not len(self.lengths):
             raise UserError("data: there is no text to make batches of")
         if self.lengths.max() > tokens:
             row = int(self.lengths.argmax())
             raise UserError(f"training.batch_tokens: a batch may hold {tokens}, but text {row} alone has {self.lengths[row]}")
+        if self.lengths.max() < 2**16:
+            self.lengths = self.lengths.astype(np.uint16)  # which numpy sorts in linear time
 
     def __len__(self) -> int:
         return self.count
@@ -136,23 +139,49 @@ class TokenBudgetBatches(torch.utils.data.Sampler[list[int]]):
                 yield order[cuts[turn] : cuts[turn + 1]].tolist()
             made, number, first = made + len(own), number + 1, (first - len(turns)) % self.world
 
-    def _pass(self, number: int) -> tuple[npt.NDArray[np.int64], list[int]]:
+    def _pass(self, number: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Return the rows of an epoch in order, and the boundaries of its batches."""
         order = np.random.default_rng([self.seed, number, 0]).permutation(len(self.lengths))
         pool = max(1, int(self.POOL * self.tokens / self.lengths.mean()))
-        order = order[np.lexsort((self.lengths[order], np.arange(len(order)) // pool))]
-        lengths = self.lengths[order]
-        cuts = [0]
-        for end in [*range(pool, len(order), pool), len(order)]:
-            while (start := cuts[-1]) < end:
-                ahead = lengths[start : min(end, start + self.tokens // max(1, int(lengths[start])))]
-                padded = ahead * np.arange(1, len(ahead) + 1)
-                cuts.append(start + int(np.searchsorted(padded, self.tokens, side="right")))
-        # Halve large batches until all ranks have equally many: no step then mixes two epochs.
-        while (len(cuts) - 1) % self.world and max(sizes := np.diff(cuts)) > 1:
+        cuts = [np.zeros(1, np.int64)]
+        whole = len(order) - len(order) % pool
+        step = pool * max(1, 2**20 // pool)  # rows that are sorted at once: copies of all of them would need much memory
+        bounds = [*range(0, whole, step), whole, len(order)]
+        for begin, end in pairwise(bounds):
+            if begin < end:
+                part = order[begin:end].reshape(-1, pool if end <= whole else end - begin)
+                lengths = self.lengths[part]
+                sorting = np.argsort(lengths, axis=1, kind="stable")
+                order[begin:end] = np.take_along_axis(part, sorting, 1).ravel()
+                cuts.append(begin + _cuts(np.take_along_axis(lengths, sorting, 1), self.tokens))
+        return order, self._even(np.concatenate(cuts))
+
+    def _even(self, cuts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Halve large batches until all ranks have equally many: no step then mixes two epochs."""
+        while (len(cuts) - 1) % self.world and (sizes := np.diff(cuts)).max() > 1:
             largest = int(sizes.argmax())
-            cuts.insert(largest + 1, (cuts[largest] + cuts[largest + 1]) // 2)
-        return order, cuts
+            cuts = np.insert(cuts, largest + 1, (cuts[largest] + cuts[largest + 1]) // 2)
+        return cuts
+
+
+def _cuts(lengths: npt.NDArray[Any], tokens: int) -> npt.NDArray[np.int64]:
+    """Return where batches of at most ``tokens`` tokens with padding end in pools (P, rows) of ascending ``lengths``.
+
+    The next batch of all pools is found at once: the largest count whose product with the length of its last row fits.
+    """
+    flat = lengths.ravel().astype(np.int64)
+    ends = np.arange(1, len(lengths) + 1) * lengths.shape[1]
+    at, cuts = ends - lengths.shape[1], []
+    while len(at):
+        fits, most = np.ones_like(at), np.minimum(ends - at, tokens // np.maximum(flat[at], 1))
+        while (fits < most).any():
+            middle = (fits + most + 1) // 2
+            good = flat[at + middle - 1] * middle <= tokens
+            fits, most = np.where(good, middle, fits), np.where(good, most, middle - 1)
+        at = at + fits
+        cuts.append(at)
+        at, ends = at[at < ends], ends[at < ends]
+    return np.sort(np.concatenate(cuts))
 
 
 class Example(list[int]):

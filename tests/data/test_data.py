@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -378,6 +379,22 @@ def test_batches_are_a_pure_function_of_their_place() -> None:
     assert list(TokenBudgetBatches(lengths, 40, 500, seed=2)) != whole
     first = list(chain(*whole[: len(whole) // 10]))
     assert first != sorted(first)
+
+
+@pytest.mark.parametrize(
+    ("count", "tokens", "world", "seed", "digest"),
+    [  # of the batches of all ranks, as the first version made them with a loop over the rows
+        (7, 80, 1, 1, "db7b354f7f5cb833"), (5000, 512, 3, 7, "b8fbc6477ef3e26d"), (5000, 512, 1, 7, "3a8d625439e728d7"),
+        (3000, 64, 4, 2, "8d45242f9c1e4c88"), (40, 100_000, 3, 0, "cfe1bc58cf9a2f32"), (20_000, 768, 2, 5, "3831715be2b004ee"),
+    ],
+)  # fmt: skip
+def test_the_order_of_batches_stays(count: int, tokens: int, world: int, seed: int, digest: str) -> None:
+    lengths = np.random.default_rng(count).integers(3, 64, count)
+    found = hashlib.sha256()
+    for rank in range(world):
+        for batch in TokenBudgetBatches(lengths, tokens, 700, seed, rank, world):
+            found.update(json.dumps(batch).encode())
+    assert found.hexdigest()[:16] == digest
 
 
 def test_few_rows_for_many_ranks() -> None:
