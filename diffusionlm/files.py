@@ -20,7 +20,8 @@ from safetensors import SafetensorError
 from diffusionlm.config import FORMAT_VERSION, UserError, nearest
 
 KINDS = ("txt", "jsonl", "json", "csv", "tsv")
-SUFFIXES = (*(f".{kind}{packed}" for packed in ("", ".gz") for kind in KINDS), ".parquet")
+PACKED = (".gz", ".zst")
+SUFFIXES = (*(f".{kind}{packed}" for packed in ("", *PACKED) for kind in KINDS), ".parquet")
 _MARKS = (  # UTF-32 before UTF-16, whose mark its own begins with
     (codecs.BOM_UTF32_LE, "UTF-32"), (codecs.BOM_UTF32_BE, "UTF-32"), (codecs.BOM_UTF8, "UTF-8-SIG"),
     (codecs.BOM_UTF16_LE, "UTF-16"), (codecs.BOM_UTF16_BE, "UTF-16"),
@@ -30,7 +31,8 @@ _FORMATS = (  # how files begin that are no text
     (b"PAR1", "a parquet file (its name should end in .parquet)"), (b"%PDF", "a PDF file"), (b"{\\rtf", "an RTF file"),
     (b"version https://git-lfs", "a Git LFS pointer (git lfs pull downloads the file)"),
     (b"<!DOCTYPE html", "an HTML page"), (b"<!doctype html", "an HTML page"), (b"<html", "an HTML page"),
-    (b"BZh", "bzip2 data"), (b"\xfd7zXZ", "xz data"), (b"\x28\xb5\x2f\xfd", "zstd data"),
+    (b"BZh", "bzip2 data"), (b"\xfd7zXZ", "xz data"),
+    (b"\x28\xb5\x2f\xfd", "zstd data (its name should end in .zst)"),
 )  # fmt: skip
 LINE_END = re.compile(r"\r\n|\r|\n")
 
@@ -39,22 +41,44 @@ STAGED = ".staged"  # in a folder that ``write_folder`` prepares: without it, th
 
 
 def read_text(path: str | Path) -> str:
-    """Return the characters of a text file, unpacked where its name ends in .gz. Raises UserError with the reason."""
+    """Return the characters of a text file, unpacked where its name ends in .gz or .zst. Raises UserError with the reason."""
     path = Path(path).expanduser()
     return decode(read_bytes(path), str(path))
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return the bytes of a file, unpacked where its name ends in .gz. Raises UserError with the reason."""
+    """Return the bytes of a file, unpacked where its name ends in .gz or .zst. Raises UserError with the reason."""
+    with open_bytes(path) as file:
+        return file.read()
+
+
+@contextmanager
+def open_bytes(path: Path) -> Iterator[Any]:
+    """Open a file for reading its bytes, unpacked where its name ends in .gz or .zst.
+
+    Raises:
+        UserError: it cannot be read, or, also while it is read, it is damaged.
+    """
     if path.is_dir():
         raise UserError(f"{path}: expected a file, got a folder")
     if not path.exists():
         raise UserError(f"{path}: there is no such file{_nearest_file(path)}")
+    suffix = path.suffix.lower()
     try:
-        return gzip.decompress(path.read_bytes()) if path.suffix.lower() == ".gz" else path.read_bytes()
+        with path.open("rb") as file:
+            if suffix == ".gz":
+                yield gzip.GzipFile(fileobj=file)
+            elif suffix == ".zst":
+                import pyarrow  # type: ignore[import-untyped]
+
+                yield pyarrow.CompressedInputStream(file, "zstd")
+            else:
+                yield file
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path}: the file is damaged: {error}") from None
     except OSError as error:
+        if suffix == ".zst" and not error.errno:  # an error of Arrow
+            raise UserError(f"{path}: the file is damaged: {' '.join(str(error).split())}") from None
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
@@ -80,7 +104,16 @@ def decode(data: bytes, place: str) -> str:
         if not encoding.startswith("UTF-8"):
             raise UserError(f"{place}: its byte order mark says {encoding}, but the text is not: {error.reason}") from None
         raise UserError(_not_utf8(error, place)) from None
-    # Files that were joined have marks inside, each at the start of a line.
+    return without_marks(text)
+
+
+def is_utf8(data: bytes) -> bool:
+    """Return whether bytes begin with no byte order mark of UTF-16 or UTF-32."""
+    return next((name for mark, name in _MARKS if data.startswith(mark)), "UTF-8").startswith("UTF-8")
+
+
+def without_marks(text: str) -> str:
+    """Return ``text`` without byte order marks: files that were joined have them inside, each at the start of a line."""
     return re.sub("(^|[\r\n])\ufeff+", r"\1", text) if "\ufeff" in text else text
 
 

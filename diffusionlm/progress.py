@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from diffusionlm.processes import is_first
+
 
 def intervals() -> dict[str, Any]:
     """Return arguments of every progress bar: a line every 10 s in a file or pipe, unless tqdm's own variable is set."""
@@ -28,3 +30,9 @@ def watcher() -> Callable[[Any, list[str]], None]:
         drawn = len(lines)
 
     return draw
+
+
+def say(sentence: str) -> None:
+    """Print a sentence on stderr, from the first of several processes alone."""
+    if is_first():
+        print(sentence, file=sys.stderr)

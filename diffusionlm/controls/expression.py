@@ -20,7 +20,7 @@ from diffusionlm.config import UserError, nearest, read_value
 from diffusionlm.controls.control import Combination, Control
 from diffusionlm.data.reading import json_rows, nfc, read_text, wrong_character
 
-TARGET_LINES = (".jsonl", ".jsonl.gz")  # files with a target on each line; others are YAML
+TARGET_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")  # files with a target on each line; others are YAML
 _SHORT = re.compile(r"\s*([^\W\d][\w ]*?)\s*=\s*([^\"'()&|~=]+?)\s*")
 _STRING_OR_PATH = re.compile(r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|([A-Za-z_][\w.]*):([A-Za-z_]\w*)(?=\s*\()""")
 _COLON = "._colon_."  # what stands for the colon of an import path, so that Python can parse it

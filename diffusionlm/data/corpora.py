@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 import re
-import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,7 +20,10 @@ import numpy as np
 
 from diffusionlm.config import Component, UserError, nearest
 from diffusionlm.data.annotators import Annotator, Plain
+from diffusionlm.data.large import ALL_HELD_OUT, is_held_out, large_splits, size_of
 from diffusionlm.data.reading import Table, is_nan, nfc, read_table
+from diffusionlm.data.shards import files_of, is_pattern, read_tables
+from diffusionlm.data.store import is_cached
 from diffusionlm.files import SUFFIXES
 
 # A number for each text, None where the metric does not apply; the reported figure is the mean over the others.
@@ -46,16 +49,17 @@ class Corpus(Component, family="corpus"):
     def described(cls, plain: object) -> tuple[type[Self], dict[str, Any]]:
         plain = {"name": plain} if isinstance(plain, str) else plain
         if isinstance(plain, Mapping) and isinstance(path := plain.get("name"), str) and path not in cls.members:
-            if path.lower().endswith(SUFFIXES) or Path(path).is_file():
+            if path.lower().endswith(SUFFIXES) or is_pattern(path) or (path and Path(path).expanduser().exists()):
                 plain = {**plain, "name": "files", "train": path}
         return super().described(plain)
 
 
 @dataclass(frozen=True)
 class Files(Corpus, name="files"):
-    """The user's files: .txt (a text per line), .csv, .tsv, .jsonl or .json (an object per line), each also .gz, and .parquet.
+    """The user's files: .txt (a text per line), .csv, .tsv, .jsonl or .json (an object per line), packed or not, and .parquet.
 
-    ``text`` is the column to read; the columns ``attributes`` become one column of that name, other columns are kept. Without a
+    Packed files end in .gz or .zst. ``train``, ``validation`` and ``test`` are each a file, a folder of files, or a pattern such
+    as ``texts/*.txt``, whose files all have the same columns. Large ones are read once and cached, see ``large``. ``text`` is the column to read; the columns ``attributes`` become one column of that name, other columns are kept. Without a
     ``validation`` file, ``validation_share`` of the training texts are held out by a hash of the text: a text and its copies
     stay in their split when others are added.
     """
@@ -71,8 +75,17 @@ class Files(Corpus, name="files"):
         _check_share(self.validation_share)
 
     def load(self) -> dict[str, datasets.Dataset]:
-        paths = {"train": self.train, "validation": self.validation, "test": self.test}
-        splits = {split: read_file(path, self.text, self.attributes) for split, path in paths.items() if path is not None}
+        names = {"train": self.train, "validation": self.validation, "test": self.test}
+        files = {split: files_of(name) for split, name in names.items() if name is not None}
+        if not is_cached(size_of(files)):
+            return self._read(files)
+        settings = {"text": self.text, "attributes": self.attributes, "validation_share": self.validation_share}
+        return large_splits(files, settings, self.validation_share, self.text, partial(self._read, files))
+
+    def _read(self, files: Mapping[str, Sequence[Path]]) -> dict[str, datasets.Dataset]:
+        splits = {
+            split: _tidy(read_tables(paths, self.text), None, self.text, self.attributes) for split, paths in files.items()
+        }
         return _hold_out(splits, self.validation_share, self.train)
 
 
@@ -279,9 +292,9 @@ def _hold_out(splits: dict[str, datasets.Dataset], share: float, place: str) -> 
     if "validation" in splits:
         return splits
     rows = splits["train"]
-    held = np.array([zlib.crc32(text.encode()) < share * 2**32 for text in rows["text"][:]])
+    held = np.array([is_held_out(text, share) for text in rows["text"][:]])
     if held.all():
-        raise UserError(f"{place}: all of its texts fell to validation: give a validation file, or a smaller share")
+        raise UserError(f"{place}: {ALL_HELD_OUT}")
     if not held.any():
         return splits
     return {**splits, "train": rows.select(np.flatnonzero(~held)), "validation": rows.select(np.flatnonzero(held))}

@@ -19,8 +19,11 @@ import math
 import re
 import sys
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,7 @@ import pyarrow  # type: ignore[import-untyped]
 import pyarrow.parquet  # type: ignore[import-untyped]
 
 from diffusionlm.config import UserError, nearest
-from diffusionlm.files import LINE_END, SUFFIXES, decode, read_bytes
+from diffusionlm.files import LINE_END, PACKED, SUFFIXES, decode, read_bytes
 from diffusionlm.files import read_text as read_text
 
 DELIMITERS = ",;\t|"  # of tables, in the order in which a header is tried with them
@@ -38,10 +41,10 @@ _CSV_REASONS = {  # messages of the module csv
     "unexpected end of data": "a quote is never closed",
     "field larger than field limit": "more than 131072 characters; close its quote, or give such texts as .jsonl",
 }
-_NO_LINE_END = re.compile("[\x0b\x0c\x85\u2028\u2029]")
-_CONTROL = re.compile("[\0-\x08\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
+NO_LINE_END = re.compile("[\x0b\x0c\x85\u2028\u2029]")
+CONTROL = re.compile("[\0-\x08\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 _BINARY = re.compile(r"binary(_view)?(?!\w*:)")  # in a parquet type; a colon ends the name of a field
-_WRONG_ENCODING = re.compile("[\x80-\x84\x86-\x9f\ufeff\ufffd]")
+WRONG_ENCODING = re.compile("[\x80-\x84\x86-\x9f\ufeff\ufffd]")
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Table:
         """
         kept: list[int] = []
         empty: list[int] = []
-        suspects: list[tuple[int, str]] = []
+        suspects = Remarks(WRONG_ENCODING)
         for row, value in enumerate(self.column(name) if self.numbers else []):
             if value is None or (isinstance(value, str) and (not value or value.isspace())):
                 empty.append(row)
@@ -84,22 +87,18 @@ class Table:
             if wrong := wrong_character(value):
                 raise UserError(f"{self.place(row)}: {wrong}")
             kept.append(row)
-            suspects += [(row, found[0])] if (found := _WRONG_ENCODING.search(value)) else []
+            suspects.read(value, partial(self.place, row))
         if not kept:
             raise UserError(f"{self.name}: there is no text in it")
         if empty:
             _report(self.place(empty[0]), f"there is no text in {name!r}, and the row is left out", len(empty))
-        if suspects:
-            codes = ", ".join(sorted({_code(character) for _, character in suspects}))
-            _report(
-                self.place(suspects[0][0]), f"{codes}, a sign of a wrong encoding; the text is kept as it is", len(suspects)
-            )
+        suspects.report()
         return kept
 
 
 def wrong_character(text: str) -> str:
     """Describe the first control character that is no white space, or half a surrogate pair, in ``text``; "" for none."""
-    if not (found := _CONTROL.search(text)):
+    if not (found := CONTROL.search(text)):
         return ""
     what = "half a surrogate pair, which is no character" if "\ud800" <= found[0] <= "\udfff" else "a control character"
     return f"{_code(found[0])}, {what}, in {text[max(0, found.start() - 30) :][:60]!r}"
@@ -123,9 +122,54 @@ def _code(character: str) -> str:
     return f"U+{ord(character):04X}"
 
 
+_COLLECTED: ContextVar[list[str] | None] = ContextVar("collected reports", default=None)
+
+
+@contextmanager
+def collected_reports() -> Iterator[list[str]]:
+    """Collect the reports on what is read, instead of printing them on stderr."""
+    found: list[str] = []
+    token = _COLLECTED.set(found)
+    try:
+        yield found
+    finally:
+        _COLLECTED.reset(token)
+
+
+def report(sentence: str) -> None:
+    """Print a sentence about what was read on stderr, unless reports are collected."""
+    if (collected := _COLLECTED.get()) is None:
+        print(sentence, file=sys.stderr)
+    else:
+        collected.append(sentence)
+
+
 def _report(place: str, what: str, count: int) -> None:
-    others = f", and so are {count - 1} more" if count > 1 else ""
-    print(f"{place}: {what}{others}", file=sys.stderr)
+    report(f"{place}: {what}" + (f", and so are {count - 1} more" if count > 1 else ""))
+
+
+class Remarks:
+    """What is remarkable in texts that are kept as they are: separators that end no line, or signs of a wrong encoding."""
+
+    def __init__(self, pattern: re.Pattern[str]) -> None:
+        self.pattern, self.first, self.count = pattern, "", 0
+        self.characters: dict[str, None] = {}  # in the order of the texts
+
+    def read(self, text: str, place: Callable[[], str]) -> None:
+        """Take notice of a text."""
+        if found := self.pattern.search(text):
+            self.first = self.first or place()
+            self.characters[found[0]] = None
+            self.count += 1
+
+    def report(self) -> None:
+        """Report on the texts that were read."""
+        if self.count and self.pattern is NO_LINE_END:
+            what = f"{_code(next(iter(self.characters)))} is white space here and ends no line"
+            _report(self.first, what, self.count)
+        elif self.count:
+            codes = ", ".join(sorted(map(_code, self.characters)))
+            _report(self.first, f"{codes}, a sign of a wrong encoding; the text is kept as it is", self.count)
 
 
 Rows = Iterator[tuple[int, dict[str, Any]]]  # each with the number of its first line
@@ -142,12 +186,18 @@ def read_table(path: str | Path, column: str = "text") -> Table:
     path = Path(path).expanduser()
     if not path.name.lower().endswith(SUFFIXES):
         raise UserError(f"{path}: expected a file ending in one of {', '.join(SUFFIXES)}")
-    kind = path.name.lower().removesuffix(".gz").rpartition(".")[2]
+    kind = kind_of(path)
     data = read_bytes(path)
     if kind == "parquet":
         return _parquet(data, str(path))
     read = {"txt": _text_rows, "csv": _table_rows, "tsv": _table_rows}.get(kind, json_rows)
     return _table(str(path), read(decode(data, str(path)), str(path), nfc(column)))
+
+
+def kind_of(path: str | Path) -> str:
+    """Return the format that the name of a file says, such as "csv", packed or not."""
+    name = str(path).lower()
+    return name.removesuffix(next((packed for packed in PACKED if name.endswith(packed)), "")).rpartition(".")[2]
 
 
 def _table(name: str, rows: Rows) -> Table:
@@ -161,17 +211,19 @@ def _lines(text: str) -> io.StringIO:
 
 
 def _text_rows(text: str, name: str, column: str) -> Rows:
-    first = next((line for line in _lines(text) if line.strip()), "")
+    check_lines(next((line for line in _lines(text) if line.strip()), ""), name, column)
+    separators = Remarks(NO_LINE_END)
+    for number, line in enumerate(_lines(text), 1):
+        if stripped := line.strip():
+            separators.read(stripped, partial("{}, line {}".format, name, number))
+            yield number, {"text": stripped}
+    separators.report()
+
+
+def check_lines(first: str, name: str, column: str) -> None:
+    """Raise UserError where the ``first`` line that is not empty shows a table, and no texts."""
     if kind := table_kind(first, column):
         raise UserError(f"{name}: expected one text on each line, got {kind}: {first.strip()[:60]}")
-    separated: list[tuple[int, str]] = []
-    for number, line in enumerate(_lines(text), 1):
-        separated += [(number, found[0])] if (found := _NO_LINE_END.search(line.strip())) else []
-        if line.strip():
-            yield number, {"text": line.strip()}
-    if separated:
-        number, character = separated[0]
-        _report(f"{name}, line {number}", f"{_code(character)} is white space here and ends no line", len(separated))
 
 
 def table_kind(line: str, column: str) -> str:
@@ -237,7 +289,7 @@ def _table_rows(text: str, name: str, column: str) -> Rows:
 
 def _delimiter(text: str, name: str, column: str) -> str:
     """Return the first delimiter with which the header has the column, else that of the file's format."""
-    tried = "\t" + DELIMITERS if name.lower().removesuffix(".gz").endswith(".tsv") else DELIMITERS
+    tried = "\t" + DELIMITERS if kind_of(name) == "tsv" else DELIMITERS
     header = next((line for line in _lines(text) if line.strip()), "")
     cells = {each: next(csv.reader([header], delimiter=each), []) for each in tried}
     return next((each for each in tried if column in map(nfc, cells[each])), tried[0])

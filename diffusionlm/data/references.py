@@ -15,7 +15,7 @@ from typing import Any
 
 from diffusionlm.config import UserError, nearest
 from diffusionlm.data.corpora import meaning
-from diffusionlm.data.reading import Table, read_table, read_text, table_kind, wrong_character
+from diffusionlm.data.reading import Table, kind_of, read_table, read_text, table_kind, wrong_character
 
 COLUMNS = (("source", "target"), ("mr", "ref"), ("src", "trg"))  # the general names, the E2E challenge's, DiffuSeq's
 
@@ -90,7 +90,7 @@ def read_source_of_each(path: str) -> list[str]:
 
 
 def _has_lines(path: str) -> bool:
-    return path == "-" or path.lower().removesuffix(".gz").endswith(".txt")
+    return path == "-" or kind_of(path) == "txt"
 
 
 def _lines(path: str) -> list[Item]:
@@ -188,7 +188,7 @@ def read_outputs(path: str | Path, items: Sequence[Item]) -> list[list[str]]:
         UserError: the file is missing or broken, their numbers differ, or a source is unknown or has no output.
     """
     table = read_table(Path(path), "text")
-    if Path(path).name.lower().removesuffix(".gz").endswith(".txt"):
+    if kind_of(path) == "txt":
         lines = [line.strip() for line in io.StringIO(read_text(path), newline="")]
         table = Table(table.name, {"text": lines}, range(1, len(lines) + 1))
     texts = _texts(table)

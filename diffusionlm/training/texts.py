@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from functools import cached_property
 
@@ -17,7 +16,7 @@ from diffusionlm.data.tokenizers import BytePairs, TokenizerRecipe, WordTokenize
 from diffusionlm.data.typical import typical_rows
 from diffusionlm.models.conditions import Condition
 from diffusionlm.models.spec import ModelSpec, Rows, Splits
-from diffusionlm.processes import is_first
+from diffusionlm.progress import say as say
 
 UNKNOWN = 0.05  # of the tokens of held-out texts: a larger share is reported
 ONCE = 0.2  # of the tokens of training texts that occur in them once
@@ -158,9 +157,3 @@ def _once(rows: Rows) -> float:
 def _tokens(rows: Rows) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """Return the token ids of all texts, without BOS and EOS."""
     return np.concatenate([np.array(row[1:-1], np.int64) for row in rows])
-
-
-def say(sentence: str) -> None:
-    """Print a sentence on stderr, from the first of several processes alone."""
-    if is_first():
-        print(sentence, file=sys.stderr)

@@ -198,7 +198,7 @@ def watcher_of(options: argparse.Namespace) -> Any:
 
 @command(
     MODEL,
-    option("file", "texts: .txt (one per line), .jsonl, .csv, each also .gz, or .parquet; - is stdin", "FILE"),
+    option("file", "texts: .txt (one per line), .jsonl, .csv, each also .gz or .zst, or .parquet; - is stdin", "FILE"),
     option("--column", "column of the texts (default %(default)s)", "NAME", default="text"),
     option("--source", "source of each text, in their order (default: the file's column source, mr or src)", "FILE"),
     several("--condition", "the model's condition, for all texts; of several conditions NAME=VALUE", "VALUE"),
