@@ -49,8 +49,8 @@ class Encoded:
     ``too_long`` counts the texts above the allowed length, ``empty`` those that were skipped.
     """
 
-    ids: list[list[int]]
-    texts: list[int]
+    ids: Sequence[list[int]]
+    texts: Sequence[int]
     too_long: int
     empty: int
 
@@ -73,15 +73,25 @@ def encode(
         if len(pieces) > 1:
             long += 1
             if too_long == "error":
-                got = f"text {number} has {len(tokens) + 2} tokens with BOS and EOS"
-                raise UserError(f"max_length: {got}, more than the {max_length} allowed: {texts[number][:60]!r}...")
+                raise one_too_long(number, len(tokens), max_length, texts[number])
             pieces = {"truncate": pieces[:1], "split": pieces, "drop": []}[too_long]
         ids += [[tokenizer.bos_token_id, *piece, tokenizer.eos_token_id] for piece in pieces]
         origins += [number] * len(pieces)
     if not ids:
-        longer = f", {long} over {max_length} tokens" if long else ""
-        raise UserError(f"texts: of {len(texts)} none is left: {empty} empty{longer}")
+        raise none_left(len(texts), empty, long, max_length)
     return Encoded(ids, origins, long, empty)
+
+
+def one_too_long(number: int, tokens: int, max_length: int, text: str) -> UserError:
+    """Return the error that text ``number`` has more ``tokens`` than the data allow."""
+    got = f"text {number} has {tokens + 2} tokens with BOS and EOS"
+    return UserError(f"max_length: {got}, more than the {max_length} allowed: {text[:60]!r}...")
+
+
+def none_left(count: int, empty: int, long: int, max_length: int) -> UserError:
+    """Return the error that of ``count`` texts none is left."""
+    longer = f", {long} over {max_length} tokens" if long else ""
+    return UserError(f"texts: of {count} none is left: {empty} empty{longer}")
 
 
 def check_list(texts: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
@@ -27,8 +27,9 @@ class ConditionalSpec(ModelSpec):
             raise UserError(f"data.source: expected a condition on the column {column!r}, got {condition}")
         return replace(self, condition=replace(condition, column=column))  # type: ignore[type-var]
 
-    def tokenizer_texts(self, rows: datasets.Dataset) -> list[str]:
-        return [*rows["text"], *([] if self.condition is None else self.condition.texts(rows))]
+    def tokenizer_texts(self, rows: datasets.Dataset) -> Sequence[str]:
+        own = [] if self.condition is None else self.condition.texts(rows)
+        return [*rows["text"], *own] if own else super().tokenizer_texts(rows)
 
     def of(self, model: PreTrainedModel) -> ModelSpec:
         settings: Any = model.settings

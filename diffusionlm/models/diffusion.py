@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from diffusionlm.core.process import Process, VariancePreserving
 from diffusionlm.core.sampler import Denoised
 from diffusionlm.core.schedule import NoiseSchedule
 from diffusionlm.data.folders import damage_errors
+from diffusionlm.data.rows import token_counts
 from diffusionlm.data.tokenizers import of_sources
 from diffusionlm.models.backbones import Backbone
 from diffusionlm.models.conditional import ConditionalSpec
@@ -133,7 +133,7 @@ class ModelConfig(WordVectorSpec, name="diffusion"):
         """Return a new model; ``rows`` initialise its word vectors and a default ``gumbel`` schedule."""
         settings, schedule = self, self.schedule
         if isinstance(schedule, Gumbel) and schedule.fit == Gumbel().fit:
-            counts = Counter(i for row in rows for i in row[1:-1])
+            counts = token_counts(rows)
             total = sum(counts.values())
             entropy = -sum(n / total * math.log(n / total) for n in counts.values())
             own_share = 1 - (self.cooccurrence if self.embedding != "free" else 0)

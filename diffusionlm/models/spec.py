@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from diffusionlm.config import Component, UserError
 from diffusionlm.data.batches import DataConfig, Encoded
+from diffusionlm.data.rows import texts_of
 
 Splits = Mapping[str, datasets.Dataset]
 Rows = Sequence[list[int]]  # token ids with BOS and EOS, in subclasses of list where a row holds more
@@ -57,9 +58,9 @@ class ModelSpec(Component, family="model"):
         """
         raise UserError(f"data.source: a {self.name!r} model reads no source; leave it out")
 
-    def tokenizer_texts(self, rows: datasets.Dataset) -> list[str]:
+    def tokenizer_texts(self, rows: datasets.Dataset) -> Sequence[str]:
         """Return the texts of the training ``rows`` that the tokenizer is made from."""
-        return list(rows["text"])
+        return texts_of(rows)
 
     def fitted(self, splits: Splits) -> Self:
         """Return the settings with what they take from the corpus; called before anything is written.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -27,26 +27,43 @@ def cooccurrence(rows: Sequence[Sequence[int]], vocabulary: int) -> Tensor:
 
     The counts of many words are a sparse tensor.
     """
-    flat = torch.tensor([i for row in rows for i in row])
-    text = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(row) for row in rows]))
-    frequency = torch.bincount(flat, minlength=vocabulary)
+    frequency = sum((torch.bincount(flat, minlength=vocabulary) for flat, _ in _blocks(rows)), torch.zeros((), dtype=torch.long))
     contexts = frequency.argsort(descending=True, stable=True)[:CONTEXT_WORDS]
     column = torch.full((vocabulary,), -1)
     column[contexts] = torch.arange(len(contexts))
-    counts, cells = [], []
-    for place, offset in enumerate(OFFSETS):
-        here, there = (slice(None, -offset), slice(offset, None)) if offset > 0 else (slice(-offset, None), slice(None, offset))
-        known = (text[here] == text[there]) & (column[flat[there]] >= 0)
-        cell = flat[here][known] * len(contexts) + column[flat[there][known]]
-        if vocabulary > MOST_DENSE:
-            cells.append(torch.stack([cell // len(contexts), cell % len(contexts) + place * len(contexts)]))
-        else:
-            counts.append(torch.bincount(cell, minlength=vocabulary * len(contexts)).view(vocabulary, -1))
-    if counts:
-        return torch.cat(counts, 1)
-    indices = torch.cat(cells, 1)
     size = (vocabulary, len(OFFSETS) * len(contexts))
-    return torch.sparse_coo_tensor(indices, torch.ones(indices.shape[1]).double(), size, check_invariants=False).coalesce()
+    if vocabulary > MOST_DENSE:
+        total = torch.sparse_coo_tensor(torch.zeros(2, 0, dtype=torch.long), torch.zeros(0).double(), size, check_invariants=False)
+        for place, cell in _cells(rows, column):
+            index = torch.stack([cell // len(contexts), cell % len(contexts) + place * len(contexts)])
+            ones = torch.ones(len(cell)).double()
+            total = (total + torch.sparse_coo_tensor(index, ones, size, check_invariants=False)).coalesce()
+        return total
+    counts = torch.zeros(len(OFFSETS), vocabulary * len(contexts), dtype=torch.long)
+    for place, cell in _cells(rows, column):
+        counts[place] += torch.bincount(cell, minlength=counts.shape[1])
+    return torch.cat([count.view(vocabulary, -1) for count in counts], 1)
+
+
+def _cells(rows: Sequence[Sequence[int]], column: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Yield the number of an offset, and word times contexts plus context of each pair of tokens at it; ``column`` (V,)."""
+    contexts = int(column.max()) + 1
+    for flat, text in _blocks(rows):
+        for place, offset in enumerate(OFFSETS):
+            at = (slice(None, -offset), slice(offset, None)) if offset > 0 else (slice(-offset, None), slice(None, offset))
+            here, there = at
+            known = (text[here] == text[there]) & (column[flat[there]] >= 0)
+            yield place, flat[here][known] * contexts + column[flat[there][known]]
+
+
+def _blocks(rows: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the token ids of consecutive rows, and the number of each one's row; ``rows`` of large corpora have blocks."""
+    if (blocks := getattr(rows, "blocks", None)) is None:
+        flat, lengths = torch.tensor([i for row in rows for i in row]), torch.tensor([len(row) for row in rows])
+        yield flat, torch.repeat_interleave(torch.arange(len(rows)), lengths)
+        return
+    for ids, sizes in blocks():
+        yield torch.tensor(ids, dtype=torch.long), torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
 
 
 def mutual_information(counts: Tensor) -> Tensor:
@@ -64,6 +81,20 @@ def mutual_information(counts: Tensor) -> Tensor:
 
 def word_vectors_from(rows: Sequence[Sequence[int]], vocabulary: int, dimension: int, share: float) -> Tensor:
     """Return vectors (V, D) of norm sqrt(D), with the ``share`` of the squared length from co-occurrence, the rest random."""
+    if (remember := getattr(rows, "remember", None)) is None:
+        factors = _factors(rows, vocabulary, dimension)
+    else:  # threads decide on the last bits
+        name = f"co-occurrence, {vocabulary} words, {dimension} dimensions, {torch.get_num_threads()} threads"
+        factors = torch.from_numpy(remember(name, lambda: _factors(rows, vocabulary, dimension).numpy()))
+    rotation = torch.linalg.qr(torch.randn(dimension, dimension))[0]  # so that no coordinate is special
+    meaning = F.normalize((factors - factors.mean(0)) @ rotation, dim=-1)
+    own = F.normalize(torch.randn(vocabulary, dimension), dim=-1)
+    mixed = math.sqrt(share) * meaning + math.sqrt(1 - share) * own
+    return F.normalize(mixed, dim=-1) * math.sqrt(dimension)
+
+
+def _factors(rows: Sequence[Sequence[int]], vocabulary: int, dimension: int) -> Tensor:
+    """Return the factors (V, D) of the positive pointwise mutual information."""
     information = mutual_information(cooccurrence(rows, vocabulary))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # products of sparse tensors are in beta state
@@ -72,9 +103,4 @@ def word_vectors_from(rows: Sequence[Sequence[int]], vocabulary: int, dimension:
     rank = min(dimension, len(values))
     # Left singular vectors times the root of their singular values, without a decomposition of the tall matrix.
     scale = values[-rank:].clamp(min=1e-12) ** -0.25
-    factors = F.pad((information @ vectors[:, -rank:]) * scale, (0, dimension - rank)).float()
-    rotation = torch.linalg.qr(torch.randn(dimension, dimension))[0]  # so that no coordinate is special
-    meaning = F.normalize((factors - factors.mean(0)) @ rotation, dim=-1)
-    own = F.normalize(torch.randn(vocabulary, dimension), dim=-1)
-    mixed = math.sqrt(share) * meaning + math.sqrt(1 - share) * own
-    return F.normalize(mixed, dim=-1) * math.sqrt(dimension)
+    return F.pad((information @ vectors[:, -rank:]) * scale, (0, dimension - rank)).float()

@@ -33,6 +33,7 @@ from diffusionlm.config import (
 from diffusionlm.core.objective import ObjectiveConfig
 from diffusionlm.data.batches import DataConfig
 from diffusionlm.data.reading import read_text
+from diffusionlm.data.rows import TokenRows, digest_of, lengths_of
 from diffusionlm.data.tokenizers import of_sources, save_tokenizer, tokenizer_digest
 from diffusionlm.files import LOCK, read_json, write_folder, write_text
 from diffusionlm.models.adapters import Adapter, Full, save_adapted
@@ -205,7 +206,7 @@ def prepare(config: RunConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerFast
     if model is None:
         model = spec.make(tokenizer, rows["train"], config.data.max_length)
     if config.model.generates:
-        model.config.length_counts = torch.bincount(torch.tensor([len(row) for row in rows["train"]])).tolist()
+        model.config.length_counts = numpy.bincount(lengths_of(rows["train"])).tolist()
         pipeline_of(model)(model, tokenizer, config.sampling).check(config.sampling)
     model = adapt(model, adapter, config.init_from)
     return model, tokenizer, rows["train"], rows.get("validation", [])
@@ -243,7 +244,7 @@ def save_model(
     write_folder(folder, save, trial)
 
 
-def _start_from(config: RunConfig, texts: list[str]) -> tuple[PreTrainedTokenizerFast, PreTrainedModel | None]:
+def _start_from(config: RunConfig, texts: Sequence[str]) -> tuple[PreTrainedTokenizerFast, PreTrainedModel | None]:
     """Return the tokenizer, and the model to fine-tune if the run starts from one."""
     if config.init_from is None:
         return config.model.tokenizer(config.data, texts), None
@@ -293,7 +294,7 @@ def claim(config: RunConfig, folder: Path, rows: Rows | None = None, sources: Pr
     plain = {"format_version": FORMAT_VERSION, **to_plain(config)}
     files = {"config.yaml": yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)}
     if rows is not None:
-        digest = hashlib.sha256(b"".join(numpy.array([len(row), *row], numpy.int32).tobytes() for row in rows)).hexdigest()
+        digest = digest_of(rows)
         own = {} if sources is None else {"source_tokenizer": tokenizer_digest(sources)}
         earlier = {"training_texts": len(rows), "sha256": digest, **own}
         found = {**earlier, **_condition_digest(rows)}
@@ -310,7 +311,7 @@ def claim(config: RunConfig, folder: Path, rows: Rows | None = None, sources: Pr
 
 def _condition_digest(rows: Rows) -> dict[str, str]:
     """Return a digest of the encoded values that ``rows`` are conditioned on, as far as JSON has them; {} for none."""
-    values = [getattr(row, "condition", None) for row in rows]
+    values = [] if isinstance(rows, TokenRows) else [getattr(row, "condition", None) for row in rows]
     if all(value is None for value in values):
         return {}
     plain = json.dumps(values, skipkeys=True, default=lambda value: type(value).__name__)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import datasets  # type: ignore[import-untyped]
@@ -11,7 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from diffusionlm.config import UserError
 from diffusionlm.data.batches import DataConfig, Encoded, encode, encodings
-from diffusionlm.data.copies import KnownTexts
+from diffusionlm.data.copies import KnownRows, KnownTexts
+from diffusionlm.data.encoding import encode_large
+from diffusionlm.data.rows import Texts, TokenRows, lengths_of, texts_of, token_counts
 from diffusionlm.data.tokenizers import BytePairs, TokenizerRecipe, WordTokenizer, decode_texts, join_sources, of_sources
 from diffusionlm.data.typical import typical_rows
 from diffusionlm.models.conditions import Condition
@@ -42,14 +44,17 @@ def keep_typical(splits: Splits, spec: ModelSpec, data: DataConfig) -> Splits:
 
 def encode_splits(splits: Splits, tokenizer: PreTrainedTokenizerFast, data: DataConfig) -> dict[str, Encoded]:
     """Encode all splits but "test", and say how many texts were cut, split, dropped or skipped, and which words are unknown."""
-    encoded = {split: _encode(rows["text"][:], split, tokenizer, data) for split, rows in splits.items() if split != "test"}
+    encoded = {split: _encode(texts_of(rows), split, tokenizer, data) for split, rows in splits.items() if split != "test"}
     for sentence in unknown_words(encoded, tokenizer, data):
         say(sentence)
     return encoded
 
 
-def _encode(texts: list[str], split: str, tokenizer: PreTrainedTokenizerFast, data: DataConfig) -> Encoded:
-    encoded = encode(texts, tokenizer, data.max_length, data.too_long)
+def _encode(texts: Sequence[str], split: str, tokenizer: PreTrainedTokenizerFast, data: DataConfig) -> Encoded:
+    if isinstance(texts, Texts):
+        encoded = encode_large(texts, tokenizer, data.max_length, data.too_long, split)
+    else:
+        encoded = encode(texts, tokenizer, data.max_length, data.too_long)
     if encoded.too_long:
         done = {"truncate": "cut", "split": "split", "drop": "dropped"}[data.too_long]
         count = f"{encoded.too_long} of {len(texts)} texts"
@@ -63,7 +68,8 @@ def unknown_words(encoded: Mapping[str, Encoded], tokenizer: PreTrainedTokenizer
     """Return a sentence where many tokens of held-out texts are unknown, and one where many of training texts occur once."""
     found = []
     if "validation" in encoded and tokenizer.unk_token_id is not None:
-        share = float(np.mean(_tokens(encoded["validation"].ids) == tokenizer.unk_token_id))
+        counts = token_counts(encoded["validation"].ids)
+        share = counts.get(tokenizer.unk_token_id, 0) / max(sum(counts.values()), 1)
         if share > UNKNOWN:
             found.append(f"validation: {share:.0%} of the tokens are not in the vocabulary ({tokenizer.unk_token})")
     if (share := _once(encoded["train"].ids)) > ONCE:
@@ -123,7 +129,7 @@ class Copies:
     def __init__(self, rows: Rows, tokenizer: PreTrainedTokenizerFast, recipe: TokenizerRecipe, dropout: str) -> None:
         self.rows, self.tokenizer, self.recipe, self.dropout = rows, tokenizer, recipe, dropout
         # A text of one token can be generated in no other words.
-        self.single = sum(len(row) <= 3 for row in rows) > len(rows) / 2
+        self.single = int((lengths_of(rows) <= 3).sum()) > len(rows) / 2
 
     @cached_property
     def unspaced(self) -> bool:
@@ -131,8 +137,10 @@ class Copies:
         return isinstance(self.recipe, WordTokenizer) and (self.single or _once(self.rows) > ONCE)
 
     @cached_property
-    def known(self) -> KnownTexts:
-        """The texts as they are trained on, cut or split."""
+    def known(self) -> KnownTexts | KnownRows:
+        """The texts as they are trained on, cut or split; of a large corpus their token ids."""
+        if isinstance(self.rows, TokenRows):
+            return KnownRows(self.rows, self.tokenizer)
         return KnownTexts(decode_texts(self.tokenizer, self.rows))
 
     def warning(self, samples: list[str]) -> str:
@@ -151,9 +159,5 @@ class Copies:
 
 def _once(rows: Rows) -> float:
     """Return the share of the tokens that occur once."""
-    return float(np.count_nonzero(np.bincount(tokens := _tokens(rows)) == 1) / len(tokens))
-
-
-def _tokens(rows: Rows) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Return the token ids of all texts, without BOS and EOS."""
-    return np.concatenate([np.array(row[1:-1], np.int64) for row in rows])
+    counts = token_counts(rows).values()
+    return sum(number == 1 for number in counts) / max(sum(counts), 1)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from accelerate.utils import send_to_device
 from safetensors import SafetensorError
@@ -32,6 +33,7 @@ from diffusionlm import plots
 from diffusionlm.config import Settings, UserError
 from diffusionlm.core.objective import Objective
 from diffusionlm.data.batches import TokenBudgetBatches
+from diffusionlm.data.rows import TokenRows, lengths_of
 from diffusionlm.files import disk_errors, open_permissions, read_json, write_text
 from diffusionlm.models.spec import Rows
 from diffusionlm.processes import check_whole, count
@@ -104,7 +106,8 @@ class TrainingConfig(Settings):
         """
         if self.patience and not validation:
             raise UserError(f"training.patience: expected 0, since there is no validation set, got {self.patience}")
-        TokenBudgetBatches([width or len(row) for row in train], self.batch_tokens, self.steps, self.seed)
+        lengths = lengths_of(train) if width is None else np.full(len(train), width)
+        TokenBudgetBatches(lengths, self.batch_tokens, self.steps, self.seed)
 
 
 class DiffusionTrainer(Trainer):
@@ -123,7 +126,7 @@ class DiffusionTrainer(Trainer):
         self.config, self.folder, self.export = config, folder, export
         self.sample_texts, self.judge = sample_texts, judge
         self.objective: Objective = objective
-        self.rows: Any = list(train)
+        self.rows: Any = train if isinstance(train, TokenRows) else list(train)
         self.validation = list(validation[: config.evaluation_texts])
         self.writer: SummaryWriter | None = None
         self.term_sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
@@ -189,7 +192,7 @@ class DiffusionTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader[list[int]]:
         """Return the batches of the run as one pass, so that batch i depends only on the seed and i."""
         config, rank, world = self.config, self.args.process_index, self.args.world_size
-        lengths = [self.objective.width or len(row) for row in self.rows]
+        lengths = lengths_of(self.rows) if self.objective.width is None else np.full(len(self.rows), self.objective.width)
         count = config.steps * config.accumulation
         batches = TokenBudgetBatches(lengths, config.batch_tokens, count, config.seed, rank, world)
         # A separate generator: making an iterator must not draw from the one that draws the noise.
