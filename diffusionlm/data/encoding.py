@@ -45,9 +45,7 @@ def encode_large(
     return Encoded(rows, rows.texts, entry.facts["too_long"], entry.facts["empty"])
 
 
-def _write(
-    texts: Texts, tokenizer: PreTrainedTokenizerFast, framing: Framing, split: str, folder: Path
-) -> dict[str, Any]:
+def _write(texts: Texts, tokenizer: PreTrainedTokenizerFast, framing: Framing, split: str, folder: Path) -> dict[str, Any]:
     words = WordIds(tokenizer) if splits_at_blanks(tokenizer) else None
     digest, counts, long, empty, number, total = hashlib.sha256(), Counts(), 0, 0, 0, 0
     with arrow_file(folder / FILE, FEATURES) as write, _bar(f"encoding {split}", len(texts)) as bar:

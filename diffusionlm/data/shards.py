@@ -32,7 +32,9 @@ def files_of(name: str) -> list[Path]:
         if not found:
             raise UserError(f"{name}: no file has a name of this pattern")
         if folder := next((each for each in found if each.is_dir()), None):
-            raise UserError(f"{name}: expected files, but this pattern also matches the folder {folder}; write {name}.txt or such")
+            raise UserError(
+                f"{name}: expected files, but this pattern also matches the folder {folder}; write {name}.txt or such"
+            )
         return found
     if not name or not path.is_dir():
         return [path]
@@ -73,11 +75,14 @@ def read_tables(paths: Sequence[Path], column: str = "text") -> Table:
     first, *others = parts
     if not others:
         return first
-    for part in others:
-        if (found := {*part.columns}) != (expected := {*first.columns}) and part.numbers:
-            differs = sorted(found ^ expected)[0]
-            having, lacking = (part, first) if differs in found else (first, part)
-            raise UserError(f"{part.name}: expected the columns of {first.name}, but {having.name} alone has {differs!r}")
+    for part in parts:
+        if not part.numbers:
+            raise UserError(f"{part.name}: there is no text in it")
+        if differ := sorted({*part.columns} ^ {*first.columns}):
+            having = part if differ[0] in part.columns else first
+            raise UserError(f"{part.name}: expected the columns of {first.name}, but only {having.name} has {differ[0]!r}")
     columns = {name: [value for part in parts for value in part.columns[name]] for name in first.columns}
     of_bytes = tuple(dict.fromkeys(name for part in parts for name in part.of_bytes))
-    return Joined(f"{first.name} to {parts[-1].name}", columns, range(sum(len(part.numbers) for part in parts)), "row", of_bytes, parts)
+    return Joined(
+        f"{first.name} to {parts[-1].name}", columns, range(sum(len(part.numbers) for part in parts)), "row", of_bytes, parts
+    )

@@ -145,5 +145,3 @@ def _written(root: Path) -> Iterator[None]:
         raise UserError(
             f"{root}: the cache of large corpora cannot be written: {reason}; set {VARIABLE} to a folder with room, or to off"
         ) from None
-
-

@@ -17,8 +17,6 @@ from torch.nn import functional as F
 
 OFFSETS = (-2, -1, 1, 2)
 CONTEXT_WORDS = 500
-
-
 MOST_DENSE = 16_384  # words whose counts are one matrix; more would take gigabytes
 
 
@@ -27,13 +25,17 @@ def cooccurrence(rows: Sequence[Sequence[int]], vocabulary: int) -> Tensor:
 
     The counts of many words are a sparse tensor.
     """
-    frequency = sum((torch.bincount(flat, minlength=vocabulary) for flat, _ in _blocks(rows)), torch.zeros((), dtype=torch.long))
+    frequency = sum(
+        (torch.bincount(flat, minlength=vocabulary) for flat, _ in _blocks(rows)), torch.zeros((), dtype=torch.long)
+    )
     contexts = frequency.argsort(descending=True, stable=True)[:CONTEXT_WORDS]
     column = torch.full((vocabulary,), -1)
     column[contexts] = torch.arange(len(contexts))
     size = (vocabulary, len(OFFSETS) * len(contexts))
     if vocabulary > MOST_DENSE:
-        total = torch.sparse_coo_tensor(torch.zeros(2, 0, dtype=torch.long), torch.zeros(0).double(), size, check_invariants=False)
+        total = torch.sparse_coo_tensor(
+            torch.zeros(2, 0, dtype=torch.long), torch.zeros(0).double(), size, check_invariants=False
+        )
         for place, cell in _cells(rows, column):
             index = torch.stack([cell // len(contexts), cell % len(contexts) + place * len(contexts)])
             ones = torch.ones(len(cell)).double()
