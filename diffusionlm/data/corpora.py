@@ -58,8 +58,8 @@ class Corpus(Component, family="corpus"):
 class Files(Corpus, name="files"):
     """The user's files: .txt (a text per line), .csv, .tsv, .jsonl or .json (an object per line), and .parquet.
 
-    All but the last may be packed, as .gz or .zst. ``train``, ``validation`` and ``test`` each name a file, a folder of files, or
-    a pattern such as ``texts/*.txt``; the files of one have the same columns. Large ones are read once and cached, see ``store``.
+    All but the last may be packed, as .gz or .zst. ``train``, ``validation`` and ``test`` each name a file, a folder of files,
+    or a pattern such as ``texts/*.txt``, whose files have the same columns. Large ones are read once and cached, see ``store``.
 
     ``text`` is the column to read; the columns ``attributes`` become one column of that name, other columns are kept. Without a
     ``validation`` file, ``validation_share`` of the training texts are held out by a hash of the text: a text and its copies

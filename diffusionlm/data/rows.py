@@ -92,8 +92,8 @@ def word_counts(blocks: Iterable[pyarrow.StringArray]) -> Mapping[str, int]:
 class TokenRows(Sequence[list[int]]):
     """Rows of token ids, BOS and EOS included, in the file ``ids.arrow`` of an entry of the cache.
 
-    ``lengths`` has the number of tokens of each row; ``token_counts`` has how often each token other than BOS and EOS occurs, in
-    the order of the first occurrences; ``sha256`` is the digest that a run keeps of its training texts; ``texts`` has the
+    ``lengths`` has the number of tokens of each row; ``token_counts`` has how often each token but BOS and EOS occurs, in the
+    order of the first occurrences; ``sha256`` is the digest that a run keeps of its training texts; ``texts`` has the
     number of the text that each row is (a piece of).
     """
 
