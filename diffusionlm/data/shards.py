@@ -6,6 +6,7 @@ import glob
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from diffusionlm.config import UserError
 from diffusionlm.data.reading import Table, read_table, report
@@ -81,7 +82,9 @@ def read_tables(paths: Sequence[Path], column: str = "text") -> Table:
         if differ := sorted({*part.columns} ^ {*first.columns}):
             having = part if differ[0] in part.columns else first
             raise UserError(f"{part.name}: expected the columns of {first.name}, but only {having.name} has {differ[0]!r}")
-    columns = {name: [value for part in parts for value in part.columns[name]] for name in first.columns}
+    columns: dict[str, Sequence[Any]] = {
+        name: [value for part in parts for value in part.columns[name]] for name in first.columns
+    }
     of_bytes = tuple(dict.fromkeys(name for part in parts for name in part.of_bytes))
     return Joined(
         f"{first.name} to {parts[-1].name}", columns, range(sum(len(part.numbers) for part in parts)), "row", of_bytes, parts

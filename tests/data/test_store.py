@@ -97,7 +97,7 @@ def test_the_variable_names_a_folder_or_disables_the_cache(cache: Path, monkeypa
 def test_of_two_processes_one_makes_an_entry_and_the_other_waits_for_it() -> None:
     def start() -> subprocess.Popen[str]:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen([sys.executable, str(WRITER)], text=True, env=os.environ, **pipes)  # type: ignore[call-overload,no-any-return]
+        return subprocess.Popen([sys.executable, str(WRITER)], text=True, env=os.environ, **pipes)  # type: ignore[call-overload]
 
     with start() as first:
         assert first.stdout is not None and first.stdin is not None
