@@ -39,6 +39,7 @@ def test_a_run_with_the_cache_is_that_without(
     bpe: bool, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = {"tokenizer": to_plain(BytePairs(80)), "too_long": "split", "max_length": 24} if bpe else {}
+    before: dict[Path, int] = {}
     config, found, said = tiny_config(tmp_path, training=TRAINING, data=data), [], []
     for number, size in enumerate((2**40, 1, 1)):
         monkeypatch.setattr(store, "LARGE", size)
