@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import random
 import tempfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import redirect_stderr
@@ -135,7 +136,7 @@ class Facts:
     unknown: float
 
     @classmethod
-    def of(cls, texts: list[str], held_out: list[str], total: int) -> Facts:
+    def of(cls, texts: Sequence[str], held_out: Sequence[str], total: int) -> Facts:
         """Look at ``texts``, of a corpus of ``total`` texts."""
         counted = [split_words(text) for text in texts]
         known = {word for words in counted for word in words}
@@ -152,8 +153,9 @@ class _Chooser:
         splits = config.data.corpus.load()
         spec = config.model.fitted(splits)
         rows = splits["train"]
-        few: datasets.Dataset = rows if len(rows) <= READ else rows.shuffle(seed=0).select(range(READ))
-        self.texts = spec.tokenizer_texts(few)
+        places = sorted(random.Random(0).sample(range(len(rows)), min(READ, len(rows))))
+        few: datasets.Dataset = rows.select(places)
+        self.texts = list(spec.tokenizer_texts(few))
         self.share = len(few) / len(rows)
         held_out = splits["validation"]["text"][:2000] if "validation" in splits else []
         self.held_out = bool(held_out)

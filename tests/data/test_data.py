@@ -6,7 +6,7 @@ import gzip
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain, islice
 from pathlib import Path
 
@@ -329,7 +329,7 @@ def test_encode() -> None:
     tokenizer = WordTokenizer().make(["a b c d e f g"])
     texts = ["a b", "", "a b c d e f g", " ", "a b c"]
 
-    def decoded(rows: list[list[int]]) -> list[str]:
+    def decoded(rows: Sequence[list[int]]) -> list[str]:
         return decode_texts(tokenizer, rows)
 
     cut = encode(texts, tokenizer, 5, "truncate")
