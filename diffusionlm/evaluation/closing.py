@@ -27,7 +27,7 @@ from diffusionlm.training.run import read_config
 TEXTS, EVALUATIONS = 100, 2400  # at most so many samples, and evaluations of the network for all of them
 COUNTED = 200_000  # training texts of which the n-grams are counted
 SHOWN = 5
-TEMPERATURES = (0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0)  # that are tried, from 1 on upwards or downwards
+TEMPERATURES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)  # that are tried, from 1 on upwards or downwards
 FIGURES = ("perplexity", "entropy", "self-BLEU", "distinct", "copied")
 
 
@@ -44,7 +44,6 @@ def close(folder: str | Path, fit_temperature: bool) -> None:
     evaluations = pipeline.sampling.steps * pipeline.sampling.passes + pipeline.sampling.sweeps
     count = max(SHOWN, min(TEXTS, len(held_out), EVALUATIONS // evaluations))
     held_out = held_out[:count]
-    _say(f"Sampling {count} texts ...")
     texts = _sampled(pipeline, pipeline.sampling.temperature, count)
     if fit_temperature:
         texts = _fit_temperature(pipeline, model_folder(folder), texts, unigram_entropy(held_out))
@@ -67,6 +66,7 @@ Try next
 
 
 def _sampled(pipeline: BasePipeline[Any], temperature: float, count: int) -> list[str]:
+    _say(f"Sampling {count} texts, temperature {temperature} ...")
     sampling = replace(pipeline.sampling, candidates=1, temperature=temperature)
     return [row.text for row in pipeline.stream(count, sampling)]
 
