@@ -259,6 +259,7 @@ def locked(folder: Path, doing: str, keep: bool = True) -> Iterator[None]:
         UserError: another process, which is ``doing`` something there, holds it; the folder cannot be written.
     """
     made = [place for place in (folder, *folder.parents) if not place.exists()]
+    keep = keep or (folder / LOCK).exists()  # of a run
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK)

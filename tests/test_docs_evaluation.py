@@ -13,6 +13,7 @@ VERBS = {
     "evaluation": {"train", "generate", "evaluate"},
     "likelihood": {"score"},
     "architecture": set(),
+    "many-processes": {"generate"},
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from types import SimpleNamespace
@@ -54,6 +55,10 @@ class Named:
 
     tokenizer: PreTrainedTokenizerFast
     model: Any = field(default_factory=lambda: SimpleNamespace(config=SimpleNamespace(max_tokens=128)))
+
+    def automaton(self, key: object, make: Callable[[], DFA]) -> DFA:
+        """Make an automaton, which a binding would keep."""
+        return make()
 
 
 @cache
