@@ -37,7 +37,7 @@ def rows_at_once(length: int, model: Any, guided: bool = False) -> int:
     """Return how many texts of up to ``length`` tokens the model denoises at once in the memory that is free, at least 1."""
     share = SHARE * free_memory(model.device)
     limit = share if model.device.type == GPU else min(share, MOST)
-    return max(1, int(limit // ((GUIDED if guided else UNGUIDED) * 4 * length * words_of(model))))
+    return max(1, int(limit // ((GUIDED if guided else UNGUIDED) * 4 * max(1, length) * words_of(model))))
 
 
 def words_of(model: Any) -> int:
