@@ -94,7 +94,7 @@ def _fit_temperature(pipeline: BasePipeline[Any], folder: Path, texts: list[str]
     plain = {"format_version": FORMAT_VERSION, **to_plain(pipeline.sampling)}
     write_text(folder / "sampling.json", json.dumps(plain, indent=2) + "\n")
     _say(f"sampling.temperature: {chosen} (nearest to the entropy of held-out texts, {entropy:.2f} nats)")
-    return _sampled(pipeline, chosen, count)
+    return found[chosen][1] if chosen in found else _sampled(pipeline, chosen, count)
 
 
 def _figures(texts: list[str], reference: NGrams, known: KnownTexts) -> dict[str, str]:

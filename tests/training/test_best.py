@@ -15,7 +15,7 @@ from diffusionlm.training.run import train
 
 # A rate at which the loss rises from one evaluation to the next.
 WILD: dict[str, Any] = {
-    "steps": 4, "evaluate_every": 2, "keep": 9, "warmup": 0, "decay": "constant", "ema": 0.0,
+    "select": "best", "steps": 4, "evaluate_every": 2, "keep": 9, "warmup": 0, "decay": "constant", "ema": 0.0,
     "optimizer": {"name": "muon", "matrix_learning_rate": 1.0, "learning_rate": 0.3},
 }  # fmt: skip
 
