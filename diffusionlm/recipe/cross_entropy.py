@@ -87,9 +87,7 @@ class CrossEntropyObjective(Objective):
         ids, free = batch.ids, self.model.free_positions(batch)
         t, mixed, cloze, hidden = self._draw_levels(ids)
         noisy, evidence_mask = free & (hidden | ~cloze[:, None]), ~cloze[:, None] if self.cloze_share else None
-        x0 = self.model.encode(ids)
-        xt = torch.where(noisy[..., None], self.model.process.noise(x0, t), self.model.process.rescale(x0, 0.0))
-        t = torch.where(noisy, t, 0)
+        _, xt, t = self._noised(ids, t, noisy)
         condition, terms = self.conditioning(batch)
         free = free & batch.mask  # a source may take positions from a text's padding
         estimate = self._first_estimate(xt, t, batch, condition, ~cloze)
@@ -111,16 +109,20 @@ class CrossEntropyObjective(Objective):
         B, device = len(ids), ids.device
         low, high = VALIDATION_GAMMAS
         gamma = low + (high - low) * (torch.randperm(B, device=device) + 0.5) / B
-        t = torch.where(free, self.model.process.schedule.time(gamma)[:, None], 0)
-        x0 = self.model.encode(ids)
-        xt = torch.where(free[..., None], self.model.process.noise(x0, t), self.model.process.rescale(x0, 0.0))
+        x0, xt, t = self._noised(ids, self.model.process.schedule.time(gamma)[:, None].expand(ids.shape), free)
         condition, terms = self.conditioning(batch)
         free = free & batch.mask
-        estimate = self.model(xt, t, batch.attend, condition=condition).x0 if self.model.self_conditions else None
-        logits = self.model.token_logits(xt, t, batch.attend, estimate, None, condition).float()
-        squares = (logits.softmax(-1) @ self.model.word_vectors().float() - x0).square().sum(-1)
+        inputs = (xt, t, batch.attend)
+        previous = self.model.estimate(*inputs, None, None, condition) if self.model.self_conditions else None
+        squares = (self.model.estimate(*inputs, previous, None, condition) - x0).square().sum(-1)
         weight = 0.5 * (high - low) * torch.exp(-gamma)[:, None]
         return {"bound": (weight * squares * free).sum() / free.sum(), **terms}
+
+    def _noised(self, ids: Tensor, t: Tensor, noisy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the word vectors (B, L, D) of ``ids``, these with noise where ``noisy``, and its times (B, L), 0 elsewhere."""
+        x0 = self.model.encode(ids)
+        xt = torch.where(noisy[..., None], self.model.process.noise(x0, t), self.model.process.rescale(x0, 0.0))
+        return x0, xt, torch.where(noisy, t, 0)
 
     def _draw_levels(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Draw times (B, L); which texts have mixed levels (B,), which are clozes (B,), and their hidden words (B, L)."""
