@@ -117,12 +117,8 @@ class TokenRows(Sequence[list[int]]):
     def __getitem__(self, index: int | slice) -> list[int] | list[list[int]]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        index %= len(self)
-        block = bisect_right(self._starts, index) - 1
+        block, row = _located(index, self._starts)
         offsets, values = self._blocks[block]
-        row = index - self._starts[block]
         return values[offsets[row] : offsets[row + 1]].tolist()
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -146,6 +142,14 @@ class TokenRows(Sequence[list[int]]):
         return np.load(entry.folder / "array.npy", allow_pickle=False)
 
 
+def _located(index: int, starts: Sequence[int]) -> tuple[int, int]:
+    """Return the part in which an element is, and its place there; ``starts`` are the parts' first indices, and the end."""
+    if not -starts[-1] <= index < starts[-1]:
+        raise IndexError(f"{index} of {starts[-1]}")
+    part = bisect_right(starts, index := index % starts[-1]) - 1
+    return part, index - starts[part]
+
+
 class Numbers(Sequence[int]):
     """Numbers in several arrays, the first of each with the index in ``starts``."""
 
@@ -162,11 +166,8 @@ class Numbers(Sequence[int]):
     def __getitem__(self, index: int | slice) -> int | list[int]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"number {index} of {len(self)}")
-        index %= len(self)
-        part = bisect_right(self.starts, index) - 1
-        return int(self.parts[part][index - self.starts[part]])
+        part, place = _located(index, self.starts)
+        return int(self.parts[part][place])
 
     def __iter__(self) -> Iterator[int]:
         for part in self.parts:

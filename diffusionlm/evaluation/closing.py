@@ -6,23 +6,21 @@ it they are too alike, above it less fluent than they could be at the variety of
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from diffusionlm.config import FORMAT_VERSION, to_plain
 from diffusionlm.data.copies import KnownTexts
+from diffusionlm.data.reading import collected_reports
 from diffusionlm.evaluation.judge import perplexity
 from diffusionlm.evaluation.ngrams import NGrams
 from diffusionlm.evaluation.text_metrics import interpolated, self_bleu, unigram_entropy
-from diffusionlm.files import write_text
 from diffusionlm.models.io import model_folder
 from diffusionlm.pipelines.auto import open_pipeline
 from diffusionlm.pipelines.base import BasePipeline
+from diffusionlm.progress import say
 from diffusionlm.training.optimizers import has_bf16
-from diffusionlm.training.run import read_config
+from diffusionlm.training.run import read_config, save_sampling
 
 TEXTS, EVALUATIONS = 100, 2400  # at most so many samples, and evaluations of the network for all of them
 COUNTED = 200_000  # training texts of which the n-grams are counted
@@ -43,7 +41,8 @@ def close(folder: str | Path, fit_temperature: bool) -> None:
     ``fit_temperature`` first chooses the sampling temperature, and saves it in the model's folder.
     """
     config = read_config([Path(folder) / "config.yaml"])
-    splits = config.data.corpus.load()
+    with collected_reports():  # on the texts, which the run itself has printed
+        splits = config.data.corpus.load()
     training = splits["train"]["text"][:COUNTED]
     held_out = splits.get("validation", splits["train"])["text"][:TEXTS]
     pipeline = open_pipeline(folder, dtype="bf16" if has_bf16() else "fp32")
@@ -56,7 +55,7 @@ def close(folder: str | Path, fit_temperature: bool) -> None:
     print("\n".join(texts[:SHOWN]), flush=True)
     reference, known = NGrams(training, least=1), KnownTexts(training)
     lines = [_line(name, _figures(each, reference, known)) for name, each in (("samples", texts), ("held-out", held_out))]
-    _say(f"""
+    say(f"""
 {count} consecutive, unfiltered samples of one seed, beside as many held-out texts
 {_line("", {name: name for name in FIGURES})}
 {lines[0]}
@@ -72,7 +71,7 @@ Try next
 
 
 def _sampled(pipeline: BasePipeline[Any], temperature: float, count: int) -> list[str]:
-    _say(f"Sampling {count} texts, temperature {temperature} ...")
+    say(f"Sampling {count} texts, temperature {temperature} ...")
     sampling = replace(pipeline.sampling, candidates=1, temperature=temperature)
     return [row.text for row in pipeline.stream(count, sampling)]
 
@@ -91,9 +90,8 @@ def _fit_temperature(pipeline: BasePipeline[Any], folder: Path, texts: list[str]
     between = interpolated([(found[t][0], t) for t in list(found)[-2:]], entropy)
     chosen = round(nearest if between is None else between, 2)
     pipeline.sampling = replace(pipeline.sampling, temperature=chosen)
-    plain = {"format_version": FORMAT_VERSION, **to_plain(pipeline.sampling)}
-    write_text(folder / "sampling.json", json.dumps(plain, indent=2) + "\n")
-    _say(f"sampling.temperature: {chosen} (nearest to the entropy of held-out texts, {entropy:.2f} nats)")
+    save_sampling(pipeline.sampling, folder)
+    say(f"sampling.temperature: {chosen} (nearest to the entropy of held-out texts, {entropy:.2f} nats)")
     return found[chosen][1] if chosen in found else _sampled(pipeline, chosen, count)
 
 
@@ -107,7 +105,3 @@ def _figures(texts: list[str], reference: NGrams, known: KnownTexts) -> dict[str
 
 def _line(name: str, figures: dict[str, str]) -> str:
     return f"  {name:<10}" + "".join(f"{value:>12}" for value in figures.values())
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -18,6 +17,7 @@ from diffusionlm.models.classifier.objective import Classification
 from diffusionlm.pipelines.base import SamplingConfig
 from diffusionlm.pipelines.diffusion import Pipeline
 from diffusionlm.pipelines.rows import Controlled
+from diffusionlm.progress import say
 from diffusionlm.restaurants.corpus import Restaurants
 from diffusionlm.restaurants.report import grammar_report, trigram_texts
 from diffusionlm.training.automatic import RESERVE, fastest
@@ -98,11 +98,6 @@ def _controlled(pipeline: Pipeline, sampling: SamplingConfig) -> list[Controlled
     for control in CONTROLS:
         rows += [row for row in pipeline.stream(TEXTS_PER_CONTROL, sampling, None, [control]) if isinstance(row, Controlled)]
     return rows
-
-
-def say(text: str) -> None:
-    """Print a line on stderr."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def _config(folder: Path, steps: int | None, minutes: float) -> RunConfig:

@@ -22,15 +22,16 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from diffusionlm.config import UserError, build, to_plain
+from diffusionlm.config import UserError, build, override, to_plain
 from diffusionlm.data.batches import encodings
+from diffusionlm.data.reading import collected_reports
 from diffusionlm.data.tokenizers import BytePairs, TokenizerRecipe, WordTokenizer, split_words
 from diffusionlm.files import read_text
 from diffusionlm.models.diffusion import ModelConfig
 from diffusionlm.models.spec import Rows
 from diffusionlm.processes import count, is_first, of_first
+from diffusionlm.progress import say
 from diffusionlm.training.run import RunConfig, flat, prepare, read_config, read_plain
-from diffusionlm.training.texts import say
 from diffusionlm.training.trainer import DiffusionTrainer
 
 SETTINGS = (  # that are chosen, in this order
@@ -104,9 +105,9 @@ def _is_given(name: str, given: Collection[str]) -> bool:
 
 def _picked(config: RunConfig, names: Iterable[str]) -> dict[str, Any]:
     """Return the plain values of the settings ``names``, those that the config has."""
-    found: dict[str, Any] = {}
+    plain, found = to_plain(config), dict[str, Any]()
     for name in names:
-        value: Any = to_plain(config)
+        value: Any = plain
         for part in name.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
         if value is not None:
@@ -115,15 +116,9 @@ def _picked(config: RunConfig, names: Iterable[str]) -> dict[str, Any]:
 
 
 def _with(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
-    """Return ``config`` with the plain ``values`` of dotted settings, each in place of the whole old value."""
-    plain = to_plain(config)
-    for name, value in values.items():
-        parts = name.split(".")
-        part = plain
-        for key in parts[:-1]:
-            part = part[key]
-        part[parts[-1]] = value
-    return build(RunConfig, plain)
+    """Return ``config`` with the plain ``values`` of dotted settings."""
+    changes = [(name, value if isinstance(value, str) else json.dumps(value)) for name, value in values.items()]
+    return build(RunConfig, override(to_plain(config), changes, RunConfig))
 
 
 @dataclass(frozen=True)
@@ -150,7 +145,8 @@ class _Chooser:
 
     def __init__(self, config: RunConfig, free: list[str], minutes: float | None) -> None:
         self.config, self.free, self.minutes = config, free, minutes
-        splits = config.data.corpus.load()
+        with collected_reports():  # on the texts, which the run itself will print
+            splits = config.data.corpus.load()
         spec = config.model.fitted(splits)
         rows = splits["train"]
         places = sorted(random.Random(0).sample(range(len(rows)), min(READ, len(rows))))

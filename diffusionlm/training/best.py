@@ -20,14 +20,15 @@ class BestWeights:
 
     def keep(self, step: int) -> None:
         """Copy the current weights, of ``step``."""
-        self.weights = {name: value.detach().clone() for name, value in self.ema.state_dict().items()}
-        self.step = step
+        self.weights, self.step = self._copy(), step
+
+    def _copy(self) -> dict[str, Tensor]:
+        return {name: value.detach().clone() for name, value in self.ema.state_dict().items()}
 
     def save(self, checkpoint: Path) -> None:
         """Write the copy, if there is one, into the folder of a checkpoint."""
         if self.weights:
-            distinct = {name: value.contiguous() for name, value in self.weights.items()}
-            save_file(distinct, checkpoint / BEST, {"step": str(self.step)})
+            save_file({name: value.contiguous() for name, value in self.weights.items()}, checkpoint / BEST)
 
     def load(self, checkpoint: Path, step: int) -> None:
         """Read the copy, of ``step``, from a checkpoint that has one. Raises UserError where it is damaged."""
@@ -38,11 +39,12 @@ class BestWeights:
     @contextmanager
     def used(self) -> Iterator[None]:
         """Give ``ema`` the best weights inside the context, if there are any."""
-        current = {name: value.detach().clone() for name, value in self.ema.state_dict().items()} if self.weights else {}
-        if self.weights:
-            self.ema.load_state_dict(self.weights)
+        if not self.weights:
+            yield
+            return
+        current = self._copy()
+        self.ema.load_state_dict(self.weights)
         try:
             yield
         finally:
-            if current:
-                self.ema.load_state_dict(current)
+            self.ema.load_state_dict(current)

@@ -42,10 +42,11 @@ from diffusionlm.models.io import model_folder, model_tokenizer
 from diffusionlm.models.spec import ModelSpec, Rows
 from diffusionlm.pipelines.auto import pipeline_of
 from diffusionlm.pipelines.base import SamplingConfig
+from diffusionlm.progress import say
 from diffusionlm.recipe.cross_entropy import CrossEntropy
 from diffusionlm.training.adapting import adapt, begin_adapter, check_start, settings_of
 from diffusionlm.training.checkpoints import check_finite, locked, unclaimed_if_refused
-from diffusionlm.training.texts import Copies, add_source_tokenizer, encode_splits, keep_typical, report_unknown_sources, say
+from diffusionlm.training.texts import Copies, add_source_tokenizer, encode_splits, keep_typical, report_unknown_sources
 from diffusionlm.training.trainer import DiffusionTrainer, TrainingConfig
 
 SHELL = (".log", ".out", ".err", ".txt")  # files that the user's shell may keep in a run folder: none of a run's own
@@ -238,10 +239,15 @@ def save_model(
         save_adapted(adapter or Full(), model, staged, base)
         save_tokenizer(tokenizer, staged)
         if sampling is not None:
-            plain = {"format_version": FORMAT_VERSION, **to_plain(sampling)}
-            write_text(staged / "sampling.json", json.dumps(plain, indent=2) + "\n")
+            save_sampling(sampling, staged)
 
     write_folder(folder, save, trial)
+
+
+def save_sampling(sampling: SamplingConfig, folder: Path) -> None:
+    """Write the default sampling settings of a model into its ``folder``."""
+    plain = {"format_version": FORMAT_VERSION, **to_plain(sampling)}
+    write_text(folder / "sampling.json", json.dumps(plain, indent=2) + "\n")
 
 
 def _start_from(config: RunConfig, texts: Sequence[str]) -> tuple[PreTrainedTokenizerFast, PreTrainedModel | None]:

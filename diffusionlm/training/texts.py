@@ -18,7 +18,7 @@ from diffusionlm.data.tokenizers import BytePairs, TokenizerRecipe, WordTokenize
 from diffusionlm.data.typical import typical_rows
 from diffusionlm.models.conditions import Condition
 from diffusionlm.models.spec import ModelSpec, Rows, Splits
-from diffusionlm.progress import say as say
+from diffusionlm.progress import say
 
 UNKNOWN = 0.05  # of the tokens of held-out texts: a larger share is reported
 ONCE = 0.2  # of the tokens of training texts that occur in them once

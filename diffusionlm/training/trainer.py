@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from accelerate.utils import send_to_device
 from safetensors import SafetensorError
@@ -106,8 +107,7 @@ class TrainingConfig(Settings):
         """
         if self.patience and not validation:
             raise UserError(f"training.patience: expected 0, since there is no validation set, got {self.patience}")
-        lengths = lengths_of(train) if width is None else np.full(len(train), width)
-        TokenBudgetBatches(lengths, self.batch_tokens, self.steps, self.seed)
+        TokenBudgetBatches(padded_lengths(train, width), self.batch_tokens, self.steps, self.seed)
 
 
 class DiffusionTrainer(Trainer):
@@ -192,8 +192,7 @@ class DiffusionTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader[list[int]]:
         """Return the batches of the run as one pass, so that batch i depends only on the seed and i."""
         config, rank, world = self.config, self.args.process_index, self.args.world_size
-        lengths = lengths_of(self.rows) if self.objective.width is None else np.full(len(self.rows), self.objective.width)
-        count = config.steps * config.accumulation
+        lengths, count = padded_lengths(self.rows, self.objective.width), config.steps * config.accumulation
         batches = TokenBudgetBatches(lengths, config.batch_tokens, count, config.seed, rank, world)
         # A separate generator: making an iterator must not draw from the one that draws the noise.
         return DataLoader(
@@ -353,6 +352,11 @@ class DiffusionTrainer(Trainer):
         objective.finish()
         objective.model.train(False)
         return objective.model
+
+
+def padded_lengths(rows: Rows, width: int | None) -> npt.NDArray[Any]:
+    """Return the number of tokens of each row, which is ``width`` for all if it is given."""
+    return lengths_of(rows) if width is None else np.full(len(rows), width)
 
 
 def _arguments(config: TrainingConfig, folder: Path, evaluates: bool) -> TrainingArguments:

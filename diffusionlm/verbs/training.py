@@ -55,8 +55,7 @@ def _train(options: argparse.Namespace) -> int:
     fits_itself = options.minutes is not None or (own_corpus and config.model.generates)
     if fits_itself:
         config = automatic(config, names, options.minutes, options.out)
-    finished = Path(options.out) / "model" / "finished"
-    was_finished = finished.exists()
+    was_finished = (Path(options.out) / "model" / "finished").exists()
     if not train(config, options.out):
         return 130
     if fits_itself and not was_finished and is_first():
