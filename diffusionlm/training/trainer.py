@@ -19,7 +19,6 @@ from typing import Any, Literal, cast
 import numpy as np
 import numpy.typing as npt
 import torch
-from accelerate.utils import send_to_device
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
@@ -42,6 +41,7 @@ from diffusionlm.training import checkpoints
 from diffusionlm.training.best import BestWeights
 from diffusionlm.training.callbacks import Overfitting, Patience, Progress, Samples, interruptible
 from diffusionlm.training.optimizers import MuonAdamW, OptimizerConfig, has_bf16
+from diffusionlm.training.validation import evaluate_terms
 
 
 @dataclass(frozen=True)
@@ -396,27 +396,3 @@ def _average_with(decay: float, warmup: bool) -> Callable[[Any, Any, Any], None]
         torch._foreach_lerp_(averaged, current, 1 - min(decay, ceiling))
 
     return update
-
-
-@torch.no_grad()
-def evaluate_terms(objective: Objective, rows: Rows, batch_tokens: int, device: torch.device, bf16: bool) -> dict[str, float]:
-    """Return an objective's mean validation terms over ``rows``, weighted by tokens; the random state is restored."""
-    was_training = objective.training
-    objective.eval()
-    sums: dict[str, float] = defaultdict(float)
-    tokens = 0
-    ordered = sorted(rows, key=len)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(0)
-        while ordered:
-            count = max(1, batch_tokens // len(ordered[-1]))
-            batch = send_to_device(objective.collate(ordered[-count:]), device)
-            del ordered[-count:]
-            size = int(batch["mask"].sum())
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                terms = objective.validation_terms(batch)
-            for name, term in terms.items():
-                sums[name] += float(term) * size
-            tokens += size
-    objective.train(was_training)
-    return {name: total / max(tokens, 1) for name, total in sums.items()}

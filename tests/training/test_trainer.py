@@ -22,7 +22,8 @@ from diffusionlm.models.diffusion import DiffusionLM
 from diffusionlm.recipe.cross_entropy import CrossEntropy
 from diffusionlm.training.checkpoints import MARKER, newest_checkpoint, trim_log
 from diffusionlm.training.run import RunConfig, train
-from diffusionlm.training.trainer import TrainingConfig, _average_with, evaluate_terms
+from diffusionlm.training.trainer import TrainingConfig, _average_with
+from diffusionlm.training.validation import evaluate_terms
 
 COMMAND = [sys.executable, "-m", "diffusionlm.cli"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TQDM_MININTERVAL": "0"}
