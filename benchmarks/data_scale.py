@@ -88,6 +88,23 @@ def measured(corpus: Path, run: Path, cache: Path, show: bool) -> Start:
     return start
 
 
+def both_starts(count: int, folder: Path, show: bool = False) -> tuple[float, dict[str, Start]]:
+    """Write a corpus of ``count`` lines below ``folder``, start training twice, and remove it; return its size and the starts.
+
+    The size is in MB; the first start has an empty cache.
+    """
+    folder = folder / f"{count}-lines"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with (folder / "texts.txt").open("w", encoding="utf-8") as file:
+            file.writelines(lines(count))
+        size = (folder / "texts.txt").stat().st_size / 1e6
+        where = (folder / "texts.txt", folder / "run", folder / "cache")
+        return size, {name: measured(*where, show) for name in ("first", "second")}
+    finally:
+        shutil.rmtree(folder)
+
+
 def main() -> None:
     """Measure, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -97,15 +114,9 @@ def main() -> None:
     options = parser.parse_args()
     rows = []
     for count in options.lines:
-        folder = options.folder / f"{count}-lines"
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "texts.txt").open("w", encoding="utf-8") as file:
-            file.writelines(lines(count))
-        size = (folder / "texts.txt").stat().st_size / 1e6
-        for name in ("first", "second"):
-            found = measured(folder / "texts.txt", folder / "run", folder / "cache", options.show)
+        size, starts = both_starts(count, options.folder, options.show)
+        for name, found in starts.items():
             rows.append([count, round(size, 1), name, found.seconds, found.cpu, found.resident, found.own])
-        shutil.rmtree(folder)
     header = ["lines", "MB", "start", "seconds", "CPU seconds", "resident MB", "own MB"]
     print(tabulate(rows, header, tablefmt="github", floatfmt=".0f", intfmt=","))
 

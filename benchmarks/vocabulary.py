@@ -18,7 +18,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ def made_up(count: int) -> list[str]:
     return list(found)
 
 
-def tokenizer_of(kind: str, size: int) -> PreTrainedTokenizerFast:
+def tokenizer_of(kind: str, size: int, longest: int = LONGEST) -> PreTrainedTokenizerFast:
     """Return a tokenizer of ``size`` tokens: ``words``, or ``pieces`` of words, which byte-pair encoding has."""
     words = made_up(size)
     letters = [*map(chr, range(ord("a"), ord("z") + 1)), BLANK, *"0123456789"] if kind == "pieces" else []
@@ -62,7 +62,7 @@ def tokenizer_of(kind: str, size: int) -> PreTrainedTokenizerFast:
     tokens = list(dict.fromkeys([*SPECIAL_TOKENS, *SIGNS, *letters, *pieces]))[:size]
     ids = {token: number for number, token in enumerate(tokens)}
     model = models.BPE(ids, [], unk_token=UNKNOWN) if kind == "pieces" else models.WordLevel(ids, unk_token=UNKNOWN)
-    return finish(_untrained(model), LONGEST, *SPECIAL_TOKENS)
+    return finish(_untrained(model), longest, *SPECIAL_TOKENS)
 
 
 def controls_of(kind: str) -> list[str]:
@@ -75,12 +75,14 @@ def controls_of(kind: str) -> list[str]:
     return found
 
 
-def new_model(tokenizer: PreTrainedTokenizerFast) -> DiffusionLM:
-    """Return a model with random weights for texts of ``LONGEST`` tokens."""
+def new_model(
+    tokenizer: PreTrainedTokenizerFast, longest: int = LONGEST, settings: Mapping[str, Any] | None = None
+) -> DiffusionLM:
+    """Return a model with random weights for texts of ``longest`` tokens; ``settings`` are those of ``ModelConfig``."""
     torch.manual_seed(0)
-    rows = [torch.randint(4, len(tokenizer), (LONGEST,)).tolist() for _ in range(50)]
-    model = build(ModelConfig, MODEL).make(tokenizer, rows, LONGEST)
-    model.config.length_counts = [*[0] * LONGEST, 1]
+    rows = [torch.randint(4, len(tokenizer), (longest,)).tolist() for _ in range(50)]
+    model = build(ModelConfig, MODEL if settings is None else settings).make(tokenizer, rows, longest)
+    model.config.length_counts = [*[0] * longest, 1]
     return model
 
 
