@@ -8,6 +8,8 @@ time of one thread. The first judge (configs/stories-judge.yaml) is an autoregre
 the treebank; a word 5-gram model of the same texts is the second. A third, a trigram model of the held-out stories, Brown and
 the treebank, has not read the training stories: samples that repeat these score well with the first two, and not with it.
 
+Then each model fills the middle sentence of ``--gaps`` held-out stories between the four others (middle_sentences.py).
+
 The tables go to stdout; these, the report and the samples are in ``benchmarks/results/stories-20-minutes``.
 """
 
@@ -20,21 +22,22 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from measure import RESULTS, ROOT, TEMPERATURES, exit_status, in_processes, train_or_resume
+from measure import RESULTS, ROOT, TEMPERATURES, exit_status, expect_positive, in_processes, train_or_resume
+from middle_sentences import infilling
 from nltk.corpus import brown, treebank
 from nltk.tokenize.treebank import TreebankWordDetokenizer
 
 from diffusionlm.data.corpora import Files
 from diffusionlm.data.reading import read_text
 from diffusionlm.evaluation.benchmark import EvaluationConfig, evaluate
-from diffusionlm.evaluation.judge import perplexity
+from diffusionlm.evaluation.judge import Judge, perplexity
 from diffusionlm.evaluation.ngrams import NGrams
 from diffusionlm.evaluation.report import table
 from diffusionlm.evaluation.text_metrics import unigram_entropy
 from diffusionlm.files import write_text
 from diffusionlm.training.run import RunConfig, read_config, train
 
-HELD_OUT = 500
+HELD_OUT, FILLINGS = 500, 4
 NETWORK = {"model.backbone": "{name: transformer, layers: 5, width: 192, heads: 6, dropout: 0.2}"}
 OURS = "{name: leave-one-out, layers: 3, query_layers: 2, width: 192, heads: 6, dropout: 0.2}"
 ROWS: dict[str, tuple[str, dict[str, str]]] = {
@@ -80,10 +83,13 @@ def config_of(row: str, paths: dict[str, Path]) -> RunConfig:
     return read_config([ROOT / "configs" / f"{name}.yaml"], [*data, *changes.items()])
 
 
-def other_judges(paths: dict[str, Path], out: Path) -> str:
+def other_judges(texts: dict[str, list[str]]) -> dict[str, NGrams]:
+    """Return the n-gram models of the prepared ``texts``."""
+    return {"5-gram": NGrams(texts["judge"], 5), "independent": NGrams(texts["test"] * 4 + texts["general"], 3)}
+
+
+def other_perplexities(models: dict[str, NGrams], texts: dict[str, list[str]], out: Path) -> str:
     """Return a table of the saved samples under the n-gram models, beside stories of both splits."""
-    texts = {name: read_text(path).splitlines() for name, path in paths.items()}
-    models = {"5-gram": NGrams(texts["judge"], 5), "independent": NGrams(texts["test"] * 4 + texts["general"], 3)}
     groups = {
         "training stories": texts["train"][:HELD_OUT],
         "held-out stories (which the independent one has read)": texts["test"],
@@ -121,7 +127,15 @@ def benchmark(options: argparse.Namespace, paths: dict[str, Path], folder: Path)
     config = EvaluationConfig(temperatures=TEMPERATURES, count=options.texts, bound_texts=options.bound_texts)
     corpus = Files(train=str(paths["train"]), test=str(paths["test"]))
     print(table(evaluate(judge, finished, config=config, corpus=corpus, out=out)))
-    print(other_judges(paths, out), flush=True)
+    texts = {name: read_text(path).splitlines() for name, path in paths.items()}
+    others = other_judges(texts)
+    print(other_perplexities(others, texts, out), flush=True)
+    if options.gaps and finished:
+        by_row = {run.name: run for run in finished}
+        found = infilling(
+            by_row, texts, Judge.load(judge), others, options.gaps, options.fillings or FILLINGS, out / "infilling"
+        )
+        print(found, end="", flush=True)
     return failed
 
 
@@ -135,6 +149,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, help="training steps of every run, the judge's too, instead (for a quick run)")
     parser.add_argument("--texts", type=int, default=300, help="samples per setting (%(default)s)")
     parser.add_argument("--bound-texts", type=int, default=60, help="held-out texts for the likelihood bounds (%(default)s)")
+    parser.add_argument("--gaps", type=int, default=100, help="held-out stories to infill; 0 leaves that out (%(default)s)")
+    parser.add_argument("--fillings", type=int, help=f"fillings of each ({FILLINGS})")
     parser.add_argument("--jobs", type=int, default=2, help="parallel training runs (%(default)s)")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--runs", default="runs/benchmarks/stories", help="folder of texts and models (%(default)s)")
@@ -142,6 +158,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if unknown := [row for row in options.rows if row not in ROWS]:
         parser.error(f"unknown row {unknown[0]!r}; choose from {', '.join(ROWS)}")
+    expect_positive(parser, options, "fillings")
+    if options.gaps < 0:
+        parser.error(f"--gaps: expected 0 or more, got {options.gaps}")
+    if options.fillings and not options.gaps:
+        parser.error("--fillings: nothing is infilled with --gaps 0, so this option has no effect; leave it out")
     options.rows, options.device, options.time_only = options.rows or list(ROWS), "cpu", False
     folder = Path(options.runs)
 
