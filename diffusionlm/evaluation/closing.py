@@ -1,15 +1,21 @@
 """The end of a training run: a temperature that fits the corpus, samples, figures beside held-out text, what to try next.
 
 The temperature is that at which samples have the unigram entropy of as many held-out texts, or the highest that is tried: below
-it they are too alike, above it less fluent than they could be at the variety of the corpus.
+it they are too alike, above it less fluent than they could be at the variety of the corpus. Where fewer than ``SHOWN`` texts
+are held out, training texts take their place: the entropy of one or two texts is not that of the corpus.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import datasets  # type: ignore[import-untyped]
+
+from diffusionlm.config import UserError
 from diffusionlm.data.copies import KnownTexts
 from diffusionlm.data.reading import collected_reports
 from diffusionlm.evaluation.judge import perplexity
@@ -18,6 +24,8 @@ from diffusionlm.evaluation.text_metrics import interpolated, self_bleu, unigram
 from diffusionlm.models.io import model_folder
 from diffusionlm.pipelines.auto import open_pipeline
 from diffusionlm.pipelines.base import BasePipeline
+from diffusionlm.pipelines.conditioning import Requested, conditions_of
+from diffusionlm.pipelines.diffusion import Pipeline
 from diffusionlm.progress import say
 from diffusionlm.training.optimizers import has_bf16
 from diffusionlm.training.run import read_config, save_sampling
@@ -44,19 +52,21 @@ def close(folder: str | Path, fit_temperature: bool) -> None:
     with collected_reports():  # on the texts, which the run itself has printed
         splits = config.data.corpus.load()
     training = splits["train"]["text"][:COUNTED]
-    held_out = splits.get("validation", splits["train"])["text"][:TEXTS]
+    beside, rows = _reference(splits)
     pipeline = open_pipeline(folder, dtype="bf16" if has_bf16() else "fp32")
     evaluations = pipeline.sampling.steps * pipeline.sampling.passes + pipeline.sampling.sweeps
-    count = max(SHOWN, min(TEXTS, len(held_out), EVALUATIONS // evaluations))
-    held_out = held_out[:count]
-    texts = _sampled(pipeline, pipeline.sampling.temperature, count)
+    rows = rows.select(range(min(TEXTS, len(rows), max(SHOWN, EVALUATIONS // evaluations))))
+    reference = rows["text"][:]
+    sample = partial(_sampled, pipeline, max(SHOWN, len(rows)), _conditions(pipeline, rows))
+    texts = sample(pipeline.sampling.temperature)
     if fit_temperature:
-        texts = _fit_temperature(pipeline, model_folder(folder), texts, unigram_entropy(held_out))
+        texts = _fit_temperature(pipeline, model_folder(folder), sample, texts, reference, beside)
     print("\n".join(texts[:SHOWN]), flush=True)
-    reference, known = NGrams(training, least=1), KnownTexts(training)
-    lines = [_line(name, _figures(each, reference, known)) for name, each in (("samples", texts), ("held-out", held_out))]
+    texts = texts[: len(reference)]
+    grams, known = NGrams(training, least=1), KnownTexts(training)
+    lines = [_line(name, _figures(each, grams, known)) for name, each in (("samples", texts), (beside, reference))]
     say(f"""
-{count} consecutive, unfiltered samples of one seed, beside as many held-out texts
+{len(texts)} consecutive, unfiltered samples of one seed, beside as many {beside} texts
 {_line("", {name: name for name in FIGURES})}
 {lines[0]}
 {lines[1]}
@@ -65,25 +75,57 @@ self-BLEU: 0 to 100, lower is more diverse; copied: training texts, word for wor
 
 Try next
   diffusionlm generate {folder} --count 5 --watch      see noise become words
-  diffusionlm generate {folder} --count 5 --control 'Length(8, 12)'      exact lengths, words, patterns
-  diffusionlm distill {folder} --out {folder}-few      the same in a few evaluations of the network per text
+{_for_diffusion(folder) if isinstance(pipeline, Pipeline) else ""}\
   diffusionlm evaluate {folder} --judge JUDGE      JUDGE: train --model.name causal --objective.name causal""")
 
 
-def _sampled(pipeline: BasePipeline[Any], temperature: float, count: int) -> list[str]:
-    say(f"Sampling {count} texts, temperature {temperature} ...")
+def _for_diffusion(folder: str | Path) -> str:
+    return f"""\
+  diffusionlm generate {folder} --count 5 --control 'Length(8, 12)'      exact lengths, words, patterns
+  diffusionlm distill {folder} --out {folder}-few      the same in a few evaluations of the network per text
+"""
+
+
+def _reference(splits: Mapping[str, datasets.Dataset]) -> tuple[str, datasets.Dataset]:
+    """Return the rows whose texts samples are compared with, and what they are."""
+    held_out = len(splits.get("validation", ()))
+    if held_out >= SHOWN:
+        return "held-out", splits["validation"]
+    say(f"{held_out} texts are held out, too few to compare samples with; training texts take their place")
+    return "training", splits["train"]
+
+
+def _conditions(pipeline: BasePipeline[Any], rows: datasets.Dataset) -> list[Requested] | None:
+    """Return the conditions of the ``rows``; None for a model without one, or where a row has none that the model knows."""
+    try:
+        return conditions_of(pipeline.model, pipeline.tokenizer, rows, "samples are without a condition")
+    except UserError as error:
+        say(str(error))
+        return None
+
+
+def _sampled(pipeline: BasePipeline[Any], count: int, given: list[Requested] | None, temperature: float) -> list[str]:
+    """Return ``count`` samples, of a model with a condition one for each that is ``given``."""
+    say(f"Sampling {count if given is None else len(given)} texts, temperature {temperature} ...")
     sampling = replace(pipeline.sampling, candidates=1, temperature=temperature)
-    return [row.text for row in pipeline.stream(count, sampling)]
+    sampling = sampling if given is not None else replace(sampling, cfg=1.0)
+    return [row.text for row in pipeline.stream(count if given is None else 1, sampling, condition=given)]
 
 
-def _fit_temperature(pipeline: BasePipeline[Any], folder: Path, texts: list[str], entropy: float) -> list[str]:
-    """Save the temperature at which samples have an ``entropy``; return its samples. ``texts`` are those at the present one."""
-    count, first = len(texts), pipeline.sampling.temperature
-    found = {first: (unigram_entropy(texts), texts)}
+def _fit_temperature(
+    pipeline: BasePipeline[Any], folder: Path, sample: Callable[[float], list[str]], texts: list[str],
+    reference: Sequence[str], beside: str,
+) -> list[str]:  # fmt: skip
+    """Save the temperature at which samples have the entropy of as many ``reference`` texts; return its samples.
+
+    ``texts`` are those at the present temperature.
+    """
+    first, entropy = pipeline.sampling.temperature, unigram_entropy(reference)
+    found = {first: (unigram_entropy(texts[: len(reference)]), texts)}
     upwards = found[first][0] < entropy
     for tried in [t for t in TEMPERATURES if t > first] if upwards else [t for t in TEMPERATURES[::-1] if t < first]:
-        texts = _sampled(pipeline, tried, count)
-        found[tried] = unigram_entropy(texts), texts
+        texts = sample(tried)
+        found[tried] = unigram_entropy(texts[: len(reference)]), texts
         if (found[tried][0] < entropy) != upwards:
             break
     nearest = min(found, key=lambda t: abs(found[t][0] - entropy))
@@ -91,13 +133,13 @@ def _fit_temperature(pipeline: BasePipeline[Any], folder: Path, texts: list[str]
     chosen = round(nearest if between is None else between, 2)
     pipeline.sampling = replace(pipeline.sampling, temperature=chosen)
     save_sampling(pipeline.sampling, folder)
-    say(f"sampling.temperature: {chosen} (nearest to the entropy of held-out texts, {entropy:.2f} nats)")
-    return found[chosen][1] if chosen in found else _sampled(pipeline, chosen, count)
+    say(f"sampling.temperature: {chosen} (nearest to the entropy of {beside} texts, {entropy:.2f} nats)")
+    return found[chosen][1] if chosen in found else sample(chosen)
 
 
-def _figures(texts: list[str], reference: NGrams, known: KnownTexts) -> dict[str, str]:
+def _figures(texts: Sequence[str], grams: NGrams, known: KnownTexts) -> dict[str, str]:
     values = (
-        f"{perplexity(reference.score(texts)):.1f}", f"{unigram_entropy(texts):.3f}", f"{self_bleu(texts):.1f}",
+        f"{perplexity(grams.score(texts)):.1f}", f"{unigram_entropy(texts):.3f}", f"{self_bleu(texts):.1f}",
         f"{len({*texts}) / len(texts):.1%}", f"{known.copied(texts):.1%}",
     )  # fmt: skip
     return dict(zip(FIGURES, values, strict=True))
