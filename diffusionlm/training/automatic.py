@@ -31,7 +31,7 @@ from diffusionlm.models.diffusion import ModelConfig
 from diffusionlm.models.spec import Rows
 from diffusionlm.processes import count, is_first, of_first
 from diffusionlm.progress import say
-from diffusionlm.training.run import RunConfig, flat, prepare, read_config, read_plain
+from diffusionlm.training.run import RunConfig, flat, prepare, read_config, read_plain, refuse_another
 from diffusionlm.training.trainer import DiffusionTrainer
 
 SETTINGS = (  # that are chosen, in this order
@@ -79,7 +79,7 @@ def automatic(
     ``minutes`` is the training time on this machine. A run in ``folder`` keeps the choices in its config.yaml.
 
     Raises:
-        UserError: minutes beside given steps, or not positive; the corpus cannot be read.
+        UserError: minutes beside given steps, or not positive; ``folder`` is no place for a run; the corpus cannot be read.
         KeyboardInterrupt: Ctrl-C while the speed was measured.
     """
     if minutes is not None and not (math.isfinite(minutes) and minutes > 0):
@@ -90,6 +90,8 @@ def automatic(
     if folder is not None and (recorded := Path(folder) / "config.yaml").exists():
         say(f"{folder}: resuming with the settings that were chosen for this run")
         return _with(config, _picked(read_config([recorded]), free))
+    if folder is not None:
+        refuse_another(config, Path(folder))  # before the speed is measured
     return _Chooser(config, free, minutes).chosen()
 
 
@@ -123,12 +125,15 @@ def _with(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the training texts are like: their number, that of their words, and of different words; held-out unknown words."""
+    """What the training texts are like: their number, that of their words, and of different words.
+
+    ``unknown`` is the share of the words of held-out texts that are not among these, None without held-out texts.
+    """
 
     texts: int
     words: int
     distinct: int
-    unknown: float
+    unknown: float | None
 
     @classmethod
     def of(cls, texts: Sequence[str], held_out: Sequence[str], total: int) -> Facts:
@@ -136,7 +141,7 @@ class Facts:
         counted = [split_words(text) for text in texts]
         known = {word for words in counted for word in words}
         others = [word for text in held_out for word in split_words(text)]
-        unknown = sum(word not in known for word in others) / max(1, len(others))
+        unknown = sum(word not in known for word in others) / len(others) if others else None
         return cls(total, round(sum(map(len, counted)) * total / len(texts)), len(known), unknown)
 
 
@@ -200,7 +205,7 @@ class _Chooser:
             smallest = _with(self.config, {"model.backbone": self._sized(SIZES[0][1:5], 0.0)})
             seen = self.minutes * 60 * _tokens_of_step(smallest) / fastest(smallest)[0]
         _, *size, batch = next(row for row in SIZES if seen <= row[0])
-        reason = f"the smallest network sees {seen:,.0f} tokens in this time"
+        reason = f"the smallest network sees {seen:,.0f} tokens in this {'run' if self.minutes is None else 'time'}"
         yield from self._take("model.backbone", self._sized(size, 0.0), reason)
         yield from self._take("training.batch_tokens", max(int(batch), self.config.data.max_length), "for this size")
 
@@ -227,10 +232,12 @@ class _Chooser:
             yield from self._take("training.steps", steps, f"{EPOCHS} times {self.tokens:,} tokens, {batch:,} in a step")
             return
         seconds, threads = fastest(self.config)
-        steps = max(LEAST_STEPS // 10, int(self.minutes * 60 * RESERVE / seconds))
+        fitting, least = int(self.minutes * 60 * RESERVE / seconds), LEAST_STEPS // 10
         reason = f"{self.minutes:g} minutes at {batch / seconds:,.0f} tokens per second"
+        if fitting < least:
+            reason = f"the fewest of a run, which takes longer: {reason} are {fitting} steps"
         yield from self._take("training.threads", threads, "the fastest number of CPU threads")
-        yield from self._take("training.steps", steps, reason)
+        yield from self._take("training.steps", max(least, fitting), reason)
 
     def _intervals(self) -> Iterable[Choice]:
         training = self.config.training
@@ -248,8 +255,10 @@ class _Chooser:
 
 def _tokenizer_for(facts: Facts) -> tuple[TokenizerRecipe, str]:
     """Return the tokenizer for texts, and the reason."""
-    share = f"{facts.unknown:.1%} of the words of held-out texts are not in the training texts"
-    if facts.distinct <= MOST_WORDS and facts.unknown <= UNKNOWN:
+    share = "no text is held out"
+    if facts.unknown is not None:
+        share = f"{facts.unknown:.1%} of the words of held-out texts are not in the training texts"
+    if facts.distinct <= MOST_WORDS and (facts.unknown or 0) <= UNKNOWN:
         return WordTokenizer(), f"{facts.distinct:,} different words; {share}"
     size = next(size for words, size in TOKENIZERS if facts.words <= words)
     return BytePairs(size), f"{facts.distinct:,} different words; {share}"

@@ -136,7 +136,7 @@ def train(
         print(f"{folder} is already trained; choose another --out to train a new model", file=sys.stderr)
         return True
     config.check()
-    _refuse_another(config, folder)
+    refuse_another(config, folder)
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
     torch.manual_seed(config.training.seed)
@@ -146,7 +146,7 @@ def train(
         say("validation: no text has a label that the training texts have, so no loss is measured on it")
     config.training.check(rows, validation, objective.width)
     with unclaimed_if_refused(folder), locked(folder):
-        _refuse_another(config, folder)  # again: it may have begun meanwhile
+        refuse_another(config, folder)  # again: it may have begun meanwhile
         claim(config, folder, rows, of_sources(tokenizer))
         begin_adapter(model, config.init_from, folder, quiet)
         trainer = DiffusionTrainer(
@@ -271,7 +271,7 @@ def _start_from(config: RunConfig, texts: Sequence[str]) -> tuple[PreTrainedToke
     return tokenizer, model
 
 
-def _refuse_another(config: RunConfig, folder: Path) -> None:
+def refuse_another(config: RunConfig, folder: Path) -> None:
     """Raise UserError unless the folder is new, holds a run of the same config, or only what cannot be a part of a run."""
     path = folder / "config.yaml"
     if path.exists():
@@ -281,8 +281,8 @@ def _refuse_another(config: RunConfig, folder: Path) -> None:
         if other := next((file for file in sorted(folder.iterdir()) if not _of_the_shell(file)), None):
             there = f"it holds other files, such as {other.name}"
             raise UserError(f"{folder}: expected a new or empty folder, or a run folder, but {there}")
-    elif folder.exists():
-        raise UserError(f"{folder}: expected a folder, or a place for a new one, got a file")
+    elif not (place := next(each for each in (folder, *folder.parents) if each.exists())).is_dir():
+        raise UserError(f"{place}: expected a folder, or a place for a new one, got a file")
 
 
 def _of_the_shell(file: Path) -> bool:

@@ -61,9 +61,12 @@ def test_a_config_file_pins_what_it_sets(corpus: Path, tmp_path: Path) -> None:
 
 
 def test_minutes_are_measured(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = chosen(corpus, *TINY_NETWORK, ("training.threads", "1"), minutes=0.05)
-    assert config.training.steps >= 20
-    assert "0.05 minutes at" in capsys.readouterr().err
+    config = chosen(corpus, *TINY_NETWORK, ("training.threads", "1"), minutes=1e-6)
+    assert config.training.steps == 20
+    printed = capsys.readouterr().err
+    assert (
+        "training.steps: 20 (the fewest of a run, which takes longer: 1e-06 minutes at" in printed and "are 0 steps)" in printed
+    )
 
 
 def test_a_run_that_is_there_keeps_its_choices(corpus: Path, tmp_path: Path) -> None:
@@ -77,6 +80,20 @@ def test_steps_and_minutes_contradict(corpus: Path) -> None:
         chosen(corpus, ("training.steps", "3"), minutes=1)
     with pytest.raises(UserError, match="--minutes: expected a positive number, got 0"):
         chosen(corpus, minutes=0)
+
+
+def test_without_held_out_texts_nothing_is_said_of_their_words(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chosen(corpus, ("data.corpus.validation_share", "0"))
+    printed = capsys.readouterr().err
+    assert "different words; no text is held out)" in printed and "words of held-out texts" not in printed
+
+
+def test_a_place_that_is_none_for_a_run_is_refused_before_the_speed_is_measured(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.py").touch()
+    with pytest.raises(UserError, match="expected a new or empty folder, or a run folder, but it holds other files"):
+        chosen(corpus, minutes=1e6, folder=tmp_path)
+    with pytest.raises(UserError, match=r"notes.py: expected a folder, or a place for a new one, got a file"):
+        chosen(corpus, minutes=1e6, folder=tmp_path / "notes.py" / "run")
 
 
 def test_facts_of_a_sample_are_those_of_the_corpus() -> None:
