@@ -223,12 +223,26 @@ def test_rows_in_a_file_are_those_of_a_call_that_was_not_interrupted(
         patch.setattr(Rows, "add", interrupted)
         assert main([*words, "--out", str(out)]) == 130
     assert not out.exists() and part.read_text().splitlines()[1:] == complete.splitlines()[:3]
-    part.write_text(part.read_text() + '{"text": "The')  # as if it had been killed in the fourth row
+    part.write_bytes(part.read_bytes() + '{"text": "Café'.encode()[:-1])  # as if the disk had been full in the fourth row
     capsys.readouterr()
     assert main([*words, "--out", str(out), "--seed", "7"]) == 2
     assert "holds rows of another call (its seed is null, not 7); delete it, or choose" in capsys.readouterr().err
     assert main([*words, "--out", str(out)]) == 0
     assert out.read_text() == complete and f"3 rows are in {part} already" in capsys.readouterr().err
+
+
+def test_rows_are_not_written_into_a_folder_nor_into_one_called_tilde(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    words = ["generate", STORED, "--count", "1", "--steps", "1"]
+    for name in ("new/", "home"):
+        assert main([*words, "--out", name]) == 2
+        assert f"{name}: expected a file for the rows, got a folder" in capsys.readouterr().err
+    assert main([*words, "--out", "~/rows.jsonl"]) == 0
+    assert [each.name for each in tmp_path.rglob("*")] == ["home", "rows.jsonl"]
 
 
 def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from diffusionlm.arguments import option
 from diffusionlm.config import UserError
-from diffusionlm.files import disk_errors, read_text, write, write_text
+from diffusionlm.files import decode, disk_errors, read_bytes, write, write_text
 from diffusionlm.processes import agreed, leads
 
 OUT = option("--out", "write the rows to this file; after an interruption the same command goes on", "FILE")
@@ -58,17 +59,20 @@ def rows_of(out: str | None, call: Mapping[str, Any]) -> Iterator[Rows]:
     Until then they are in ``out`` with .part at its end, after a line with the ``call`` that makes them.
 
     Raises:
-        UserError: the file is there already; another call writes it, or has left rows of other settings; a damaged row.
+        UserError: the file is there already, or a folder is; another call writes it, or has left rows of other settings; a
+            damaged row.
     """
     if out is None:
         yield Rows()
         return
     path, part = Path(out).expanduser(), Path(f"{out}.part").expanduser()
+    if out.endswith(os.sep) or path.is_dir():
+        raise UserError(f"{out}: expected a file for the rows, got a folder")
     if not leads():
         none: list[dict[str, Any]] = []
         yield Rows(agreed(none))
         return
-    lock = FileLock(f"{out}.lock")
+    lock = FileLock(f"{path}.lock")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -99,7 +103,8 @@ def _stored(part: Path, call: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the complete rows that an interrupted ``call`` left. Raises UserError where they are another call's."""
     if not part.exists():
         return []
-    header, *lines = read_text(part).split("\n")[:-1] or ["{}"]  # what follows the last line end was cut short
+    whole, end, _ = read_bytes(part).rpartition(b"\n")  # what follows the last line end was cut short, perhaps in a character
+    header, *lines = decode(whole, str(part)).split("\n") if end else ["{}"]
     try:
         other, rows = json.loads(header), [json.loads(line) for line in lines]
     except ValueError:
