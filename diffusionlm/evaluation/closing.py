@@ -21,6 +21,7 @@ from diffusionlm.data.reading import collected_reports
 from diffusionlm.evaluation.judge import perplexity
 from diffusionlm.evaluation.ngrams import NGrams
 from diffusionlm.evaluation.text_metrics import interpolated, self_bleu, unigram_entropy
+from diffusionlm.files import write_text
 from diffusionlm.models.io import model_folder
 from diffusionlm.pipelines.auto import open_pipeline
 from diffusionlm.pipelines.base import BasePipeline
@@ -40,20 +41,36 @@ TEMPERATURES = (
     1.15,
     1.3,
 )  # that are tried; above, the errors of a short training show
+PENDING = "closing"  # in a run folder while this goes on
 FIGURES = ("perplexity", "entropy", "self-BLEU", "distinct", "copied")
 
 
 def close(folder: str | Path, fit_temperature: bool) -> None:
     """Sample from the model of a finished run; print samples on stdout and figures on stderr.
 
-    ``fit_temperature`` first chooses the sampling temperature, and saves it in the model's folder.
+    ``fit_temperature`` first chooses the sampling temperature, and saves it in the model's folder. After an interruption this
+    ``is_pending``.
     """
+    pending = Path(folder) / PENDING
+    write_text(pending, "")
+    _report(folder, fit_temperature)
+    pending.unlink()
+
+
+def is_pending(folder: str | Path) -> bool:
+    """Return whether the end of the run in ``folder`` was interrupted, so that its temperature may not have been chosen."""
+    return (Path(folder) / PENDING).exists()
+
+
+def _report(folder: str | Path, fit_temperature: bool) -> None:
     config = read_config([Path(folder) / "config.yaml"])
     with collected_reports():  # on the texts, which the run itself has printed
         splits = config.data.corpus.load()
     training = splits["train"]["text"][:COUNTED]
     beside, rows = _reference(splits)
     pipeline = open_pipeline(folder, dtype="bf16" if has_bf16() else "fp32")
+    # Not the temperature that an interrupted call has chosen: the choice depends on where it begins.
+    pipeline.sampling = replace(pipeline.sampling, temperature=config.sampling.temperature)
     evaluations = pipeline.sampling.steps * pipeline.sampling.passes + pipeline.sampling.sweeps
     rows = rows.select(range(min(TEXTS, len(rows), max(SHOWN, EVALUATIONS // evaluations))))
     reference = rows["text"][:]

@@ -40,7 +40,7 @@ def _quickstart(options: argparse.Namespace) -> int:
 )
 def _train(options: argparse.Namespace) -> int:
     """Train a model; after an interruption, the same command resumes the run."""
-    from diffusionlm.evaluation.closing import close
+    from diffusionlm.evaluation.closing import close, is_pending
     from diffusionlm.training.automatic import automatic, given_names
     from diffusionlm.training.run import read_config, train
 
@@ -55,10 +55,10 @@ def _train(options: argparse.Namespace) -> int:
     fits_itself = options.minutes is not None or (own_corpus and config.model.generates)
     if fits_itself:
         config = automatic(config, names, options.minutes, options.out)
-    was_finished = (Path(options.out) / "model" / "finished").exists()
+    was_closed = (Path(options.out) / "model" / "finished").exists() and not is_pending(options.out)
     if not train(config, options.out):
         return 130
-    if fits_itself and not was_finished and is_first():
+    if fits_itself and config.model.generates and not was_closed and is_first():
         close(options.out, fit_temperature="sampling.temperature" not in names)
     return 0
 

@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import pytest
-from tiny_runs import restaurant_texts, tiny_config
+from tiny_runs import restaurant_texts, tiny_config, tiny_plain
 
+from diffusionlm.cli import main
 from diffusionlm.evaluation import closing
 from diffusionlm.evaluation.text_metrics import unigram_entropy
 from diffusionlm.pipelines.auto import open_pipeline
 from diffusionlm.training.optimizers import has_bf16
-from diffusionlm.training.run import train
+from diffusionlm.training.run import flat, train
 
 
 def closed(folder: Path, texts: list[str], **changes: object) -> None:
@@ -49,6 +50,25 @@ def test_samples_of_a_conditional_model_have_the_conditions_of_the_texts(
     pipeline = open_pipeline(tmp_path / "run", dtype="bf16" if has_bf16() else "fp32")
     expected = [row.text for row in pipeline.stream(1, source=topics)]
     assert capsys.readouterr().out.splitlines() == expected[: closing.SHOWN]
+
+
+def test_an_interrupted_end_is_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = flat(tiny_plain(tmp_path, training={"steps": 1, "sample_every": 100}))
+    words = ["train", *(word for name, value in settings.items() for word in (f"--{name}", str(value)))]
+
+    def ended(name: str) -> tuple[int, str, str]:
+        status = main([*words, "--out", str(tmp_path / name)])
+        return status, capsys.readouterr().out, (tmp_path / name / "model" / "sampling.json").read_text()
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(closing, "_figures", interrupted)
+        assert ended("run")[0] == 130
+    again, other = ended("run"), ended("other")
+    assert again == other and again[0] == 0 and again[1].count("\n") == closing.SHOWN
+    assert ended("run") == (0, "", again[2])  # once only
 
 
 def test_a_causal_model_is_advised_what_it_can_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

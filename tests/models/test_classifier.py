@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from test_labels import records
 from tiny_runs import ROOT, TINY
@@ -20,7 +21,7 @@ from transformers import AutoModel
 
 from diffusionlm import LatentClassifier
 from diffusionlm.cli import main
-from diffusionlm.config import UserError, build, merge
+from diffusionlm.config import UserError, build, merge, to_plain
 from diffusionlm.constraints.inference import viterbi
 from diffusionlm.controls import Attribute, Binding, PartsOfSpeech, Span
 from diffusionlm.data.labels import Labelled
@@ -85,6 +86,16 @@ def run_of(home: Path, head: str) -> Path:
     """Return the run of a small classifier, trained by the first test that needs it."""
     assert train(classifier_config(home, head, steps=140, training={"save_every": 140}), home / head, quiet=True)
     return home / head
+
+
+def test_a_classifier_that_is_trained_for_minutes_ends_without_samples(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = to_plain(classifier_config(home))
+    del plain["training"]["steps"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(plain))
+    words = ["train", "--config", str(tmp_path / "config.yaml"), "--minutes", "1e-6", "--out", str(tmp_path / "run")]
+    assert main(words) == 0 and capsys.readouterr().out == ""
 
 
 @pytest.fixture(scope="module", params=list(HEADS))
