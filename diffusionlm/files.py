@@ -62,6 +62,8 @@ def open_bytes(path: Path) -> Iterator[Any]:
     if path.is_dir():
         raise UserError(f"{path}: expected a file, got a folder")
     if not path.exists():
+        if path.is_symlink():
+            raise UserError(f"{path}: this link leads to no file, but to {path.readlink()}")
         raise UserError(f"{path}: there is no such file{_nearest_file(path)}")
     suffix = path.suffix.lower()
     try:

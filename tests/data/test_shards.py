@@ -68,6 +68,8 @@ def test_a_folder_and_a_pattern_without_files_are_refused(folder: Path) -> None:
     (folder / "d.md").write_text("no texts")
     assert refusal(folder / "*").startswith(f"{folder}/d.md: expected a file ending in one of .txt, ")
     assert "there is no such file" in refusal(folder / "none.txt")
+    (folder / "link.txt").symlink_to("gone.txt")
+    assert refusal(folder / "link.txt") == f"{folder}/link.txt: this link leads to no file, but to gone.txt"
 
 
 def test_a_wrong_file_among_others_is_named(folder: Path) -> None:
