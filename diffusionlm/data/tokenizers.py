@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -38,6 +38,7 @@ SPECIAL_TOKENS = [PAD, UNKNOWN, START, END]
 BLANK = "▁"
 TOKENIZER = "tokenizer.json"
 SOURCES = "source_tokenizer"  # of a tokenizer and of a model folder: where the tokenizer of its sources is
+LONG_WORD = re.compile(r"\w{4000}(?=\w)")  # cut where byte pairs are learned: the time grows with the square of a word's length
 RARE = "☃ꙮ𒀀"  # characters that hardly a vocabulary has
 
 _LETTER = r"[\p{L}\p{M}\p{N}£$€]"
@@ -78,7 +79,8 @@ class WordTokenizer(TokenizerRecipe, name="words"):
 class BytePairs(TokenizerRecipe, name="bpe"):
     """Byte-pair encoding inside words (Sennrich et al. 2016), merged until there are ``vocab_size`` tokens.
 
-    The alphabet is that of the training texts, even if it is larger than ``vocab_size``; other characters are [UNK].
+    The alphabet is that of the training texts, even if it is larger than ``vocab_size``; other characters are [UNK]. Merges are
+    learned from words of at most 4,000 characters, into which longer ones are cut.
     """
 
     vocab_size: int = 8000
@@ -248,10 +250,14 @@ def _trained(
         entry = stored("tokenizer", key, partial(_train_on_many, backend, trainer, texts))
         backend = Tokenizer.from_file(str(entry.folder / TOKENIZER))
     else:
-        backend.train_from_iterator(texts, trainer)
+        backend.train_from_iterator(_with_cut_words(texts) if isinstance(trainer, trainers.BpeTrainer) else texts, trainer)
     if backend.get_vocab_size() == len(SPECIAL_TOKENS):
         raise UserError(nothing)
     return finish(backend, length, *SPECIAL_TOKENS)
+
+
+def _with_cut_words(texts: Iterable[str]) -> Iterator[str]:
+    return (LONG_WORD.sub(r"\g<0> ", text) for text in texts)
 
 
 def _train_on_many(backend: Tokenizer, trainer: Any, texts: Texts, folder: Path) -> dict[str, Any]:
@@ -267,7 +273,8 @@ def _train_on_many(backend: Tokenizer, trainer: Any, texts: Texts, folder: Path)
             backend.model = models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=UNKNOWN)
             backend.add_special_tokens(SPECIAL_TOKENS)
         else:
-            backend.train_from_iterator(chain.from_iterable(map(pyarrow.Array.to_pylist, texts.blocks(bar.update))), trainer)
+            blocks = map(pyarrow.Array.to_pylist, texts.blocks(bar.update))
+            backend.train_from_iterator(_with_cut_words(chain.from_iterable(blocks)), trainer)
     backend.save(str(folder / TOKENIZER))
     return {}
 

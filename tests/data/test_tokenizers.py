@@ -155,6 +155,12 @@ def test_pretrained_with_one_special_token(tmp_path: Path) -> None:
     assert AutoTokenizer.from_pretrained(tmp_path / "ours")("A café.")["input_ids"] == ids
 
 
+def test_byte_pairs_of_a_very_long_word_are_those_of_its_parts() -> None:
+    long = BytePairs(40).make(["x" * 9_000])
+    assert long.get_vocab() == BytePairs(40).make([" ".join("x" * n for n in (4_000, 4_000, 1_000))]).get_vocab()
+    assert decode_texts(long, [long("x" * 9_000)["input_ids"]]) == ["x" * 9_000]
+
+
 def test_mistakes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="^tokenizer: no tokenizer is called 'word'; did you mean 'words'"):
         build(dict[str, TokenizerRecipe], {"tokenizer": "word"})
