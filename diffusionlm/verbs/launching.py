@@ -25,7 +25,13 @@ def launch(count: int, arguments: Sequence[str]) -> int:
     if count > (known := cores()):
         print(f"--processes {count}: more than the {known} CPU cores here, so that processes wait for cores", file=sys.stderr)
     shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
-    environment = {"OMP_NUM_THREADS": str(max(1, known // count)), **os.environ, SUPERVISED: "1"}
+    # A refusal in one process ends the store of all: its C++ warnings of that would be printed below the reason.
+    environment = {
+        "OMP_NUM_THREADS": str(max(1, known // count)),
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        **os.environ,
+        SUPERVISED: "1",
+    }
     environment |= {name: str(value) for name, value in shared.items()}
     with _started(count, [sys.executable, "-m", "diffusionlm", *arguments], environment) as processes:
         try:
