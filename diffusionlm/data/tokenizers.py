@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -264,10 +264,7 @@ def _train_on_many(backend: Tokenizer, trainer: Any, texts: Texts, folder: Path)
     """Train on the texts of a large corpus and save the result; words are counted by blocks, in a fraction of the time."""
     with tqdm(desc="making the tokenizer", total=len(texts), unit=" texts", unit_scale=True, leave=False, **intervals()) as bar:
         if isinstance(trainer, trainers.WordLevelTrainer):
-            counts: Counter[str] = Counter()
-            for word, number in word_counts(texts.blocks(bar.update)).items():
-                for piece, _ in backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(word)):
-                    counts[piece] += number
+            counts = piece_counts(word_counts(texts.blocks(bar.update)), backend)
             known = [piece for piece, number in counts.items() if number >= trainer.min_frequency]
             words = [*SPECIAL_TOKENS, *sorted(known, key=lambda piece: (-counts[piece], piece))]
             backend.model = models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=UNKNOWN)
@@ -277,6 +274,16 @@ def _train_on_many(backend: Tokenizer, trainer: Any, texts: Texts, folder: Path)
             backend.train_from_iterator(_with_cut_words(chain.from_iterable(blocks)), trainer)
     backend.save(str(folder / TOKENIZER))
     return {}
+
+
+def piece_counts(words: Mapping[str, int], backend: Tokenizer) -> Counter[str]:
+    """Return how often each piece of the pre-tokenisation occurs in ``words`` (or texts) that occur so often."""
+    counts: Counter[str] = Counter()
+    for word, number in words.items():
+        normalised = word if backend.normalizer is None else backend.normalizer.normalize_str(word)
+        for piece, _ in backend.pre_tokenizer.pre_tokenize_str(normalised):
+            counts[piece] += number
+    return counts
 
 
 def splits_at_blanks(tokenizer: PreTrainedTokenizerFast) -> bool:

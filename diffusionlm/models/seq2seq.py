@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from diffusionlm.config import FORMAT_VERSION, Settings, UserError, build_untrusted, to_plain
 from diffusionlm.core.objective import Batch, expect_family
@@ -137,6 +137,9 @@ class Seq2SeqConfig(AutoregressiveSpec, ConditionalSpec, name="seq2seq"):
 
     def load(self, folder: str | Path) -> T5ForConditionalGeneration:
         return load_seq2seq(folder)
+
+    def blank(self, model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
+        return self.attached(cast(T5ForConditionalGeneration, super().blank(model, config)))
 
 
 class TwoVocabularies(T5ForConditionalGeneration):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 import datasets  # type: ignore[import-untyped]
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from diffusionlm.config import Component, UserError
 from diffusionlm.data.batches import DataConfig, Encoded
@@ -87,6 +87,10 @@ class ModelSpec(Component, family="model"):
     def load(self, folder: str | Path) -> PreTrainedModel:
         """Load a model of this family, with any hyperparameters, from a model folder; see ``load_pretrained``."""
         raise NotImplementedError
+
+    def blank(self, model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
+        """Return a model of the class of ``model`` with another ``config``, such as one of more words, and random weights."""
+        return type(model)(config)
 
     def describes(self, model: PreTrainedModel) -> bool:
         """Return whether ``model`` has these hyperparameters, so that a run may start from it."""

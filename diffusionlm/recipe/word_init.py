@@ -83,11 +83,7 @@ def mutual_information(counts: Tensor) -> Tensor:
 
 def word_vectors_from(rows: Sequence[Sequence[int]], vocabulary: int, dimension: int, share: float) -> Tensor:
     """Return vectors (V, D) of norm sqrt(D), with the ``share`` of the squared length from co-occurrence, the rest random."""
-    if (remember := getattr(rows, "remember", None)) is None:
-        factors = _factors(rows, vocabulary, dimension)
-    else:  # threads decide on the last bits
-        name = f"co-occurrence, {vocabulary} words, {dimension} dimensions, {torch.get_num_threads()} threads"
-        factors = torch.from_numpy(remember(name, lambda: _factors(rows, vocabulary, dimension).numpy()))
+    factors = context_vectors(rows, vocabulary, dimension)
     rotation = torch.linalg.qr(torch.randn(dimension, dimension))[0]  # so that no coordinate is special
     meaning = F.normalize((factors - factors.mean(0)) @ rotation, dim=-1)
     own = F.normalize(torch.randn(vocabulary, dimension), dim=-1)
@@ -95,8 +91,16 @@ def word_vectors_from(rows: Sequence[Sequence[int]], vocabulary: int, dimension:
     return F.normalize(mixed, dim=-1) * math.sqrt(dimension)
 
 
+def context_vectors(rows: Sequence[Sequence[int]], vocabulary: int, dimension: int) -> Tensor:
+    """Return the factors (V, D) of the positive pointwise mutual information; those of a large corpus are kept with it."""
+    if (remember := getattr(rows, "remember", None)) is None:
+        return _factors(rows, vocabulary, dimension)
+    # Threads decide on the last bits.
+    name = f"co-occurrence, {vocabulary} words, {dimension} dimensions, {torch.get_num_threads()} threads"
+    return torch.from_numpy(remember(name, lambda: _factors(rows, vocabulary, dimension).numpy()))
+
+
 def _factors(rows: Sequence[Sequence[int]], vocabulary: int, dimension: int) -> Tensor:
-    """Return the factors (V, D) of the positive pointwise mutual information."""
     information = mutual_information(cooccurrence(rows, vocabulary))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # products of sparse tensors are in beta state

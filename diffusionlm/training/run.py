@@ -46,6 +46,7 @@ from diffusionlm.progress import say
 from diffusionlm.recipe.cross_entropy import CrossEntropy
 from diffusionlm.training.adapting import adapt, begin_adapter, check_start, settings_of
 from diffusionlm.training.checkpoints import check_finite, locked, unclaimed_if_refused
+from diffusionlm.training.extending import VocabularyExtension, find_new_words
 from diffusionlm.training.texts import Copies, add_source_tokenizer, encode_splits, keep_typical, report_unknown_sources
 from diffusionlm.training.trainer import DiffusionTrainer, TrainingConfig
 
@@ -57,7 +58,7 @@ class RunConfig(Settings):
     """The settings of a run.
 
     ``init_from`` is a model or run folder whose weights and tokenizer the run starts from (fine-tuning); ``adapter`` is the
-    part of the model that is trained and saved.
+    part of the model that is trained and saved; ``extend_vocabulary`` adds words of the corpus to it.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -67,6 +68,7 @@ class RunConfig(Settings):
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     init_from: str | None = None
     adapter: Adapter = field(default_factory=Full)
+    extend_vocabulary: VocabularyExtension = field(default_factory=VocabularyExtension)
 
     def __post_init__(self) -> None:
         if self.data.source is not None:
@@ -89,7 +91,25 @@ class RunConfig(Settings):
         if not self.adapter.complete and self.init_from is None:
             name = plain_name(type(self.adapter))
             raise UserError(f"init_from: expected a base model, since the adapter {name!r} saves no complete model")
+        self._check_extension()
         build_untrusted(SamplingConfig, to_plain(self.sampling), "sampling")  # as the saved model is read
+
+    def _check_extension(self) -> None:
+        """Raise UserError where no words can be added to a vocabulary."""
+        where = "extend_vocabulary.words"
+        if not self.extend_vocabulary.words:
+            if self.extend_vocabulary != VocabularyExtension():
+                raise UserError(f"extend_vocabulary.min_count: no words are added; give {where}, or leave it out")
+            return
+        if self.init_from is None:
+            raise UserError(f"{where}: a new model has the words of its own corpus; give init_from, or leave it out")
+        if not self.adapter.complete:
+            name = plain_name(type(self.adapter))
+            raise UserError(f"{where}: the adapter {name!r} leaves the words as they are; train all weights, or leave it out")
+        if self.objective.trains_joint or getattr(self.objective, "teacher", None):
+            raise UserError(f"{where}: a student has the words of its teacher; extend the teacher, or leave it out")
+        if not self.model.generates:
+            raise UserError(f"{where}: a classifier has the words of its denoiser; leave it out")
 
 
 def read_config(paths: Sequence[str | Path] = (), assignments: Sequence[tuple[str, str]] = ()) -> RunConfig:
@@ -196,16 +216,22 @@ def prepare(config: RunConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerFast
     """Return the model to train, its tokenizer, and the training and validation rows."""
     splits = config.data.corpus.load()
     spec = config.model.fitted(splits)
-    tokenizer, model = _start_from(config, spec.tokenizer_texts(splits["train"]))
+    texts = spec.tokenizer_texts(splits["train"])
+    tokenizer, model = _start_from(config, texts)
+    words = find_new_words(config.extend_vocabulary, tokenizer, texts, config.init_from)
+    tokenizer = words.tokenizer
     adapter = config.adapter.fitted(splits)
     spec = adapter.adapted(spec if model is None else config.model.of(model))
     made = add_source_tokenizer(spec, splits["train"], tokenizer, model)
     used = keep_typical(splits, spec, config.data)
-    rows = spec.rows(encode_splits(used, tokenizer, config.data), used, tokenizer)
+    extensible = model is not None and config.adapter.complete
+    rows = spec.rows(encode_splits(used, tokenizer, config.data, extensible), used, tokenizer)
     if made or config.init_from is not None:
         report_unknown_sources(spec, splits["train"], tokenizer, made)
     if model is None:
         model = spec.make(tokenizer, rows["train"], config.data.max_length)
+    else:
+        model = words.added_to(model, spec, rows["train"])
     if config.model.generates:
         model.config.length_counts = numpy.bincount(lengths_of(rows["train"])).tolist()
         pipeline_of(model)(model, tokenizer, config.sampling).check(config.sampling)

@@ -42,10 +42,15 @@ def keep_typical(splits: Splits, spec: ModelSpec, data: DataConfig) -> Splits:
     return {**splits, "train": kept}
 
 
-def encode_splits(splits: Splits, tokenizer: PreTrainedTokenizerFast, data: DataConfig) -> dict[str, Encoded]:
-    """Encode all splits but "test", and say how many texts were cut, split, dropped or skipped, and which words are unknown."""
+def encode_splits(
+    splits: Splits, tokenizer: PreTrainedTokenizerFast, data: DataConfig, extensible: bool = False
+) -> dict[str, Encoded]:
+    """Encode all splits but "test", and say how many texts were cut, split, dropped or skipped, and which words are unknown.
+
+    The run may add words to an ``extensible`` tokenizer, that of a model which it starts from.
+    """
     encoded = {split: _encode(texts_of(rows), split, tokenizer, data) for split, rows in splits.items() if split != "test"}
-    for sentence in unknown_words(encoded, tokenizer, data):
+    for sentence in unknown_words(encoded, tokenizer, data, extensible):
         say(sentence)
     return encoded
 
@@ -64,7 +69,9 @@ def _encode(texts: Sequence[str], split: str, tokenizer: PreTrainedTokenizerFast
     return encoded
 
 
-def unknown_words(encoded: Mapping[str, Encoded], tokenizer: PreTrainedTokenizerFast, data: DataConfig) -> list[str]:
+def unknown_words(
+    encoded: Mapping[str, Encoded], tokenizer: PreTrainedTokenizerFast, data: DataConfig, extensible: bool = False
+) -> list[str]:
     """Return a sentence where many tokens of held-out texts are unknown, and one where many of training texts occur once."""
     found = []
     if "validation" in encoded and tokenizer.unk_token_id is not None:
@@ -79,6 +86,7 @@ def unknown_words(encoded: Mapping[str, Encoded], tokenizer: PreTrainedTokenizer
         BytePairs: "use a smaller data.tokenizer.vocab_size, or more texts",
     }
     cure = cures.get(type(data.tokenizer), "use more texts, or another data.tokenizer")
+    cure = "extend_vocabulary.words adds frequent words to it, and min_count rarer ones" if extensible else cure
     return [f"{sentence}; {cure}" for sentence in found]
 
 

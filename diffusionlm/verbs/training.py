@@ -34,6 +34,7 @@ def _quickstart(options: argparse.Namespace) -> int:
     option("--minutes", "training time on this machine; chooses the steps, and whatever else is not set", "X"),
     option("--steps", "training steps; short for --training.steps"),
     option("--init-from", "fine-tune this model folder on the corpus", "MODEL"),
+    option("--extend-vocabulary", "add up to N frequent words of the corpus to the vocabulary of --init-from"),
     option("--adapter", "train and save a part of the weights, such as lora; see: diffusionlm show adapters", "NAME"),
     option("--processes", "processes on this machine, each with batches of its own (default 1)"),
     example="train --config configs/e2e-small.yaml --training.steps 500 --data.corpus.folder e2e",
@@ -44,10 +45,11 @@ def _train(options: argparse.Namespace) -> int:
     from diffusionlm.training.automatic import automatic, given_names
     from diffusionlm.training.run import read_config, train
 
-    expect_positive(options, "steps")
+    expect_positive(options, "steps", "extend_vocabulary")
     check_whole()
     given = [(name, value) for name in ("init_from", "adapter") if (value := getattr(options, name))]
-    given += [] if options.steps is None else [("training.steps", str(options.steps))]
+    short = {"training.steps": options.steps, "extend_vocabulary.words": options.extend_vocabulary}
+    given += [(name, str(value)) for name, value in short.items() if value is not None]
     assignments = options.overrides + given
     config = read_config(options.config, assignments)
     names = given_names(options.config, assignments)

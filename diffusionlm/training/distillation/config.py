@@ -55,7 +55,8 @@ def distillation_config(
     for path in configs:
         plain = merge(plain, read_yaml(read_text(path), str(path)))
     plain.pop("format_version", None)
-    changed = {"objective": {"name": "cross-entropy"}, "init_from": None, "adapter": "full"}  # a student is a complete model
+    # A student is a complete model, with the words of its teacher.
+    changed = {"objective": {"name": "cross-entropy"}, "init_from": None, "adapter": "full", "extend_vocabulary": {}}
     base = build(RunConfig, {**plain, **settings_of(teacher), **changed})
     expect_model(method, base.model)
     if any(getattr(base.model, name, None) for name in ("distilled_for", "joint_width")):
