@@ -23,9 +23,8 @@ from diffusionlm.recipe.word_init import context_vectors
 from diffusionlm.recipe.word_placing import NEIGHBOURS, Means, mean_of, nearest
 
 DIMENSION = 64  # of the context vectors
-LEAST = 3  # occurrences in the corpus of a known word that others start from
-ENOUGH = 10  # occurrences of a new word whose contexts say more than its pieces
-SHARE = 0.85  # of a new word vector's squared length that is the mean of others, where the model's settings name none
+LEAST = 3  # occurrences of a word whose contexts say more than its pieces, and of a known one that others start from
+SHARE = 0.85  # of a new word vector's squared length that is the mean of others, as of a new model's (``cooccurrence``)
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,7 @@ class NewWords:
         if not self.pieces:
             return model
         means, starts = self._means(model.config.vocab_size, rows)
-        share = getattr(getattr(model, "settings", None), "cooccurrence", SHARE)
-        shares = torch.tensor([0.0 if start == "random" else share for start in starts])
+        shares = torch.tensor([0.0 if start == "random" else SHARE for start in starts])
         extended = extended_model(model, spec, means, shares)
         found = Counter(starts)
         say(f"extend_vocabulary: {self.report}; start: {', '.join(f'{found[start]} {name}' for start, name in STARTS.items())}")
@@ -75,7 +73,7 @@ class NewWords:
         terms, starts = [], []
         for number, pieces, neighbours in zip(new.tolist(), self.pieces.values(), near, strict=True):
             whole = not special & {*pieces}
-            often = counts.get(number, 0) >= (ENOUGH if whole else 1)
+            often = counts.get(number, 0) >= (LEAST if whole else 1)
             start = "contexts" if neighbours[0] and often else "pieces" if whole else "random"
             terms.append({"contexts": neighbours, "pieces": (pieces, [1.0] * len(pieces)), "random": rest}[start])
             starts.append(start)
@@ -106,7 +104,7 @@ def find_new_words(
         return NewWords(tokenizer)
     extended = with_words(tokenizer, [*words])
     before, after = reading(counts, tokenizer), reading(counts, extended)
-    report = f"{len(words):,} words of the training texts were added to the {len(tokenizer):,} tokens of {base}"
+    report = f"new words: {len(words):,}, beside the {len(tokenizer):,} tokens of {base}"
     report += f"; unknown tokens: {before.unknown:.1%} before, {after.unknown:.1%} now"
     if before.tokens_per_word > 1:
         report += f"; tokens per word: {before.tokens_per_word:.2f} before, {after.tokens_per_word:.2f} now"

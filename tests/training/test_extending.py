@@ -14,12 +14,14 @@ from tiny_adapters import LORA, tiny_family
 from tiny_conditions import SOURCE, pairs, trained
 from tiny_runs import restaurant_texts
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from diffusionlm.cli import main
 from diffusionlm.config import UserError, build, merge
 from diffusionlm.data.tokenizers import load_tokenizer
 from diffusionlm.models.diffusion import DiffusionLM
 from diffusionlm.pipelines.auto import open_pipeline
+from diffusionlm.recipe import word_init
 from diffusionlm.training.distillation.config import distillation_config
 from diffusionlm.training.run import RunConfig, prepare, save_model, train
 
@@ -35,6 +37,12 @@ BASES: dict[str, tuple[str, dict[str, Any]]] = {
     "seq2seq": ("seq2seq", {}),
     "bpe": ("causal", {"data": {"tokenizer": {"name": "bpe", "vocab_size": 200}}}),
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def few_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the factors of the co-occurrences, most of these tests' time, be those of fewer context words."""
+    monkeypatch.setattr(word_init, "CONTEXT_WORDS", 60)
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +73,12 @@ def extended(home: Path, name: str, **changes: Any) -> RunConfig:
     return tiny_family(home, family, **merge(merge(settings, given), changes))
 
 
+def prepared(config: RunConfig) -> tuple[Any, PreTrainedTokenizerFast, Any]:
+    """Return the model, the tokenizer and the training rows of a run."""
+    model, tokenizer, rows, _ = prepare(config)
+    return model, tokenizer, rows
+
+
 @torch.no_grad()
 def outputs(model: Any, ids: Tensor) -> Tensor:
     """Return the logits of a model of any family at texts ``ids``, before any step of training."""
@@ -75,9 +89,9 @@ def outputs(model: Any, ids: Tensor) -> Tensor:
         found: Tensor = model(model.process.noise(model.encode(ids), t, noise), t).logits
         return found
     if hasattr(model, "mask_vector"):
-        return model(ids, torch.arange(ids.shape[1]).expand(ids.shape) % 3 == 1)  # type: ignore[no-any-return]
+        return model(ids, torch.arange(ids.shape[1]).expand(ids.shape) % 3 == 1)
     given = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
-    return model(input_ids=ids, **given).logits  # type: ignore[no-any-return]
+    return model(input_ids=ids, **given).logits
 
 
 @pytest.mark.parametrize("name", BASES)
@@ -86,9 +100,10 @@ def test_before_any_step_the_model_is_its_base_on_the_words_that_this_knows(
 ) -> None:
     config = extended(home, name)
     folder = base_of(home, name)
-    base, old = config.model.load(folder), load_tokenizer(folder)
+    base: Any = config.model.load(folder)
+    old = load_tokenizer(folder)
     capsys.readouterr()
-    model, tokenizer, _, _ = prepare(config)
+    model, tokenizer, _ = prepared(config)
     known, size = len(old), len(tokenizer)
     assert known < size == model.config.vocab_size and old.get_vocab().items() <= tokenizer.get_vocab().items()
     ids = torch.tensor([old(text)["input_ids"][:8] for text in restaurant_texts(4)])
@@ -97,11 +112,11 @@ def test_before_any_step_the_model_is_its_base_on_the_words_that_this_knows(
     expected, got = outputs(base, ids), outputs(model, ids)
     assert got.shape[-1] == size
     # The network of a continuous model also receives the token posterior, in which the new words have a part.
-    tolerance = 0.3 if name == "diffusion" else 1e-5
+    tolerance = 1e-2 if name == "diffusion" else 1e-5
     finite = expected.isfinite()
     assert torch.allclose(got[..., :known][finite], expected[finite], atol=tolerance)
     told = capsys.readouterr().err
-    added = f"extend_vocabulary: {size - known} words of the training texts were added to the {known:,} tokens of {config.init_from}"
+    added = f"extend_vocabulary: new words: {size - known}, beside the {known:,} tokens of {config.init_from}; unknown tokens: "
     assert added in told and " from words with similar contexts, " in told
 
 
@@ -110,22 +125,23 @@ def test_words_start_from_those_with_similar_contexts_and_others_from_pieces_or_
 ) -> None:
     config = extended(home, "masked")
     folder = base_of(home, "masked")
-    base, old = config.model.load(folder), load_tokenizer(folder)
-    model, tokenizer, _, _ = prepare(config)
+    base: Any = config.model.load(folder)
+    old = load_tokenizer(folder)
+    model, tokenizer, _ = prepared(config)
     assert tokenizer.get_vocab().keys() - old.get_vocab().keys() == {"▁wombat", "▁marsupial"}
-    wombat, pub = tokenizer.convert_tokens_to_ids(["▁wombat", "▁pub"])
+    wombat, pub = (tokenizer.get_vocab()[word] for word in ("▁wombat", "▁pub"))
     assert torch.equal(model.embedding.weight[: len(old)], base.embedding.weight)
     cosines = torch.nn.functional.cosine_similarity(model.embedding.weight[wombat], model.embedding.weight[4 : len(old)])
-    assert pub - 4 in cosines.topk(3).indices.tolist() and cosines[pub - 4] > 0.7
+    assert cosines[pub - 4] > 0.5 and (cosines > cosines[pub - 4]).float().mean() < 0.1
     lengths = model.embedding.weight.norm(dim=1)
     assert lengths[len(old) :].min() > 0.5 * lengths[: len(old)].min() and lengths[len(old) :].max() < lengths.max() * 1.01
     told = capsys.readouterr().err
     assert (
         "unknown tokens: " in told and "; start: 2 from words with similar contexts, 0 from their pieces, 0 at random" in told
     )
-    model, tokenizer, _, _ = prepare(extended(home, "bpe", extend_vocabulary={"words": 2000}))
+    model, tokenizer, _ = prepared(extended(home, "bpe", extend_vocabulary={"words": 2000}))
     base, old = extended(home, "bpe").model.load(home / "bpe"), load_tokenizer(home / "bpe")
-    pieces, new = old.convert_tokens_to_ids(old.tokenize("marsupial")), tokenizer.convert_tokens_to_ids("▁marsupial")
+    pieces, new = old("marsupial")["input_ids"][1:-1], tokenizer.get_vocab()["▁marsupial"]
     assert len(pieces) >= 3 and new >= len(old)
     assert torch.allclose(model.lm_head.weight[new], base.lm_head.weight[pieces].mean(0), atol=1e-6)
     assert "tokens per word: " in capsys.readouterr().err
@@ -143,7 +159,7 @@ def test_a_run_with_further_words_is_saved_sampled_and_resumed_to_the_bit(home: 
     assert train(config, tmp_path / "broken", write_samples=False, quiet=True)
     whole, broken = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "broken"))
     assert all(torch.equal(whole[name], broken[name]) for name in whole)
-    pipe = open_pipeline(tmp_path / "whole")
+    pipe: Any = open_pipeline(tmp_path / "whole")
     assert (
         len(pipe.tokenizer)
         == len(pipe.model.word_vectors())
@@ -166,14 +182,14 @@ def test_sources_read_by_the_tokenizer_of_the_texts_are_extended_too(tmp_path: P
         "data": {"corpus": str(tmp_path / "new.jsonl"), "max_length": 8},
         "model": {**json.loads((tmp_path / "source" / "model" / "config.json").read_text())["settings"], "condition": SOURCE},
     })  # fmt: skip
-    model, tokenizer, rows_of_ids, _ = prepare(config)
+    model, tokenizer, rows_of_ids = prepared(config)
     assert tokenizer.get_vocab()["▁lynx"] == len(tokenizer) - 1 == len(model.condition.embedding.weight) - 1
-    assert any(len(tokenizer) - 1 in row.condition for row in rows_of_ids)  # type: ignore[attr-defined]
+    assert any(len(tokenizer) - 1 in row.condition for row in rows_of_ids)
 
 
 def test_a_corpus_of_known_words_adds_none_and_says_so(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = extended(home, "masked", data={"corpus": str(home / "texts.txt")})
-    model, tokenizer, _, _ = prepare(config)
+    model, tokenizer, _ = prepared(config)
     assert model.config.vocab_size == len(tokenizer) == len(load_tokenizer(home / "masked"))
     assert (
         "extend_vocabulary: no word was added: of the words that occur 2 times or more, none is unknown"
@@ -212,5 +228,5 @@ def test_the_command_line_adds_words(home: Path, tmp_path: Path, capsys: pytest.
         "sampling: {steps: 2, passes: 1, sampler: ancestral, sweeps: 0}\ndata: {max_length: 48}\n"
     )
     assert main(["train", *words, *quick, "--out", str(tmp_path / "run")]) == 0
-    assert "extend_vocabulary: 1 words of the training texts were added" in capsys.readouterr().err
+    assert "extend_vocabulary: new words: 1, beside the " in capsys.readouterr().err
     assert main(["train", "--extend-vocabulary", "0", "--out", str(tmp_path / "no")]) == 2
