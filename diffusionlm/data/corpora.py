@@ -22,6 +22,7 @@ from diffusionlm.config import Component, UserError, nearest
 from diffusionlm.data.annotators import Annotator, Plain
 from diffusionlm.data.large import ALL_HELD_OUT, is_held_out, large_splits, size_of
 from diffusionlm.data.reading import Table, is_nan, nfc, read_table
+from diffusionlm.data.rows import Texts, texts_of
 from diffusionlm.data.shards import files_of, is_pattern, read_tables
 from diffusionlm.data.store import is_cached
 from diffusionlm.files import SUFFIXES
@@ -199,8 +200,12 @@ class Hub(Corpus, name="hub"):
         column, dot, _ = self.text.partition(".")
         if dot and column in rows.column_names and self.text not in rows.column_names:
             rows = rows.flatten()
-        wanted = {nfc(name) for name in (self.text, *self.attributes)}
-        columns = {nfc(name): rows[name][:] if nfc(name) in wanted else [] for name in rows.column_names}
+        columns: dict[str, Sequence[Any]] = {nfc(name): [] for name in rows.column_names}
+        for name in rows.column_names:
+            if nfc(name) in map(nfc, self.attributes):
+                columns[nfc(name)] = rows[name][:]
+            elif nfc(name) == nfc(self.text):
+                columns[nfc(name)] = _values(rows, name)
         return _tidy(Table(place, columns, range(1, len(rows) + 1), "row"), rows, self.text, self.attributes)
 
     def _first(self, split: Any) -> datasets.Dataset:
@@ -209,6 +214,14 @@ class Hub(Corpus, name="hub"):
         if self.streaming:
             return datasets.Dataset.from_list(list(split.take(self.take)), features=split.features)
         return split.select(range(min(self.take, len(split))))
+
+
+def _values(rows: datasets.Dataset, name: str) -> Sequence[Any]:
+    """Return a column, of which as little is in memory at once as of a large corpus where it is text."""
+    column = rows.data.column(name)
+    if rows.features[name] != datasets.Value("string") or not is_cached(column.nbytes):
+        return rows[name][:]
+    return Texts(rows.select_columns(name).rename_columns({name: "text"}))
 
 
 def read_texts(path: str, column: str = "text") -> list[tuple[str, str]]:
@@ -294,7 +307,7 @@ def _hold_out(splits: dict[str, datasets.Dataset], share: float, place: str) -> 
     if "validation" in splits:
         return splits
     rows = splits["train"]
-    held = np.array([is_held_out(text, share) for text in rows["text"][:]])
+    held = np.fromiter((is_held_out(text, share) for text in texts_of(rows)), bool, len(rows))
     if held.all():
         raise UserError(f"{place}: {ALL_HELD_OUT}")
     if not held.any():

@@ -19,7 +19,7 @@ from diffusionlm.config import UserError
 from diffusionlm.data import lines, rows, store
 from diffusionlm.data.batches import TooLong, encode
 from diffusionlm.data.copies import KnownRows, KnownTexts
-from diffusionlm.data.corpora import Files
+from diffusionlm.data.corpora import Files, Hub
 from diffusionlm.data.encoding import encode_large
 from diffusionlm.data.rows import Texts, TokenRows, digest_of, lengths_of, texts_of, token_counts
 from diffusionlm.data.tokenizers import BytePairs, TokenizerRecipe, WordTokenizer, decode_texts, splits_at_blanks
@@ -94,6 +94,19 @@ def test_large_parquet_files_keep_all_columns(tmp_path: Path, both: Both) -> Non
     pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
     small, large = both(lambda: contents(Files(str(tmp_path / "a.parquet"), attributes=("n",)).load()))
     assert small == large
+
+
+@pytest.mark.parametrize("attributes", [(), ("n",), ("body",)])
+def test_a_large_data_set_of_the_hub_is_that_of_a_small_one(
+    attributes: tuple[str, ...], tmp_path: Path, both: Both, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    (tmp_path / "hub").mkdir()
+    columns = {"body": [*TEXTS, None, " ", "x\ufffd"], "n": [*range(len(TEXTS) + 3)]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "hub" / "train.parquet")
+    corpus = Hub(str(tmp_path / "hub"), text="body", attributes=attributes, validation_share=0.2)
+    small, large = both(lambda: contents(corpus.load()))
+    assert small == large and {*small} == {"train", "validation"}  # type: ignore[misc]
 
 
 REFUSED = {

@@ -18,6 +18,8 @@ from transformers import PreTrainedTokenizerFast
 
 from diffusionlm.cli import main
 from diffusionlm.config import UserError, build, merge
+from diffusionlm.data import store
+from diffusionlm.data.rows import TokenRows
 from diffusionlm.data.tokenizers import load_tokenizer
 from diffusionlm.models.diffusion import DiffusionLM
 from diffusionlm.pipelines.auto import open_pipeline
@@ -170,6 +172,18 @@ def test_a_run_with_further_words_is_saved_sampled_and_resumed_to_the_bit(home: 
     assert len(prepare(again)[1]) == len(pipe.tokenizer)  # which has all words
     plain = distillation_config(str(tmp_path / "whole"), "joint", 2)
     assert not plain.extend_vocabulary.words
+
+
+def test_a_large_corpus_gives_the_model_of_a_small_one(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIFFUSIONLM_CACHE", str(tmp_path))
+    config, found = extended(home, "diffusion"), []
+    for size in (2**40, 1):
+        monkeypatch.setattr(store, "LARGE", size)
+        torch.manual_seed(0)
+        found.append(prepared(config))
+    (small, tokenizer, _), (large, other, rows) = found
+    assert isinstance(rows, TokenRows) and tokenizer.get_vocab() == other.get_vocab()
+    assert all(torch.equal(weight, large.state_dict()[name]) for name, weight in small.state_dict().items())
 
 
 def test_sources_read_by_the_tokenizer_of_the_texts_are_extended_too(tmp_path: Path) -> None:
