@@ -98,7 +98,9 @@ def test_a_missing_column_and_an_empty_corpus_are_refused(tmp_path: Path, capsys
 def test_an_unwritable_output_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("kept")
     config = config_file(tmp_path, tiny_plain(tmp_path))
-    assert "cannot be written" in refused(["train", "--config", config, "--out", str(tmp_path / "file" / "run")], capsys)
+    assert "a place for a new one, got a file" in refused(
+        ["train", "--config", config, "--out", str(tmp_path / "file" / "run")], capsys
+    )
     assert (tmp_path / "file").read_text() == "kept"
 
 
