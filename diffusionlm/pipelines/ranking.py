@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from diffusionlm.config import Component, UserError, may_import
 from diffusionlm.controls import Outcome
 from diffusionlm.controls.functions import ScoringFunction, imported, scores_of
-from diffusionlm.data.typical import agreement
+from diffusionlm.data.typical import agreements
 from diffusionlm.pipelines.conditioning import Requested
 
 if TYPE_CHECKING:
@@ -108,10 +108,12 @@ class MinimumBayesRisk(Ranking, name="mbr"):
     ranks_two = False
 
     def utilities(self, candidates: Candidates, numbers: Sequence[int]) -> list[float]:
-        pool_of = {number: pool for pool in candidates.pools for number in pool}
-        return [
-            agreement(candidates.texts[n], [candidates.texts[other] for other in pool_of[n] if other != n]) for n in numbers
-        ]
+        found, wanted = dict[int, float](), {*numbers}
+        for pool in candidates.pools:
+            asked = [place for place, number in enumerate(pool) if number in wanted]
+            gains = agreements([candidates.texts[number] for number in pool], asked)
+            found |= dict(zip((pool[place] for place in asked), gains, strict=True))
+        return [found[number] for number in numbers]
 
 
 @dataclass(frozen=True)

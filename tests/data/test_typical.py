@@ -1,9 +1,13 @@
+import random
+
 import datasets  # type: ignore[import-untyped]
 import pytest
+from sacrebleu import sentence_bleu
 
 from diffusionlm.config import UserError
+from diffusionlm.data import typical
 from diffusionlm.data.batches import DataConfig
-from diffusionlm.data.typical import agreement, typical_rows
+from diffusionlm.data.typical import agreements, typical_rows
 from diffusionlm.models.diffusion import ModelConfig
 from diffusionlm.models.source import Source
 from diffusionlm.training.texts import keep_typical
@@ -13,9 +17,20 @@ ROWS = datasets.Dataset.from_dict({"text": TEXTS, "source": [*["one"] * 5, *["tw
 
 
 def test_agreement_is_the_sum_of_the_bleu_against_each_other_text() -> None:
-    assert agreement("a b c d e", ["a b c d e", "a b c d e"]) == pytest.approx(200)
-    assert agreement("a b c d e", ["v w x y z", "a b c d e"]) == pytest.approx(100, abs=12)  # smoothed where nothing agrees
-    assert agreement("a b c d e", ["v w x y z"]) == 0
+    assert agreements(["a b c d e"] * 3) == pytest.approx([200] * 3)
+    assert agreements(["a b c d e", "v w x y z", "a b c d e"], [0]) == pytest.approx([100], abs=12)  # smoothed
+    assert agreements(["a b c d e", "a b c d e"]) == [0, 0]
+
+
+def test_agreement_equals_sacrebleu_pair_by_pair_to_the_last_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw, words = random.Random(0), ["a", "b", "c", ".", ",", "it's", "x-y", "£20"]
+    texts = ["", "a", "a a a a", "a a a a", "a b a b a b ", *(" ".join(draw.choices(words, k=n)) for n in range(1, 16))]
+    others = [[other for i, other in enumerate(texts) if i != n] for n in range(len(texts))]
+    pairwise = [sum(sentence_bleu(text, [o]).score for o in each) for text, each in zip(texts, others, strict=True)]
+    assert agreements(texts) == pairwise
+    assert agreements(texts, [7, 3]) == [pairwise[7], pairwise[3]]
+    monkeypatch.setattr(typical, "AT_ONCE", 200)
+    assert agreements(texts) == pairwise
 
 
 def test_the_distinct_texts_that_agree_most_with_the_others_of_their_source_are_kept_in_order() -> None:
