@@ -12,7 +12,10 @@ from torch import Tensor
 
 from diffusionlm.constraints.dfa import DFA, empty, everything, one_of, repeat, sequence, union
 from diffusionlm.constraints.inference import (
+    NEVER,
     Lookahead,
+    _Acceptance,
+    _backward,
     allowed_substitutes,
     condition,
     forced_tokens,
@@ -150,6 +153,17 @@ def test_gradients_of_the_mass(language: DFA) -> None:
     if bool(possible.any()):
         logits = draw_logits(8.0)[possible].requires_grad_()
         assert torch.autograd.gradcheck(lambda x: log_probability(language, x, LENGTHS[possible]), logits)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_gradient_is_that_through_the_recursion(language: DFA) -> None:
+    log_p, weights = draw_logits(8.0).log_softmax(-1).requires_grad_(), torch.randn(len(LENGTHS), dtype=torch.float64)
+    start = _backward(language, log_p, LENGTHS)[1][0][0]
+    (expected,) = torch.autograd.grad((start.where(start > NEVER / 2, 0) * weights).sum(), log_p)
+    found: Tensor = _Acceptance.apply(log_p, language, LENGTHS)  # type: ignore[no-untyped-call]
+    (gradient,) = torch.autograd.grad((found.where(found > NEVER / 2, 0) * weights).sum(), log_p)
+    assert torch.equal(found, start)
+    torch.testing.assert_close(gradient, expected)
 
 
 def test_the_gradient_is_finite_without_mass() -> None:
