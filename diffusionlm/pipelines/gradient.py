@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from diffusionlm.config import UserError
 from diffusionlm.core.guidance import Adagrad, Energy, Guidance, GuidanceState, check_strength
@@ -72,7 +74,7 @@ class Gradient(Guidance, name="gradient"):
     def denoiser_energy(self, energy: Energy | None, constraint: Energy | None) -> Energy | None:
         parts: list[Energy] = []
         if energy is not None and self.denoiser_scale * self.strength:
-            parts.append(lambda state: self.denoiser_scale * self._weight(state) * energy(state))
+            parts.append(lambda state: self.denoiser_scale * self._weight(state) * linearised(energy, state))
         if constraint is not None and self.constraint_scale:
             parts.append(scaled(constraint, self.constraint_scale))
         return total(parts) if parts else None
@@ -96,18 +98,57 @@ def unguided_settings(guidance: Guidance, constrained: bool) -> list[str]:
 
 def gini_impurity(state: GuidanceState) -> Tensor:
     """Return the mean Gini impurity (B,) of the token posteriors: the probability that two draws of a token differ."""
-    differ = 1 - state.logits.detach().float().softmax(-1).square().sum(-1)
-    return (differ * state.mask).sum(1) / state.mask.sum(1)
+    if "gini_impurity" not in state.readings:
+        differ = 1 - state.logits.detach().float().softmax(-1).square().sum(-1)
+        state.readings["gini_impurity"] = (differ * state.mask).sum(1) / state.mask.sum(1)
+    found: Tensor = state.readings["gini_impurity"]
+    return found
 
 
 def word_slopes(energy: Energy, state: GuidanceState, embedding: Tensor) -> Tensor:
     """Return dlog p(c) / dp (B, L, V) of each token's probability, minus its mean over p."""
+    _, by_word, by_vector = gradients(energy, state)
     assert state.words is not None
-    with torch.enable_grad():
-        value = -energy(state).sum()
-        by_word, by_vector = torch.autograd.grad(value, [state.words, state.xt], retain_graph=True, allow_unused=True)
     p = state.words.detach()
-    slope = torch.zeros_like(p) if by_word is None else by_word
+    slope = torch.zeros_like(p) if by_word is None else -by_word
     if by_vector is not None:
-        slope = slope + by_vector @ embedding.T.to(p)
-    return (slope - (p * slope).sum(-1, keepdim=True)).detach()
+        slope = slope - by_vector @ embedding.T.to(p)
+    return slope - (p * slope).sum(-1, keepdim=True)
+
+
+def gradients(energy: Energy, state: GuidanceState) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return an ``energy`` (B,) and its gradients in the token probabilities and vectors of ``state``, once computed."""
+    assert state.words is not None
+    key = "gradients", id(energy)
+    if key not in state.readings:
+        with torch.enable_grad():
+            nats = energy(state)
+            found = torch.autograd.grad(nats.sum(), [state.words, state.xt], retain_graph=True, allow_unused=True)
+        state.readings[key] = energy, (nats.detach(), *found)  # with the energy, so that no other one has its id
+    kept: tuple[Tensor, Tensor | None, Tensor | None] = state.readings[key][1]
+    return kept
+
+
+def linearised(energy: Energy, state: GuidanceState) -> Tensor:
+    """Return an ``energy`` (B,) with its gradient, without a second backward pass through what it evaluates."""
+    if state.words is None:
+        return energy(state)
+    found: Tensor = _Linear.apply(state.words, state.xt, *gradients(energy, state))  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Linear(torch.autograd.Function):
+    """A value (B,) whose gradients in token probabilities and vectors are given."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, words: Tensor, xt: Tensor, value: Tensor, by_word: Tensor | None, by_vector: Tensor | None
+    ) -> Tensor:  # fmt: skip
+        ctx.slopes = by_word, by_vector
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        scaled = [None if slope is None else slope * gradient[:, None, None] for slope in ctx.slopes]
+        return *scaled, None, None, None

@@ -13,7 +13,7 @@ from diffusionlm.config import UserError, build
 from diffusionlm.core.guidance import Adagrad, Energy, Guidance, GuidanceState
 from diffusionlm.core.process import Gaussian, GaussianDiffusion, alpha, sigma
 from diffusionlm.core.sampler import Denoised
-from diffusionlm.pipelines.gradient import Gradient, gini_impurity, word_slopes
+from diffusionlm.pipelines.gradient import Gradient, gini_impurity, linearised, word_slopes
 from diffusionlm.pipelines.particles import ParticleFilter, Particles
 from diffusionlm.recipe.energies import any_of, none_of, scaled, total
 from diffusionlm.recipe.posterior import posterior_state
@@ -74,6 +74,33 @@ def test_a_tilt_is_bayes_rule_where_log_p_is_linear_in_the_posterior() -> None:
         belief = posterior_state(logits, torch.zeros(1, 3, 2), torch.zeros(1), MASK, E)
         tilted = guidance.guide_logits(energy, logits, belief, E)
         torch.testing.assert_close(tilted.softmax(-1), (logits + s).softmax(-1))
+
+
+def test_an_energy_is_differentiated_once_for_the_logits_and_through_the_denoiser() -> None:
+    calls: list[int] = []
+    to_logits, s, direction = torch.randn(2, 4), torch.randn(3, 4), torch.randn(2)
+
+    def energy(belief: GuidanceState) -> Tensor:
+        calls.append(1)
+        return -(belief.logits.exp() * s).sum((1, 2)) + (belief.x0 @ direction).square().sum(1) + belief.xt.sin().sum((1, 2))
+
+    def differentiated(through: Energy) -> tuple[Tensor, Tensor, GuidanceState]:
+        xt = torch.linspace(-1, 1, 12).view(2, 3, 2).requires_grad_()
+        belief = posterior_state(xt @ to_logits, xt, torch.zeros(2), MASK.expand(2, 3), E)
+        weight = torch.tensor([3.0, 0.5])
+        value = through(belief)
+        (gradient,) = torch.autograd.grad((weight * value).sum(), xt, retain_graph=True)
+        return value, gradient, belief
+
+    value, expected, belief = differentiated(energy)
+    slopes = word_slopes(energy, belief, E)
+    calls.clear()
+    found, gradient, belief = differentiated(partial(linearised, energy))
+    assert torch.equal(found, value)
+    torch.testing.assert_close(gradient, expected)
+    assert torch.equal(word_slopes(energy, belief, E), slopes) and len(calls) == 1
+    plain = _belief(torch.zeros(1, 3, 4))  # of a model without logits
+    assert torch.equal(linearised(energy, plain), energy(plain))
 
 
 def test_slopes_are_taken_through_vectors_and_of_noisy_vectors_too() -> None:
