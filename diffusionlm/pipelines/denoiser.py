@@ -133,6 +133,7 @@ class WordDenoiser:
         self.predict, self.sampling, self.steering = predict, sampling, steering
         self.model, self.mask, self.embedding = predict.model, predict.mask, predict.embedding
         self.previous: Tensor | None = None
+        self.calls = 0
         self.noise: Noise = torch.randn_like
         self.toward: Tensor | None = None  # the time of the next step, which distilled models read
         if self.model.explicit_length:
@@ -154,7 +155,7 @@ class WordDenoiser:
             self.previous = self.previous if rows is None or self.previous is None else self.previous[rows]
             return rows
 
-        self.noise = noise
+        self.noise, self.calls = noise, 0
         pure = noise(self.embedding.new_zeros(*self.mask.shape, self.embedding.shape[1]))
         if start is None:
             x, level = self.model.process.rescale(pure, 1.0), 1.0
@@ -191,6 +192,7 @@ class WordDenoiser:
 
     def __call__(self, xt: Tensor, t: Tensor) -> Denoised:
         """Denoise in ``passes`` self-conditioning passes; gradients act on the last one."""
+        self.calls += 1
         for _ in range(self.sampling.passes - 1):
             prediction = self._prediction(xt, t)
             if self.model.has_logits:
@@ -218,7 +220,7 @@ class WordDenoiser:
     def _guided(self, xt: Tensor, t: Tensor) -> tuple[Denoised, Tensor | None]:
         """Return the prediction with its logits guided and constrained, and the shift (B, L, D) of x_0, if any."""
         steering, state, shift = self.steering, None, None
-        if self.energy is not None:
+        if self.energy is not None and not self._ends():
             prediction, state, shift = self._shifted(xt, t)
         else:
             prediction = self._prediction(xt, t)
@@ -231,6 +233,11 @@ class WordDenoiser:
         if self.model.joint is not None:  # draws from the joint distribution are constrained themselves
             return replace(prediction, logits=logits), shift
         return replace(prediction, logits=steering.constrain(logits, self.mask)), shift
+
+    def _ends(self) -> bool:
+        """Return whether this evaluation is the last one, of which only the logits are used: nothing comes after x_0."""
+        one_a_step = type(self.sampling.sampler).step is Sampler.step
+        return self.model.has_logits and one_a_step and self.calls == self.sampling.steps
 
     def _shifted(self, xt: Tensor, t: Tensor) -> tuple[Denoised, GuidanceState, Tensor]:
         """Return the prediction, its guidance state with the graph, and the shift sigma^2 / alpha times the gradient."""
