@@ -133,6 +133,7 @@ class WordDenoiser:
         self.predict, self.sampling, self.steering = predict, sampling, steering
         self.model, self.mask, self.embedding = predict.model, predict.mask, predict.embedding
         self.previous: Tensor | None = None
+        self.shift: Tensor | None = None  # of x_0 by the last gradient
         self.calls = 0
         self.noise: Noise = torch.randn_like
         self.toward: Tensor | None = None  # the time of the next step, which distilled models read
@@ -153,9 +154,10 @@ class WordDenoiser:
         def selected(state: State) -> Tensor | None:
             rows = None if select is None else select(state)
             self.previous = self.previous if rows is None or self.previous is None else self.previous[rows]
+            self.shift = self.shift if rows is None or self.shift is None else self.shift[rows]
             return rows
 
-        self.noise, self.calls = noise, 0
+        self.noise, self.calls, self.shift = noise, 0, None
         pure = noise(self.embedding.new_zeros(*self.mask.shape, self.embedding.shape[1]))
         if start is None:
             x, level = self.model.process.rescale(pure, 1.0), 1.0
@@ -219,11 +221,13 @@ class WordDenoiser:
 
     def _guided(self, xt: Tensor, t: Tensor) -> tuple[Denoised, Tensor | None]:
         """Return the prediction with its logits guided and constrained, and the shift (B, L, D) of x_0, if any."""
-        steering, state, shift = self.steering, None, None
-        if self.energy is not None and not self._ends():
-            prediction, state, shift = self._shifted(xt, t)
+        steering, state = self.steering, None
+        every = steering.guidance.denoiser_every
+        if self.energy is not None and (self.calls - 1) % every == 0 and not self._ends():
+            prediction, state, self.shift = self._shifted(xt, t)
         else:
             prediction = self._prediction(xt, t)
+        shift = self.shift
         if not self.model.has_logits:
             return prediction, shift
         logits = prediction.logits

@@ -59,7 +59,7 @@ from diffusionlm.pipelines.conditioning import (
 from diffusionlm.pipelines.denoiser import Predictor, WordDenoiser
 from diffusionlm.pipelines.draft import draft_pass, draft_steps
 from diffusionlm.pipelines.effect import CONDITIONAL, UNCONDITIONAL, Unused, unused_floor, unused_length, unused_ranking
-from diffusionlm.pipelines.gradient import unguided_settings
+from diffusionlm.pipelines.gradient import unguided_settings, unused_every
 from diffusionlm.pipelines.lengths import draw_lengths, fixed_length, length_prior
 from diffusionlm.pipelines.memory import samples_at_once
 from diffusionlm.pipelines.noise import RowNoise, generator_of
@@ -307,6 +307,7 @@ class Pipeline(BasePipeline[DiffusionLM]):
             return found | dict.fromkeys(("guidance", "particles", "tries", "annotator"), nothing)
         compiled = self.steering(controls, sampling).compiled
         names = " & ".join(map(str, controls))
+        found |= unused_every(sampling.guidance, bool(compiled.energies), bool(compiled.automata))
         if not compiled.energies:
             reason = f"no gradient guides to {names}, so this setting has no effect; leave it out"
             found |= dict.fromkeys(unguided_settings(sampling.guidance, bool(compiled.automata)), reason)

@@ -116,6 +116,8 @@ TABLE = {  # an option with a value, and where it has no effect
     "--guidance.logit_scale 2": f"{UNGUIDED} exact reward",
     "--guidance.name adagrad": f"{UNGUIDED} reward",
     "--guidance.constraint_scale 2": f"{UNGUIDED} reward",
+    "--guidance.denoiser_every 2": f"{UNGUIDED} reward",
+    "--guidance.denoiser_every 2 --evaluations 6": f"{UNGUIDED} exact gradient reward",
     "--particles 2": f"{UNGUIDED} exact gradient",
     "--particles.every 2": f"{UNGUIDED} exact gradient",
     "--ensure 2": UNGUIDED,

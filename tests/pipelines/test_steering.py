@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -15,14 +15,17 @@ from torch import Tensor
 
 from diffusionlm.config import UserError
 from diffusionlm.constraints.dfa import DFA, any_number, one_of, repeat, sequence
-from diffusionlm.controls import Binding, CompiledControl, Control, Reward
+from diffusionlm.controls import Binding, CompiledControl, Control, Reward, read_controls
 from diffusionlm.core.guidance import Adagrad, GuidanceState
 from diffusionlm.core.process import Gaussian, GaussianDiffusion, Process, alpha, sigma
 from diffusionlm.core.sampler import DDPM, Denoise, Denoised, History, Noise, Sampler
+from diffusionlm.pipelines.cost import metered
+from diffusionlm.pipelines.denoiser import WordDenoiser
 from diffusionlm.pipelines.diffusion import Pipeline
 from diffusionlm.pipelines.draft import salient_tokens
 from diffusionlm.pipelines.gradient import Gradient
 from diffusionlm.pipelines.lengths import energy_probabilities
+from diffusionlm.pipelines.noise import RowNoise
 from diffusionlm.pipelines.particles import Particles
 from diffusionlm.pipelines.rows import Controlled, Generated
 from diffusionlm.pipelines.steering import Steering
@@ -294,6 +297,28 @@ def test_what_holds_for_one_word_moves_the_words_that_depend_on_it_by_bayes_rule
     expected = means(joint * told[:, None] + 1e-300, xt).x0
     torch.testing.assert_close(free.x0 + (sigma(gamma) ** 2 / alpha(gamma)) * slope[0, 1:3], expected)
     assert float((expected - free.x0)[1].detach().abs().sum()) > 0.1  # the second word, which no control concerns
+
+
+def test_a_gradient_of_every_few_steps_is_repeated_between_them(pipeline: Pipeline) -> None:
+    shifts: list[Tensor] = []
+
+    class Watched(WordDenoiser):
+        def _guided(self, xt: Tensor, t: Tensor) -> tuple[Denoised, Tensor | None]:
+            prediction, shift = super()._guided(xt, t)
+            assert shift is not None
+            shifts.append(shift)
+            return prediction, shift
+
+    for every, taken in ((1, 6), (3, 2), (10, 1)):
+        shifts.clear()
+        sampling = replace(pipeline.sampling, steps=7, guidance=Gradient(denoiser_every=every))
+        steering = pipeline.steering(read_controls(['Words("rain", "green")']), sampling)
+        predict = pipeline.predictor([8, 7])
+        with torch.no_grad(), metered(pipeline) as meter:
+            list(Watched(predict, sampling, steering).states(RowNoise([[1], [2]], [8, 7])))
+        assert meter.backwards == 2 * taken  # none for the last step, whose logits alone are used
+        assert len({id(shift) for shift in shifts}) == taken
+        assert all(shifts[i] is shifts[i - i % every] for i in range(6))
 
 
 def test_what_holds_by_construction_is_followed_through_the_denoiser_where_words_are_left_to_choose(pipeline: Pipeline) -> None:
