@@ -172,6 +172,15 @@ def allowed_substitutes(automaton: DFA, ids: Tensor, lengths: Tensor) -> Tensor:
     return by_symbol[..., classes]
 
 
+def accepted(automaton: DFA, ids: Tensor, lengths: Tensor) -> Tensor:
+    """Return whether ``automaton`` accepts the first ``lengths`` (B,) tokens of each row of ``ids`` (B, L)."""
+    step, symbols = automaton.step.to(ids.device), automaton.classes.to(ids.device)[ids]
+    state = torch.zeros_like(lengths)
+    for i in range(ids.shape[1]):
+        state = torch.where(i < lengths, step[state, symbols[:, i]], state)
+    return automaton.accepting.to(ids.device)[state]
+
+
 class Lookahead:
     """What an automaton leaves possible, for tokens that are drawn from left to right.
 

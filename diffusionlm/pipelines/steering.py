@@ -17,6 +17,7 @@ from torch import Tensor
 from diffusionlm.constraints.dfa import DFA
 from diffusionlm.constraints.inference import (
     Lookahead,
+    accepted,
     allowed_substitutes,
     condition,
     forced_tokens,
@@ -145,8 +146,9 @@ class Steering:
 
     def accepts(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Return which rows of ``tokens`` (B, L) the automaton accepts, (B,)."""
-        automaton, rows = self.automaton, zip(tokens.tolist(), mask.sum(1).tolist(), strict=True)
-        return torch.tensor([automaton is None or automaton.contains(row[1 : n - 1]) for row, n in rows], device=tokens.device)
+        if self.automaton is None:
+            return torch.ones(len(tokens), dtype=torch.bool, device=tokens.device)
+        return accepted(self.automaton, tokens[:, 1:], mask.sum(1) - 2)
 
 
 def determined_tokens(automaton: DFA | None, mask: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from diffusionlm.constraints.inference import (
     Lookahead,
     _Acceptance,
     _backward,
+    accepted,
     allowed_substitutes,
     condition,
     forced_tokens,
@@ -126,6 +127,13 @@ def test_no_text_of_a_length_leaves_the_row_alone() -> None:
     assert inside[1, :2].exp().tolist() == [[0, 1, 0, 0]] * 2
     assert torch.equal(viterbi(language, logits, lengths)[0], logits[0].argmax(-1))
     assert log_probability(language, logits, lengths)[0] == -math.inf
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_rows_are_accepted_together_as_each_alone(language: DFA) -> None:
+    ids, lengths = torch.randint(SIZE, (40, 6)), torch.arange(40) % 7
+    alone = [language.contains(row[:n]) for row, n in zip(ids.tolist(), lengths.tolist(), strict=True)]
+    assert accepted(language, ids, lengths).tolist() == alone
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
