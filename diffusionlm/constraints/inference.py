@@ -78,12 +78,15 @@ def _gain(automaton: DFA, by_label: Tensor, beta: Sequence[Tensor]) -> Tensor:
     alpha = torch.zeros_like(beta[0])
     alpha[0] = 1
     taken = torch.zeros_like(by_label)
-    for i in range(len(by_label)):
+    for part in _parts(by_label, labels):
+        after, before = (torch.stack([beta[i + ahead] for i in part]) for ahead in (1, 0))
         # Probability of each edge given its state and acceptance at the end: no product of small numbers.
-        score = by_label[i][labels] + beta[i + 1][targets] - beta[i][:, None]
-        flow = (alpha[:, None] * score.clamp(max=0).exp()).flatten(0, 1)
-        alpha = torch.zeros_like(alpha).index_add_(0, targets.flatten(), flow)
-        taken[i].index_add_(0, labels.flatten(), flow)
+        score = by_label[part.start : part.stop, labels] + after[:, targets] - before[:, :, None]
+        shares, flows = score.clamp_(max=0).exp_(), []
+        for share in shares:
+            flows.append((alpha[:, None] * share).flatten(0, 1))
+            alpha = torch.zeros_like(alpha).index_add_(0, targets.flatten(), flows[-1])
+        taken[part.start : part.stop].index_add_(1, labels.flatten(), torch.stack(flows))
     gain = torch.where(taken > 0, taken.log() - by_label, NEVER)[:, :-1].permute(2, 0, 1)
     return _of_tokens(automaton, _log_sums(gain, sets.T).clamp(min=NEVER))
 
@@ -234,11 +237,19 @@ def _backward(automaton: DFA, log_p: Tensor, lengths: Tensor) -> tuple[Tensor, l
     by_label = _log_sums(_class_sums(automaton, log_p), sets)
     by_label = torch.nn.functional.pad(by_label, (0, 1), value=NEVER).permute(1, 2, 0).contiguous()
     ends = torch.where(automaton.accepting.to(log_p.device), 0.0, NEVER).to(log_p)[:, None].expand(-1, len(log_p))
-    beta = [ends]
-    for i in reversed(range(log_p.shape[1])):
-        score = (by_label[i][labels] + beta[-1][targets]).logsumexp(1)
-        beta.append(torch.where(i < lengths, score, ends))
+    beta, inside = [ends], torch.arange(len(by_label), device=log_p.device)[:, None] < lengths
+    for part in reversed(_parts(by_label, labels)):
+        by_edge = by_label[part.start : part.stop, labels]
+        for i in reversed(part):
+            score = (by_edge[i - part.start] + beta[-1][targets]).logsumexp(1)
+            beta.append(torch.where(inside[i], score, ends))
     return by_label, beta[::-1]
+
+
+def _parts(by_label: Tensor, labels: Tensor) -> list[range]:
+    """Return ranges of positions of ``by_label`` (L, K, B) whose values at the edges ``labels`` (S, N) are few enough."""
+    width = max(1, AT_ONCE // (labels.numel() * by_label.shape[2] or 1))
+    return [range(i, min(i + width, len(by_label))) for i in range(0, len(by_label), width)]
 
 
 def _class_sums(automaton: DFA, values: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from test_dfa import ANY, SIZE, letters, random_language
 from torch import Tensor
 
+from diffusionlm.constraints import inference
 from diffusionlm.constraints.dfa import DFA, empty, everything, one_of, repeat, sequence, union
 from diffusionlm.constraints.inference import (
     NEVER,
@@ -127,6 +128,16 @@ def test_no_text_of_a_length_leaves_the_row_alone() -> None:
     assert inside[1, :2].exp().tolist() == [[0, 1, 0, 0]] * 2
     assert torch.equal(viterbi(language, logits, lengths)[0], logits[0].argmax(-1))
     assert log_probability(language, logits, lengths)[0] == -math.inf
+
+
+def test_a_few_positions_at_a_time_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = draw_logits()[:1].float()  # of one row, which is not split further
+    for language in LANGUAGES:
+        whole = condition(language, logits, LENGTHS[:1]), log_probability(language, logits, LENGTHS[:1])
+        with monkeypatch.context() as patch:
+            patch.setattr(inference, "AT_ONCE", 2 * len(language.step))
+            parts = condition(language, logits, LENGTHS[:1]), log_probability(language, logits, LENGTHS[:1])
+        assert all(torch.equal(one, other) for one, other in zip(whole, parts, strict=True))
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
