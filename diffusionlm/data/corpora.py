@@ -7,7 +7,6 @@ by ``datasets.load_dataset``, which caches a converted copy, reads the text "NA"
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,10 +20,12 @@ import numpy as np
 from diffusionlm.config import Component, UserError, nearest
 from diffusionlm.data.annotators import Annotator, Plain
 from diffusionlm.data.large import ALL_HELD_OUT, is_held_out, large_splits, size_of
-from diffusionlm.data.reading import Table, is_nan, nfc, read_table
+from diffusionlm.data.reading import Table, nfc, read_table
 from diffusionlm.data.rows import Texts, texts_of
 from diffusionlm.data.shards import files_of, is_pattern, read_tables
 from diffusionlm.data.store import is_cached
+from diffusionlm.data.tables import tidy
+from diffusionlm.data.tables import to_dataset as to_dataset
 from diffusionlm.files import SUFFIXES
 
 # A number for each text, None where the metric does not apply; the reported figure is the mean over the others.
@@ -87,7 +88,7 @@ class Files(Corpus, name="files"):
 
     def _read(self, files: Mapping[str, Sequence[Path]]) -> dict[str, datasets.Dataset]:
         splits = {
-            split: _tidy(read_tables(paths, self.text), None, self.text, self.attributes) for split, paths in files.items()
+            split: tidy(read_tables(paths, self.text), None, self.text, self.attributes) for split, paths in files.items()
         }
         return _hold_out(splits, self.validation_share, self.train)
 
@@ -107,7 +108,7 @@ class E2E(Corpus, name="e2e"):
         table = read_table(path, "ref")
         pairs = zip(table.column("ref"), table.column("mr"), strict=True)
         rows = [{"text": text, "attributes": meaning(mr, table.place(i)), "source": mr} for i, (text, mr) in enumerate(pairs)]
-        return _tidy(Table(table.name, {"text": table.column("ref")}, table.numbers), to_dataset(rows, str(path)))
+        return tidy(Table(table.name, {"text": table.column("ref")}, table.numbers), to_dataset(rows, str(path)))
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ class Pairs(Corpus, name="pairs"):
 
     def _read(self, path: Path) -> datasets.Dataset:
         table = read_table(path, self.target)
-        rows = _tidy(table, None, self.target)
+        rows = tidy(table, None, self.target)
         if self.source == "source":
             return rows
         sources = table.column(self.source)
@@ -206,7 +207,7 @@ class Hub(Corpus, name="hub"):
                 columns[nfc(name)] = rows[name][:]
             elif nfc(name) == nfc(self.text):
                 columns[nfc(name)] = _values(rows, name)
-        return _tidy(Table(place, columns, range(1, len(rows) + 1), "row"), rows, self.text, self.attributes)
+        return tidy(Table(place, columns, range(1, len(rows) + 1), "row"), rows, self.text, self.attributes)
 
     def _first(self, split: Any) -> datasets.Dataset:
         if self.take is None:
@@ -238,68 +239,7 @@ def read_file(path: str | Path, text: str = "text", attributes: Sequence[str] = 
 
     Raises UserError for a missing or broken file or column, or where there is no text.
     """
-    return _tidy(read_table(Path(path), text), None, text, attributes)
-
-
-def to_dataset(rows: Sequence[Mapping[str, Any]], place: str = "texts") -> datasets.Dataset:
-    """Return the columns of ``rows``; a value that a row lacks is None. Raises UserError for what is not Unicode."""
-    return _dataset(
-        {name: [row.get(name) for row in rows] for name in dict.fromkeys(key for row in rows for key in row)}, place
-    )
-
-
-def _dataset(columns: Mapping[str, Sequence[Any]], place: str) -> datasets.Dataset:
-    features = datasets.Features({name: _feature(values) for name, values in columns.items()})
-    mixed = [name for name, feature in features.items() if isinstance(feature, datasets.Json)]
-    columns = {**columns, **{name: [*map(_kept, columns[name])] for name in mixed}}
-    try:
-        return datasets.Dataset.from_dict(columns, features=features)
-    except UnicodeEncodeError as error:
-        raise UserError(f"{place}: half a surrogate pair, which is not a character, in {error.object[:60]!r}") from None
-
-
-def _kept(value: Any) -> Any:
-    """Return infinity as text, since ``datasets.Json`` would make it None, a missing value; other values as they are."""
-    return str(value) if isinstance(value, float) and math.isinf(value) else value
-
-
-def _feature(values: Sequence[Any]) -> Any:
-    if all(value is None or isinstance(value, str) for value in values):  # as JSON, "007" would be the number 7
-        return datasets.Value("string")
-    if all(isinstance(value, list) and all(isinstance(item, str) for item in value) for value in values):
-        return datasets.List(datasets.Value("string"))
-    return datasets.Json()  # any value
-
-
-def _tidy(
-    table: Table, rows: datasets.Dataset | None = None, text: str = "text", attributes: Sequence[str] = ()
-) -> datasets.Dataset:
-    """Return ``table`` (or ``rows``, of which it has the texts and places) in the form of a corpus.
-
-    The text column becomes "text", the columns ``attributes`` are gathered in one, rows without text are dropped.
-    """
-    kept = table.texts(text)
-    for column in attributes:
-        table.column(column)
-    rows = _dataset(table.columns, table.name) if rows is None else rows
-    names = {nfc(name): name for name in rows.column_names}
-    text = names[nfc(text)]
-    if attributes:
-        gathered = [{"attributes": _attributes(table, row, attributes)} for row in range(len(rows))]
-        rows = rows.remove_columns(({*(names[nfc(each)] for each in attributes), "attributes"} - {text}) & {*rows.column_names})
-        rows = datasets.concatenate_datasets([rows, to_dataset(gathered)], axis=1)
-    if text != "text":
-        rows = rows.remove_columns({"text"} & {*rows.column_names}).rename_column(text, "text")
-    return rows if len(kept) == len(rows) else rows.select(kept)
-
-
-def _attributes(table: Table, row: int, names: Sequence[str]) -> dict[str, str]:
-    """Return the values that a row has in the columns ``names``. Raises UserError for one that is no word and no number."""
-    found = {nfc(name): table.column(name)[row] for name in names}
-    for name, value in found.items():
-        if isinstance(value, bytes | list | tuple | Mapping):
-            raise UserError(f"{table.place(row)}: column {name!r} should hold a word or a number, got {str(value)[:60]}")
-    return {name: nfc(str(value)) for name, value in found.items() if value not in (None, "") and not is_nan(value)}
+    return tidy(read_table(Path(path), text), None, text, attributes)
 
 
 def _hold_out(splits: dict[str, datasets.Dataset], share: float, place: str) -> dict[str, datasets.Dataset]:
