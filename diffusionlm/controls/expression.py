@@ -18,7 +18,7 @@ from typing import Any
 
 from diffusionlm.config import UserError, nearest, read_value
 from diffusionlm.controls.control import Combination, Control
-from diffusionlm.data.reading import json_rows, nfc, read_text, wrong_character
+from diffusionlm.data.reading import json_rows, lines_of, nfc, read_text, wrong_character
 
 TARGET_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")  # files with a target on each line; others are YAML
 _SHORT = re.compile(r"\s*([^\W\d][\w ]*?)\s*=\s*([^\"'()&|~=]+?)\s*")
@@ -89,7 +89,7 @@ def target_rows(path: str | Path) -> list[tuple[str, dict[str, Any], tuple[Contr
 def _file_rows(path: str | Path) -> Iterator[tuple[str, Any]]:
     text, name = read_text(path), str(path)
     if name.lower().endswith(TARGET_LINES):
-        yield from ((f"{name}, line {number}", row) for number, row in json_rows(text, name))
+        yield from ((f"{name}, line {number}", row) for number, row in json_rows(lines_of(text), name))
         return
     rows = read_value(name, text)
     yield from ((f"{name}, target {n}", row) for n, row in enumerate(rows if isinstance(rows, list) else [rows], 1))

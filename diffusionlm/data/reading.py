@@ -19,11 +19,12 @@ import math
 import re
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -75,24 +76,9 @@ class Table:
 
         Raises UserError where a value is no text, or holds a control character, and where there is no text at all.
         """
-        kept: list[int] = []
-        empty: list[int] = []
-        suspects = Remarks(WRONG_ENCODING)
-        for row, value in enumerate(self.column(name) if self.numbers else []):
-            if value is None or (isinstance(value, str) and (not value or value.isspace())):
-                empty.append(row)
-                continue
-            if not isinstance(value, str):
-                raise UserError(f"{self.place(row)}: column {name!r} should hold text, got {str(value)[:60]}")
-            if wrong := wrong_character(value):
-                raise UserError(f"{self.place(row)}: {wrong}")
-            kept.append(row)
-            suspects.read(value, partial(self.place, row))
-        if not kept:
-            raise UserError(f"{self.name}: there is no text in it")
-        if empty:
-            _report(self.place(empty[0]), f"there is no text in {name!r}, and the row is left out", len(empty))
-        suspects.report()
+        rows = TextRows(name)
+        kept = rows.of(self)
+        rows.report(self.name)
         return kept
 
 
@@ -172,6 +158,42 @@ class Remarks:
             _report(self.first, f"{codes}, a sign of a wrong encoding; the text is kept as it is", self.count)
 
 
+class TextRows:
+    """Finds the rows with a text in the column ``name`` of tables, which may be consecutive parts of one."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.found, self.empty, self.first_empty = name, 0, 0, ""
+        self.suspects = Remarks(WRONG_ENCODING)
+
+    def of(self, table: Table) -> list[int]:
+        """Return the numbers of such rows in ``table``, counted from 0.
+
+        Raises UserError where a value is no text, or holds a control character.
+        """
+        kept: list[int] = []
+        for row, value in enumerate(table.column(self.name) if table.numbers else []):
+            if value is None or (isinstance(value, str) and (not value or value.isspace())):
+                self.first_empty = self.first_empty or table.place(row)
+                self.empty += 1
+                continue
+            if not isinstance(value, str):
+                raise UserError(f"{table.place(row)}: column {self.name!r} should hold text, got {str(value)[:60]}")
+            if wrong := wrong_character(value):
+                raise UserError(f"{table.place(row)}: {wrong}")
+            kept.append(row)
+            self.suspects.read(value, partial(table.place, row))
+        self.found += len(kept)
+        return kept
+
+    def report(self, source: str) -> None:
+        """Report on the rows that were read from a ``source``. Raises UserError where there was no text at all."""
+        if not self.found:
+            raise UserError(f"{source}: there is no text in it")
+        if self.empty:
+            _report(self.first_empty, f"there is no text in {self.name!r}, and the row is left out", self.empty)
+        self.suspects.report()
+
+
 Rows = Iterator[tuple[int, dict[str, Any]]]  # each with the number of its first line
 
 
@@ -182,16 +204,22 @@ def read_table(path: str | Path, column: str = "text") -> Table:
     column; a parquet file's columns of bytes are left out. Raises UserError for a missing or broken file.
     """
     if path == "-":
-        return _table("standard input", _text_rows(decode(sys.stdin.buffer.read(), "standard input"), "standard input", column))
+        text = decode(sys.stdin.buffer.read(), "standard input")
+        return table_of(_text_rows(lines_of(text), "standard input", column), "standard input")
     path = Path(path).expanduser()
+    check_suffix(path)
+    data = read_bytes(path)
+    if kind_of(path) == "parquet":
+        with parquet_errors(str(path)):
+            file = pyarrow.parquet.ParquetFile(io.BytesIO(data))
+            return parquet_table(file.read(), str(path), range(1, file.metadata.num_rows + 1))
+    return table_of(rows_of(lines_of(decode(data, str(path))), str(path), column), str(path))
+
+
+def check_suffix(path: Path) -> None:
+    """Raise UserError unless the name of a file ends in one of ``SUFFIXES``."""
     if not path.name.lower().endswith(SUFFIXES):
         raise UserError(f"{path}: expected a file ending in one of {', '.join(SUFFIXES)}")
-    kind = kind_of(path)
-    data = read_bytes(path)
-    if kind == "parquet":
-        return _parquet(data, str(path))
-    read = {"txt": _text_rows, "csv": _table_rows, "tsv": _table_rows}.get(kind, json_rows)
-    return _table(str(path), read(decode(data, str(path)), str(path), nfc(column)))
 
 
 def kind_of(path: str | Path) -> str:
@@ -200,21 +228,34 @@ def kind_of(path: str | Path) -> str:
     return name.removesuffix(next((packed for packed in PACKED if name.endswith(packed)), "")).rpartition(".")[2]
 
 
-def _table(name: str, rows: Rows) -> Table:
+def rows_of(lines: Iterable[str], name: str, column: str) -> Rows:
+    """Return the rows in the ``lines`` of a file of text, in the format that its ``name`` says; ``column`` as ``read_table``.
+
+    Raises UserError, while rows are taken, where the lines are not of this format.
+    """
+    read = {"txt": _text_rows, "csv": _table_rows, "tsv": _table_rows}.get(kind_of(name), json_rows)
+    return read(lines, name, nfc(column))
+
+
+def table_of(rows: Rows, name: str) -> Table:
+    """Return the table of ``rows``; a value that a row lacks is None."""
     found = list(rows)
     names = dict.fromkeys(key for _, row in found for key in row)
     return Table(name, {key: [row.get(key) for _, row in found] for key in names}, [line for line, _ in found])
 
 
-def _lines(text: str) -> io.StringIO:
-    return io.StringIO(text, newline="")  # lines with their ends, as the module csv expects them
+def lines_of(text: str) -> io.StringIO:
+    """Return an iterator over the lines of ``text`` with their ends, as the module csv expects them."""
+    return io.StringIO(text, newline="")
 
 
-def _text_rows(text: str, name: str, column: str) -> Rows:
-    check_lines(next((line for line in _lines(text) if line.strip()), ""), name, column)
-    separators = Remarks(NO_LINE_END)
-    for number, line in enumerate(_lines(text), 1):
+def _text_rows(lines: Iterable[str], name: str, column: str) -> Rows:
+    separators, begun = Remarks(NO_LINE_END), False
+    for number, line in enumerate(lines, 1):
         if stripped := line.strip():
+            if not begun:
+                check_lines(line, name, column)
+                begun = True
             separators.read(stripped, partial("{}, line {}".format, name, number))
             yield number, {"text": stripped}
     separators.report()
@@ -238,9 +279,9 @@ def table_kind(line: str, column: str) -> str:
     return "a table with a header" if header else ""
 
 
-def json_rows(text: str, name: str, column: str = "") -> Rows:
+def json_rows(lines: Iterable[str], name: str, column: str = "") -> Rows:
     """Yield the objects of JSON lines. Raises UserError where a line holds none."""
-    for number, line in enumerate(_lines(text), 1):
+    for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line, object_pairs_hook=_unique) if line.strip() else {}
         except (ValueError, RecursionError) as error:
@@ -260,13 +301,27 @@ def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def _table_rows(text: str, name: str, column: str) -> Rows:
+class _Recorded(Iterator[str]):
+    """Lines; those since the last row are kept in ``row``."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self.lines, self.row = iter(lines), list[str]()
+
+    def __next__(self) -> str:
+        self.row.append(next(self.lines))
+        return self.row[-1]
+
+
+def _table_rows(lines: Iterable[str], name: str, column: str) -> Rows:
     """Yield the rows of comma-separated values, or of values with another of ``DELIMITERS``."""
     header: list[str] = []
+    recorded = _Recorded(lines)
     delimiter, reader, begin = ",", csv.reader(()), 1
     try:
-        delimiter = _delimiter(text, name, column)
-        reader = csv.reader(_lines(text), delimiter=delimiter, strict=True)
+        first = next((line for line in recorded if line.strip()), "")
+        delimiter = _delimiter(first, name, column)
+        recorded = _Recorded(chain(recorded.row, recorded.lines))
+        reader = csv.reader(recorded, delimiter=delimiter, strict=True)
         for row in reader:
             if reader.line_num - begin > MOST_LINES and max(map(_line_ends, row)) > MOST_LINES:
                 raise csv.Error(f"a quote is closed only {max(map(_line_ends, row))} lines later, which .jsonl allows")
@@ -280,17 +335,17 @@ def _table_rows(text: str, name: str, column: str) -> Rows:
                     raise UserError(f"{name}, line {begin}: {got}")
                 yield begin, dict(zip(header, row, strict=True))
             begin = reader.line_num + 1
+            recorded.row.clear()
     except csv.Error as error:
-        start = _cell_line(text, delimiter, begin, reader.line_num)
+        start = begin + _lines_before_cell(recorded.row[: reader.line_num + 1 - begin], delimiter)
         reason = _CSV_REASONS.get(str(error).partition(" (")[0], str(error))
         where = f", on line {reader.line_num}" if reason == str(error) and reader.line_num > start else ""
         raise UserError(f"{name}, line {start}: not valid CSV: in the cell that begins here, {reason}{where}") from None
 
 
-def _delimiter(text: str, name: str, column: str) -> str:
+def _delimiter(header: str, name: str, column: str) -> str:
     """Return the first delimiter with which the header has the column, else that of the file's format."""
     tried = "\t" + DELIMITERS if kind_of(name) == "tsv" else DELIMITERS
-    header = next((line for line in _lines(text) if line.strip()), "")
     cells = {each: next(csv.reader([header], delimiter=each), []) for each in tried}
     return next((each for each in tried if column in map(nfc, cells[each])), tried[0])
 
@@ -299,23 +354,29 @@ def _line_ends(cell: str) -> int:
     return len(LINE_END.findall(cell))
 
 
-def _cell_line(text: str, delimiter: str, begin: int, end: int) -> int:
-    """Return the line on which the cell with the most lines begins, in the row of the lines ``begin`` to ``end``."""
+def _lines_before_cell(lines: Sequence[str], delimiter: str) -> int:
+    """Return the number of lines of a row before that on which the cell with the most lines begins."""
     try:  # tolerantly: strict reading stops at a mistake without a row
-        cells = [_line_ends(cell) for cell in next(csv.reader([*_lines(text)][begin - 1 : end], delimiter=delimiter), [])]
+        cells = [_line_ends(cell) for cell in next(csv.reader(lines, delimiter=delimiter), [])]
     except csv.Error:  # a cell above the size limit of the module csv
-        return begin
-    return begin + sum(cells[: cells.index(max(cells))]) if cells else begin
+        return 0
+    return sum(cells[: cells.index(max(cells))]) if cells else 0
 
 
-def _parquet(data: bytes, name: str) -> Table:
+@contextmanager
+def parquet_errors(name: str) -> Iterator[None]:
+    """Turn a failure to read a parquet file into a UserError."""
     try:
-        table = pyarrow.parquet.ParquetFile(io.BytesIO(data)).read()
-        parts = list(zip(map(nfc, table.column_names), table.columns, strict=True))
-        of_bytes = [key for key, part in parts if _BINARY.search(str(part.type))]
-        columns = {key: part.to_pylist() for key, part in parts if key not in of_bytes}
+        yield
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{name}: the file is damaged: {' '.join(str(error).split())}") from None
+
+
+def parquet_table(part: Any, name: str, numbers: Sequence[int]) -> Table:
+    """Return rows of a parquet file, an Arrow table or record batch, without columns of bytes. Raises as ``read_table``."""
+    parts = list(zip(map(nfc, part.schema.names), part.columns, strict=True))
+    of_bytes = [key for key, values in parts if _BINARY.search(str(values.type))]
     if repeated := [key for i, (key, _) in enumerate(parts) if key in dict(parts[:i])]:
         raise UserError(f"{name}: it has two columns {repeated[0]!r}; rename one of them")
-    return Table(name, columns, range(1, table.num_rows + 1), "row", tuple(of_bytes))
+    columns = {key: values.to_pylist() for key, values in parts if key not in of_bytes}
+    return Table(name, columns, numbers, "row", tuple(of_bytes))
