@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,7 +18,7 @@ import numpy as np
 
 from diffusionlm.config import Component, UserError, nearest
 from diffusionlm.data.annotators import Annotator, Plain
-from diffusionlm.data.large import ALL_HELD_OUT, is_held_out, large_splits, size_of
+from diffusionlm.data.large import ALL_HELD_OUT, Source, is_held_out, large_splits, size_of
 from diffusionlm.data.reading import Table, nfc, read_table
 from diffusionlm.data.rows import Texts, texts_of
 from diffusionlm.data.shards import files_of, is_pattern, read_tables
@@ -82,15 +81,11 @@ class Files(Corpus, name="files"):
         names = {"train": self.train, "validation": self.validation, "test": self.test}
         files = {split: files_of(name) for split, name in names.items() if name is not None}
         if not is_cached(size_of(files)):
-            return self._read(files)
-        settings = {"text": self.text, "attributes": self.attributes, "validation_share": self.validation_share}
-        return large_splits(files, settings, self.validation_share, self.text, partial(self._read, files))
-
-    def _read(self, files: Mapping[str, Sequence[Path]]) -> dict[str, datasets.Dataset]:
-        splits = {
-            split: tidy(read_tables(paths, self.text), None, self.text, self.attributes) for split, paths in files.items()
-        }
-        return _hold_out(splits, self.validation_share, self.train)
+            splits = {
+                name: tidy(read_tables(paths, self.text), None, self.text, self.attributes) for name, paths in files.items()
+            }
+            return _hold_out(splits, self.validation_share, self.train)
+        return large_splits(files, Source(self.train, self.text, self.attributes, self.validation_share))
 
 
 @dataclass(frozen=True)

@@ -7,24 +7,29 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import datasets  # type: ignore[import-untyped]
+import numpy as np
+import numpy.typing as npt
 import pyarrow  # type: ignore[import-untyped]
 from datasets.arrow_writer import ArrowWriter  # type: ignore[import-untyped]
 from tqdm import tqdm
 
 from diffusionlm.config import UserError
+from diffusionlm.data.blocks import table_blocks
 from diffusionlm.data.lines import text_blocks
-from diffusionlm.data.reading import collected_reports, kind_of
+from diffusionlm.data.reading import Table, TextRows, collected_reports, kind_of
+from diffusionlm.data.shards import joined
 from diffusionlm.data.store import stored
+from diffusionlm.data.tables import Columns, tidy_part
 from diffusionlm.progress import intervals, say
 
 ALL_HELD_OUT = "all of its texts fell to validation: give a validation file, or a smaller share"
-TEXT = datasets.Features({"text": datasets.Value("string")})
 Splits = dict[str, datasets.Dataset]
 Files = Mapping[str, Sequence[Path]]  # by split
 
@@ -39,17 +44,28 @@ def size_of(files: Files) -> int:
     return sum(path.stat().st_size for paths in files.values() for path in paths if path.is_file())
 
 
-def large_splits(files: Files, settings: Mapping[str, Any], share: float, column: str, load: Callable[[], Splits]) -> Splits:
-    """Return the splits of a corpus from the cache, made from its ``files`` where they, or its ``settings``, are new.
+@dataclass(frozen=True)
+class Source:
+    """How the files of a corpus are read; see ``corpora.Files``. ``name`` is what the user calls the training files."""
 
-    Lines of text are read in blocks, and the ``share`` is held out for validation where no such split has files; the splits
-    of files in other formats are those that ``load()`` returns. Reports on the texts are repeated each time.
+    name: str
+    text: str
+    attributes: tuple[str, ...]
+    validation_share: float
+
+
+def large_splits(files: Files, source: Source) -> Splits:
+    """Return the splits of a corpus from the cache, made from its ``files`` where they, or the settings, are new.
+
+    Files are read in blocks. Where no validation split has files, the share of the training texts is held out. Reports on the
+    texts are repeated each time.
 
     Raises:
-        UserError: as ``load``; the cache cannot be written.
+        UserError: as ``corpora.Files.load``; the cache cannot be written.
     """
     named = {split: [[str(path), _digest(path)] for path in paths] for split, paths in files.items()}
-    entry = stored("texts", {"files": named, "settings": dict(settings)}, partial(_write, files, share, column, load))
+    settings = {name: value for name, value in asdict(source).items() if name != "name"}
+    entry = stored("texts", {"files": named, "settings": settings}, partial(_write, files, source))
     for sentence in entry.facts["reports"]:
         say(sentence)
     return {split: datasets.Dataset.from_file(str(entry.folder / f"{split}.arrow")) for split in entry.facts["splits"]}
@@ -63,42 +79,100 @@ def _digest(path: Path) -> str:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _write(files: Files, share: float, column: str, load: Callable[[], Splits], folder: Path) -> dict[str, Any]:
-    with collected_reports() as reports:
-        if all(kind_of(path) == "txt" for paths in files.values() for path in paths):
-            splits = _write_lines(files, share, column, folder)
-        else:
-            splits = _write_splits(load(), folder)
-    return {"reports": reports, "splits": splits}
-
-
-def _write_lines(files: Files, share: float, column: str, folder: Path) -> list[str]:
-    """Write the texts of all splits, and return the names of these."""
+def _write(files: Files, source: Source, folder: Path) -> dict[str, Any]:
+    """Write the texts of all splits, and return the names of these and the reports on them."""
     counts: Counter[str] = Counter()
-    with ExitStack() as stack:
-        bar = stack.enter_context(tqdm(desc="reading texts", unit=" texts", unit_scale=True, leave=False, **intervals()))
+    bar = tqdm(desc="reading texts", unit=" texts", unit_scale=True, leave=False, **intervals())
+    with collected_reports() as reports, bar:
         for split, paths in files.items():
-            held_share = share if split == "train" and "validation" not in files else 0.0
-            names = [split, "validation"] if held_share else [split]
-            writers = [stack.enter_context(arrow_file(folder / f"{name}.arrow", TEXT)) for name in names]
-            for texts in chain.from_iterable(text_blocks(path, column) for path in paths):
-                held = [is_held_out(text, held_share) for text in texts] if held_share else [False] * len(texts)
-                for name, write, wanted in zip(names, writers, (False, True), strict=False):
-                    part = [text for text, other in zip(texts, held, strict=True) if other is wanted]
-                    write(pyarrow.table({"text": pyarrow.array(part, pyarrow.string())}))
-                    counts[name] += len(part)
-                bar.update(len(texts))
+            share = source.validation_share if split == "train" and "validation" not in files else 0.0
+            lines = all(kind_of(path) == "txt" for path in paths)
+            with ExitStack() as stack:
+                write = _Writers(folder, [split, "validation"] if share else [split], stack)
+                for part in _lines(paths, source.text) if lines else _rows(paths, source):
+                    held = np.array([share > 0 and is_held_out(text, share) for text in part.column("text").to_pylist()], bool)
+                    counts.update(write.split(part, held))
+                    bar.update(len(part))
     if not counts["train"]:
-        raise UserError(f"{files['train'][0]}: {ALL_HELD_OUT}")
-    return [name for name in (*files, *({"validation"} - {*files})) if counts[name]]
+        raise UserError(f"{source.name}: {ALL_HELD_OUT}")
+    return {"reports": reports, "splits": [name for name in (*files, *({"validation"} - {*files})) if counts[name]]}
 
 
-def _write_splits(splits: Splits, folder: Path) -> list[str]:
-    for split, rows in splits.items():
-        with arrow_file(folder / f"{split}.arrow", rows.features) as write:
-            for part in rows.with_format("arrow").iter(10_000):
-                write(part)
-    return [*splits]
+def _lines(paths: Sequence[Path], column: str) -> Iterator[pyarrow.Table]:
+    """Yield the texts of files of lines in blocks."""
+    for texts in chain.from_iterable(text_blocks(path, column) for path in paths):
+        yield pyarrow.table({"text": pyarrow.array(texts, pyarrow.string())})
+
+
+def _rows(paths: Sequence[Path], source: Source) -> Iterator[pyarrow.Table]:
+    """Yield the rows with a text of the table in files, in blocks, all of the same types; the files are read twice.
+
+    Raises UserError where a value is none of its column: first of all for a text, as if the table were read as a whole.
+    """
+    head, features = _columns(paths, source.text)
+    other: UserError | None = None
+    for path in paths:
+        texts = TextRows(source.text)
+        for block in _silently(table_blocks(path, source.text)):
+            missing = [None] * len(block.numbers)
+            block = replace(block, columns={name: block.columns.get(name, missing) for name in head.columns})
+            kept = texts.of(block)
+            if other is None:
+                try:
+                    part = tidy_part(block, head, features, kept, source.text, source.attributes)
+                except UserError as error:
+                    other = error
+                else:
+                    yield part.with_format("arrow")[:]
+        texts.report(str(path))
+    if other is not None:
+        raise other
+
+
+def _columns(paths: Sequence[Path], column: str) -> tuple[Table, datasets.Features]:
+    """Return the name and the columns of the table in files, without its rows, and the types of all values.
+
+    Raises UserError where a file is broken, or has other columns.
+    """
+    heads, types = [], Columns()
+    for path in paths:
+        rows, names, of_bytes = 0, dict[str, Sequence[Any]](), dict[str, None]()
+        for block in table_blocks(path, column):
+            types.with_rows(block.columns)
+            rows += len(block.numbers)
+            names |= {name: [] for name in block.columns}
+            of_bytes |= dict.fromkeys(block.of_bytes)
+        heads.append(Table(str(path), names, range(rows), of_bytes=tuple(of_bytes)))
+    return replace(joined(heads), numbers=range(0)), types.features()
+
+
+def _silently(blocks: Iterator[Table]) -> Iterator[Table]:
+    """Yield ``blocks`` without the reports on what is between the texts, which were made when the columns were read."""
+    while True:
+        with collected_reports():
+            block = next(blocks, None)
+        if block is None:
+            return
+        yield block
+
+
+class _Writers:
+    """Files of the splits ``names``, the first of texts to train on, the second, if there is one, of those held out."""
+
+    def __init__(self, folder: Path, names: Sequence[str], stack: ExitStack) -> None:
+        self.folder, self.names, self.stack = folder, names, stack
+        self.writers: list[Callable[[pyarrow.Table], None]] = []
+
+    def split(self, part: pyarrow.Table, held: npt.NDArray[np.bool_]) -> dict[str, int]:
+        """Write the rows of ``part`` and return how many each split received."""
+        if not self.writers:  # whose types are those of the first part
+            features = datasets.Features.from_arrow_schema(part.schema)
+            places = [self.folder / f"{name}.arrow" for name in self.names]
+            self.writers = [self.stack.enter_context(arrow_file(place, features)) for place in places]
+        chosen = dict(zip(self.names, (~held, held), strict=False))
+        for write, mask in zip(self.writers, chosen.values(), strict=True):
+            write(part.filter(pyarrow.array(mask)))
+        return {name: int(mask.sum()) for name, mask in chosen.items()}
 
 
 @contextmanager

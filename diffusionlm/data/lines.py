@@ -33,7 +33,7 @@ def text_blocks(path: Path, column: str = "text") -> Iterator[list[str]]:
             holds a control character.
     """
     begin, found, remarks = 1, False, [Remarks(NO_LINE_END), Remarks(WRONG_ENCODING)]
-    for block in _decoded(path):
+    for block in text_parts(path):
         lines = block.split("\n") if "\r" not in block else LINE_END.split(block)
         texts = [line.strip() for line in lines]
         if not found and (first := next((line for line, text in zip(lines, texts, strict=True) if text), "")):
@@ -54,8 +54,12 @@ def text_blocks(path: Path, column: str = "text") -> Iterator[list[str]]:
         each.report()
 
 
-def _decoded(path: Path) -> Iterator[str]:
-    """Yield the characters of a file in blocks that end with a line."""
+def text_parts(path: Path) -> Iterator[str]:
+    """Yield the characters of a file of text, packed or not, in parts that end with a line.
+
+    Raises:
+        UserError: the file cannot be read, is damaged, or no text in Unicode.
+    """
     with open_bytes(path) as file:
         rest, first = b"", True
         while block := file.read(BLOCK):

@@ -72,7 +72,11 @@ class Joined(Table):
 
 def read_tables(paths: Sequence[Path], column: str = "text") -> Table:
     """Return the rows of all files; see ``read_table``. Raises UserError where they do not have the same columns."""
-    parts = tuple(read_table(path, column) for path in paths)
+    return joined([read_table(path, column) for path in paths])
+
+
+def joined(parts: Sequence[Table]) -> Table:
+    """Return one table of all ``parts``. Raises UserError where they do not have the same columns."""
     first, *others = parts
     if not others:
         return first
@@ -87,5 +91,10 @@ def read_tables(paths: Sequence[Path], column: str = "text") -> Table:
     }
     of_bytes = tuple(dict.fromkeys(name for part in parts for name in part.of_bytes))
     return Joined(
-        f"{first.name} to {parts[-1].name}", columns, range(sum(len(part.numbers) for part in parts)), "row", of_bytes, parts
+        f"{first.name} to {parts[-1].name}",
+        columns,
+        range(sum(len(part.numbers) for part in parts)),
+        "row",
+        of_bytes,
+        tuple(parts),
     )

@@ -19,8 +19,8 @@ def to_dataset(rows: Sequence[Mapping[str, Any]], place: str = "texts") -> datas
     )
 
 
-def _dataset(columns: Mapping[str, Sequence[Any]], place: str) -> datasets.Dataset:
-    features = datasets.Features({name: _feature(values) for name, values in columns.items()})
+def _dataset(columns: Mapping[str, Sequence[Any]], place: str, features: datasets.Features | None = None) -> datasets.Dataset:
+    features = Columns().with_rows(columns).features() if features is None else features
     mixed = [name for name, feature in features.items() if isinstance(feature, datasets.Json)]
     columns = {**columns, **{name: [*map(_kept, columns[name])] for name in mixed}}
     try:
@@ -34,12 +34,34 @@ def _kept(value: Any) -> Any:
     return str(value) if isinstance(value, float) and math.isinf(value) else value
 
 
-def _feature(values: Sequence[Any]) -> Any:
-    if all(value is None or isinstance(value, str) for value in values):  # as JSON, "007" would be the number 7
-        return datasets.Value("string")
-    if all(isinstance(value, list) and all(isinstance(item, str) for item in value) for value in values):
-        return datasets.List(datasets.Value("string"))
-    return datasets.Json()  # any value
+class Columns:
+    """The columns of a table that is seen in parts, and the types of their values."""
+
+    def __init__(self) -> None:
+        self.rows, self.texts, self.lists = 0, dict[str, bool](), dict[str, bool]()
+
+    def with_rows(self, columns: Mapping[str, Sequence[Any]]) -> Columns:
+        """Include further rows; a column that they lack, or that is new, is None where it is missing."""
+        for name in dict.fromkeys((*self.texts, *columns)):
+            values = columns.get(name, (None,))
+            missing = self.rows > 0 and name not in self.texts
+            self.texts[name] = self.texts.get(name, True) and all(value is None or isinstance(value, str) for value in values)
+            self.lists[name] = self.lists.get(name, not missing) and all(map(_is_list_of_texts, values))
+        self.rows += max(map(len, columns.values()), default=0)
+        return self
+
+    def features(self) -> datasets.Features:
+        """Return the types of the columns, in the order in which they were seen."""
+        return datasets.Features({name: self._feature(name) for name in self.texts})
+
+    def _feature(self, name: str) -> Any:
+        if self.texts[name]:  # as JSON, "007" would be the number 7
+            return datasets.Value("string")
+        return datasets.List(datasets.Value("string")) if self.lists[name] else datasets.Json()  # any value
+
+
+def _is_list_of_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def tidy(
@@ -52,7 +74,25 @@ def tidy(
     kept = table.texts(text)
     for column in attributes:
         table.column(column)
-    rows = _dataset(table.columns, table.name) if rows is None else rows
+    return _arranged(table, _dataset(table.columns, table.name) if rows is None else rows, kept, text, attributes)
+
+
+def tidy_part(
+    part: Table, head: Table, features: datasets.Features, kept: Sequence[int], text: str, attributes: Sequence[str]
+) -> datasets.Dataset:
+    """Return what ``tidy`` returns for the rows ``part`` of a table of these ``features``, of which those ``kept`` have a text.
+
+    ``head`` has the table's name and columns, and no rows.
+    """
+    for column in attributes:
+        head.column(column)
+    return _arranged(part, _dataset(part.columns, head.name, features), kept, text, attributes)
+
+
+def _arranged(
+    table: Table, rows: datasets.Dataset, kept: Sequence[int], text: str, attributes: Sequence[str]
+) -> datasets.Dataset:
+    """Return the ``rows`` of ``table``, those ``kept``, with their columns in the form of a corpus; see ``tidy``."""
     names = {nfc(name): name for name in rows.column_names}
     text = names[nfc(text)]
     if attributes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import datasets  # type: ignore[import-untyped]
@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from diffusionlm.config import UserError
-from diffusionlm.data import lines, rows, store
+from diffusionlm.data import blocks, lines, rows, store
 from diffusionlm.data.batches import TooLong, encode
 from diffusionlm.data.copies import KnownRows, KnownTexts
 from diffusionlm.data.corpora import Files, Hub
@@ -36,6 +36,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DIFFUSIONLM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(rows, "BLOCK", 7)
     monkeypatch.setattr(lines, "BLOCK", 50)
+    monkeypatch.setattr(blocks, "ROWS", 3)
+    monkeypatch.setattr(blocks, "CHARACTERS", 60)
     return tmp_path / "cache"
 
 
@@ -59,8 +61,8 @@ def both(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], tu
 Both = Callable[[Callable[[], object]], tuple[object, object]]
 
 
-def contents(splits: dict[str, datasets.Dataset]) -> dict[str, dict[str, list[object]]]:
-    return {split: found[:] for split, found in splits.items()}
+def contents(splits: dict[str, datasets.Dataset]) -> dict[str, object]:
+    return {split: (str(found.features), str(found[:])) for split, found in splits.items()}  # NaN is equal to itself as text
 
 
 def write(path: Path, content: bytes) -> str:
@@ -91,7 +93,10 @@ def test_a_large_file_gives_the_splits_of_a_small_one(name: str, tmp_path: Path,
 
 def test_large_parquet_files_keep_all_columns(tmp_path: Path, both: Both) -> None:
     columns = {"text": TEXTS, "n": [*range(len(TEXTS))], "attributes": [{"a": str(i)} for i in range(len(TEXTS))]}
-    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    none = pyarrow.array([None] * len(TEXTS), pyarrow.int64())
+    lists = [[f"{i}"] * (i % 3) for i in range(len(TEXTS))]
+    table = pyarrow.table({**columns, "none": none, "lists": lists, "raw": [b"\xff"] * len(TEXTS)})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=5)
     small, large = both(lambda: contents(Files(str(tmp_path / "a.parquet"), attributes=("n",)).load()))
     assert small == large
 
@@ -107,6 +112,64 @@ def test_a_large_data_set_of_the_hub_is_that_of_a_small_one(
     corpus = Hub(str(tmp_path / "hub"), text="body", attributes=attributes, validation_share=0.2)
     small, large = both(lambda: contents(corpus.load()))
     assert small == large and {*small} == {"train", "validation"}  # type: ignore[misc]
+
+
+def objects(*rows: Mapping[str, object] | str) -> bytes:
+    return "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows).encode()
+
+
+FINE: list[dict[str, object]] = [{"text": f"number {i}", "kind": f"k{i % 3}"} for i in range(20)]
+ODD = {
+    "missing.jsonl": objects({}, {"kind": "x"}, *FINE, "", {"text": None}, {"text": " \t"}, {"text": "last", "late": 1}),
+    "types.jsonl": objects(*FINE, {"text": "a", "kind": 7}, {"text": "b", "kind": float("nan")}, {"text": "c", "kind": "007"}),
+    "nan.jsonl": objects({"text": "a", "kind": float("inf")}, {"text": "b", "kind": float("nan")}, *FINE),
+    "lists.jsonl": objects(*({"text": f"t{i}", "kind": f"{i}", "l": ["a", "b"][: i % 3], "m": [i]} for i in range(9))),
+    "late.jsonl": objects(*FINE, {"text": "a", "l": ["x"]}, {"text": "b", "attributes": {"e": "f"}}),
+    "forms.jsonl": objects({"te\u0301xt": "no", "text": "a"}, {"text": "e\u0301", "kind": "e\u0301"}, *FINE),
+    "quotes.csv": b'text,kind\r\n' + b'"two\nlines, ""quoted""\r\n\r\nfour",a\n\n\n,b\n"plain",""\n' * 9,
+    "wide.csv": b"\n\nn;text;kind\n" + b"1;a b;\n;;c\n3;a\rb\n;c;d\n".replace(b"a\rb\n", b"e;f\n") * 8,
+    "marks.tsv": "\ufefftext\tkind\n\u2028 a\tb\n\x93c\td\ne\tf".encode(),
+    "old.csv": b"text,kind\ra,b\rc,d\r" * 1 + b"".join(b"%d,e\r" % i for i in range(30)),
+    "utf-16.csv": ("text,kind\n" + "a,b\n" * 20).encode("utf-16"), "packed.csv.gz": b"text,kind\n" + b"a,b\nc,\n" * 20,
+    "no kind.jsonl": objects({"text": "a"}, {"text": "b"}), "none.jsonl": b"{}\n\n{}", "header.csv": b"text,kind\n\n",
+    "no text.csv": b"texts,kind\n" + b"a,b\n" * 9, "empty.csv": b"text,kind\n" + b",b\n" * 9,
+    "broken.jsonl": objects(*FINE, '{"text": "a"', *FINE), "array.json": b'[{"text": "a"}]', "twice.jsonl": objects(*FINE, '{"a": 1, "a": 2}'),
+    "number.jsonl": objects(*FINE, {"text": 5}), "control.jsonl": objects({"text": "a", "kind": []}, *FINE, {"text": "a\x01"}),
+    "value.jsonl": objects({"kind": ["x"]}, *FINE, {"text": "a", "kind": {"x": 1}}), "half.jsonl": objects(*FINE, {"text": "a", "b": "\ud800"}),
+    "columns.csv": b"text,kind\n" + b"a,b\n" * 20 + b"a,b,c\n", "open.csv": b"text,kind\n" + b"a,b\n" * 20 + b'c,"d\n' + b"e,f\n" * 9,
+    "after.csv": b"text,kind\n" + b"a,b\n" * 20 + b'"c"d,e\n', "long.csv": b"text,kind\n" + b"a,b\n" * 20 + b'x,"' + b"l\n" * 120 + b'",e\n',
+    "huge.csv": b"text,kind\n" + b"a,b\n" * 5 + b'x,"' + b"l" * 140_000 + b'",e\n', "names.csv": b"text,kind,text\na,b,c\n",
+    "latin.csv": b"text,kind\n" + b"a,b\n" * 40 + b"\xe9,b\n", "cut.parquet": b"PAR1PAR1", "cut.jsonl.gz": b"\x1f\x8b\x08\x00",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_rows_in_blocks_are_those_of_a_table(
+    name: str, tmp_path: Path, both: Both, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_bytes(gzip.compress(ODD[name]) if name == "packed.csv.gz" else ODD[name])
+    corpus, said = Files(str(tmp_path / name), attributes=("kind",), validation_share=0.1), []
+
+    def load() -> object:
+        try:
+            return contents(corpus.load())
+        finally:
+            said.append([line for line in capsys.readouterr().err.splitlines() if line.startswith(str(tmp_path))])
+
+    small, large = both(load)
+    assert large == small
+    assert isinstance(small, str) or said[0] == said[1]
+
+
+def test_blocks_of_several_files_have_the_types_of_all(tmp_path: Path, both: Both) -> None:
+    (tmp_path / "a.jsonl").write_bytes(objects(*FINE, {"text": "a", "n": 1}))
+    (tmp_path / "b.csv").write_text("kind,text,n\nx,one,2\ny,,3\n")
+    corpus = Files(f"{tmp_path}/?.*", attributes=("kind",))
+    small, large = both(lambda: contents(corpus.load()))
+    assert large == small and "Json" in str(small)
+    (tmp_path / "c.txt").write_text("a text\n")
+    small, large = both(lambda: corpus.load() and None)
+    assert large == small and "only" in str(small)
 
 
 REFUSED = {
