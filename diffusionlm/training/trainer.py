@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
@@ -36,11 +36,12 @@ from diffusionlm.data.batches import TokenBudgetBatches
 from diffusionlm.data.rows import TokenRows, lengths_of
 from diffusionlm.files import disk_errors, open_permissions, read_json, write_text
 from diffusionlm.models.spec import Rows
-from diffusionlm.processes import check_whole, count
+from diffusionlm.processes import check_whole
 from diffusionlm.training import checkpoints
+from diffusionlm.training.arguments import arguments_of
 from diffusionlm.training.best import BestWeights
 from diffusionlm.training.callbacks import Overfitting, Patience, Progress, Samples, interruptible
-from diffusionlm.training.optimizers import MuonAdamW, OptimizerConfig, has_bf16
+from diffusionlm.training.optimizers import MuonAdamW, OptimizerConfig
 from diffusionlm.training.validation import evaluate_terms
 
 
@@ -134,7 +135,7 @@ class DiffusionTrainer(Trainer):
         self.progress = Progress(folder, config.steps, show_texts, quiet)
         callbacks: list[TrainerCallback] = [self.progress, Samples(self), Overfitting(lambda: self.best.step)]
         callbacks += [Patience(config.patience)] if config.patience else []
-        arguments = _arguments(config, folder, bool(self.validation))
+        arguments = arguments_of(config, folder, bool(self.validation))
         super().__init__(objective, arguments, train_dataset=self.rows, eval_dataset=self.validation, callbacks=callbacks)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
@@ -357,34 +358,6 @@ class DiffusionTrainer(Trainer):
 def padded_lengths(rows: Rows, width: int | None) -> npt.NDArray[Any]:
     """Return the number of tokens of each row, which is ``width`` for all if it is given."""
     return lengths_of(rows) if width is None else np.full(len(rows), width)
-
-
-def _arguments(config: TrainingConfig, folder: Path, evaluates: bool) -> TrainingArguments:
-    cpu = not torch.cuda.is_available()
-    return TrainingArguments(
-        output_dir=str(folder / "checkpoints"),
-        max_steps=config.steps,
-        gradient_accumulation_steps=config.accumulation,
-        max_grad_norm=config.clip,
-        lr_scheduler_type={"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}[config.decay],
-        warmup_steps=min(config.warmup, config.steps // 2),
-        bf16=config.precision == "bf16" or (config.precision == "auto" and has_bf16()),
-        use_cpu=cpu,
-        ddp_backend="gloo" if cpu and count() > 1 else None,
-        ddp_find_unused_parameters=False,
-        logging_steps=config.log_every,
-        eval_strategy="steps" if evaluates else "no",
-        eval_steps=config.evaluate_every,
-        logging_nan_inf_filter=False,  # a loss that is not finite ends the run
-        save_strategy="steps",
-        save_steps=config.save_every,
-        metric_for_best_model="eval_loss" if evaluates else None,
-        greater_is_better=False,
-        seed=config.seed,
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        report_to="none",
-    )
 
 
 def _average_with(decay: float, warmup: bool) -> Callable[[Any, Any, Any], None]:
