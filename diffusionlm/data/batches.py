@@ -88,10 +88,18 @@ def one_too_long(number: int, tokens: int, max_length: int, text: str) -> UserEr
     return UserError(f"max_length: {got}, more than the {max_length} allowed: {text[:60]!r}...")
 
 
-def none_left(count: int, empty: int, long: int, max_length: int) -> UserError:
+class NothingLeft(UserError):
+    """Raised where no row is left of texts, of which some were ``too_long``, and others ``empty``."""
+
+    too_long = empty = 0
+
+
+def none_left(count: int, empty: int, long: int, max_length: int) -> NothingLeft:
     """Return the error that of ``count`` texts none is left."""
     longer = f", {long} over {max_length} tokens" if long else ""
-    return UserError(f"texts: of {count} none is left: {empty} empty{longer}")
+    error = NothingLeft(f"texts: of {count} none is left: {empty} empty{longer}")
+    error.too_long, error.empty = long, empty
+    return error
 
 
 def check_list(texts: Sequence[str]) -> None:
@@ -148,6 +156,12 @@ class TokenBudgetBatches(torch.utils.data.Sampler[list[int]]):
             for turn in own:
                 yield order[cuts[turn] : cuts[turn + 1]].tolist()
             made, number, first = made + len(own), number + 1, (first - len(turns)) % self.world
+
+    def one_pass(self, number: int) -> Iterator[list[int]]:
+        """Yield the batches of an epoch, those of all ranks."""
+        order, cuts = self._pass(number)
+        for turn in np.random.default_rng([self.seed, number, 1]).permutation(len(cuts) - 1):
+            yield order[cuts[turn] : cuts[turn + 1]].tolist()
 
     def _pass(self, number: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Return the rows of an epoch in order, and the boundaries of its batches."""

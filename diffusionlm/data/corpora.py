@@ -19,10 +19,11 @@ import numpy as np
 from diffusionlm.config import Component, UserError, nearest
 from diffusionlm.data.annotators import Annotator, Plain
 from diffusionlm.data.large import ALL_HELD_OUT, Source, is_held_out, large_splits, size_of
-from diffusionlm.data.reading import Table, nfc, read_table
+from diffusionlm.data.reading import Table, collected_reports, nfc, read_table
 from diffusionlm.data.rows import Texts, texts_of
 from diffusionlm.data.shards import files_of, is_pattern, read_tables
 from diffusionlm.data.store import is_cached
+from diffusionlm.data.streams import BUFFER, FIRST, OF_LIBRARIES, TextStream, stream_of_files
 from diffusionlm.data.tables import tidy
 from diffusionlm.data.tables import to_dataset as to_dataset
 from diffusionlm.files import SUFFIXES
@@ -37,6 +38,15 @@ class Corpus(Component, family="corpus"):
     def load(self) -> dict[str, datasets.Dataset]:
         """Return "train" and, where they exist, "validation" and "test". Raises UserError for missing or broken texts."""
         raise NotImplementedError
+
+    @property
+    def streams(self) -> bool:
+        """Whether the training texts are streamed; "train" of ``load`` then has the first of them."""
+        return False
+
+    def stream(self) -> TextStream | None:
+        """Return the training texts where they are streamed."""
+        return None
 
     def annotator(self) -> Annotator:
         """Return what reads a text of this corpus where the user names no annotator."""
@@ -65,6 +75,9 @@ class Files(Corpus, name="files"):
     ``text`` is the column to read; the columns ``attributes`` become one column of that name, other columns are kept. Without a
     ``validation`` file, ``validation_share`` of the training texts are held out by a hash of the text: a text and its copies
     stay in their split when others are added.
+
+    With ``streaming`` the training texts are read while a model is trained, and shuffled in a ``shuffle_buffer`` of texts; what
+    is needed before, and the held-out texts, are taken from the ``first_texts``.
     """
 
     train: str
@@ -73,13 +86,33 @@ class Files(Corpus, name="files"):
     text: str = "text"
     attributes: tuple[str, ...] = ()
     validation_share: float = 0.05
+    streaming: bool = False
+    first_texts: int = FIRST
+    shuffle_buffer: int = BUFFER
 
     def __post_init__(self) -> None:
         _check_share(self.validation_share)
+        _check_streaming(self)
+
+    @property
+    def streams(self) -> bool:
+        return self.streaming
+
+    def stream(self) -> TextStream | None:
+        if not self.streams:
+            return None
+        with collected_reports():  # ``load`` makes them
+            paths = files_of(self.train)
+        share = self.validation_share if self.validation is None else 0.0
+        return stream_of_files(paths, self.train, self.text, share, self.shuffle_buffer)
 
     def load(self) -> dict[str, datasets.Dataset]:
         names = {"train": self.train, "validation": self.validation, "test": self.test}
         files = {split: files_of(name) for split, name in names.items() if name is not None}
+        if (stream := self.stream()) is not None:
+            del files["train"]
+            others = {split: tidy(read_tables(paths, self.text), None, self.text) for split, paths in files.items()}
+            return _first_splits(stream, self.first_texts, others)
         if not is_cached(size_of(files)):
             splits = {
                 name: tidy(read_tables(paths, self.text), None, self.text, self.attributes) for name, paths in files.items()
@@ -158,6 +191,9 @@ class Hub(Corpus, name="hub"):
     ``text`` may be a part of a column, as ``translation.en`` in the data sets of translations; its other parts then are columns
     too. ``train``, ``validation`` and ``test`` name its splits; without a validation split ``validation_share`` of the
     training texts is held out. ``take`` keeps the first texts of each split; with ``streaming`` no others are downloaded.
+
+    With ``streaming`` and without ``take`` the training texts are read while a model is trained; ``first_texts`` and
+    ``shuffle_buffer`` as in ``files``, and the other splits are their first texts, as many.
     """
 
     path: str
@@ -170,27 +206,54 @@ class Hub(Corpus, name="hub"):
     streaming: bool = False
     take: int | None = None
     validation_share: float = 0.05
+    first_texts: int = FIRST
+    shuffle_buffer: int = BUFFER
 
     def __post_init__(self) -> None:
         _check_share(self.validation_share)
-        if self.streaming and self.take is None:
-            raise UserError("take: streaming needs the number of texts to take from each split, and it is not set")
         if self.take is not None and self.take < 1:
             raise UserError(f"take: expected 1 or more, got {self.take}")
+        _check_streaming(self)
+
+    @property
+    def streams(self) -> bool:
+        return self.streaming and self.take is None
+
+    def stream(self) -> TextStream | None:
+        if not self.streams:
+            return None
+        found = self._opened()
+        share = 0.0 if self.validation in found else self.validation_share
+        name = f"{self.path}, split {self.train}"
+        return TextStream(name, lambda random: self._opened()[self.train], share, self.shuffle_buffer, self.text)
 
     def load(self) -> dict[str, datasets.Dataset]:
         """Download (once) or stream it."""
         names = {"train": self.train, "validation": self.validation, "test": self.test}
+        stream, found = self.stream(), self._opened()
+        read = [split for split, name in names.items() if name in found and (stream is None or split != "train")]
+        try:
+            splits = {split: self._first(found[names[split]]) for split in read}
+        except OF_LIBRARIES as error:
+            raise self._unreadable(error) from None
+        tidy = {split: self._tidied(rows, f"{self.path}, split {names[split]}") for split, rows in splits.items()}
+        if stream is not None:
+            return _first_splits(stream, self.first_texts, tidy)
+        return _hold_out(tidy, self.validation_share, self.path)
+
+    def _opened(self) -> Any:
+        """Return the splits by name."""
         try:
             found = datasets.load_dataset(self.path, self.config, streaming=self.streaming)
-            splits = {split: self._first(found[name]) for split, name in names.items() if name in found}
-        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise UserError(f"{self.path}: cannot load a dataset from here: {reason}") from None
+        except OF_LIBRARIES as error:
+            raise self._unreadable(error) from None
         if self.train not in found:
             raise UserError(f"{self.path}: no split is called {self.train!r}{nearest(self.train, found)}")
-        tidy = {split: self._tidied(rows, f"{self.path}, split {names[split]}") for split, rows in splits.items()}
-        return _hold_out(tidy, self.validation_share, self.path)
+        return found
+
+    def _unreadable(self, error: Exception) -> UserError:
+        reason = str(error).strip().partition("\n")[0]
+        return UserError(f"{self.path}: cannot load a dataset from here: {reason}")
 
     def _tidied(self, rows: datasets.Dataset, place: str) -> datasets.Dataset:
         column, dot, _ = self.text.partition(".")
@@ -205,10 +268,10 @@ class Hub(Corpus, name="hub"):
         return tidy(Table(place, columns, range(1, len(rows) + 1), "row"), rows, self.text, self.attributes)
 
     def _first(self, split: Any) -> datasets.Dataset:
+        if self.streaming:
+            return datasets.Dataset.from_list(list(split.take(self.take or self.first_texts)), features=split.features)
         if self.take is None:
             return split
-        if self.streaming:
-            return datasets.Dataset.from_list(list(split.take(self.take)), features=split.features)
         return split.select(range(min(self.take, len(split))))
 
 
@@ -248,6 +311,21 @@ def _hold_out(splits: dict[str, datasets.Dataset], share: float, place: str) -> 
     if not held.any():
         return splits
     return {**splits, "train": rows.select(np.flatnonzero(~held)), "validation": rows.select(np.flatnonzero(held))}
+
+
+def _first_splits(stream: TextStream, number: int, others: dict[str, datasets.Dataset]) -> dict[str, datasets.Dataset]:
+    """Return the first texts of a ``stream``, those held out as validation texts, unless these are among the ``others``."""
+    train, held = (to_dataset([{"text": text} for text in texts]) for texts in stream.first(number))
+    return {"train": train, **({"validation": held} if len(held) else {}), **others}
+
+
+def _check_streaming(corpus: Files | Hub) -> None:
+    corpus.expect("at least 1", "first_texts", "shuffle_buffer")
+    given = [name for name, usual in (("first_texts", FIRST), ("shuffle_buffer", BUFFER)) if getattr(corpus, name) != usual]
+    if given and not corpus.streams:
+        raise UserError(f"{given[0]}: it has no effect on a corpus that is not streamed; set streaming, or leave it out")
+    if corpus.streams and corpus.attributes:
+        raise UserError("attributes: of a corpus that is streamed only the texts are read; leave them out")
 
 
 def _check_share(share: float) -> None:

@@ -20,11 +20,11 @@ from typing import Any
 
 import datasets  # type: ignore[import-untyped]
 
-from diffusionlm.config import Settings, UserError, to_plain
+from diffusionlm.config import Settings, UserError
 from diffusionlm.data.batches import encode
 from diffusionlm.data.corpora import Corpus, Files
 from diffusionlm.evaluation.effect import at_each_pace, check_evaluation
-from diffusionlm.evaluation.jobs import JUDGE, REFERENCE, Job, Progress, claimed, file_name, plain_sampling
+from diffusionlm.evaluation.jobs import JUDGE, REFERENCE, Job, Progress, claimed, file_name, plain_corpus, plain_sampling
 from diffusionlm.evaluation.judge import Judge, perplexity
 from diffusionlm.evaluation.likelihood import Bound, check_draws
 from diffusionlm.evaluation.provenance import LoadedCorpus, corpus_of, described, fingerprint
@@ -157,7 +157,7 @@ class BenchmarkRunner:
         if len(held) < config.count:
             raise UserError(f"count: expected at most {len(held)}, the number of texts in {config.split}, got {config.count}")
         about = {
-            "judge": str(judge), "judge_fingerprint": fingerprint(judge), "corpus": to_plain(corpus), "split": config.split,
+            "judge": str(judge), "judge_fingerprint": fingerprint(judge), "corpus": plain_corpus(corpus), "split": config.split,
             "count": config.count, "seed": config.seed, "self_bleu_texts": min(SELF_BLEU_TEXTS, config.count),
         }  # fmt: skip
         report = Report.open(out, about)

@@ -22,6 +22,8 @@ from tqdm import tqdm
 
 from diffusionlm import plots
 from diffusionlm.config import Settings, UserError, build, to_plain
+from diffusionlm.data.corpora import Corpus, Hub
+from diffusionlm.data.streams import BUFFER, FIRST
 from diffusionlm.evaluation.provenance import described, machine
 from diffusionlm.files import LOCK, locked, read_json, write_text
 from diffusionlm.processes import agreed, leads
@@ -29,6 +31,7 @@ from diffusionlm.progress import intervals
 
 REFERENCE, JUDGE = "reference text", "judge LM"
 LATER = {"noise_shift": 0.0}  # sampling settings that reports of earlier versions lack, and their value then
+OF_STREAMS = {"first_texts": FIRST, "shuffle_buffer": BUFFER}  # likewise settings of corpora
 
 
 class Row:
@@ -215,6 +218,12 @@ def plain_sampling(sampling: Settings) -> dict[str, Any]:
     Settings that came later are left out where they do nothing.
     """
     return {name: value for name, value in to_plain(sampling).items() if name not in LATER or value != LATER[name]}
+
+
+def plain_corpus(corpus: Corpus) -> dict[str, Any]:
+    """Return the settings of a corpus as JSON values; see ``plain_sampling``."""
+    later = OF_STREAMS if isinstance(corpus, Hub) else {**OF_STREAMS, "streaming": False}
+    return {name: value for name, value in to_plain(corpus).items() if name not in later or value != later[name]}
 
 
 def named_functions(label: str) -> str:

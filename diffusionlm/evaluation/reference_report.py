@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from diffusionlm import plots
-from diffusionlm.config import UserError, to_plain
+from diffusionlm.config import UserError
 from diffusionlm.data.corpora import Corpus
 from diffusionlm.data.references import Item, read_items, read_outputs
 from diffusionlm.evaluation.effect import changed_sampling, check_sampling
@@ -26,6 +26,7 @@ from diffusionlm.evaluation.jobs import (
     bracketed,
     claimed,
     file_name,
+    plain_corpus,
     plain_sampling,
 )
 from diffusionlm.evaluation.provenance import LoadedCorpus
@@ -96,7 +97,7 @@ class ReferenceRunner:
         about = {
             "references": str(references), "references_fingerprint": digest(references), "sources": len(items),
             "reference_texts": sum(counts), "fewest_references": min(counts), "most_references": max(counts),
-            "seed": seed, "ter": ter, "corpus": None if corpus is None else to_plain(corpus),
+            "seed": seed, "ter": ter, "corpus": None if corpus is None else plain_corpus(corpus),
         }  # fmt: skip
         report = ReferenceReport.open(out, about)
         return cls(items, report, None if corpus is None else LoadedCorpus(corpus).training, out, quiet)

@@ -229,7 +229,6 @@ def test_damaged_and_foreign_bytes(tmp_path: Path) -> None:
             {"corpus": {"name": "files", "train": "a.txt", "validation_share": 1}},
             "^data.corpus.validation_share: expected",
         ),
-        ({"corpus": {"name": "hub", "path": "x", "streaming": True}}, "^data.corpus.take: streaming needs the number"),
         ({"corpus": {"name": "hub", "path": "x", "take": 0}}, "^data.corpus.take: expected 1 or more, got 0"),
         ({"max_length": 2}, "^data.max_length: expected 3 or more"),
         ({"too_long": "cut"}, "^data.too_long: expected 'truncate', 'split', 'drop' or 'error', got 'cut'"),

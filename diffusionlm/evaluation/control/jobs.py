@@ -30,7 +30,7 @@ from diffusionlm.evaluation.control.metrics import (
 )
 from diffusionlm.evaluation.control.report import LEFT_ONLY, STEERED, UNGUIDED, ControlRow, Work, strength_mark
 from diffusionlm.evaluation.control.tasks import FileTargets, Target, TaskConfig
-from diffusionlm.evaluation.jobs import REFERENCE, Job, Progress, file_name, plain_sampling
+from diffusionlm.evaluation.jobs import REFERENCE, Job, Progress, file_name, plain_corpus, plain_sampling
 from diffusionlm.evaluation.judge import Judge
 from diffusionlm.evaluation.provenance import LoadedCorpus, fingerprint
 from diffusionlm.evaluation.text_metrics import diversity, mean_present
@@ -166,7 +166,8 @@ class Samples:
         task = self.task
         return {
             "sampling": plain_sampling(self.sampling), "dtype": task.dtype, "annotator": to_plain(task.binding.annotator),
-            "corpus": to_plain(task.corpus), **{key: to_plain(getattr(task.config, key)) for key in ("task", "split", "seed")},
+            "corpus": plain_corpus(task.corpus),
+            **{key: to_plain(getattr(task.config, key)) for key in ("task", "split", "seed")},
         }  # fmt: skip
 
     @cached_property
