@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     from diffusionlm.training.trainer import TrainingConfig
 
 
-def arguments_of(config: TrainingConfig, folder: Path, evaluates: bool) -> TrainingArguments:
-    """Return the arguments of a run in ``folder``, which ``evaluates`` where it has validation texts."""
+def arguments_of(config: TrainingConfig, folder: Path, evaluates: bool, streams: bool = False) -> TrainingArguments:
+    """Return the arguments of a run in ``folder``, which ``evaluates`` where it has validation texts.
+
+    The batches of a run that ``streams`` its texts begin where a checkpoint ends: the Trainer skips none.
+    """
     cpu = not torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(folder / "checkpoints"),
@@ -38,6 +41,7 @@ def arguments_of(config: TrainingConfig, folder: Path, evaluates: bool) -> Train
         metric_for_best_model="eval_loss" if evaluates else None,
         greater_is_better=False,
         seed=config.seed,
+        ignore_data_skip=streams,
         remove_unused_columns=False,
         disable_tqdm=True,
         report_to="none",

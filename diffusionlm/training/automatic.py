@@ -86,6 +86,11 @@ def automatic(
         raise UserError(f"--minutes: expected a positive number, got {minutes}")
     if minutes is not None and "training.steps" in given:
         raise UserError("--minutes: training.steps is set too; give one of the two")
+    if config.data.corpus.streams:
+        if minutes is not None:
+            raise UserError("--minutes: the number of tokens of a streamed corpus is not known; give --training.steps")
+        say("data.corpus.streaming: the number of texts is not known, so no settings are chosen to fit them")
+        return config
     free = [name for name in SETTINGS if not _is_given(name, given)]
     if folder is not None and (recorded := Path(folder) / "config.yaml").exists():
         say(f"{folder}: resuming with the settings that were chosen for this run")

@@ -47,7 +47,15 @@ from diffusionlm.recipe.cross_entropy import CrossEntropy
 from diffusionlm.training.adapting import adapt, begin_adapter, check_start, settings_of
 from diffusionlm.training.checkpoints import check_finite, locked, unclaimed_if_refused
 from diffusionlm.training.extending import VocabularyExtension, find_new_words
-from diffusionlm.training.texts import Copies, add_source_tokenizer, encode_splits, keep_typical, report_unknown_sources
+from diffusionlm.training.texts import (
+    Copies,
+    add_source_tokenizer,
+    check_stream,
+    encode_splits,
+    keep_typical,
+    report_unknown_sources,
+    streamed,
+)
 from diffusionlm.training.trainer import DiffusionTrainer, TrainingConfig
 
 SHELL = (".log", ".out", ".err", ".txt")  # files that the user's shell may keep in a run folder: none of a run's own
@@ -92,6 +100,8 @@ class RunConfig(Settings):
             name = plain_name(type(self.adapter))
             raise UserError(f"init_from: expected a base model, since the adapter {name!r} saves no complete model")
         self._check_extension()
+        if self.data.corpus.streams:
+            check_stream(self.model, self.adapter, self.data, self.training.batch_tokens)
         build_untrusted(SamplingConfig, to_plain(self.sampling), "sampling")  # as the saved model is read
 
     def _check_extension(self) -> None:
@@ -174,6 +184,7 @@ def train(
             sample_texts=partial(_sample_texts, config, tokenizer) if write_samples and config.model.generates else None,
             judge=Copies(rows, tokenizer, config.data.tokenizer, _dropout(config)).warning,
             export=partial(_export, config, tokenizer, folder), show_texts=show_texts, quiet=quiet,
+            stream=streamed(config.data, tokenizer),
         )  # fmt: skip
         return _train(config, tokenizer, folder, validation, trainer, quiet)
 
@@ -186,6 +197,8 @@ def _train(
         _check_saving(config, tokenizer, folder, trainer.averaged.model)
     finished = trainer.run()
     if finished and trainer.is_world_process_zero():
+        if trainer.stream is not None:
+            say(trainer.stream.summary())
         with trainer.best.used():
             if (summary := trainer.averaged.report(held_out, folder)) and not quiet:
                 print(summary, file=sys.stderr)

@@ -14,8 +14,10 @@ from diffusionlm.data.batches import DataConfig, Encoded, encode, encodings
 from diffusionlm.data.copies import KnownRows, KnownTexts
 from diffusionlm.data.encoding import encode_large
 from diffusionlm.data.rows import Texts, TokenRows, lengths_of, texts_of, token_counts
+from diffusionlm.data.streamed_batches import StreamedBatches
 from diffusionlm.data.tokenizers import BytePairs, TokenizerRecipe, WordTokenizer, decode_texts, join_sources, of_sources
 from diffusionlm.data.typical import typical_rows
+from diffusionlm.models.adapters import Adapter
 from diffusionlm.models.conditions import Condition
 from diffusionlm.models.spec import ModelSpec, Rows, Splits
 from diffusionlm.progress import say
@@ -40,6 +42,23 @@ def keep_typical(splits: Splits, spec: ModelSpec, data: DataConfig) -> Splits:
     kept = typical_rows(rows, [str(value) for value in condition.values(rows)], data.typical)
     say(f"train: {len(kept):,} of {len(rows):,} texts are kept, at most {data.typical} of each source")
     return {**splits, "train": kept}
+
+
+def check_stream(spec: ModelSpec, adapter: Adapter, data: DataConfig, batch_tokens: int) -> None:
+    """Raise UserError where a run needs more of a streamed corpus than its texts, or a text may not fit into a batch."""
+    if not spec.generates or any(getattr(part, "condition", None) is not None for part in (spec, adapter)):
+        raise UserError("data.corpus.streaming: only texts are streamed, and not what this model needs beside them")
+    if data.typical is not None:
+        raise UserError("data.typical: the texts of a source are not together in a streamed corpus; leave it out")
+    if data.max_length > batch_tokens:
+        room = f"expected data.max_length, {data.max_length}, or more, the tokens that a streamed text may have"
+        raise UserError(f"training.batch_tokens: {room}, got {batch_tokens}")
+
+
+def streamed(data: DataConfig, tokenizer: PreTrainedTokenizerFast) -> StreamedBatches | None:
+    """Return the batches of a streamed corpus, None for another one."""
+    stream = data.corpus.stream()
+    return None if stream is None else StreamedBatches(stream, tokenizer, data)
 
 
 def encode_splits(

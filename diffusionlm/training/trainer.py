@@ -34,6 +34,7 @@ from diffusionlm.config import Settings, UserError
 from diffusionlm.core.objective import Objective
 from diffusionlm.data.batches import TokenBudgetBatches
 from diffusionlm.data.rows import TokenRows, lengths_of
+from diffusionlm.data.streamed_batches import POSITION, StreamedBatches
 from diffusionlm.files import disk_errors, open_permissions, read_json, write_text
 from diffusionlm.models.spec import Rows
 from diffusionlm.processes import check_whole
@@ -115,15 +116,17 @@ class DiffusionTrainer(Trainer):
     """Trains an objective on encoded texts, rows of token ids.
 
     ``sample_texts`` receives the EMA's model and returns a few texts, which ``judge`` may answer with a warning ("" for none);
-    ``export`` receives the model and saves it.
+    ``export`` receives the model and saves it. The batches of a ``stream`` take the place of those of ``train``.
     """
 
     def __init__(
         self, objective: Objective, config: TrainingConfig, folder: Path, train: Rows, validation: Rows, *,
         sample_texts: Callable[[PreTrainedModel], list[str]] | None = None, judge: Callable[[list[str]], str] | None = None,
         export: Callable[[PreTrainedModel], None] | None = None, show_texts: bool = False, quiet: bool = False,
+        stream: StreamedBatches | None = None,
     ) -> None:  # fmt: skip
         check_whole()
+        self.stream = stream
         self.config, self.folder, self.export = config, folder, export
         self.sample_texts, self.judge = sample_texts, judge
         self.objective: Objective = objective
@@ -135,7 +138,7 @@ class DiffusionTrainer(Trainer):
         self.progress = Progress(folder, config.steps, show_texts, quiet)
         callbacks: list[TrainerCallback] = [self.progress, Samples(self), Overfitting(lambda: self.best.step)]
         callbacks += [Patience(config.patience)] if config.patience else []
-        arguments = arguments_of(config, folder, bool(self.validation))
+        arguments = arguments_of(config, folder, bool(self.validation), stream is not None)
         super().__init__(objective, arguments, train_dataset=self.rows, eval_dataset=self.validation, callbacks=callbacks)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
@@ -190,16 +193,19 @@ class DiffusionTrainer(Trainer):
             self.control.interrupted = bool(self.accelerator.reduce(reached) > 0)  # type: ignore[attr-defined]
         return self.was_interrupted
 
-    def get_train_dataloader(self) -> DataLoader[list[int]]:
+    def get_train_dataloader(self) -> DataLoader[Any]:
         """Return the batches of the run as one pass, so that batch i depends only on the seed and i."""
         config, rank, world = self.config, self.args.process_index, self.args.world_size
-        lengths, count = padded_lengths(self.rows, self.objective.width), config.steps * config.accumulation
-        batches = TokenBudgetBatches(lengths, config.batch_tokens, count, config.seed, rank, world)
+        width, count = self.objective.width, config.steps * config.accumulation
         # A separate generator: making an iterator must not draw from the one that draws the noise.
-        return DataLoader(
-            self.rows, batch_sampler=batches, collate_fn=self.objective.collate, generator=torch.Generator(),
-            pin_memory=torch.cuda.is_available(),
-        )  # fmt: skip
+        common: dict[str, Any] = {"collate_fn": self.objective.collate, "generator": torch.Generator()}
+        common["pin_memory"] = torch.cuda.is_available()
+        if self.stream is not None:
+            self.stream.set(config.batch_tokens, count, config.seed, width, rank, world)
+            return DataLoader(self.stream, batch_size=None, **common)
+        lengths = padded_lengths(self.rows, width)
+        batches = TokenBudgetBatches(lengths, config.batch_tokens, count, config.seed, rank, world)
+        return DataLoader(self.rows, batch_sampler=batches, **common)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -236,6 +242,9 @@ class DiffusionTrainer(Trainer):
             logs["tokens"] = self.tokens_seen
             self.term_sums.clear()
             self.micro_steps = 0
+        if self.stream is not None:
+            logs |= self.stream.figures() if "loss" in logs else {}
+            self.state.epoch = self.state.global_step / self.config.steps  # which the Trainer counts from the resumption
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -276,6 +285,8 @@ class DiffusionTrainer(Trainer):
                     self.best.save(path)
                     if teachers := checkpoints.copied_teachers(self.objective):
                         save_model(teachers, str(path / checkpoints.TEACHERS))
+                    if self.stream is not None:
+                        write_text(path / checkpoints.STREAM, json.dumps(self.stream.position))
                     open_permissions(path)
                 self.accelerator.wait_for_everyone()
                 if self.is_world_process_zero():
@@ -321,6 +332,12 @@ class DiffusionTrainer(Trainer):
             if state.global_step != done["step"]:
                 raise ValueError("it is of another step")
         self.best.load(path, state.best_global_step or 0)
+        if self.stream is not None:
+            with checkpoints.damage(path / checkpoints.STREAM):
+                position = {name: value for name, value in read_json(path / checkpoints.STREAM).items() if name in POSITION}
+                if len(position) < len(POSITION):
+                    raise ValueError("it is incomplete")
+            self.stream.load(position, state.global_step * self.config.accumulation)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Load both, from tensors and plain values only. Raises UserError where a file is missing or damaged."""
