@@ -16,6 +16,8 @@ from transformers import PreTrainedTokenizerFast
 
 from diffusionlm.config import Settings, UserError
 from diffusionlm.data.corpora import Corpus
+from diffusionlm.data.pieces import Borders, Pieces
+from diffusionlm.data.pieces import Example as Example
 from diffusionlm.data.tokenizers import TokenizerRecipe, WordTokenizer
 
 TooLong = Literal["truncate", "split", "drop", "error"]
@@ -26,13 +28,15 @@ class DataConfig(Settings):
     """The training texts, their tokenizer, and the largest number of tokens (BOS and EOS counted).
 
     ``source`` is the column of the texts that the model is conditioned on, by an encoder unless ``model.condition`` says how.
-    Of each source ``typical`` keeps at most so many training texts, those that agree most with the others.
+    Of each source ``typical`` keeps at most so many training texts, those that agree most with the others. Where long texts are
+    split, each piece but the first begins with the last ``context`` tokens of the one before, which are given.
     """
 
     corpus: Corpus = field(default_factory=lambda: Corpus.find("restaurants")())  # comes with the library
     tokenizer: TokenizerRecipe = field(default_factory=WordTokenizer)
     max_length: int = 64
     too_long: TooLong = "truncate"
+    context: int = 0
     source: str | None = None
     typical: int | None = None
 
@@ -40,11 +44,16 @@ class DataConfig(Settings):
         self.expect("at least 1", "typical")
         if self.max_length < 3:
             raise UserError(f"max_length: expected 3 or more (BOS, a token, EOS), got {self.max_length}")
+        if not 0 <= self.context <= self.max_length - 3:
+            most = f"{self.max_length - 3}, so that a row of max_length {self.max_length} has room for a new one"
+            raise UserError(f"context: expected 0 to {most}, got {self.context}")
+        if self.context and self.too_long != "split":
+            raise UserError(f"context: expected 0, since too_long is {self.too_long!r} and no text is split; set it to 'split'")
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Encoded texts: ``ids[i]`` holds BOS, (a piece of) text number ``texts[i]``, counted from 0, and EOS.
+    """Encoded texts: ``ids[i]`` holds BOS, (a piece of) text number ``texts[i]``, counted from 0, and EOS; see ``pieces``.
 
     ``too_long`` counts the texts above the allowed length, ``empty`` those that were skipped.
     """
@@ -56,27 +65,28 @@ class Encoded:
 
 
 def encode(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, max_length: int = 64, too_long: TooLong = "truncate"
-) -> Encoded:
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, max_length: int = 64, too_long: TooLong = "truncate",
+    context: int = 0,
+) -> Encoded:  # fmt: skip
     """Encode ``texts`` as BOS, tokens, EOS, at most ``max_length`` tokens together; empty texts are skipped.
 
-    ``too_long`` decides whether a longer text is truncated, split into consecutive pieces, dropped, or an error. Raises
-    UserError where nothing is left, or for a text that is an error.
+    ``too_long`` decides whether a longer text is truncated, split into consecutive pieces (with ``context``, see ``pieces``),
+    dropped, or an error. Raises UserError where nothing is left, or for a text that is an error.
     """
-    room = max_length - 2
+    layout, borders = Pieces(max_length, context), Borders.of(tokenizer, context)
     ids: list[list[int]] = []
     origins: list[int] = []
     long = empty = 0
     for number, tokens in enumerate(encoding.ids for encoding in encodings(texts, tokenizer)):
-        pieces = [tokens[i : i + room] for i in range(0, len(tokens), room)]
-        empty += not pieces
-        if len(pieces) > 1:
+        rows = layout.rows(tokens, borders)
+        empty += not rows
+        if len(rows) > 1:
             long += 1
             if too_long == "error":
                 raise one_too_long(number, len(tokens), max_length, texts[number])
-            pieces = {"truncate": pieces[:1], "split": pieces, "drop": []}[too_long]
-        ids += [[tokenizer.bos_token_id, *piece, tokenizer.eos_token_id] for piece in pieces]
-        origins += [number] * len(pieces)
+            rows = {"truncate": rows[:1], "split": rows, "drop": []}[too_long]
+        ids += rows
+        origins += [number] * len(rows)
     if not ids:
         raise none_left(len(texts), empty, long, max_length)
     return Encoded(ids, origins, long, empty)
@@ -208,25 +218,24 @@ def _cuts(lengths: npt.NDArray[Any], tokens: int) -> npt.NDArray[np.int64]:
     return np.sort(np.concatenate(cuts))
 
 
-class Example(list[int]):
-    """The token ids of a text with the value of its ``condition`` and its ``known`` tokens (a boolean for each)."""
-
-    condition: Any = None
-    known: Sequence[bool] | None = None
-
-
 def text_mask(lengths: Sequence[int], device: torch.device) -> Tensor:
     """Return the mask (B, L) of texts of ``lengths`` (BOS and EOS counted), True at non-padding tokens."""
     return (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).to(device)
 
 
-def boundaries(mask: Tensor, special: dict[str, int], words: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def boundaries(
+    mask: Tensor, special: dict[str, int], words: Tensor | None = None, inner: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the positions of BOS and EOS in texts of ``mask`` (B, L), and ids (B, L) with these tokens, PAD elsewhere.
 
-    Positions where ``words`` (B, L) is not -1 are included, with these ids.
+    Positions where ``words`` (B, L) is not -1 are included, with these ids. ``inner`` (B, 2) is True where the begin or the end
+    of a row is inside a text: PAD is in the place of BOS or EOS.
     """
     ids = torch.full(mask.shape, special["pad"], device=mask.device)
     ids[:, 0] = special["start"]
     ids.scatter_(1, mask.sum(1, keepdim=True) - 1, special["end"])
     known = (ids == special["start"]) | (ids == special["end"])
+    if inner is not None:
+        ids[:, 0].masked_fill_(inner[:, 0], special["pad"])
+        ids[inner[:, 1], mask.sum(1)[inner[:, 1]] - 1] = special["pad"]
     return (known, ids) if words is None else (known | (words >= 0), torch.where(words >= 0, words, ids))

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from diffusionlm.data.batches import Encoded, TooLong, encodings, none_left, one_too_long
 from diffusionlm.data.large import arrow_file
+from diffusionlm.data.pieces import Borders, Pieces
 from diffusionlm.data.rows import FILE, Block, Ids, Lengths, Texts, TokenRows, words_of
 from diffusionlm.data.store import stored
 from diffusionlm.data.tokenizers import splits_at_blanks, tokenizer_digest
@@ -30,8 +31,9 @@ FEATURES = datasets.Features({"ids": datasets.List(datasets.Value("int32")), "te
 
 
 def encode_large(
-    texts: Texts, tokenizer: PreTrainedTokenizerFast, max_length: int, too_long: TooLong, split: str = "texts"
-) -> Encoded:
+    texts: Texts, tokenizer: PreTrainedTokenizerFast, max_length: int, too_long: TooLong, split: str = "texts",
+    context: int = 0,
+) -> Encoded:  # fmt: skip
     """Return what ``encode`` returns, from the cache; ``split`` names the texts in the progress bar.
 
     Raises:
@@ -39,9 +41,10 @@ def encode_large(
     """
     special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.split_special_tokens]
     key = {"texts": texts.digest, "tokenizer": tokenizer_digest(tokenizer), "special": special}
-    framing = Framing(tokenizer.bos_token_id, tokenizer.eos_token_id, max_length, too_long)
-    entry = stored("rows", {**key, "framing": [max_length, too_long]}, partial(_write, texts, tokenizer, framing, split))
-    rows = TokenRows(entry)
+    framing = Framing(Borders.of(tokenizer, context), Pieces(max_length, context), too_long)
+    frame = [max_length, too_long, *([context] if context else [])]
+    entry = stored("rows", {**key, "framing": frame}, partial(_write, texts, tokenizer, framing, split))
+    rows = TokenRows(entry, context, framing.borders.inner)
     return Encoded(rows, rows.texts, entry.facts["too_long"], entry.facts["empty"])
 
 
@@ -51,21 +54,21 @@ def _write(texts: Texts, tokenizer: PreTrainedTokenizerFast, framing: Framing, s
     with arrow_file(folder / FILE, FEATURES) as write, _bar(f"encoding {split}", len(texts)) as bar:
         for block in texts.blocks():
             ids, lengths = _encoded(block, tokenizer) if words is None else words.encode(block)
-            above = lengths > framing.room
+            above = lengths > framing.pieces.room
             long, empty = long + int(above.sum()), empty + int((lengths == 0).sum())
             if framing.too_long == "error" and long:
                 first = int(above.argmax())
-                raise one_too_long(number + first, int(lengths[first]), framing.max_length, block[first].as_py())
+                raise one_too_long(number + first, int(lengths[first]), framing.pieces.max_length, block[first].as_py())
             ids, lengths, origins = framing.frame(ids, lengths)
             offsets = np.concatenate([[0], np.cumsum(lengths)])
-            counts.add(ids, framing.inner(lengths))
+            counts.add(ids, framing.new(ids, lengths))
             digest.update(np.insert(ids, offsets[:-1], lengths).astype(np.int32).tobytes())
             rows = pyarrow.ListArray.from_arrays(pyarrow.array(offsets, pyarrow.int32()), pyarrow.array(ids, pyarrow.int32()))
             write(pyarrow.table({"ids": rows, "text": pyarrow.array(origins + number, pyarrow.int64())}))
             number, total = number + len(block), total + len(lengths)
             bar.update(len(block))
     if not total:
-        raise none_left(len(texts), empty, long, framing.max_length)
+        raise none_left(len(texts), empty, long, framing.pieces.max_length)
     return {"too_long": long, "empty": empty, "sha256": digest.hexdigest(), "token_counts": [*counts.found.items()]}
 
 
@@ -112,47 +115,52 @@ class WordIds:
 
 @dataclass(frozen=True)
 class Framing:
-    """BOS and EOS around each text, which is cut, split or dropped where it has more than ``max_length`` tokens with them."""
+    """BOS and EOS around each text, which is cut, dropped or split in ``pieces`` where it is too long for a row."""
 
-    start: int
-    end: int
-    max_length: int
+    borders: Borders
+    pieces: Pieces
     too_long: TooLong
-
-    @property
-    def room(self) -> int:
-        """The largest number of a text's own tokens in a row."""
-        return self.max_length - 2
 
     def frame(self, ids: Ids, lengths: Lengths) -> tuple[Ids, Lengths, Lengths]:
         """Return the rows of texts of ``lengths``: ids and lengths with BOS and EOS, and the number of each row's text."""
-        long = lengths > self.room
+        room, ends = self.pieces.room, np.cumsum(lengths)
+        begins = ends - lengths
         if self.too_long == "drop":
-            ids, lengths = ids[np.repeat(~long, lengths)], np.where(long, 0, lengths)
+            lengths = np.where(lengths > room, 0, lengths)
         elif self.too_long == "truncate":
-            place = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-            ids, lengths = ids[place < self.room], np.minimum(lengths, self.room)
-        pieces = -(-lengths // self.room)
-        origins = np.repeat(np.arange(len(lengths)), pieces)
-        last = np.cumsum(pieces)[pieces > 0] - 1
-        sizes = np.full(len(origins), self.room)
-        sizes[last] = (lengths - (pieces - 1) * self.room)[pieces > 0]
-        return self._enclosed(ids, sizes + 2), sizes + 2, origins
+            lengths = np.minimum(lengths, room)
+        counts = self.pieces.counts(lengths)
+        origins = np.repeat(np.arange(len(lengths)), counts)
+        firsts = (np.arange(len(origins)) - np.repeat(np.cumsum(counts) - counts, counts)) * self.pieces.stride
+        left = lengths[origins] - firsts
+        sizes = np.minimum(left, room)
+        offsets = np.cumsum(sizes) - sizes
+        words = ids[np.arange(int(sizes.sum())) + np.repeat(begins[origins] + firsts - offsets, sizes)]
+        inside = (firsts > 0, left > room) if self.pieces.context else (None, None)
+        return self._enclosed(words, sizes + 2, *inside), sizes + 2, origins
 
-    def _enclosed(self, ids: Ids, lengths: Lengths) -> Ids:
+    def _enclosed(self, words: Ids, lengths: Lengths, later: Any, open: Any) -> Ids:
         framed = np.empty(int(lengths.sum()), np.int32)
-        inner = self.inner(lengths)
-        framed[inner] = ids
+        framed[self._inner(lengths)] = words
         ends = np.cumsum(lengths)
-        framed[ends - lengths], framed[ends - 1] = self.start, self.end
+        inner = self.borders.inner
+        framed[ends - lengths] = self.borders.start if later is None else np.where(later, inner, self.borders.start)
+        framed[ends - 1] = self.borders.end if open is None else np.where(open, inner, self.borders.end)
         return framed
 
-    def inner(self, lengths: Lengths) -> Any:
-        """Return which of the ids of rows of ``lengths`` are neither BOS nor EOS at the ends of a row."""
+    def _inner(self, lengths: Lengths) -> Any:
         ends = np.cumsum(lengths)
         inner = np.ones(int(ends[-1]) if len(ends) else 0, bool)
         inner[ends - lengths] = inner[ends - 1] = False
         return inner
+
+    def new(self, ids: Ids, lengths: Lengths) -> Any:
+        """Return which ``ids`` of rows of ``lengths`` are neither at the ends of a row nor the context of a piece."""
+        new, begins = self._inner(lengths), np.cumsum(lengths) - lengths
+        if self.pieces.context:
+            later = begins[ids[begins] == self.borders.inner]
+            new[(later[:, None] + 1 + np.arange(self.pieces.context)).ravel()] = False
+        return new
 
 
 class Counts:

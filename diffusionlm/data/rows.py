@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pyarrow  # type: ignore[import-untyped]
 import pyarrow.compute  # type: ignore[import-untyped]
 
+from diffusionlm.data.pieces import given_tokens
 from diffusionlm.data.store import Entry, is_cached, stored
 
 BLOCK, BLOCK_BYTES = 100_000, 2**24  # the most texts, and about the most bytes of them, that are processed at once
@@ -94,10 +95,11 @@ class TokenRows(Sequence[list[int]]):
 
     ``lengths`` has the number of tokens of each row; ``token_counts`` has how often each token but BOS and EOS occurs, in the
     order of the first occurrences; ``sha256`` is the digest that a run keeps of its training texts; ``texts`` has the
-    number of the text that each row is (a piece of).
+    number of the text that each row is (a piece of). Pieces have ``context`` tokens behind a border ``inner`` to their text.
     """
 
-    def __init__(self, entry: Entry) -> None:
+    def __init__(self, entry: Entry, context: int = 0, inner: int = -1) -> None:
+        self._context, self._inner = context, inner
         self.sha256: str = entry.facts["sha256"]
         self.token_counts: Mapping[int, int] = dict(entry.facts["token_counts"])
         table = datasets.Dataset.from_file(str(entry.folder / FILE)).data
@@ -119,12 +121,12 @@ class TokenRows(Sequence[list[int]]):
             return [self[i] for i in range(*index.indices(len(self)))]
         block, row = _located(index, self._starts)
         offsets, values = self._blocks[block]
-        return values[offsets[row] : offsets[row + 1]].tolist()
+        return given_tokens(values[offsets[row] : offsets[row + 1]].tolist(), self._context, self._inner)
 
     def __iter__(self) -> Iterator[list[int]]:
         for offsets, values in self._blocks:
             for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
-                yield values[start:end].tolist()
+                yield given_tokens(values[start:end].tolist(), self._context, self._inner)
 
     def blocks(self) -> Iterator[Block]:
         """Yield the rows in blocks."""
@@ -187,8 +189,13 @@ def digest_of(rows: Sequence[Sequence[int]]) -> str:
 
 
 def token_counts(rows: Sequence[Sequence[int]]) -> Mapping[int, int]:
-    """Return how often each token other than BOS and EOS occurs, in the order of the first occurrences."""
-    return rows.token_counts if isinstance(rows, TokenRows) else Counter(i for row in rows for i in row[1:-1])
+    """Return how often each token other than BOS, EOS and given ones occurs, in the order of the first occurrences."""
+    return rows.token_counts if isinstance(rows, TokenRows) else Counter(i for row in rows for i in _new(row))
+
+
+def _new(row: Sequence[int]) -> Iterable[int]:
+    known = getattr(row, "known", None)
+    return row[1:-1] if known is None else (i for i, given in zip(row[1:-1], known[1:-1], strict=True) if not given)
 
 
 def blocks_of(rows: Sequence[Sequence[int]]) -> Iterable[Block]:

@@ -32,6 +32,7 @@ from diffusionlm.evaluation.report import NO_PACE, EvaluationRow, Likelihood, Pa
 from diffusionlm.evaluation.scoring import TERMS, ScoringConfig, longest_text, score, summary
 from diffusionlm.evaluation.text_metrics import SELF_BLEU_TEXTS, diversity, mean_error, mean_present, word_counts
 from diffusionlm.files import write_text
+from diffusionlm.models.pieces import context_of
 from diffusionlm.pipelines.auto import open_models
 from diffusionlm.pipelines.base import BasePipeline, SamplingConfig
 from diffusionlm.pipelines.conditioning import Requested, at_length, conditions_of
@@ -290,7 +291,8 @@ class BenchmarkRunner:
     def _fitting(self, pipeline: BasePipeline[Any], given: list[Requested] | None) -> tuple[list[str], list[Requested] | None]:
         """Return the held-out texts that are not longer than the model's maximum, with those of ``given`` conditions."""
         texts = self.bounded["text"][:]
-        found = encode(texts, pipeline.tokenizer, pipeline.model.config.max_position_embeddings, "drop")
+        longest = sys.maxsize if context_of(pipeline.model) else pipeline.model.config.max_position_embeddings
+        found = encode(texts, pipeline.tokenizer, longest, "drop")
         if given is None:
             return [texts[i] for i in found.texts], None
         sizes = zip(found.texts, found.ids, strict=True)

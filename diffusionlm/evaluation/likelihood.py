@@ -24,6 +24,9 @@ since each product sums to one over texts, and so does their mean (Uria et al. 2
 section 4; the bound is Burda et al. 2016, equation 8). More orders make it tighter, down to the likelihood of the mixture over
 orders. K = 1 is the bound of masked diffusion (``masked_bound``), with noise in place of the mask.
 
+A text longer than a row, of a model that was trained with context, has the sum of the bounds of its pieces, each given the
+words before it (``data.pieces``), and one length term.
+
 Tokens are a text's words and its EOS, never BOS or PAD. Shapes: L positions, D dimension, V words, K draws of gamma.
 """
 
@@ -47,8 +50,10 @@ from diffusionlm.core.process import Gaussian, alpha, over_coordinates, sigma
 from diffusionlm.core.sampler import Denoise, Denoised, given
 from diffusionlm.core.schedule import StepSchedule
 from diffusionlm.data.batches import boundaries
+from diffusionlm.evaluation.pieces import given_words, over_pieces
 from diffusionlm.models.conditions import Conditioning
 from diffusionlm.models.diffusion import DiffusionLM
+from diffusionlm.models.pieces import context_of, long_length_nats
 from diffusionlm.pipelines.conditioning import conditioning, expected_counts, repeated, room_of
 from diffusionlm.processes import leads, shared
 from diffusionlm.recipe.gumbel import Gumbel
@@ -223,19 +228,22 @@ def bound(
         row = rows[number]
         condition = None if conditions is None else conditioning(model, [conditions[number]], dtype)
         longest = room_of(model, condition)
-        ids = collate([row], pad, None if explicit and len(row) <= longest else longest)["ids"].to(model.device)
-        draws: dict[str, Any] = {"strata": strata, "seed": (seed, number), "batch_size": batch_size}
-        if not model.has_logits:
-            terms = discrete_time_terms(model, ids, dtype=dtype, condition=condition, **draws)
-        else:
+
+        def terms_of(piece: Sequence[int], *seeds: int) -> Bound:
+            ids = collate([piece], pad, None if explicit and len(piece) <= longest else longest)["ids"].to(model.device)
+            draws: dict[str, Any] = {"strata": strata, "seed": seeds, "batch_size": batch_size}
+            if not model.has_logits:
+                return discrete_time_terms(model, ids, dtype=dtype, condition=condition, **draws)
             denoise, known = denoiser(model, ids, temperature, dtype, condition)
-            x0 = model.encode(ids)[0]
-            if orders:
-                draw = numpy.random.default_rng([seed, number])
-                losses = hidden_token_losses(denoise, x0, ids[0], draw)
-                terms = any_order_terms(losses, ~known, draw, orders=orders, batch_size=batch_size)
-            else:
-                terms = continuous_terms(at_levels(model, denoise, known, x0), x0, ids[0], ~known, proposal_for(model), **draws)
+            known, x0 = known | given_words(piece, known), model.encode(ids)[0]
+            if not orders:
+                level = at_levels(model, denoise, known, x0)
+                return continuous_terms(level, x0, ids[0], ~known, proposal_for(model), **draws)
+            draw = numpy.random.default_rng(list(seeds))
+            losses = hidden_token_losses(denoise, x0, ids[0], draw)
+            return any_order_terms(losses, ~known, draw, orders=orders, batch_size=batch_size)
+
+        terms = over_pieces(model, row, lambda piece, *place: terms_of(piece, seed, number, *place))
         return completed(terms, model, row, texts[number] if texts else "", explicit, condition)
 
     yield from shared(range(first, len(rows)), of, Bound.restored)
@@ -364,8 +372,11 @@ def _steps(schedule: StepSchedule, u: Tensor) -> tuple[Tensor, Tensor]:
 def length_nats(model: PreTrainedModel, tokens: int, condition: Conditioning | None = None) -> float:
     """Return -log p(length) of a row of ``tokens``, BOS and EOS counted, with add-one smoothing.
 
-    The counts are those of the training texts, or those that the model expects for a ``condition`` that predicts lengths.
+    The counts are those of the training texts, or those that the model expects for a ``condition`` that predicts lengths. Of a
+    model that was trained with context they include texts longer than a row.
     """
+    if context_of(model):
+        return long_length_nats(model, tokens)
     expected = expected_counts(model, condition)
     counts = model.config.length_counts if expected is None else expected[0]
     seen = counts[tokens] if tokens < len(counts) else 0

@@ -18,9 +18,17 @@ import torch
 from torch import Tensor
 
 from diffusionlm.config import UserError
-from diffusionlm.evaluation.likelihood import Bound, any_order_terms, check_draws, completed, stratified_variance
+from diffusionlm.evaluation.likelihood import (
+    Bound,
+    any_order_terms,
+    check_draws,
+    completed,
+    stratified_variance,
+)
+from diffusionlm.evaluation.pieces import given_words, over_pieces
 from diffusionlm.models.conditions import Conditioning
 from diffusionlm.models.masked import MaskedLM, hide, masked_token_losses, word_positions
+from diffusionlm.models.pieces import context_of
 from diffusionlm.pipelines.conditioning import conditioning, repeated
 from diffusionlm.processes import shared
 
@@ -43,17 +51,21 @@ def masked_bound(
 
     def of(number: int) -> Bound:
         row = rows[number]
-        if len(row) > longest:
+        if len(row) > longest and not context_of(model):
             raise UserError(f"text {number}: expected {longest} tokens or fewer, BOS and EOS included, got {len(row)}")
-        ids = torch.tensor([row], device=model.device)
-        words, draw = word_positions(torch.ones_like(ids, dtype=torch.bool))[0], numpy.random.default_rng([seed, number])
         given = None if conditions is None else conditioning(model, [conditions[number]], dtype)
-        losses = partial(_losses, model, ids, dtype, given)
-        if orders:
-            terms = any_order_terms(losses, words, draw, orders=orders, batch_size=batch_size)
-        else:  # the masking process has no prior and no reconstruction term
-            nats = _text_nats(losses, words, draw, strata, batch_size)
-            terms = Bound(diffusion=float(nats.mean()), deviation=math.sqrt(stratified_variance(nats)))
+
+        def terms_of(piece: Sequence[int], *place: int) -> Bound:
+            ids, draw = torch.tensor([piece], device=model.device), numpy.random.default_rng([seed, number, *place])
+            words = word_positions(torch.ones_like(ids, dtype=torch.bool))[0]
+            words = words & ~given_words(piece, words)
+            losses = partial(_losses, model, ids, dtype, given)
+            if orders:
+                return any_order_terms(losses, words, draw, orders=orders, batch_size=batch_size)
+            nats = _text_nats(losses, words, draw, strata, batch_size)  # there is no prior and no reconstruction term
+            return Bound(diffusion=float(nats.mean()), deviation=math.sqrt(stratified_variance(nats)))
+
+        terms = over_pieces(model, row, terms_of)
         return completed(terms, model, row, texts[number] if texts else "", condition=given)
 
     yield from shared(range(first, len(rows)), of, Bound.restored)

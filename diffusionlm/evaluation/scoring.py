@@ -21,6 +21,7 @@ from diffusionlm.evaluation.judge import Judge
 from diffusionlm.evaluation.likelihood import Bound, bound, check_draws, in_batches
 from diffusionlm.evaluation.masked_likelihood import masked_bound
 from diffusionlm.evaluation.source_likelihood import source_likelihood
+from diffusionlm.models.pieces import context_of
 from diffusionlm.pipelines.auto import open_pipeline
 from diffusionlm.pipelines.base import BasePipeline
 from diffusionlm.pipelines.conditioning import conditioning, requested, room_of
@@ -96,7 +97,7 @@ def score(
     encoded = encode(texts, pipeline.tokenizer, sys.maxsize)
     values = None if values is None else [values[number] for number in encoded.texts]
     for index, (number, row) in enumerate(zip(encoded.texts, encoded.ids, strict=True)):
-        longest = longest_text(pipeline, None if values is None else values[index])
+        longest = longest_text(pipeline, None if values is None else values[index], bool(options.flow))
         if len(row) > longest:
             place = f"text {number}" if places is None else places[number]
             got = f"{len(row) - 2} tokens, more than this model's maximum of {longest - 2}"
@@ -127,9 +128,12 @@ def condition_values(pipeline: BasePipeline[Any], count: int, condition: Any, so
     return found if len(found) == count else found * count
 
 
-def longest_text(pipeline: BasePipeline[Any], value: Any) -> int:
-    """Return the most tokens, BOS and EOS counted, of a text with this encoded value of the model's condition."""
-    if pipeline.exact_likelihood and not pipeline.conditional:
+def longest_text(pipeline: BasePipeline[Any], value: Any, flow: bool = False) -> int:
+    """Return the most tokens, BOS and EOS counted, of a text with this encoded value of the model's condition.
+
+    Models that were trained with context take texts of any length, but not for the ``flow``, which is that of one row.
+    """
+    if (pipeline.exact_likelihood and not pipeline.conditional) or (context_of(pipeline.model) and not flow):
         return sys.maxsize
     longest: int = pipeline.model.config.max_position_embeddings
     if value is None or not pipeline.model.settings.condition.shares_length:

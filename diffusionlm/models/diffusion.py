@@ -155,9 +155,15 @@ class SavedDiffusionLM(SavedConfig):
     length_counts: list[Whole]
     special_ids: dict[SpecialToken, Whole]
     source_vocabulary: Whole | None = None
+    context_tokens: Whole = 0
+    long_texts: list[tuple[Whole, Whole]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 <= self.context_tokens <= (most := max(0, self.max_tokens - 3)):
+            raise UserError(f"context_tokens: expected 0 to {most}, got {self.context_tokens}")
+        if not all(self.max_tokens < tokens <= 10_000_000 and number > 0 for tokens, number in self.long_texts):
+            raise UserError(f"long_texts: expected pairs of {self.max_tokens + 1} to 10000000 tokens and of a number of texts")
         if self.model_type == "diffusionlm" and "schedule" not in self.settings:
             raise UserError("settings: expected the noise schedule that the model was trained with, got none")
         check_special_ids(self.special_ids, self.vocabulary)
@@ -177,6 +183,8 @@ class DiffusionLMConfig(PreTrainedConfig):
         length_counts: number of training texts with 0, 1, 2, ... tokens.
         special_ids: the ids of ``pad``, ``unk``, ``start`` and ``end``, without those that the tokenizer lacks.
         source_vocabulary: number of tokens of the sources' tokenizer, where it is not that of the texts.
+        context_tokens: given tokens of each later piece of a long text, where the model was trained with them.
+        long_texts: pairs of a number of tokens above ``max_tokens`` and of training texts with so many.
     """
 
     model_type = "diffusionlm"
@@ -187,7 +195,8 @@ class DiffusionLMConfig(PreTrainedConfig):
     def __init__(
         self, settings: dict[str, Any] | None = None, vocabulary: int = 4, max_tokens: int = 64,
         length_counts: list[int] | None = None, special_ids: dict[str, int] | None = None,
-        format_version: int = FORMAT_VERSION, source_vocabulary: int | None = None, **kwargs: Any,
+        format_version: int = FORMAT_VERSION, source_vocabulary: int | None = None, context_tokens: int = 0,
+        long_texts: list[list[int]] | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
         super().__init__(**kwargs)
         self.settings = settings or to_plain(ModelConfig())
@@ -195,6 +204,8 @@ class DiffusionLMConfig(PreTrainedConfig):
         self.length_counts = length_counts or []
         if source_vocabulary is not None:  # other models' files do not name it
             self.source_vocabulary = source_vocabulary
+        if context_tokens:  # likewise
+            self.context_tokens, self.long_texts = context_tokens, long_texts or []
         self.special_ids = special_ids or {"pad": 0, "unk": 1, "start": 2, "end": 3}
 
 

@@ -44,6 +44,7 @@ class Predictor:
         cfg: scale of classifier-free guidance on the condition, 1 is none; likewise ``self_cfg`` on the previous estimate.
         cfg_floor: that of ``guided_logits``, for the guidance on the condition.
         barred: ids of tokens that are never predicted; None is all special tokens. Without effect where PAD is modelled.
+        inner: (B, 2), where the begin or the end of a row is inside a text, see ``data.pieces``; None is nowhere.
     """
 
     model: DiffusionLM
@@ -54,6 +55,7 @@ class Predictor:
     cfg: float = 1.0
     self_cfg: float = 1.0
     cfg_floor: float = 0.1
+    inner: Tensor | None = None
 
     @cached_property
     def embedding(self) -> Tensor:
@@ -114,6 +116,10 @@ class Predictor:
                 logits = guided_logits(self.model.token_logits(*given, None), logits, self.cfg, self.cfg_floor)
         return logits + self.bar
 
+    def boundaries(self, tokens: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the given positions (B, L) and ids (B, L): the ends of each row, and ``tokens`` (B, L) that are not -1."""
+        return boundaries(self.mask, self.model.config.special_ids, tokens, self.inner)
+
     def rows(self, tokens: Tensor) -> list[list[int]]:
         """Return the ids of each row of ``tokens`` (B, L) without BOS, EOS and padding."""
         rows = list(zip(tokens.tolist(), self.mask.sum(1).tolist(), strict=True))
@@ -138,7 +144,7 @@ class WordDenoiser:
         self.noise: Noise = torch.randn_like
         self.toward: Tensor | None = None  # the time of the next step, which distilled models read
         if self.model.explicit_length:
-            self.known, self.ids = boundaries(self.mask, self.model.config.special_ids, tokens)
+            self.known, self.ids = predict.boundaries(tokens)
         constraint = None
         if steering.automaton is not None:
             constraint = steering.constraint(

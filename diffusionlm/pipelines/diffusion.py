@@ -15,8 +15,8 @@ Samples that fail their checks go through 3 to 9 again with another seed, as oft
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cache, cached_property
 from typing import Any
 
@@ -32,6 +32,7 @@ from diffusionlm.data.batches import text_mask
 from diffusionlm.data.tokenizers import decode_texts
 from diffusionlm.models.conditions import Conditioning
 from diffusionlm.models.diffusion import DiffusionLM
+from diffusionlm.models.pieces import context_of
 from diffusionlm.pipelines.base import (
     BasePipeline,
     Controls,
@@ -58,13 +59,23 @@ from diffusionlm.pipelines.conditioning import (
 )
 from diffusionlm.pipelines.denoiser import Predictor, WordDenoiser
 from diffusionlm.pipelines.draft import draft_pass, draft_steps
-from diffusionlm.pipelines.effect import CONDITIONAL, UNCONDITIONAL, Unused, unused_floor, unused_length, unused_ranking
-from diffusionlm.pipelines.gradient import unguided_settings, unused_every
+from diffusionlm.pipelines.effect import Unused, unused_in_diffusion
 from diffusionlm.pipelines.lengths import draw_lengths, fixed_length, length_prior
 from diffusionlm.pipelines.memory import samples_at_once
 from diffusionlm.pipelines.noise import RowNoise, generator_of
 from diffusionlm.pipelines.particles import ParticleFilter
+from diffusionlm.pipelines.pieces import (
+    Piece,
+    begun_ids,
+    fill_given,
+    inner_borders,
+    longest_sample,
+    sample_in_pieces,
+    seeds_of,
+    text_prior,
+)
 from diffusionlm.pipelines.ranking import best_candidates, passes
+from diffusionlm.pipelines.request import Request, from_level
 from diffusionlm.pipelines.rows import Controlled, Generated, restored
 from diffusionlm.pipelines.steering import Steering, determined_tokens
 from diffusionlm.pipelines.sweeps import refine
@@ -72,28 +83,6 @@ from diffusionlm.processes import shared
 from diffusionlm.recipe.flow import Flow
 from diffusionlm.recipe.heun import Heun
 from diffusionlm.recipe.samplers import DPMSolver
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the batches of one call share: settings, compiled controls, length priors, conditions, callback.
-
-    ``conditions`` has a value for each ``count`` consecutive samples, and ``priors`` a length prior for each value. Texts
-    that are edited are noised to time ``level``.
-    """
-
-    sampling: SamplingConfig
-    steering: Steering
-    priors: Callable[[int], Sequence[float]]
-    conditions: Sequence[Requested]
-    count: int
-    watch: Watch | None = None
-    level: float = 1.0
-
-
-def from_level(sampling: SamplingConfig, level: float) -> SamplingConfig:
-    """Return the settings of an edit from ``level``, 0 to 1: from a lower level there are fewer steps and sweeps."""
-    return replace(sampling, steps=max(1, round(level * sampling.steps)), sweeps=round(level * sampling.sweeps))
 
 
 class Pipeline(BasePipeline[DiffusionLM]):
@@ -142,14 +131,32 @@ class Pipeline(BasePipeline[DiffusionLM]):
                 raise UserError(why_impossible(controls, self.binding, min(impossible)))
         yield from self.samples(request, tries)
 
+    def extend(
+        self, text: str, count: int = 1, sampling: SamplingConfig | None = None, watch: Watch | None = None, first: int = 0
+    ) -> Iterator[Generated]:
+        """Yield ``count`` samples that begin with the tokens of ``text``, of a model that was trained with context.
+
+        Texts may be longer than the model's rows, see ``pipelines.pieces``; a ``length`` is that of the sample with ``text``.
+
+        Raises:
+            UserError: as ``stream``; a text that is empty, has unknown words, or is not shorter than the samples.
+        """
+        sampling = self.sampling if sampling is None else sampling
+        begun = begun_ids(self.model, self.tokenizer, text, sampling.length)
+        self.check_request(sampling, (), 1, None)
+        check_count(first, "first")
+        yield from self.samples(self.request([Requested()], count, sampling, watch, (), 1, begun=begun), 1, first)
+
     def request(
         self, conditions: Sequence[Requested], count: int, sampling: SamplingConfig, watch: Watch | None,
-        controls: Sequence[Control], tries: int, level: float = 1.0,
+        controls: Sequence[Control], tries: int, level: float = 1.0, begun: tuple[int, ...] = (),
     ) -> Request:  # fmt: skip
         """Return a checked request, with its controls compiled."""
         check_count(count)
         self.check(sampling)
         self.check_requested(sampling, conditions)
+        if controls and sampling.length is not None:
+            check_length(sampling.length, self.model.config.max_tokens - 2)  # automata read single rows
         steering = self.steering(controls, sampling, tries)  # 1
         if level > 0:
             self.say_untrained(sampling.steps, 0 if steering.energy is None else draft_steps(sampling), level)
@@ -159,10 +166,10 @@ class Pipeline(BasePipeline[DiffusionLM]):
             given = conditions[number]
             if given.ids is not None:
                 return fixed_length(len(given.ids) + 2)
-            return self.length_prior(sampling, steering, given.value)
+            return self.length_prior(sampling, steering, given.value, begun)
 
         priors(0)  # before any sampling: controls may be impossible
-        return Request(sampling, steering, priors, conditions, count, watch, level)
+        return Request(sampling, steering, priors, conditions, count, watch, level, begun)
 
     def say_untrained(self, steps: int, draft: int, level: float) -> None:
         """Say on stderr which steps a distilled model was not trained for: another number, a draft's, or from a ``level``."""
@@ -205,27 +212,39 @@ class Pipeline(BasePipeline[DiffusionLM]):
             return request.sampling.batch_size
         priors = map(request.priors, {index // request.count for index in indices})
         longest = max(n for prior in priors for n, weight in enumerate(prior) if weight or not n)
+        longest = min(longest, self.model.config.max_tokens)
         room = samples_at_once(request.sampling.batch_size, longest, self.model, request.steering.active)
         return max(1, room // request.steering.copies)
 
     @torch.no_grad()
     def sample_ids(self, seeds: Sequence[Sequence[int]], request: Request) -> list[list[int]]:
         """Return the token ids of a sample for each seed, without BOS, EOS and padding."""
-        steering, watch, copies = request.steering, request.watch, request.steering.copies
         numbers = [seed[1] // request.count for seed in seeds]  # of the conditions
         if request.level == 0:
             return [list(request.conditions[number].ids or ()) for number in numbers]
         sharp = request.sampling.length_temperature
         lengths = [draw_lengths(request.priors(n), [seed], sharp)[0] for n, seed in zip(numbers, seeds, strict=True)]
+
+        def rows(samples: list[int], pieces: list[Piece]) -> list[list[int]]:
+            return self.piece_ids([seeds[i] for i in samples], pieces, request)
+
+        return sample_in_pieces(self.model, lengths, request.begun, rows)
+
+    def piece_ids(self, seeds: Sequence[Sequence[int]], pieces: Sequence[Piece], request: Request) -> list[list[int]]:
+        """Return the token ids of a piece of the sample of each seed, those that are given included."""
+        steering, watch, copies = request.steering, request.watch, request.steering.copies
+        numbers, lengths = [seed[1] // request.count for seed in seeds], [piece.tokens for piece in pieces]
         condition = conditioning(self.model, [request.conditions[number].value for number in numbers], self.dtype)
-        predict = self.predictor(lengths, condition, sampling=request.sampling)
+        inner = inner_borders(pieces, self.model.device)
+        predict = self.predictor(lengths, condition, sampling=request.sampling, inner=inner)
         given, sampling, start = self.start(predict, seeds, numbers, request)  # 3
+        given = fill_given(given, pieces)
 
         lengths, given = [n for n in lengths for _ in range(copies)], given.repeat_interleave(copies, 0)
         if copies > 1 and condition is not None:
             condition = condition.rows(torch.arange(len(seeds), device=self.model.device).repeat_interleave(copies))
-        predict = self.predictor(lengths, condition, sampling=request.sampling)
-        noise = RowNoise([[*seed, 0, *([p] if p else [])] for seed in seeds for p in range(copies)], lengths)
+        predict = self.predictor(lengths, condition, sampling=request.sampling, inner=inner)
+        noise = RowNoise([[*seed, *([p] if p else [])] for seed in seeds_of(seeds, pieces) for p in range(copies)], lengths)
         denoiser = WordDenoiser(predict, sampling, steering, given)
         particles = ParticleFilter(sampling.particles, [generator_of([*seed, 2]) for seed in seeds])
 
@@ -282,38 +301,7 @@ class Pipeline(BasePipeline[DiffusionLM]):
         return [Controlled(**vars(row), controls=found, tried=attempt + 1) for row, found in rows]
 
     def unused(self, sampling: SamplingConfig, controls: Sequence[Control] = ()) -> Unused:
-        checked = any(control.checkable(self.binding) for control in controls)
-        found = unused_length(self, sampling) | unused_ranking(self, sampling, checked)
-        found |= unused_floor(sampling, self.model.has_logits)
-        if self.model.settings.condition is None:
-            found |= dict.fromkeys(CONDITIONAL, UNCONDITIONAL)
-        if not self.model.self_conditions:
-            found["self_cfg"] = "this model has no self-conditioning, so this setting has no effect; leave it out"
-        if sampling.steps == 1:
-            found["noise_shift"] = "there is one step, whose start stays, so this setting has no effect; leave it out"
-        if self.model.settings.distilled_for:
-            found["noise_shift"] = "a distilled model takes the steps that it was trained for, no others; leave it out"
-        if self.model.joint is not None:
-            drawn = "this model draws the tokens of each step, so this setting has no effect; leave it out"
-            found |= {"step_temperature": drawn, "clamp": drawn}
-        else:
-            found["guidance.draws"] = "this model has no joint head to draw from, so this setting has no effect; leave it out"
-        if not sampling.sweeps:
-            found["sweep_odds"] = "there are no sweeps, so this setting has no effect; leave it out, or raise sweeps above 0"
-        if not controls:
-            nothing = (
-                "there are no controls, so this setting has no effect; leave it out, or add a control (--control, controls)"
-            )
-            return found | dict.fromkeys(("guidance", "particles", "tries", "annotator"), nothing)
-        compiled = self.steering(controls, sampling).compiled
-        names = " & ".join(map(str, controls))
-        found |= unused_every(sampling.guidance, bool(compiled.energies), bool(compiled.automata))
-        if not compiled.energies:
-            reason = f"no gradient guides to {names}, so this setting has no effect; leave it out"
-            found |= dict.fromkeys(unguided_settings(sampling.guidance, bool(compiled.automata)), reason)
-        if not compiled.rewards:
-            found["particles"] = f"{names} needs no particles, so this setting has no effect; leave it out"
-        return found
+        return unused_in_diffusion(self, sampling, controls)
 
     def steering(self, controls: Sequence[Control], sampling: SamplingConfig, tries: int = 1) -> Steering:
         """Compile ``controls`` for the model. Raises UserError where they are impossible."""
@@ -325,11 +313,15 @@ class Pipeline(BasePipeline[DiffusionLM]):
     def set_annotator(self, annotator: Annotator) -> None:
         self.binding = replace(self.binding, annotator=annotator)
 
-    def length_prior(self, sampling: SamplingConfig, steering: Steering, value: Any = None) -> list[float]:
+    def length_prior(
+        self, sampling: SamplingConfig, steering: Steering, value: Any = None, begun: Sequence[int] = ()
+    ) -> list[float]:
         """Return the weights of the numbers of tokens, BOS and EOS counted, of samples with a ``value`` of the condition."""
         tokens = fixed_tokens(self.model, value) if sampling.length is None else sampling.length
         if tokens is not None and self.model.padded_width is None:
             return fixed_length(tokens + 2)
+        if context_of(self.model) and not steering.controls:
+            return text_prior(self.model, begun)
         condition = conditioning(self.model, [value], self.dtype)
         if self.model.padded_width is not None:
             return fixed_length(room_of(self.model, condition))
@@ -345,13 +337,13 @@ class Pipeline(BasePipeline[DiffusionLM]):
 
     def predictor(
         self, lengths: Sequence[int], condition: Conditioning | None = None, dtype: torch.dtype | None = None,
-        sampling: SamplingConfig | None = None,
+        sampling: SamplingConfig | None = None, inner: Tensor | None = None,
     ) -> Predictor:  # fmt: skip
-        """Return the model set up for samples of ``lengths``, BOS and EOS counted."""
+        """Return the model set up for samples of ``lengths``, BOS and EOS counted; ``inner`` as in ``Predictor``."""
         mask, sampling = text_mask(lengths, self.model.device), sampling or self.sampling
         return Predictor(
             self.model, mask, dtype or self.dtype, condition, cfg=sampling.cfg, self_cfg=sampling.self_cfg,
-            cfg_floor=sampling.cfg_floor,
+            cfg_floor=sampling.cfg_floor, inner=inner,
         )  # fmt: skip
 
     @cached_property
@@ -388,4 +380,4 @@ class Pipeline(BasePipeline[DiffusionLM]):
         if sampling.length is not None:
             if not model.explicit_length:
                 raise UserError("length: this model generates PAD and so determines the length itself; leave it empty")
-            check_length(sampling.length, model.config.max_tokens - 2)
+            check_length(sampling.length, longest_sample(model))

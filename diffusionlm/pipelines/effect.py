@@ -5,13 +5,16 @@ A setting that the user gives and that would change nothing is refused; settings
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from diffusionlm.config import UserError, to_plain
+from diffusionlm.pipelines.gradient import unguided_settings, unused_every
 
 if TYPE_CHECKING:
+    from diffusionlm.controls import Control
     from diffusionlm.pipelines.base import BasePipeline, SamplingConfig
+    from diffusionlm.pipelines.diffusion import Pipeline
 
 Unused = Mapping[str, str]  # a setting without effect, or a group of settings, to the reason and what to do
 
@@ -64,6 +67,40 @@ def unused_floor(sampling: SamplingConfig, has_logits: bool = True) -> dict[str,
     """Return whether the limit of classifier-free guidance has no effect, for a model with a condition."""
     reason = BELOW if sampling.cfg <= 1 else "" if has_logits else VECTORS
     return {"cfg_floor": reason} if reason else {}
+
+
+def unused_in_diffusion(pipeline: Pipeline, sampling: SamplingConfig, controls: Sequence[Control]) -> Unused:
+    """Return what has no effect for a diffusion model and ``controls``."""
+    checked = any(control.checkable(pipeline.binding) for control in controls)
+    found = unused_length(pipeline, sampling) | unused_ranking(pipeline, sampling, checked)
+    found |= unused_floor(sampling, pipeline.model.has_logits)
+    if pipeline.model.settings.condition is None:
+        found |= dict.fromkeys(CONDITIONAL, UNCONDITIONAL)
+    if not pipeline.model.self_conditions:
+        found["self_cfg"] = "this model has no self-conditioning, so this setting has no effect; leave it out"
+    if sampling.steps == 1:
+        found["noise_shift"] = "there is one step, whose start stays, so this setting has no effect; leave it out"
+    if pipeline.model.settings.distilled_for:
+        found["noise_shift"] = "a distilled model takes the steps that it was trained for, no others; leave it out"
+    if pipeline.model.joint is not None:
+        drawn = "this model draws the tokens of each step, so this setting has no effect; leave it out"
+        found |= {"step_temperature": drawn, "clamp": drawn}
+    else:
+        found["guidance.draws"] = "this model has no joint head to draw from, so this setting has no effect; leave it out"
+    if not sampling.sweeps:
+        found["sweep_odds"] = "there are no sweeps, so this setting has no effect; leave it out, or raise sweeps above 0"
+    if not controls:
+        nothing = "there are no controls, so this setting has no effect; leave it out, or add a control (--control, controls)"
+        return found | dict.fromkeys(("guidance", "particles", "tries", "annotator"), nothing)
+    compiled = pipeline.steering(controls, sampling).compiled
+    names = " & ".join(map(str, controls))
+    found |= unused_every(sampling.guidance, bool(compiled.energies), bool(compiled.automata))
+    if not compiled.energies:
+        reason = f"no gradient guides to {names}, so this setting has no effect; leave it out"
+        found |= dict.fromkeys(unguided_settings(sampling.guidance, bool(compiled.automata)), reason)
+    if not compiled.rewards:
+        found["particles"] = f"{names} needs no particles, so this setting has no effect; leave it out"
+    return found
 
 
 def given_settings(plain: Mapping[str, Any], place: str = "") -> dict[str, Any]:

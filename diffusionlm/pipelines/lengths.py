@@ -13,7 +13,7 @@ from diffusionlm.config import UserError
 from diffusionlm.constraints.dfa import DFA
 from diffusionlm.constraints.inference import log_probability
 from diffusionlm.core.guidance import Energy
-from diffusionlm.data.batches import boundaries, text_mask
+from diffusionlm.data.batches import text_mask
 from diffusionlm.models.diffusion import DiffusionLM
 from diffusionlm.pipelines.denoiser import Predictor
 from diffusionlm.pipelines.memory import rows_at_once
@@ -111,7 +111,7 @@ def energy_probabilities(predictor: Setup, automaton: DFA | None, energy: Energy
 
 def infilled(predict: Predictor, tokens: Tensor) -> Tensor:
     """Return the log-probabilities (B, L, V) of tokens given only ``tokens`` (B, L), -1 where there is none."""
-    known, ids = boundaries(predict.mask, predict.model.config.special_ids, tokens)
+    known, ids = predict.boundaries(tokens)
     return pin_logits(predict.infill(ids, known | ~predict.mask).log_softmax(-1), known, ids)
 
 
@@ -136,7 +136,7 @@ def automaton_log_probabilities(predict: Predictor, automaton: DFA) -> Tensor:
     mask, model = predict.mask, predict.model
     tokens = determined_tokens(automaton, mask)
     determined = tokens >= 0
-    known, ids = boundaries(mask, model.config.special_ids, tokens)
+    known, ids = predict.boundaries(tokens)
 
     def log_likelihood(logs: Tensor, among: Tensor) -> Tensor:
         return logs.gather(-1, ids[..., None])[..., 0].where(among, 0).sum(1)

@@ -39,6 +39,15 @@ from diffusionlm.pipelines.effect import (
 from diffusionlm.pipelines.lengths import draw_lengths, fixed_length
 from diffusionlm.pipelines.memory import samples_at_once
 from diffusionlm.pipelines.noise import RowNoise
+from diffusionlm.pipelines.pieces import (
+    Piece,
+    fill_given,
+    inner_borders,
+    longest_sample,
+    sample_in_pieces,
+    seeds_of,
+    text_prior,
+)
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 """A masked model: ids (B, L) and hidden (B, L), True where an id is replaced by the mask, to token logits (B, L, V)."""
@@ -179,7 +188,7 @@ class MaskedPipeline(UnguidedPipeline[MaskedLM]):
             raise UserError(f"sampler: {given!r} moves word vectors; a masked model needs {known}")
         check_unused(sampling, UNUSED)
         if sampling.length is not None:
-            check_length(sampling.length, self.model.config.max_tokens - 2)
+            check_length(sampling.length, longest_sample(self.model))
 
     def unused(self, sampling: SamplingConfig, controls: Sequence[Control] = ()) -> Unused:
         unconditional = self.model.settings.condition is None
@@ -205,14 +214,28 @@ class MaskedPipeline(UnguidedPipeline[MaskedLM]):
     def _sample_ids(
         self, seeds: Sequence[Sequence[int]], sampling: SamplingConfig, watch: Watch | None, values: Sequence[Any]
     ) -> list[list[int]]:
-        assert isinstance(sampling.sampler, Unmasking)
         condition = conditioning(self.model, values, self.dtype)
         lengths = self._lengths(seeds, sampling, values, condition)
+
+        def rows(samples: list[int], pieces: list[Piece]) -> list[list[int]]:
+            given = None if condition is None else condition.rows(torch.tensor(samples, device=self.model.device))
+            return self._piece_ids([seeds[i] for i in samples], pieces, sampling, watch, given)
+
+        return sample_in_pieces(self.model, lengths, (), rows)
+
+    def _piece_ids(
+        self, seeds: Sequence[Sequence[int]], pieces: Sequence[Piece], sampling: SamplingConfig, watch: Watch | None,
+        condition: Conditioning | None,
+    ) -> list[list[int]]:  # fmt: skip
+        """Return the token ids of a piece of the sample of each seed, those that are given included."""
+        assert isinstance(sampling.sampler, Unmasking)
+        lengths = [piece.tokens for piece in pieces]
         mask = text_mask(lengths, self.model.device)
-        _, ids = boundaries(mask, self.model.config.special_ids)
+        given = fill_given(torch.full(mask.shape, -1, device=mask.device), pieces)
+        _, ids = boundaries(mask, self.model.config.special_ids, given, inner_borders(pieces, mask.device))
         states = unmask(
-            self._predict(mask, condition, sampling), ids, word_positions(mask), decoder=sampling.sampler,
-            steps=sampling.steps, temperature=sampling.temperature, noise=RowNoise([[*seed, 0] for seed in seeds], lengths),
+            self._predict(mask, condition, sampling), ids, word_positions(mask) & (given < 0), decoder=sampling.sampler,
+            steps=sampling.steps, temperature=sampling.temperature, noise=RowNoise([*seeds_of(seeds, pieces)], lengths),
         )  # fmt: skip
         rows: list[list[int]] = []
         for state in states:
@@ -227,7 +250,7 @@ class MaskedPipeline(UnguidedPipeline[MaskedLM]):
         """Return the number of tokens of each sample, BOS and EOS counted: given, fixed by its condition, or drawn."""
         if sampling.length is not None:
             return draw_lengths(fixed_length(sampling.length + 2), seeds)
-        priors = expected_counts(self.model, condition) or [self.model.config.length_counts] * len(seeds)
+        priors = expected_counts(self.model, condition) or [text_prior(self.model)] * len(seeds)
         fixed = [fixed_tokens(self.model, value) for value in values] or [None] * len(seeds)
         return [
             draw_lengths(prior, [seed], sampling.length_temperature)[0] if tokens is None else tokens + 2

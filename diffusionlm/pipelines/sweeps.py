@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from diffusionlm.core.sampler import Noise
-from diffusionlm.data.batches import boundaries
 from diffusionlm.pipelines.base import SamplingConfig
 from diffusionlm.pipelines.denoiser import Predictor
 from diffusionlm.pipelines.steering import Steering
@@ -24,7 +23,7 @@ def refine(
     In parallel where the network excludes each position's own input, else block by block, with pure ``noise`` in the block.
     """
     model, mask, embedding = predict.model, predict.mask, predict.embedding
-    known, ids = boundaries(mask, model.config.special_ids)
+    known, ids = predict.boundaries()
     tokens = torch.where(known | ~mask, ids, tokens)
     free = mask & ~known & (given < 0)
     allowed = None if steering.automaton is None else partial(steering.accepts, mask=mask)

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
 import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -33,12 +32,13 @@ from diffusionlm.config import (
 from diffusionlm.core.objective import ObjectiveConfig
 from diffusionlm.data.batches import DataConfig
 from diffusionlm.data.reading import read_text
-from diffusionlm.data.rows import TokenRows, digest_of, lengths_of
+from diffusionlm.data.rows import TokenRows, digest_of
 from diffusionlm.data.tokenizers import of_sources, save_tokenizer, tokenizer_digest
 from diffusionlm.files import LOCK, read_json, write_folder, write_text
 from diffusionlm.models.adapters import Adapter, Full, save_adapted
 from diffusionlm.models.diffusion import ModelConfig
 from diffusionlm.models.io import model_folder, model_tokenizer
+from diffusionlm.models.pieces import check_context, count_lengths
 from diffusionlm.models.spec import ModelSpec, Rows
 from diffusionlm.pipelines.auto import pipeline_of
 from diffusionlm.pipelines.base import SamplingConfig
@@ -235,6 +235,8 @@ def prepare(config: RunConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerFast
     tokenizer = words.tokenizer
     adapter = config.adapter.fitted(splits)
     spec = adapter.adapted(spec if model is None else config.model.of(model))
+    if config.data.context:
+        check_context(spec, config.objective)
     made = add_source_tokenizer(spec, splits["train"], tokenizer, model)
     used = keep_typical(splits, spec, config.data)
     extensible = model is not None and config.adapter.complete
@@ -246,7 +248,7 @@ def prepare(config: RunConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerFast
     else:
         model = words.added_to(model, spec, rows["train"])
     if config.model.generates:
-        model.config.length_counts = numpy.bincount(lengths_of(rows["train"])).tolist()
+        count_lengths(model.config, rows["train"], config.data.context)
         pipeline_of(model)(model, tokenizer, config.sampling).check(config.sampling)
     model = adapt(model, adapter, config.init_from)
     return model, tokenizer, rows["train"], rows.get("validation", [])

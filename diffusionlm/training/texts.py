@@ -76,9 +76,9 @@ def encode_splits(
 
 def _encode(texts: Sequence[str], split: str, tokenizer: PreTrainedTokenizerFast, data: DataConfig) -> Encoded:
     if isinstance(texts, Texts):
-        encoded = encode_large(texts, tokenizer, data.max_length, data.too_long, split)
+        encoded = encode_large(texts, tokenizer, data.max_length, data.too_long, split, data.context)
     else:
-        encoded = encode(texts, tokenizer, data.max_length, data.too_long)
+        encoded = encode(texts, tokenizer, data.max_length, data.too_long, data.context)
     if encoded.too_long:
         done = {"truncate": "cut", "split": "split", "drop": "dropped"}[data.too_long]
         count = f"{encoded.too_long} of {len(texts)} texts"

@@ -54,6 +54,7 @@ LABELS = {"guidance.strength": "--strength", "particles.count": "--particles", "
     option("--count -n", "number of texts (default 10), of each source (default 1)"),
     option("--length", "tokens per text (default: drawn from the lengths of the training texts)"),
     option("--source", "sources to generate from: .txt (one per line), .jsonl, .csv; - is stdin", "FILE"),
+    option("--continue", "text to continue, with a model that was trained with data.context", "TEXT", dest="begun"),
     option("--targets", ".jsonl or .yaml file of targets with their controls; --count texts for each", "FILE"),
     OUT,
     *SAMPLING,
@@ -77,6 +78,7 @@ def _generate(options: argparse.Namespace) -> int:
             except UserError as error:
                 raise UserError(f"{place}: {error}") from None
     pipeline.check_given(given, sampling, [controls for _, controls in targets], LABELS)
+    stream = pipeline.stream if options.begun is None else continued(options, pipeline)
     request = {"condition": pipeline.read_condition(options.condition), "tries": options.ensure}
     items = None if options.source is None else read_sources(options.source)
     say_unconditional(pipeline, request["condition"], sampling, items is not None)
@@ -89,7 +91,7 @@ def _generate(options: argparse.Namespace) -> int:
                 target: dict[str, Any] = {} if options.targets is None else {"target": number}
                 first = min(each, max(0, len(rows.stored) - number * each))
                 asked = {"controls": controls, "source": sources, "first": first, **request}
-                for row in pipeline.stream(count, sampling, watcher_of(options), **asked):
+                for row in stream(count, sampling, watcher_of(options), **asked):
                     references = items[row.index // count].references if items is not None else ()
                     rows.add({**target, **row.row(), **({"references": references} if references else {})})
                     texts += 1
@@ -97,6 +99,23 @@ def _generate(options: argparse.Namespace) -> int:
     if texts:
         say_evaluations(meter.cost(texts, sampling.candidates), sampling)
     return 0
+
+
+def continued(options: argparse.Namespace, pipeline: BasePipeline[Any]) -> Any:
+    """Return the function that samples continuations of a text, with the arguments of ``stream``.
+
+    Raises:
+        UserError: the model continues no texts; an option that does not go with it.
+    """
+    from diffusionlm.pipelines.diffusion import Pipeline
+
+    others = {"controls": "--control", "targets": "--targets", "source": "--source", "condition": "--condition"}
+    if name := next((flag for name, flag in others.items() if getattr(options, name)), None):
+        raise UserError(f"{name}: a text is continued (--continue) without it; leave one of them out")
+    if not isinstance(pipeline, Pipeline):
+        raise UserError(f"--continue: a {pipeline.model.config.model_type} model continues no texts; diffusion models do")
+    model = pipeline
+    return lambda count, sampling, watch, first, **_: model.extend(options.begun, count, sampling, watch, first)
 
 
 def _call(options: argparse.Namespace, settings: Any) -> dict[str, Any]:
@@ -123,7 +142,8 @@ def _edit(options: argparse.Namespace) -> int:
     from diffusionlm.controls import read_controls
     from diffusionlm.data.corpora import read_texts
     from diffusionlm.pipelines.cost import metered
-    from diffusionlm.pipelines.diffusion import Pipeline, from_level
+    from diffusionlm.pipelines.diffusion import Pipeline
+    from diffusionlm.pipelines.request import from_level
 
     expect_positive(options, "count", "ensure")
     texts = options.texts + ([] if options.file is None else [text for _, text in read_texts(options.file)])

@@ -232,11 +232,16 @@ def test_a_tokenizer_of_many_texts_is_that_of_few(recipe: TokenizerRecipe, texts
     assert recipe.make(texts, 9).backend_tokenizer.to_str() == few.backend_tokenizer.to_str()  # from the cache
 
 
-@pytest.mark.parametrize("too_long", ["truncate", "split", "drop"])
+@pytest.mark.parametrize(("too_long", "context"), [("truncate", 0), ("split", 0), ("split", 3), ("split", 9), ("drop", 0)])
 @pytest.mark.parametrize("recipe", [WordTokenizer(2), BytePairs(60)], ids=str)
-def test_rows_of_a_large_corpus_are_those_of_a_small_one(recipe: TokenizerRecipe, too_long: TooLong, texts: Texts) -> None:
+def test_rows_of_a_large_corpus_are_those_of_a_small_one(
+    recipe: TokenizerRecipe, too_long: TooLong, context: int, texts: Texts
+) -> None:
     tokenizer = recipe.make(list(texts))
-    small, large = encode(list(texts), tokenizer, 12, too_long), encode_large(texts, tokenizer, 12, too_long)
+    small = encode(list(texts), tokenizer, 12, too_long, context)
+    large = encode_large(texts, tokenizer, 12, too_long, context=context)
+    known = [getattr(row, "known", None) for row in small.ids]
+    assert [getattr(row, "known", None) for row in large.ids] == known and any(known) == bool(context)
     assert isinstance(large.ids, TokenRows) and list(large.ids) == list(small.ids) and list(large.texts) == list(small.texts)
     assert (large.too_long, large.empty) == (small.too_long, small.empty)
     assert [large.ids[i] for i in range(-3, 3)] == [small.ids[i] for i in range(-3, 3)] and large.ids[2:5] == small.ids[2:5]
