@@ -16,11 +16,13 @@ from transformers import PreTrainedTokenizerFast
 
 from diffusionlm.config import Settings, UserError
 from diffusionlm.data.corpora import Corpus
+from diffusionlm.data.packing import Packer
 from diffusionlm.data.pieces import Borders, Pieces
 from diffusionlm.data.pieces import Example as Example
 from diffusionlm.data.tokenizers import TokenizerRecipe, WordTokenizer
 
 TooLong = Literal["truncate", "split", "drop", "error"]
+Packing = Literal["none", "wrap"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class DataConfig(Settings):
 
     ``source`` is the column of the texts that the model is conditioned on, by an encoder unless ``model.condition`` says how.
     Of each source ``typical`` keeps at most so many training texts, those that agree most with the others. Where long texts are
-    split, each piece but the first begins with the last ``context`` tokens of the one before, which are given.
+    split, each piece but the first begins with the last ``context`` tokens of the one before, which are given. ``packing`` is
+    ``wrap`` where texts follow each other in rows of exactly ``max_length`` tokens.
     """
 
     corpus: Corpus = field(default_factory=lambda: Corpus.find("restaurants")())  # comes with the library
@@ -37,6 +40,7 @@ class DataConfig(Settings):
     max_length: int = 64
     too_long: TooLong = "truncate"
     context: int = 0
+    packing: Packing = "none"
     source: str | None = None
     typical: int | None = None
 
@@ -47,6 +51,8 @@ class DataConfig(Settings):
         if not 0 <= self.context <= self.max_length - 3:
             most = f"{self.max_length - 3}, so that a row of max_length {self.max_length} has room for a new one"
             raise UserError(f"context: expected 0 to {most}, got {self.context}")
+        if self.packing != "none" and self.too_long != "truncate":
+            raise UserError(f"packing: no text is too long for packed rows; leave too_long out, got {self.too_long!r}")
         if self.context and self.too_long != "split":
             raise UserError(f"context: expected 0, since too_long is {self.too_long!r} and no text is split; set it to 'split'")
 
@@ -66,13 +72,16 @@ class Encoded:
 
 def encode(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, max_length: int = 64, too_long: TooLong = "truncate",
-    context: int = 0,
+    context: int = 0, packing: Packing = "none",
 ) -> Encoded:  # fmt: skip
     """Encode ``texts`` as BOS, tokens, EOS, at most ``max_length`` tokens together; empty texts are skipped.
 
     ``too_long`` decides whether a longer text is truncated, split into consecutive pieces (with ``context``, see ``pieces``),
-    dropped, or an error. Raises UserError where nothing is left, or for a text that is an error.
+    dropped, or an error; ``packing`` is as in ``packing``. Raises UserError where nothing is left, or for a text that is an
+    error.
     """
+    if packing == "wrap":
+        return _packed(texts, tokenizer, max_length)
     layout, borders = Pieces(max_length, context), Borders.of(tokenizer, context)
     ids: list[list[int]] = []
     origins: list[int] = []
@@ -90,6 +99,22 @@ def encode(
     if not ids:
         raise none_left(len(texts), empty, long, max_length)
     return Encoded(ids, origins, long, empty)
+
+
+def _packed(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, max_length: int) -> Encoded:
+    found = [encoding.ids for encoding in encodings(texts, tokenizer)]
+    lengths, ids = np.array([*map(len, found)], np.int64), np.array([i for row in found for i in row], np.int32)
+    packer = Packer(tokenizer.bos_token_id, tokenizer.eos_token_id, max_length)
+    rows, _, origins = packer.pack(ids, lengths, 0)
+    if not len(rows):
+        raise no_full_row(len(packer.rest), max_length)
+    return Encoded(rows.reshape(-1, max_length).tolist(), origins.tolist(), 0, int((lengths == 0).sum()))
+
+
+def no_full_row(tokens: int, max_length: int) -> UserError:
+    """Return the error that the texts have too few ``tokens`` for a packed row."""
+    got = f"the texts have {tokens} tokens together, with an EOS each"
+    return UserError(f"data.packing: {got}, fewer than the {max_length - 2} of a row; lower data.max_length")
 
 
 def one_too_long(number: int, tokens: int, max_length: int, text: str) -> UserError:

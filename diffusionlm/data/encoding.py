@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import datasets  # type: ignore[import-untyped]
 import numpy as np
+import numpy.typing as npt
 import pyarrow  # type: ignore[import-untyped]
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from diffusionlm.data.batches import Encoded, TooLong, encodings, none_left, one_too_long
+from diffusionlm.data.batches import Encoded, Packing, TooLong, encodings, no_full_row, none_left, one_too_long
 from diffusionlm.data.large import arrow_file
+from diffusionlm.data.packing import Packer
 from diffusionlm.data.pieces import Borders, Pieces
 from diffusionlm.data.rows import FILE, Block, Ids, Lengths, Texts, TokenRows, words_of
 from diffusionlm.data.store import stored
@@ -32,7 +34,7 @@ FEATURES = datasets.Features({"ids": datasets.List(datasets.Value("int32")), "te
 
 def encode_large(
     texts: Texts, tokenizer: PreTrainedTokenizerFast, max_length: int, too_long: TooLong, split: str = "texts",
-    context: int = 0,
+    context: int = 0, packing: Packing = "none",
 ) -> Encoded:  # fmt: skip
     """Return what ``encode`` returns, from the cache; ``split`` names the texts in the progress bar.
 
@@ -42,7 +44,9 @@ def encode_large(
     special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.split_special_tokens]
     key = {"texts": texts.digest, "tokenizer": tokenizer_digest(tokenizer), "special": special}
     framing = Framing(Borders.of(tokenizer, context), Pieces(max_length, context), too_long)
-    frame = [max_length, too_long, *([context] if context else [])]
+    if packing == "wrap":
+        framing = PackedFraming(framing.borders, framing.pieces)
+    frame = [max_length, framing.too_long, *([context] if context else [])]
     entry = stored("rows", {**key, "framing": frame}, partial(_write, texts, tokenizer, framing, split))
     rows = TokenRows(entry, context, framing.borders.inner)
     return Encoded(rows, rows.texts, entry.facts["too_long"], entry.facts["empty"])
@@ -54,19 +58,21 @@ def _write(texts: Texts, tokenizer: PreTrainedTokenizerFast, framing: Framing, s
     with arrow_file(folder / FILE, FEATURES) as write, _bar(f"encoding {split}", len(texts)) as bar:
         for block in texts.blocks():
             ids, lengths = _encoded(block, tokenizer) if words is None else words.encode(block)
-            above = lengths > framing.pieces.room
+            above = framing.above(lengths)
             long, empty = long + int(above.sum()), empty + int((lengths == 0).sum())
             if framing.too_long == "error" and long:
                 first = int(above.argmax())
                 raise one_too_long(number + first, int(lengths[first]), framing.pieces.max_length, block[first].as_py())
-            ids, lengths, origins = framing.frame(ids, lengths)
+            ids, lengths, origins = framing.frame(ids, lengths, number)
             offsets = np.concatenate([[0], np.cumsum(lengths)])
             counts.add(ids, framing.new(ids, lengths))
             digest.update(np.insert(ids, offsets[:-1], lengths).astype(np.int32).tobytes())
             rows = pyarrow.ListArray.from_arrays(pyarrow.array(offsets, pyarrow.int32()), pyarrow.array(ids, pyarrow.int32()))
-            write(pyarrow.table({"ids": rows, "text": pyarrow.array(origins + number, pyarrow.int64())}))
+            write(pyarrow.table({"ids": rows, "text": pyarrow.array(origins, pyarrow.int64())}))
             number, total = number + len(block), total + len(lengths)
             bar.update(len(block))
+    if not total and isinstance(framing, PackedFraming):
+        raise no_full_row(len(framing.packer.rest), framing.pieces.max_length)
     if not total:
         raise none_left(len(texts), empty, long, framing.pieces.max_length)
     return {"too_long": long, "empty": empty, "sha256": digest.hexdigest(), "token_counts": [*counts.found.items()]}
@@ -119,10 +125,14 @@ class Framing:
 
     borders: Borders
     pieces: Pieces
-    too_long: TooLong
+    too_long: str
 
-    def frame(self, ids: Ids, lengths: Lengths) -> tuple[Ids, Lengths, Lengths]:
-        """Return the rows of texts of ``lengths``: ids and lengths with BOS and EOS, and the number of each row's text."""
+    def above(self, lengths: Lengths) -> npt.NDArray[np.bool_]:
+        """Return which of ``lengths`` are too long for a row."""
+        return lengths > self.pieces.room
+
+    def frame(self, ids: Ids, lengths: Lengths, number: int) -> tuple[Ids, Lengths, Lengths]:
+        """Return the rows of the texts from ``number`` on, of ``lengths``: ids and lengths with BOS and EOS, and its text."""
         room, ends = self.pieces.room, np.cumsum(lengths)
         begins = ends - lengths
         if self.too_long == "drop":
@@ -137,7 +147,7 @@ class Framing:
         offsets = np.cumsum(sizes) - sizes
         words = ids[np.arange(int(sizes.sum())) + np.repeat(begins[origins] + firsts - offsets, sizes)]
         inside = (firsts > 0, left > room) if self.pieces.context else (None, None)
-        return self._enclosed(words, sizes + 2, *inside), sizes + 2, origins
+        return self._enclosed(words, sizes + 2, *inside), sizes + 2, origins + number
 
     def _enclosed(self, words: Ids, lengths: Lengths, later: Any, open: Any) -> Ids:
         framed = np.empty(int(lengths.sum()), np.int32)
@@ -161,6 +171,24 @@ class Framing:
             later = begins[ids[begins] == self.borders.inner]
             new[(later[:, None] + 1 + np.arange(self.pieces.context)).ravel()] = False
         return new
+
+
+@dataclass(frozen=True)
+class PackedFraming(Framing):
+    """The rows of ``packing``, for which no text is too long."""
+
+    too_long: str = "wrap"
+
+    @cached_property
+    def packer(self) -> Packer:
+        """The texts that no row has yet."""
+        return Packer(self.borders.start, self.borders.end, self.pieces.max_length)
+
+    def above(self, lengths: Lengths) -> npt.NDArray[np.bool_]:
+        return np.zeros(len(lengths), bool)
+
+    def frame(self, ids: Ids, lengths: Lengths, number: int) -> tuple[Ids, Lengths, Lengths]:
+        return self.packer.pack(ids, lengths, number)
 
 
 class Counts:

@@ -23,6 +23,7 @@ from diffusionlm.evaluation.ngrams import NGrams
 from diffusionlm.evaluation.text_metrics import interpolated, self_bleu, unigram_entropy
 from diffusionlm.files import write_text
 from diffusionlm.models.io import model_folder
+from diffusionlm.models.pieces import is_packed
 from diffusionlm.pipelines.auto import open_pipeline
 from diffusionlm.pipelines.base import BasePipeline
 from diffusionlm.pipelines.conditioning import Requested, conditions_of
@@ -92,8 +93,13 @@ self-BLEU: 0 to 100, lower is more diverse; copied: training texts, word for wor
 
 Try next
   diffusionlm generate {folder} --count 5 --watch      see noise become words
-{_for_diffusion(folder) if isinstance(pipeline, Pipeline) else ""}\
-  diffusionlm evaluate {folder} --judge JUDGE      JUDGE: train --model.name causal --objective.name causal""")
+{"" if is_packed(pipeline.model) else _for_single_texts(folder, isinstance(pipeline, Pipeline))}""")
+
+
+def _for_single_texts(folder: str | Path, diffusion: bool) -> str:
+    return f"""\
+{_for_diffusion(folder) if diffusion else ""}\
+  diffusionlm evaluate {folder} --judge JUDGE      JUDGE: train --model.name causal --objective.name causal"""
 
 
 def _for_diffusion(folder: str | Path) -> str:
@@ -126,7 +132,8 @@ def _sampled(pipeline: BasePipeline[Any], count: int, given: list[Requested] | N
     say(f"Sampling {count if given is None else len(given)} texts, temperature {temperature} ...")
     sampling = replace(pipeline.sampling, candidates=1, temperature=temperature)
     sampling = sampling if given is not None else replace(sampling, cfg=1.0)
-    return [row.text for row in pipeline.stream(count if given is None else 1, sampling, condition=given)]
+    rows = pipeline.stream(count if given is None else 1, sampling, condition=given)
+    return [text for row in rows for text in row.texts or [row.text]][: count if given is None else None]
 
 
 def _fit_temperature(

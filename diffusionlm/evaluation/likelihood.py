@@ -293,7 +293,7 @@ def denoiser(
     known = torch.zeros_like(ids, dtype=torch.bool)
     if explicit:
         known = boundaries(torch.ones_like(known), special)[0]
-        barred[[special[name] for name in ("pad", "start", "end")]] = -math.inf
+        barred[[special[name] for name in ("pad", "start", "end") if model.barred(special[name])]] = -math.inf
 
     def twice(xt: Tensor, t: Tensor) -> Denoised:
         xt = model.process.rescale(xt, t)

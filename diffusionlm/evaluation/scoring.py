@@ -26,6 +26,7 @@ from diffusionlm.pipelines.auto import open_pipeline
 from diffusionlm.pipelines.base import BasePipeline
 from diffusionlm.pipelines.conditioning import conditioning, requested, room_of
 from diffusionlm.pipelines.effect import check_given
+from diffusionlm.pipelines.pieces import check_single
 from diffusionlm.processes import leads
 
 TERMS = ("prior", "reconstruction", "diffusion", "length")
@@ -93,6 +94,8 @@ def score(
     options = ScoringConfig() if options is None else options
     pipeline = model if isinstance(model, BasePipeline) else open_pipeline(model, options.device, options.dtype)
     check_given(given_of(options, given), [unused_in_scoring(pipeline, options, pipeline is model)])
+    if not pipeline.exact_likelihood:
+        check_single(pipeline.model, "model")
     values = condition_values(pipeline, len(texts), condition, source)
     encoded = encode(texts, pipeline.tokenizer, sys.maxsize)
     values = None if values is None else [values[number] for number in encoded.texts]

@@ -157,6 +157,7 @@ class SavedDiffusionLM(SavedConfig):
     source_vocabulary: Whole | None = None
     context_tokens: Whole = 0
     long_texts: list[tuple[Whole, Whole]] = field(default_factory=list)
+    packed_rows: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -185,6 +186,7 @@ class DiffusionLMConfig(PreTrainedConfig):
         source_vocabulary: number of tokens of the sources' tokenizer, where it is not that of the texts.
         context_tokens: given tokens of each later piece of a long text, where the model was trained with them.
         long_texts: pairs of a number of tokens above ``max_tokens`` and of training texts with so many.
+        packed_rows: whether rows hold several texts, with EOS between them; see ``data.packing``.
     """
 
     model_type = "diffusionlm"
@@ -196,7 +198,7 @@ class DiffusionLMConfig(PreTrainedConfig):
         self, settings: dict[str, Any] | None = None, vocabulary: int = 4, max_tokens: int = 64,
         length_counts: list[int] | None = None, special_ids: dict[str, int] | None = None,
         format_version: int = FORMAT_VERSION, source_vocabulary: int | None = None, context_tokens: int = 0,
-        long_texts: list[list[int]] | None = None, **kwargs: Any,
+        long_texts: list[list[int]] | None = None, packed_rows: bool = False, **kwargs: Any,
     ) -> None:  # fmt: skip
         super().__init__(**kwargs)
         self.settings = settings or to_plain(ModelConfig())
@@ -206,6 +208,8 @@ class DiffusionLMConfig(PreTrainedConfig):
             self.source_vocabulary = source_vocabulary
         if context_tokens:  # likewise
             self.context_tokens, self.long_texts = context_tokens, long_texts or []
+        if packed_rows:
+            self.packed_rows = True
         self.special_ids = special_ids or {"pad": 0, "unk": 1, "start": 2, "end": 3}
 
 
@@ -220,6 +224,11 @@ class WordVectorModel(PreTrainedModel, WordVectors, Conditioned):
     settings: Any  # a WordVectorSpec with ``embedding``
     has_logits, explicit_length = _of_settings("has_logits"), _of_settings("explicit_length")
     self_conditions, excludes_self = _of_settings("self_conditions"), _of_settings("excludes_self")
+
+    def barred(self, token: int) -> bool:
+        """Return whether ``token`` is a special one that is never predicted: EOS is, where texts follow each other in a row."""
+        special = self.config.special_ids
+        return token in special.values() and not (token == special["end"] and getattr(self.config, "packed_rows", False))
 
     def _init_weights(self, module: nn.Module) -> None:
         """Draw weights as BERT does, except word vectors."""
@@ -306,6 +315,8 @@ class DiffusionLM(DenoisingModel, WordVectorModel):
     def free_positions(self, batch: Batch) -> Tensor:
         """Return the positions (B, L) that are noised: all but given tokens and, with explicit lengths, BOS and EOS."""
         special = self.config.special_ids
+        if not self.barred(special["end"]):  # EOS is a token like others between the ends of a row
+            return nn.functional.pad(batch.free[:, 1:-1], (1, 1))
         boundary = (batch.ids == special["start"]) | (batch.ids == special["end"])
         return batch.free & ~boundary if self.explicit_length else batch.free
 

@@ -106,8 +106,8 @@ class MaskedLM(WordVectorModel):
         return self.run_network(vectors, still, still, mask, condition)
 
     def framed(self, output: Tensor) -> Tensor:
-        """Return the token logits (..., V) of the network's output: -inf at BOS, EOS and PAD."""
-        frame = sorted({id for name, id in self.config.special_ids.items() if name != "unk"})
+        """Return the token logits (..., V) of the network's output: -inf at BOS, PAD and, unless rows are packed, EOS."""
+        frame = sorted({id for name, id in self.config.special_ids.items() if name != "unk" and self.barred(id)})
         return output.float().index_fill(-1, torch.tensor(frame, device=output.device), -math.inf)
 
 

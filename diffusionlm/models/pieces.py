@@ -13,6 +13,7 @@ import numpy as np
 
 from diffusionlm.config import UserError, plain_name
 from diffusionlm.core.objective import ObjectiveConfig
+from diffusionlm.data.batches import DataConfig
 from diffusionlm.data.pieces import Borders, Pieces, text_lengths
 from diffusionlm.data.rows import blocks_of, lengths_of
 from diffusionlm.models.causal import CausalConfig
@@ -21,22 +22,31 @@ from diffusionlm.models.spec import ModelSpec
 LONGEST = 10_000_000  # tokens of a text whose length is counted; longer ones count as such
 
 
-def check_context(spec: ModelSpec, objective: ObjectiveConfig) -> None:
-    """Raise UserError where models of this spec cannot be trained on pieces with context, or not by this ``objective``."""
+def check_rows(spec: ModelSpec, objective: ObjectiveConfig, data: DataConfig) -> None:
+    """Raise UserError where models of this spec, or the ``objective``, do not go with pieces with context or packed rows."""
+    if data.context:
+        _check_rows(spec, objective, "data.context: expected 0")
+    if data.packing != "none":
+        _check_rows(spec, objective, "data.packing: expected 'none'")
+
+
+def _check_rows(spec: ModelSpec, objective: ObjectiveConfig, place: str) -> None:
     if getattr(spec, "condition", None) is not None:
-        raise UserError("data.context: expected 0 for a model with a condition, which is that of a text and not of its pieces")
+        raise UserError(f"{place} for a model with a condition, which is that of a text and not of a row")
     if not spec.generates or not (isinstance(spec, CausalConfig) or (spec.explicit_length and spec.has_logits)):
         models = "causal, masked, or diffusion with prediction 'logits' and explicit_length"
-        raise UserError(f"data.context: expected 0 for this model; given tokens are for models that are {models}")
-    if hasattr(objective, "teacher"):
-        name = plain_name(type(objective))
-        raise UserError(f"data.context: expected 0 for the objective {name!r}, whose teacher predicts texts of single rows")
+        raise UserError(f"{place} for this model; such rows are for models that are {models}")
+    if objective.trains_joint or hasattr(objective, "teacher"):
+        raise UserError(f"{place} for the objective {plain_name(type(objective))!r}, which trains on texts of single rows")
 
 
-def count_lengths(config: Any, rows: Sequence[Sequence[int]], context: int) -> None:
+def count_lengths(config: Any, rows: Sequence[Sequence[int]], data: DataConfig) -> None:
     """Write into a model's ``config`` the number of training texts of each length, from their ``rows``."""
-    for name in ("context_tokens", "long_texts"):
+    context = data.context
+    for name in ("context_tokens", "long_texts", "packed_rows"):
         vars(config).pop(name, None)  # of the model that the run starts from
+    if data.packing == "wrap":
+        config.packed_rows = True
     if not context:
         config.length_counts = np.bincount(lengths_of(rows)).tolist()
         return
@@ -50,6 +60,11 @@ def count_lengths(config: Any, rows: Sequence[Sequence[int]], context: int) -> N
 def context_of(model: Any) -> int:
     """Return the given tokens of each later piece of a long text; 0 for a model of single rows."""
     return int(getattr(model.config, "context_tokens", 0))
+
+
+def is_packed(model: Any) -> bool:
+    """Return whether a model was trained on packed rows, see ``data.packing``."""
+    return bool(getattr(model.config, "packed_rows", False))
 
 
 def pieces_of(model: Any) -> Pieces:

@@ -17,6 +17,7 @@ from diffusionlm.pipelines.base import BasePipeline
 from diffusionlm.pipelines.causal import CausalPipeline
 from diffusionlm.pipelines.diffusion import Pipeline
 from diffusionlm.pipelines.masked import MaskedPipeline
+from diffusionlm.pipelines.pieces import check_single
 from diffusionlm.pipelines.seq2seq import Seq2SeqPipeline
 
 PIPELINES: dict[str, type[BasePipeline[Any]]] = {
@@ -54,10 +55,12 @@ def open_models(
     """Open models for a report, each with the folder that describes it; an ``adapter`` describes the one model it changes.
 
     Raises:
-        UserError: as ``open_pipeline``; an adapter for no model, or for several.
+        UserError: as ``open_pipeline``; an adapter for no model, or for several; a model that was trained on packed rows.
     """
-    if adapter is None:
-        return [(folder, open_pipeline(folder, device, dtype)) for folder in folders]
-    if len(folders) != 1:
+    if adapter is not None and len(folders) != 1:
         raise UserError(f"adapter: expected one model, its base, got {len(folders)}")
-    return [(adapter, open_pipeline(folders[0], device, dtype, adapter))]
+    opened = [(folder if adapter is None else adapter, open_pipeline(folder, device, dtype, adapter)) for folder in folders]
+    for folder, pipeline in opened:
+        if not pipeline.exact_likelihood:
+            check_single(pipeline.model, str(folder))
+    return opened

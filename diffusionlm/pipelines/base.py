@@ -20,7 +20,6 @@ from diffusionlm.core.guidance import Guidance
 from diffusionlm.core.sampler import DDPM, Sampler
 from diffusionlm.data.annotators import Annotator
 from diffusionlm.data.folders import read_object
-from diffusionlm.data.tokenizers import decode_texts
 from diffusionlm.files import taken_version
 from diffusionlm.models.conditions import condition_of
 from diffusionlm.models.io import model_folder, model_tokenizer
@@ -30,7 +29,7 @@ from diffusionlm.pipelines.effect import OFF, Unused, check_given, given_setting
 from diffusionlm.pipelines.gradient import Gradient
 from diffusionlm.pipelines.particles import Particles
 from diffusionlm.pipelines.ranking import MinimumBayesRisk, Ranking, best_candidates
-from diffusionlm.pipelines.rows import Generated, restored
+from diffusionlm.pipelines.rows import Generated, decoded, restored
 from diffusionlm.processes import at_most, shared
 
 M = TypeVar("M", bound=PreTrainedModel)
@@ -319,11 +318,11 @@ class UnguidedPipeline(BasePipeline[M]):
         def sampled(indices: range) -> list[Generated]:
             seeds = [(sampling.seed, index, c) for index in indices for c in range(sampling.candidates)]
             ids = self.sample_ids(seeds, sampling, watch, [conditions[index // count].value for _, index, _ in seeds])
-            texts = decode_texts(self.tokenizer, ids)
+            texts, parts = decoded(self.model, self.tokenizer, ids)
             given = [conditions[index // count] for index in indices]
             best = best_candidates(self, sampling, indices, given, ids, texts)
             return [
-                Generated(texts[row], index, sampling.seed, len(ids[row]), each.source)
+                Generated(texts[row], index, sampling.seed, len(ids[row]), each.source, parts[row])
                 for index, row, each in zip(indices, best, given, strict=True)
             ]
 

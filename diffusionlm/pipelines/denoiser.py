@@ -67,7 +67,8 @@ class Predictor:
         """What is added to logits (V,): -inf at barred tokens, else 0."""
         bar = torch.zeros(len(self.embedding), device=self.mask.device)
         if self.model.explicit_length:
-            bar[list(self.model.config.special_ids.values() if self.barred is None else self.barred)] = -math.inf
+            special = [*filter(self.model.barred, self.model.config.special_ids.values())]
+            bar[special if self.barred is None else list(self.barred)] = -math.inf
         return bar
 
     @cached_property

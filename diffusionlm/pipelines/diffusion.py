@@ -29,7 +29,6 @@ from diffusionlm.controls.binding import annotator_for
 from diffusionlm.core.sampler import State
 from diffusionlm.data.annotators import Annotator
 from diffusionlm.data.batches import text_mask
-from diffusionlm.data.tokenizers import decode_texts
 from diffusionlm.models.conditions import Conditioning
 from diffusionlm.models.diffusion import DiffusionLM
 from diffusionlm.models.pieces import context_of
@@ -67,16 +66,17 @@ from diffusionlm.pipelines.particles import ParticleFilter
 from diffusionlm.pipelines.pieces import (
     Piece,
     begun_ids,
+    check_single,
+    check_tokens,
     fill_given,
     inner_borders,
-    longest_sample,
     sample_in_pieces,
     seeds_of,
     text_prior,
 )
 from diffusionlm.pipelines.ranking import best_candidates, passes
 from diffusionlm.pipelines.request import Request, from_level
-from diffusionlm.pipelines.rows import Controlled, Generated, restored
+from diffusionlm.pipelines.rows import Controlled, Generated, decoded, restored
 from diffusionlm.pipelines.steering import Steering, determined_tokens
 from diffusionlm.pipelines.sweeps import refine
 from diffusionlm.processes import shared
@@ -119,6 +119,7 @@ class Pipeline(BasePipeline[DiffusionLM]):
             raise UserError(f"level: expected a number from 0 (the text) to 1 (pure noise), got {level}")
         if not self.model.explicit_length:
             raise UserError("level: edits keep the number of tokens, but this model generates PAD and determines it itself")
+        check_single(self.model, "text")
         sampling, controls = self.sampling if sampling is None else sampling, read_controls(controls)
         self.check_request(sampling, controls, tries, condition)
         texts = listed(text, "text")
@@ -249,7 +250,7 @@ class Pipeline(BasePipeline[DiffusionLM]):
         particles = ParticleFilter(sampling.particles, [generator_of([*seed, 2]) for seed in seeds])
 
         def texts(tokens: Tensor) -> list[str]:
-            return decode_texts(self.tokenizer, predict.rows(tokens))
+            return decoded(self.model, self.tokenizer, predict.rows(tokens))[0]
 
         def select(state: State) -> Tensor | None:  # 7
             return particles.select(state.step, sampling.steps, lambda: steering.rewards(texts(denoiser.tokens(state))))
@@ -288,12 +289,12 @@ class Pipeline(BasePipeline[DiffusionLM]):
     def best(self, ids: Sequence[list[int]], indices: Sequence[int], attempt: int, request: Request) -> list[Generated]:
         """Return a sample for each index: the best of its consecutive candidates in ``ids``."""
         sampling, steering = request.sampling, request.steering
-        texts = decode_texts(self.tokenizer, ids)
+        texts, parts = decoded(self.model, self.tokenizer, ids)
         checks = outcomes(steering.controls, texts, steering.binding)  # 8
         given = [request.conditions[index // request.count] for index in indices]
         chosen = best_candidates(self, sampling, indices, given, ids, texts, checks)  # 9
         rows = [
-            (Generated(texts[row], index, sampling.seed, len(ids[row]), each.source), checks[row])
+            (Generated(texts[row], index, sampling.seed, len(ids[row]), each.source, parts[row]), checks[row])
             for index, row, each in zip(indices, chosen, given, strict=True)
         ]
         if not steering.controls:
@@ -305,6 +306,8 @@ class Pipeline(BasePipeline[DiffusionLM]):
 
     def steering(self, controls: Sequence[Control], sampling: SamplingConfig, tries: int = 1) -> Steering:
         """Compile ``controls`` for the model. Raises UserError where they are impossible."""
+        if controls:
+            check_single(self.model, "control")
         return compile_controls(controls, self.binding, sampling, tries)
 
     def check_controls(self, controls: Sequence[Control], sampling: SamplingConfig) -> None:
@@ -380,4 +383,4 @@ class Pipeline(BasePipeline[DiffusionLM]):
         if sampling.length is not None:
             if not model.explicit_length:
                 raise UserError("length: this model generates PAD and so determines the length itself; leave it empty")
-            check_length(sampling.length, longest_sample(model))
+            check_tokens(model, sampling.length)

@@ -21,10 +21,9 @@ from diffusionlm.controls import Control
 from diffusionlm.core.process import Gaussian, Process
 from diffusionlm.core.sampler import History, Sampler
 from diffusionlm.data.batches import boundaries, text_mask
-from diffusionlm.data.tokenizers import decode_texts
 from diffusionlm.models.conditions import Conditioning
 from diffusionlm.models.masked import MaskedLM, lowest, word_positions
-from diffusionlm.pipelines.base import SamplingConfig, UnguidedPipeline, Watch, check_length, check_unused
+from diffusionlm.pipelines.base import SamplingConfig, UnguidedPipeline, Watch, check_unused
 from diffusionlm.pipelines.budget import predictions
 from diffusionlm.pipelines.conditioning import conditioning, expected_counts, fixed_tokens, guided_logits
 from diffusionlm.pipelines.effect import (
@@ -41,13 +40,14 @@ from diffusionlm.pipelines.memory import samples_at_once
 from diffusionlm.pipelines.noise import RowNoise
 from diffusionlm.pipelines.pieces import (
     Piece,
+    check_tokens,
     fill_given,
     inner_borders,
-    longest_sample,
     sample_in_pieces,
     seeds_of,
     text_prior,
 )
+from diffusionlm.pipelines.rows import decoded
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 """A masked model: ids (B, L) and hidden (B, L), True where an id is replaced by the mask, to token logits (B, L, V)."""
@@ -188,7 +188,7 @@ class MaskedPipeline(UnguidedPipeline[MaskedLM]):
             raise UserError(f"sampler: {given!r} moves word vectors; a masked model needs {known}")
         check_unused(sampling, UNUSED)
         if sampling.length is not None:
-            check_length(sampling.length, longest_sample(self.model))
+            check_tokens(self.model, sampling.length)
 
     def unused(self, sampling: SamplingConfig, controls: Sequence[Control] = ()) -> Unused:
         unconditional = self.model.settings.condition is None
@@ -241,7 +241,7 @@ class MaskedPipeline(UnguidedPipeline[MaskedLM]):
         for state in states:
             rows = [row[1 : n - 1] for row, n in zip(state.ids.tolist(), lengths, strict=True)]
             if watch is not None:
-                watch(state, decode_texts(self.tokenizer, rows))
+                watch(state, decoded(self.model, self.tokenizer, rows)[0])
         return rows
 
     def _lengths(

@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 from diffusionlm.config import UserError
 from diffusionlm.data.batches import encodings
-from diffusionlm.models.pieces import context_of, pieces_of, text_counts
+from diffusionlm.models.pieces import context_of, is_packed, pieces_of, text_counts
+from diffusionlm.pipelines.base import check_length
 from diffusionlm.pipelines.conditioning import unknown_in
 
 LONGEST = 1_000_000  # tokens of a sample
@@ -71,9 +72,18 @@ def seeds_of(seeds: Sequence[Sequence[int]], pieces: Sequence[Piece]) -> Iterato
         yield [*seed, 4, piece.number] if piece.number else [*seed, 0]
 
 
-def longest_sample(model: Any) -> int:
-    """Return the most tokens of a sample without controls, BOS and EOS not counted."""
-    return LONGEST if context_of(model) else int(model.config.max_tokens) - 2
+def check_tokens(model: Any, length: int) -> None:
+    """Raise UserError where samples without controls cannot have ``length`` tokens, BOS and EOS not counted."""
+    room = int(model.config.max_tokens) - 2
+    if is_packed(model) and length != room:
+        raise UserError(f"length: expected {room}, that of the packed rows of this model's training, or none; got {length}")
+    check_length(length, LONGEST if context_of(model) else room)
+
+
+def check_single(model: Any, what: str) -> None:
+    """Raise UserError for a model that was trained on packed rows, where ``what`` is for models of single texts."""
+    if is_packed(model):
+        raise UserError(f"{what}: expected a model of single texts, but this one was trained on packed rows (data.packing)")
 
 
 def text_prior(model: Any, begun: Sequence[int] = ()) -> list[float]:

@@ -38,7 +38,7 @@ from diffusionlm.files import LOCK, read_json, write_folder, write_text
 from diffusionlm.models.adapters import Adapter, Full, save_adapted
 from diffusionlm.models.diffusion import ModelConfig
 from diffusionlm.models.io import model_folder, model_tokenizer
-from diffusionlm.models.pieces import check_context, count_lengths
+from diffusionlm.models.pieces import check_rows, count_lengths
 from diffusionlm.models.spec import ModelSpec, Rows
 from diffusionlm.pipelines.auto import pipeline_of
 from diffusionlm.pipelines.base import SamplingConfig
@@ -235,8 +235,7 @@ def prepare(config: RunConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerFast
     tokenizer = words.tokenizer
     adapter = config.adapter.fitted(splits)
     spec = adapter.adapted(spec if model is None else config.model.of(model))
-    if config.data.context:
-        check_context(spec, config.objective)
+    check_rows(spec, config.objective, config.data)
     made = add_source_tokenizer(spec, splits["train"], tokenizer, model)
     used = keep_typical(splits, spec, config.data)
     extensible = model is not None and config.adapter.complete
@@ -248,7 +247,7 @@ def prepare(config: RunConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerFast
     else:
         model = words.added_to(model, spec, rows["train"])
     if config.model.generates:
-        count_lengths(model.config, rows["train"], config.data.context)
+        count_lengths(model.config, rows["train"], config.data)
         pipeline_of(model)(model, tokenizer, config.sampling).check(config.sampling)
     model = adapt(model, adapter, config.init_from)
     return model, tokenizer, rows["train"], rows.get("validation", [])

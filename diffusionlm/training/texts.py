@@ -76,9 +76,11 @@ def encode_splits(
 
 def _encode(texts: Sequence[str], split: str, tokenizer: PreTrainedTokenizerFast, data: DataConfig) -> Encoded:
     if isinstance(texts, Texts):
-        encoded = encode_large(texts, tokenizer, data.max_length, data.too_long, split, data.context)
+        encoded = encode_large(texts, tokenizer, data.max_length, data.too_long, split, data.context, data.packing)
     else:
-        encoded = encode(texts, tokenizer, data.max_length, data.too_long, data.context)
+        encoded = encode(texts, tokenizer, data.max_length, data.too_long, data.context, data.packing)
+    if data.packing == "wrap":
+        say(f"{split}: {len(texts):,} texts are packed into {len(encoded.ids):,} rows of {data.max_length} tokens")
     if encoded.too_long:
         done = {"truncate": "cut", "split": "split", "drop": "dropped"}[data.too_long]
         count = f"{encoded.too_long} of {len(texts)} texts"

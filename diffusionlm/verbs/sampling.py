@@ -46,6 +46,7 @@ SAMPLING = (
     *LOADING,
     flag("--watch", "show the texts after every step in the terminal (on stderr)"),
 )  # fmt: skip
+PACKED = "each sample is a packed row of several texts, of which the first and the last may be cut off (data.packing)"
 LABELS = {"guidance.strength": "--strength", "particles.count": "--particles", "tries": "--ensure"}
 
 
@@ -64,6 +65,7 @@ def _generate(options: argparse.Namespace) -> int:
     """Generate texts with a trained model: JSON lines on stdout, each as soon as it is finished."""
     from diffusionlm.controls import read_controls, target_rows
     from diffusionlm.data.references import read_sources
+    from diffusionlm.models.pieces import is_packed
     from diffusionlm.pipelines.cost import metered
 
     expect_positive(options, "count", "ensure")
@@ -78,6 +80,8 @@ def _generate(options: argparse.Namespace) -> int:
             except UserError as error:
                 raise UserError(f"{place}: {error}") from None
     pipeline.check_given(given, sampling, [controls for _, controls in targets], LABELS)
+    if is_packed(pipeline.model) and not pipeline.exact_likelihood:
+        print(PACKED, file=sys.stderr)
     stream = pipeline.stream if options.begun is None else continued(options, pipeline)
     request = {"condition": pipeline.read_condition(options.condition), "tries": options.ensure}
     items = None if options.source is None else read_sources(options.source)

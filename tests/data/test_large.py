@@ -17,7 +17,7 @@ import torch
 
 from diffusionlm.config import UserError
 from diffusionlm.data import blocks, lines, rows, store
-from diffusionlm.data.batches import TooLong, encode
+from diffusionlm.data.batches import Packing, TooLong, encode
 from diffusionlm.data.copies import KnownRows, KnownTexts
 from diffusionlm.data.corpora import Files, Hub
 from diffusionlm.data.encoding import encode_large
@@ -232,14 +232,22 @@ def test_a_tokenizer_of_many_texts_is_that_of_few(recipe: TokenizerRecipe, texts
     assert recipe.make(texts, 9).backend_tokenizer.to_str() == few.backend_tokenizer.to_str()  # from the cache
 
 
-@pytest.mark.parametrize(("too_long", "context"), [("truncate", 0), ("split", 0), ("split", 3), ("split", 9), ("drop", 0)])
+@pytest.mark.parametrize(
+    ("too_long", "context", "packing"),
+    [
+        *((name, 0, "none") for name in ("truncate", "split", "drop")),
+        ("split", 3, "none"),
+        ("split", 9, "none"),
+        ("truncate", 0, "wrap"),
+    ],
+)
 @pytest.mark.parametrize("recipe", [WordTokenizer(2), BytePairs(60)], ids=str)
 def test_rows_of_a_large_corpus_are_those_of_a_small_one(
-    recipe: TokenizerRecipe, too_long: TooLong, context: int, texts: Texts
+    recipe: TokenizerRecipe, too_long: TooLong, context: int, packing: Packing, texts: Texts
 ) -> None:
     tokenizer = recipe.make(list(texts))
-    small = encode(list(texts), tokenizer, 12, too_long, context)
-    large = encode_large(texts, tokenizer, 12, too_long, context=context)
+    small = encode(list(texts), tokenizer, 12, too_long, context, packing)
+    large = encode_large(texts, tokenizer, 12, too_long, context=context, packing=packing)
     known = [getattr(row, "known", None) for row in small.ids]
     assert [getattr(row, "known", None) for row in large.ids] == known and any(known) == bool(context)
     assert isinstance(large.ids, TokenRows) and list(large.ids) == list(small.ids) and list(large.texts) == list(small.texts)

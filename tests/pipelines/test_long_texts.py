@@ -12,12 +12,13 @@ from tiny_runs import restaurant_texts, tiny_config
 
 from diffusionlm.cli import main
 from diffusionlm.config import UserError, build, to_plain
+from diffusionlm.data.batches import DataConfig
 from diffusionlm.evaluation.likelihood import length_nats
 from diffusionlm.evaluation.scoring import ScoringConfig, score
 from diffusionlm.models.attributes import Label
 from diffusionlm.models.causal import CausalConfig, NextToken
 from diffusionlm.models.diffusion import ModelConfig
-from diffusionlm.models.pieces import check_context, text_counts
+from diffusionlm.models.pieces import check_rows, text_counts
 from diffusionlm.pipelines.auto import open_pipeline
 from diffusionlm.pipelines.diffusion import Pipeline
 from diffusionlm.pipelines.pieces import Piece, sample_in_pieces
@@ -166,6 +167,7 @@ def test_probabilities_of_lengths_sum_to_one(folders: dict[str, Path]) -> None:
 
 
 def test_models_without_given_tokens_refuse_a_context() -> None:
+    data = DataConfig(context=4, too_long="split")
     refused = {
         "for a model with a condition": (ModelConfig(condition=Label(field="food")), CrossEntropy()),
         "for this model": (ModelConfig(explicit_length=False), CrossEntropy()),
@@ -173,5 +175,5 @@ def test_models_without_given_tokens_refuse_a_context() -> None:
     }
     for message, given in refused.items():
         with pytest.raises(UserError, match=f"data.context: expected 0 {message}"):
-            check_context(*given)
-    check_context(CausalConfig(), NextToken())
+            check_rows(*given, data)
+    check_rows(CausalConfig(), NextToken(), data)
