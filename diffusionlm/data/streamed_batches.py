@@ -87,8 +87,9 @@ class StreamedBatches(torch.utils.data.IterableDataset[list[list[int]]]):
         texts = current.take(self.stream.buffer, lambda text: not self.stream.is_held_out(text))
         if not texts:
             return []
+        data = self.data
         try:
-            encoded = encode(texts, self.tokenizer, self.data.max_length, self.data.too_long)
+            encoded = encode(texts, self.tokenizer, data.max_length, data.too_long, data.context, data.packing)
         except NothingLeft as error:
             encoded = Encoded([], [], error.too_long, error.empty)
         except UserError as error:

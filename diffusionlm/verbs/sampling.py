@@ -237,8 +237,9 @@ def watcher_of(options: argparse.Namespace) -> Any:
 def _score(options: argparse.Namespace) -> int:
     """Compute the negative log-likelihood of texts, or a bound: JSON lines on stdout, a summary on stderr.
 
-    The tokens of a text are its words and one end token. Texts longer than the model's maximum length are refused;
-    unknown words are scored as [UNK] and counted. With a condition, it is that of each text given the condition.
+    The tokens of a text are its words and one end token. Texts longer than the model's maximum length are refused, unless
+    it was trained with data.context. Unknown words are scored as [UNK] and counted. With a condition, it is that of each text
+    given the condition.
     """
     from tqdm import tqdm
 
