@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import datasets  # type: ignore[import-untyped]
 import numpy as np
@@ -18,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from diffusionlm.config import UserError, build
 from diffusionlm.data import blocks
-from diffusionlm.data.batches import DataConfig
+from diffusionlm.data.batches import DataConfig, encode
 from diffusionlm.data.corpora import Corpus, Files, Hub
 from diffusionlm.data.streamed_batches import StreamedBatches
 from diffusionlm.data.streams import TextPass
@@ -134,6 +135,19 @@ def test_the_ranks_have_disjoint_texts_which_are_all_together(corpora: dict[str,
     counts = Counter(texts_in([batch for step in zip(*parts, strict=True) for batch in step]))
     trained = [text for text in TEXTS if not stream.is_held_out(text)]
     assert {*counts} == {*trained} and max(counts.values()) - min(counts.values()) <= 1
+
+
+@pytest.mark.parametrize("settings", [{"too_long": "split", "context": 2}, {"packing": "wrap"}], ids=["pieces", "packed"])
+def test_long_texts_are_split_and_short_ones_packed_as_elsewhere(settings: dict[str, Any], corpora: dict[str, Corpus]) -> None:
+    stream = corpora["files"].stream()
+    assert stream is not None
+    data = DataConfig(max_length=9, **settings)
+    found = StreamedBatches(stream, tokenizer(), data)
+    found.set(400, 1, 0)
+    text_pass = TextPass(stream, np.random.default_rng([0, 0, 2]))
+    texts = text_pass.take(stream.buffer, lambda text: not stream.is_held_out(text))
+    rows = encode(texts, tokenizer(), data.max_length, data.too_long, data.context, data.packing)
+    assert sorted(row for batch in islice(found, 1) for row in batch) == sorted([*map(list, rows.ids)])
 
 
 def test_texts_that_are_cut_or_unknown_are_counted(corpora: dict[str, Corpus]) -> None:
