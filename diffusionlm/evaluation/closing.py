@@ -23,7 +23,7 @@ from diffusionlm.evaluation.ngrams import NGrams
 from diffusionlm.evaluation.text_metrics import interpolated, self_bleu, unigram_entropy
 from diffusionlm.files import write_text
 from diffusionlm.models.io import model_folder
-from diffusionlm.models.pieces import is_packed
+from diffusionlm.models.pieces import context_of, is_packed
 from diffusionlm.pipelines.auto import open_pipeline
 from diffusionlm.pipelines.base import BasePipeline
 from diffusionlm.pipelines.conditioning import Requested, conditions_of
@@ -35,13 +35,7 @@ from diffusionlm.training.run import read_config, save_sampling
 TEXTS, EVALUATIONS = 100, 2400  # at most so many samples, and evaluations of the network for all of them
 COUNTED = 200_000  # training texts of which the n-grams are counted
 SHOWN = 5
-TEMPERATURES = (
-    0.5,
-    0.75,
-    1.0,
-    1.15,
-    1.3,
-)  # that are tried; above, the errors of a short training show
+TEMPERATURES = (0.5, 0.75, 1.0, 1.15, 1.3)  # that are tried; above, the errors of a short training show
 PENDING = "closing"  # in a run folder while this goes on
 FIGURES = ("perplexity", "entropy", "self-BLEU", "distinct", "copied")
 
@@ -92,21 +86,20 @@ perplexity: under a word-trigram model of the training texts; compare it at equa
 self-BLEU: 0 to 100, lower is more diverse; copied: training texts, word for word
 
 Try next
-  diffusionlm generate {folder} --count 5 --watch      see noise become words
-{"" if is_packed(pipeline.model) else _for_single_texts(folder, isinstance(pipeline, Pipeline))}""")
+{_next_commands(folder, pipeline)}""")
 
 
-def _for_single_texts(folder: str | Path, diffusion: bool) -> str:
-    return f"""\
-{_for_diffusion(folder) if diffusion else ""}\
-  diffusionlm evaluate {folder} --judge JUDGE      JUDGE: train --model.name causal --objective.name causal"""
-
-
-def _for_diffusion(folder: str | Path) -> str:
-    return f"""\
-  diffusionlm generate {folder} --count 5 --control 'Length(8, 12)'      exact lengths, words, patterns
-  diffusionlm distill {folder} --out {folder}-few      the same in a few evaluations of the network per text
-"""
+def _next_commands(folder: str | Path, pipeline: BasePipeline[Any]) -> str:
+    """Return commands that this model has, with what they do."""
+    found = {f"generate {folder} --count 5 --watch": "see noise become words"}
+    if isinstance(pipeline, Pipeline) and not is_packed(pipeline.model):
+        found[f"generate {folder} --count 5 --control 'Length(8, 12)'"] = "exact lengths, words, patterns"
+        if not context_of(pipeline.model):
+            found[f"distill {folder} --out {folder}-few"] = "the same in a few evaluations of the network per text"
+    if not is_packed(pipeline.model):
+        judge = "JUDGE: train --model.name causal --objective.name causal"
+        found[f"evaluate {folder} --judge JUDGE"] = judge
+    return "\n".join(f"  diffusionlm {command}      {what}" for command, what in found.items())
 
 
 def _reference(splits: Mapping[str, datasets.Dataset]) -> tuple[str, datasets.Dataset]:
