@@ -5,9 +5,9 @@
 *Published* is Diffusion-LM's arrangement, built here from public parts: the BERT encoder of transformers (12 layers, 768 wide,
 87 M parameters), 64 positions padded, batches of 64 texts, fp32, AdamW, regression of x_0 and rounding (Li et al. 2022,
 appendix B). The rows *ours* train the recipe of configs/e2e-small.yaml (batches by tokens and length, bf16 where the machine
-has it) with that network and with its own. *Bare* is forward, backward and optimizer on the same batches without the training
-loop, *matrix product* is what the network's multiplications alone would take at the speed of a large one (6 operations per
-parameter and token; *ours* denoises 90 % of its texts twice, which adds 2).
+has it): with that network, on as many texts per update and with AdamW too, and with its own. *Bare* is forward, backward and
+optimizer on the same batches without the training loop, *matrix product* is what the network's multiplications alone would take
+at the speed of a large one (6 operations per parameter and token; *ours* denoises 90 % of its texts twice, which adds 2).
 
 Rounds alternate between the rows, so that other jobs of the machine slow all of them; ratios are medians over rounds. Without
 ``--folder`` the texts are those of the restaurants corpus, whose texts are longer and padded less.
@@ -42,7 +42,7 @@ from diffusionlm.files import write_text
 from diffusionlm.models.backbones import Bert
 from diffusionlm.models.diffusion import ModelConfig
 from diffusionlm.models.spec import Rows
-from diffusionlm.training.optimizers import has_bf16
+from diffusionlm.training.optimizers import AdamW, has_bf16
 from diffusionlm.training.run import RunConfig, prepare, read_config
 from diffusionlm.training.trainer import DiffusionTrainer
 
@@ -149,12 +149,11 @@ def network_parameters(model: Any) -> int:
 
 def measured(config: RunConfig, options: argparse.Namespace) -> dict[str, list[float]]:
     """Return the tokens per second of each row and round."""
-    assert isinstance(config.model, ModelConfig)
-    large = replace(config, model=replace(config.model, backbone=_large(options)))
     with redirect_stderr(StringIO()):
-        built = {name: (each, *_built(each)) for name, each in (("published network", large), ("own network", config))}
-    rows = built["own network"][2]
-    words = built["own network"][1].config.vocabulary
+        built = {"own network": (config, *_built(config))}
+        rows, words = built["own network"][2], built["own network"][1].config.vocabulary
+        large = _large(config, options, rows)
+        built = {"published network": (large, *_built(large)), **built}
     other = published(rows, words, options.layers, options.width)
     loops = {name: bare(each, model, rows) for name, (each, model, _) in built.items()}
     next(other), [next(loop) for loop in loops.values()]
@@ -175,8 +174,14 @@ def measured(config: RunConfig, options: argparse.Namespace) -> dict[str, list[f
     return found
 
 
-def _large(options: argparse.Namespace) -> Bert:
-    return Bert(layers=options.layers, width=options.width, heads=max(1, options.width // 64), feedforward=4 * options.width)
+def _large(config: RunConfig, options: argparse.Namespace, rows: Rows) -> RunConfig:
+    """Return the config with the published network and optimizer, on as many texts of the mean length per update."""
+    assert isinstance(config.model, ModelConfig)
+    heads = max(1, options.width // 64)
+    network = Bert(layers=options.layers, width=options.width, heads=heads, feedforward=4 * options.width)
+    tokens = TEXTS * round(statistics.fmean(map(len, rows)))
+    training = replace(config.training, batch_tokens=tokens, optimizer=AdamW(learning_rate=1e-4))
+    return replace(config, model=replace(config.model, backbone=network), training=training)
 
 
 def _built(config: RunConfig) -> tuple[Any, Rows]:

@@ -27,7 +27,10 @@ from diffusionlm.models.causal import load_causal, reach
 from diffusionlm.models.io import model_folder
 from diffusionlm.pipelines.base import SamplingConfig, batches, placed
 from diffusionlm.pipelines.causal import write_ids
+from diffusionlm.pipelines.memory import rows_at_once
 from diffusionlm.processes import shared
+
+FEWER = 4  # times as few tensors (L, V) exist at once as in sampling by diffusion
 
 
 @dataclass
@@ -55,7 +58,7 @@ class Judge:
 
     @torch.no_grad()
     def score(self, texts: Sequence[str], batch_tokens: int = 8192, rows: Sequence[Sequence[int]] | None = None) -> list[Bound]:
-        """Return each text's exact likelihood; a batch holds at most ``batch_tokens`` tokens with its padding.
+        """Return each text's exact likelihood; a batch holds at most ``batch_tokens`` tokens with its padding, or what fits.
 
         A text's tokens and the EOS after it are scored, as the reconstruction term: there is no noise. Without an EOS in the
         tokenizer there is none; without a BOS the first token is context only. A text longer than the model's maximum is
@@ -67,6 +70,7 @@ class Judge:
         nats = [0.0] * len(rows)
         pieces = [(i, *window) for i, row in enumerate(rows) for window in windows(len(row), reach(self.model) + 1)]
         pieces.sort(key=lambda piece: piece[2] - piece[1])
+        batch_tokens = min(batch_tokens, FEWER * rows_at_once(1, self.model))
         while pieces:
             count = max(1, batch_tokens // (pieces[-1][2] - pieces[-1][1]))
             batch, pieces = pieces[-count:], pieces[:-count]

@@ -55,6 +55,7 @@ from diffusionlm.models.conditions import Conditioning
 from diffusionlm.models.diffusion import DiffusionLM
 from diffusionlm.models.pieces import context_of, long_length_nats
 from diffusionlm.pipelines.conditioning import conditioning, expected_counts, repeated, room_of
+from diffusionlm.pipelines.memory import rows_at_once
 from diffusionlm.processes import leads, shared
 from diffusionlm.recipe.gumbel import Gumbel
 from diffusionlm.recipe.regression import bound_term, kl, prior_kl
@@ -213,7 +214,8 @@ def bound(
     It is that of -log p(text | condition) where ``conditions`` are the encoded values of the model's condition, one for each.
 
     A text's draws depend on ``seed`` and its number alone. Without ``orders`` it is the joint bound, with them the any-order
-    bound. ``dtype`` is that of the network's arithmetic. Texts before number ``first`` are left out.
+    bound. ``dtype`` is that of the network's arithmetic. At most ``batch_size`` draws of a text are evaluated at once, fewer
+    where their logits do not fit in memory. Texts before number ``first`` are left out.
 
     Raises:
         UserError: a row is longer than the model's maximum; too few strata or orders; a temperature or orders without logits.
@@ -231,7 +233,8 @@ def bound(
 
         def terms_of(piece: Sequence[int], *seeds: int) -> Bound:
             ids = collate([piece], pad, None if explicit and len(piece) <= longest else longest)["ids"].to(model.device)
-            draws: dict[str, Any] = {"strata": strata, "seed": seeds, "batch_size": batch_size}
+            size = min(batch_size, rows_at_once(ids.shape[1], model))
+            draws: dict[str, Any] = {"strata": strata, "seed": seeds, "batch_size": size}
             if not model.has_logits:
                 return discrete_time_terms(model, ids, dtype=dtype, condition=condition, **draws)
             denoise, known = denoiser(model, ids, temperature, dtype, condition)
@@ -241,7 +244,7 @@ def bound(
                 return continuous_terms(level, x0, ids[0], ~known, proposal_for(model), **draws)
             draw = numpy.random.default_rng(list(seeds))
             losses = hidden_token_losses(denoise, x0, ids[0], draw)
-            return any_order_terms(losses, ~known, draw, orders=orders, batch_size=batch_size)
+            return any_order_terms(losses, ~known, draw, orders=orders, batch_size=size)
 
         terms = over_pieces(model, row, lambda piece, *place: terms_of(piece, seed, number, *place))
         return completed(terms, model, row, texts[number] if texts else "", explicit, condition)

@@ -18,18 +18,13 @@ import torch
 from torch import Tensor
 
 from diffusionlm.config import UserError
-from diffusionlm.evaluation.likelihood import (
-    Bound,
-    any_order_terms,
-    check_draws,
-    completed,
-    stratified_variance,
-)
+from diffusionlm.evaluation.likelihood import Bound, any_order_terms, check_draws, completed, stratified_variance
 from diffusionlm.evaluation.pieces import given_words, over_pieces
 from diffusionlm.models.conditions import Conditioning
 from diffusionlm.models.masked import MaskedLM, hide, masked_token_losses, word_positions
 from diffusionlm.models.pieces import context_of
 from diffusionlm.pipelines.conditioning import conditioning, repeated
+from diffusionlm.pipelines.memory import rows_at_once
 from diffusionlm.processes import shared
 
 
@@ -59,10 +54,10 @@ def masked_bound(
             ids, draw = torch.tensor([piece], device=model.device), numpy.random.default_rng([seed, number, *place])
             words = word_positions(torch.ones_like(ids, dtype=torch.bool))[0]
             words = words & ~given_words(piece, words)
-            losses = partial(_losses, model, ids, dtype, given)
+            losses, size = partial(_losses, model, ids, dtype, given), min(batch_size, rows_at_once(len(piece), model))
             if orders:
-                return any_order_terms(losses, words, draw, orders=orders, batch_size=batch_size)
-            nats = _text_nats(losses, words, draw, strata, batch_size)  # there is no prior and no reconstruction term
+                return any_order_terms(losses, words, draw, orders=orders, batch_size=size)
+            nats = _text_nats(losses, words, draw, strata, size)  # there is no prior and no reconstruction term
             return Bound(diffusion=float(nats.mean()), deviation=math.sqrt(stratified_variance(nats)))
 
         terms = over_pieces(model, row, terms_of)

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from diffusionlm.data.batches import encode
+from diffusionlm.evaluation.likelihood import bound
 from diffusionlm.pipelines import memory
 from diffusionlm.pipelines.conditioning import say_once
 from diffusionlm.pipelines.diffusion import Pipeline
@@ -40,3 +42,15 @@ def test_a_sample_is_drawn_however_little_memory_is_free(monkeypatch: pytest.Mon
 
 def test_the_memory_that_is_free_is_part_of_that_of_the_machine() -> None:
     assert 2**20 < memory.free_memory(torch.device("cpu")) < 2**50
+
+
+@pytest.mark.parametrize("orders", [0, 2])
+def test_likelihoods_are_those_of_one_batch(orders: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = Pipeline.from_pretrained(MODEL)
+    ids = encode(["The Eagle is a pub .", "It is a cheap place in the city centre ."], pipe.tokenizer).ids
+    expected = [one.nats for one in bound(pipe.model, ids, strata=6, orders=orders)]
+    sizes: list[int] = []
+    pipe.model.network.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
+    monkeypatch.setattr(memory, "MOST", 2 * 12 * 4 * 8 * pipe.model.config.vocabulary)  # two rows of 8 tokens
+    assert [one.nats for one in bound(pipe.model, ids, strata=6, orders=orders)] == pytest.approx(expected, rel=1e-5)
+    assert {*sizes} == {1, 2}
