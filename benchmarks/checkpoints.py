@@ -118,7 +118,7 @@ def table(rows: Sequence[dict[str, Any]], run: Run) -> str:
         lines.append(f"{row['step']:>8}" + "".join(f"{value[i]:>20.4g}" for value in values.values()))
     lines.append(f"\nrank correlation over {len(rows)} checkpoints (1: the loss falls where the samples improve)")
     for loss in losses if len(rows) > 2 else []:
-        signs = {name: 1 if name == PERPLEXITY else -1 for name in run.metrics}
+        signs = {name: 1 if name == PERPLEXITY else -1 for name in run.metrics if len({*values[name]}) > 1}
         found = (f"{sign * spearman(values[loss], values[name]):.2f} with {name}" for name, sign in signs.items())
         lines.append(f"{loss:>12}: " + ", ".join(found))
     return "\n".join(lines)

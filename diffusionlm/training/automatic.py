@@ -36,7 +36,7 @@ from diffusionlm.training.trainer import DiffusionTrainer
 
 SETTINGS = (  # that are chosen, in this order
     "data.tokenizer", "data.max_length", "model.backbone", "training.batch_tokens", "training.threads", "training.steps",
-    "training.warmup", "training.select", "training.patience", "training.evaluate_every", "training.sample_every",
+    "training.warmup", "training.patience", "training.evaluate_every", "training.sample_every",
     "training.save_every", "training.log_every",
 )  # fmt: skip
 READ = 50_000  # texts of a large corpus that are looked at
@@ -248,8 +248,6 @@ class _Chooser:
         training = self.config.training
         steps, every = training.steps, max(LEAST_STEPS // 8, round(training.steps / EVALUATIONS))
         yield from self._take("training.warmup", min(200, max(1, steps // 10)), "at most a tenth of the steps")
-        if self.held_out:
-            yield from self._take("training.select", "best", "the weights with the lowest validation loss")
         if self.held_out and self._epochs() > SEEN_OFTEN:
             yield from self._take("training.patience", PATIENCE, f"each text is seen {self._epochs():.1f} times")
         yield from self._take("training.evaluate_every", every, f"at most {EVALUATIONS} evaluations in {steps:,} steps")

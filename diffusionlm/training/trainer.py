@@ -90,7 +90,7 @@ class TrainingConfig(Settings):
     save_every: int = 500
     keep: int = 2
     patience: int = 0
-    select: Literal["best", "last"] = "last"
+    select: Literal["best", "last"] = "best"
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -40,7 +40,6 @@ def test_everything_that_is_not_given_is_chosen_and_said(corpus: Path, capsys: p
     assert isinstance(config.data.tokenizer, WordTokenizer | BytePairs) and "data.tokenizer: " in printed
     assert config.data.max_length % 16 == 0 and "data.max_length: " in printed
     assert config.training.patience == 3 and "training.patience: 3 (each text is seen" in printed
-    assert config.training.select == "best" and RunConfig().training.select == "last"
 
 
 def test_what_is_given_stays(corpus: Path) -> None:
