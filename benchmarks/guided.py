@@ -1,6 +1,6 @@
 """Speed of controlled sampling: CPU time per sample with controls over that without, and of choosing among many candidates.
 
-    python benchmarks/guided.py RUN [--texts 32] [--rounds 3] [--evaluations 0 32] [--every 3]
+    python benchmarks/guided.py RUN [--texts 32] [--rounds 3] [--evaluations 0 32] [--every 1 3]
 
 RUN is a run on the restaurants corpus with classifiers ``attributes`` and ``tags``. A row is a kind of control at a budget: 0
 stands for the run's own sampling settings, other numbers for so many network evaluations per sample (``--evaluations`` of
@@ -14,8 +14,8 @@ times by the positions of a network evaluation (padding counted). *success* is t
 *accepted* the share that the grammar accepts; both are over the texts of all rounds and need no judge. *backward* and
 *classifier* are the evaluations per text with a gradient through the network, and those of classifiers.
 
-With ``--every N`` the rows of exact constraints at the run's own settings are also measured with a gradient through the
-denoiser at every N-th evaluation (*every*; ``--guidance.denoiser_every``).
+With ``--every N`` the rows of exact constraints at the run's own settings are also measured with a gradient of the constraint
+at every N-th evaluation (*every*; ``--guidance.constraint_every``, of which the default is 2).
 
 Then the choice of the best of ``--candidates`` by minimum Bayes risk: CPU time of sampling them, and of all pairs of texts.
 """
@@ -89,7 +89,7 @@ class Row:
 
     control: str
     evaluations: int
-    every: int = 1  # denoiser_every
+    every: int = 0  # constraint_every, 0 for the run's own
     compile: float = 0.0  # CPU seconds for each control
     seconds: list[float] = field(default_factory=list)  # CPU seconds per text
     positions: list[float] = field(default_factory=list)  # per evaluation, padding counted
@@ -115,7 +115,7 @@ def widths(pipeline: Pipeline) -> Iterator[list[float]]:
 
 def settings(pipeline: Pipeline, row: Row, seed: int) -> SamplingConfig:
     """Return the sampling settings of a row."""
-    changed = pipeline.changed({"guidance": {"denoiser_every": row.every}} if row.every > 1 else {})
+    changed = pipeline.changed({"guidance": {"constraint_every": row.every}} if row.every else {})
     own = replace(changed, candidates=1, seed=seed)
     return own if not row.evaluations else pipeline.with_evaluations(own, row.evaluations)
 
@@ -191,8 +191,8 @@ def table(rows: Sequence[Row]) -> str:
         per_text, at_length = ratios(row, base[row.evaluations])
         cells = [f"{row.counts.get(name, 0):.0f}" for name in ("evaluations", "backwards", "classifications")]
         lines.append(
-            [row.control, row.evaluations or "own", row.every, f"{statistics.median(row.seconds):.4f}", f"{per_text:.2f}",
-             f"{at_length:.2f}", share(row.success), share(row.accepted), *cells, f"{row.compile:.2f}"]
+            [row.control, row.evaluations or "own", row.every or "own", f"{statistics.median(row.seconds):.4f}",
+             f"{per_text:.2f}", f"{at_length:.2f}", share(row.success), share(row.accepted), *cells, f"{row.compile:.2f}"]
         )  # fmt: skip
     heads = ["control", "budget", "every", "CPU s / text", "ratio", "at equal length", "success, %", "accepted, %"]
     return tabulate(lines, [*heads, "evaluations", "backward", "classifier", "compile, s"], disable_numparse=True)
@@ -205,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--texts", type=int, default=32, help="texts of a measurement (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each row (%(default)s)")
     parser.add_argument("--evaluations", type=int, nargs="*", default=[0, 32], help="budgets; 0: the run's settings (0 32)")
-    parser.add_argument("--every", type=int, help="measure exact constraints with this denoiser_every as well")
+    parser.add_argument("--every", type=int, nargs="*", default=[], help="other values of constraint_every to measure")
     parser.add_argument("--controls", nargs="*", default=[*CONTROLS][1:], choices=[*CONTROLS][1:], metavar="ROW", help="(all)")
     parser.add_argument("--speeds", type=int, nargs="*", default=SPEEDS, help="evaluations without controls (1 2 4 8 32 62)")
     parser.add_argument("--candidates", type=int, default=50, help="candidates of which the best is chosen (%(default)s)")
@@ -220,8 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     budgets = list(dict.fromkeys(options.evaluations))
     plain = [Row(UNGUIDED, n) for n in dict.fromkeys([*budgets, *options.speeds])]
     rows = [*plain, *(Row(control, n) for n in budgets for control in options.controls)]
-    if options.every:
-        rows += [Row(control, 0, options.every) for control in options.controls if control in EXACT]
+    rows += [Row(control, 0, every) for every in options.every for control in options.controls if control in EXACT]
     measured(pipeline, rows, options)
     best = [chosen(pipeline, options.candidates, n) for n in (8, 32)] if options.candidates > 1 else []
     result = {

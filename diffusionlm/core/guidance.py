@@ -67,7 +67,7 @@ class Guidance(Component, family="guidance"):
 
     strength: float = 1.0
     draft: float = 0.0  # share of the steps spent on a draft pass
-    denoiser_every: int = 1  # steps from one gradient through the denoiser to the next
+    constraint_every: int = 1  # steps from one gradient of exact constraints alone to the next
     draws: int = 1  # texts drawn from a joint head in each step, of which the energy chooses one
 
     def check(self, prediction: str) -> None:

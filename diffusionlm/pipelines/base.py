@@ -391,4 +391,8 @@ def saved_sampling(folder: str | Path) -> SamplingConfig:
         return SamplingConfig()
     plain: Any = read_object(path)
     version = taken_version(plain, path)
-    return build_untrusted(SamplingConfig, upgraded(plain, "sampling") if version == 1 else plain, str(path))
+    plain = upgraded(plain, "sampling") if version == 1 else plain
+    guidance = plain.get("guidance")
+    if isinstance(guidance, dict) and guidance.get("name") == "gradient":  # earlier versions wrote all others, and took each
+        plain["guidance"] = {"constraint_every": 1, **guidance}
+    return build_untrusted(SamplingConfig, plain, str(path))

@@ -229,7 +229,7 @@ class WordDenoiser:
     def _guided(self, xt: Tensor, t: Tensor) -> tuple[Denoised, Tensor | None]:
         """Return the prediction with its logits guided and constrained, and the shift (B, L, D) of x_0, if any."""
         steering, state = self.steering, None
-        every = steering.guidance.denoiser_every
+        every = steering.guidance.constraint_every if steering.energy is None else 1
         if self.energy is not None and (self.calls - 1) % every == 0 and not self._ends():
             prediction, state, self.shift = self._shifted(xt, t)
         else:

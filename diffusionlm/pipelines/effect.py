@@ -22,7 +22,7 @@ Unused = Mapping[str, str]  # a setting without effect, or a group of settings, 
 OFF: dict[str, Any] = {
     "clamp": False, "passes": 1, "noise_shift": 0, "step_temperature": None, "sweeps": 0, "length": None,
     "length_temperature": 1, "candidates": 1, "tries": 1, "guidance.strength": 0, "cfg": 1, "self_cfg": 1,
-    "guidance.denoiser_every": 1, "particles.count": 1, "orders": 0, "flow": 0, "bound_texts": 0, "ranking.per_token": False,
+    "guidance.constraint_every": 1, "particles.count": 1, "orders": 0, "flow": 0, "bound_texts": 0, "ranking.per_token": False,
 }  # fmt: skip
 
 

@@ -25,8 +25,9 @@ class Gradient(Guidance, name="gradient"):
         strength: factor of all energies; 1 is Bayes' rule for ``denoiser_scale``.
         logit_scale: logit guidance scale; 0 leaves the logits as they are.
         denoiser_scale: denoiser guidance scale, of a gradient that doubles the computation; 0 leaves it out.
-        denoiser_every: evaluations of the denoiser from one such gradient to the next; those between repeat its shift of x_0.
         constraint_scale: denoiser guidance scale of exact constraints, independent of ``strength``; 1 is Bayes' rule.
+        constraint_every: where exact constraints alone guide through the denoiser, its evaluations from one gradient to the
+            next; those between repeat the shift of x_0. Energies have a gradient in each.
         early_multiplier: factor of both scales while the mean Gini impurity of the token posteriors is above
             ``HIGH_IMPURITY``, when the surrounding tokens can still adapt.
         inner_steps: gradient steps on the logits, each at the posterior of the one before.
@@ -40,8 +41,8 @@ class Gradient(Guidance, name="gradient"):
     strength: float = 1.0
     logit_scale: float = 4.0
     denoiser_scale: float = 10.0
-    denoiser_every: int = 1
     constraint_scale: float = 1.0
+    constraint_every: int = 2
     early_multiplier: float = 2.0
     inner_steps: int = 1
     max_logit_step: float = 20.0
@@ -51,7 +52,7 @@ class Gradient(Guidance, name="gradient"):
     def __post_init__(self) -> None:
         check_strength(self.strength)
         self.expect("a share from 0 to below 1", "draft")
-        self.expect("1 to 10000", "inner_steps", "draws", "denoiser_every")
+        self.expect("1 to 10000", "inner_steps", "draws", "constraint_every")
         self.expect("a positive number", "early_multiplier")
         if not self.max_logit_step > 0:  # infinity is no limit
             raise UserError(f"max_logit_step: expected a positive number of nats, got {self.max_logit_step}")
@@ -87,13 +88,11 @@ class Gradient(Guidance, name="gradient"):
 
 
 def unused_every(guidance: Guidance, energies: bool, automata: bool) -> dict[str, str]:
-    """Return ``guidance.denoiser_every`` with the reason where no gradient passes through the denoiser."""
-    if type(guidance) is not Gradient or (energies and guidance.denoiser_scale * guidance.strength):
+    """Return ``guidance.constraint_every`` with the reason where exact constraints alone have no gradient."""
+    if type(guidance) is not Gradient or (automata and not energies and guidance.constraint_scale):
         return {}
-    if automata and guidance.constraint_scale:
-        return {}
-    reason = "no gradient passes through the denoiser here, so this setting has no effect; leave it out"
-    return {"guidance.denoiser_every": reason}
+    why = "an energy has a gradient in every step" if energies else "no exact constraint has a gradient here"
+    return {"guidance.constraint_every": f"{why}, so this setting has no effect; leave it out"}
 
 
 def unguided_settings(guidance: Guidance, constrained: bool) -> list[str]:
@@ -103,7 +102,7 @@ def unguided_settings(guidance: Guidance, constrained: bool) -> list[str]:
     """
     if not constrained:
         return ["guidance"]
-    kept = {Gradient: {"constraint_scale", "denoiser_every"}, Adagrad: set()}.get(type(guidance))
+    kept = {Gradient: {"constraint_scale", "constraint_every"}, Adagrad: set()}.get(type(guidance))
     names = ["strength"] if kept is None else [name for name in vars(guidance) if name not in kept]
     return [f"guidance.{name}" for name in names]
 

@@ -311,7 +311,7 @@ def test_a_gradient_of_every_few_steps_is_repeated_between_them(pipeline: Pipeli
 
     for every, taken in ((1, 6), (3, 2), (10, 1)):
         shifts.clear()
-        sampling = replace(pipeline.sampling, steps=7, guidance=Gradient(denoiser_every=every))
+        sampling = replace(pipeline.sampling, steps=7, guidance=Gradient(constraint_every=every))
         steering = pipeline.steering(read_controls(['Words("rain", "green")']), sampling)
         predict = pipeline.predictor([8, 7])
         with torch.no_grad(), metered(pipeline) as meter:
