@@ -1,21 +1,24 @@
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tiny_runs import restaurant_texts, tiny_config
 
+from diffusionlm import restaurants
 from diffusionlm.config import UserError
 from diffusionlm.evaluation.text_metrics import unigram_entropy
-from diffusionlm.restaurants.quickstart import quickstart
+from diffusionlm.restaurants.quickstart import SAMPLING, quickstart
 from diffusionlm.restaurants.report import grammar_report, trigram_texts
 from diffusionlm.training.run import claim
 
 
 def test_quickstart_fits_its_steps_writes_its_figures_and_reuses_the_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(restaurants.quickstart, "SAMPLING", replace(SAMPLING, steps=5, sweeps=1))
     folder = tmp_path / "runs" / "quickstart"
     report = quickstart(folder, minutes=0.001, texts=5)
     assert "steps: 20\n" in (folder / "config.yaml").read_text()  # the fewest: steps were timed, and none fits in the time
