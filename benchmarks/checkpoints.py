@@ -25,8 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import RESULTS, TEMPERATURES, exit_status
-from safetensors.torch import load_file
+from measure import RESULTS, TEMPERATURES, exit_status, load_averaged
 
 from diffusionlm.config import UserError
 from diffusionlm.core.objective import Objective
@@ -81,8 +80,7 @@ def mean(metric: TextMetric, texts: Sequence[str]) -> float:
 
 def measured(run: Run, objective: Objective, tokenizer: Any, checkpoint: Path, texts: int) -> dict[str, Any]:
     """Return the losses of a checkpoint's EMA weights, and the figures of samples at each temperature."""
-    weights = load_file(checkpoint / EMA)
-    objective.load_state_dict({name.removeprefix("module."): value for name, value in weights.items() if "." in name})
+    load_averaged(objective, checkpoint / EMA)
     objective.finish()
     losses = evaluate_terms(objective, run.validation, run.config.training.batch_tokens, torch.device("cpu"), bf16=False)
     pipeline = pipeline_of(objective.model)(objective.model.eval(), tokenizer, run.config.sampling)

@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from tqdm import tqdm
 
 from diffusionlm.config import UserError
+from diffusionlm.core.objective import Objective
 from diffusionlm.data.corpora import Corpus
 from diffusionlm.evaluation.benchmark import BenchmarkRunner, EvaluationConfig
 from diffusionlm.evaluation.provenance import machine
@@ -91,6 +93,12 @@ def train_or_resume(config: RunConfig, folder: Path, options: argparse.Namespace
         claim(config, folder)
     elif not train(config, folder, write_samples=False):
         raise KeyboardInterrupt
+
+
+def load_averaged(objective: Objective, path: Path) -> None:
+    """Load the averaged weights of a checkpoint, its EMA's or the best ones, into an objective of the run."""
+    weights = load_file(path)
+    objective.load_state_dict({name.removeprefix("module."): value for name, value in weights.items() if "." in name})
 
 
 def load_or_measure(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:

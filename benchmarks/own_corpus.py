@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import RESULTS, exit_status, file_name, in_processes, seconds_per_step
-from safetensors.torch import load_file
+from measure import RESULTS, exit_status, file_name, in_processes, load_averaged, with_minutes, with_steps
 
 from diffusionlm.data.batches import encode
 from diffusionlm.data.tokenizers import split_words
@@ -64,16 +63,10 @@ def config_of(row: str, corpus: str, minutes: float, steps: int | None = None) -
         config = automatic(read_config([], [("data.corpus", corpus), ("training.threads", "1")]), given, minutes)
     else:
         config = read_config([], [*given.items(), *ROWS[row].items()])
-    steps = steps or max(1, int(minutes * 60 / seconds_per_step(config)))
-    every = max(1, steps // EVALUATIONS)
-    warmup = min(config.training.warmup, max(1, steps // 10))
-    return replace(
-        config,
-        training=replace(
-            config.training, steps=steps, warmup=warmup, evaluate_every=every, save_every=every, sample_every=steps,
-            log_every=min(50, every),
-        ),
-    )  # fmt: skip
+    config = with_steps(config, steps) if steps else with_minutes(config, minutes)
+    every = max(1, config.training.steps // EVALUATIONS)
+    warmup = min(config.training.warmup, max(1, config.training.steps // 10))
+    return replace(config, training=replace(config.training, warmup=warmup, evaluate_every=every, save_every=every))
 
 
 def trained(row: str, corpus: str, folder: Path, minutes: float, steps: int | None) -> None:
@@ -96,9 +89,7 @@ def measured(folder: Path) -> dict[str, Any]:
     objective = config.objective.build(model)
     newest = newest_checkpoint(folder)
     assert newest is not None
-    path = newest / BEST if (newest / BEST).exists() else newest / EMA
-    weights = load_file(path)
-    objective.load_state_dict({name.removeprefix("module."): value for name, value in weights.items() if "." in name})
+    load_averaged(objective, newest / BEST if (newest / BEST).exists() else newest / EMA)
     ids = encode(texts, tokenizer, config.data.max_length).ids
     found = evaluate_terms(objective, ids, config.training.batch_tokens, torch.device("cpu"), bf16=False)
     tokens = sum(map(len, ids))

@@ -19,6 +19,8 @@ from transformers import PreTrainedTokenizerFast
 
 from diffusionlm.config import UserError
 
+LONGEST = 10_000_000  # tokens of a text whose length a model counts; longer ones count as such
+
 
 class Example(list[int]):
     """The token ids of a text with the value of its ``condition`` and its ``known`` tokens (a boolean for each)."""

@@ -23,6 +23,7 @@ from diffusionlm.core.process import Process, VariancePreserving
 from diffusionlm.core.sampler import Denoised
 from diffusionlm.core.schedule import NoiseSchedule
 from diffusionlm.data.folders import damage_errors
+from diffusionlm.data.pieces import LONGEST
 from diffusionlm.data.rows import token_counts
 from diffusionlm.data.tokenizers import of_sources
 from diffusionlm.models.backbones import Backbone
@@ -163,8 +164,8 @@ class SavedDiffusionLM(SavedConfig):
         super().__post_init__()
         if not 0 <= self.context_tokens <= (most := max(0, self.max_tokens - 3)):
             raise UserError(f"context_tokens: expected 0 to {most}, got {self.context_tokens}")
-        if not all(self.max_tokens < tokens <= 10_000_000 and number > 0 for tokens, number in self.long_texts):
-            raise UserError(f"long_texts: expected pairs of {self.max_tokens + 1} to 10000000 tokens and of a number of texts")
+        if not all(self.max_tokens < tokens <= LONGEST and number > 0 for tokens, number in self.long_texts):
+            raise UserError(f"long_texts: expected pairs of {self.max_tokens + 1} to {LONGEST} tokens and of a number of texts")
         if self.model_type == "diffusionlm" and "schedule" not in self.settings:
             raise UserError("settings: expected the noise schedule that the model was trained with, got none")
         check_special_ids(self.special_ids, self.vocabulary)

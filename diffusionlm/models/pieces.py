@@ -14,12 +14,10 @@ import numpy as np
 from diffusionlm.config import UserError, plain_name
 from diffusionlm.core.objective import ObjectiveConfig
 from diffusionlm.data.batches import DataConfig
-from diffusionlm.data.pieces import Borders, Pieces, text_lengths
+from diffusionlm.data.pieces import LONGEST, Borders, Pieces, text_lengths
 from diffusionlm.data.rows import blocks_of, lengths_of
 from diffusionlm.models.causal import CausalConfig
 from diffusionlm.models.spec import ModelSpec
-
-LONGEST = 10_000_000  # tokens of a text whose length is counted; longer ones count as such
 
 
 def check_rows(spec: ModelSpec, objective: ObjectiveConfig, data: DataConfig) -> None:
