@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from diffusionlm.allocator import keep_freed_memory
+from diffusionlm.allocator import keep_few_shapes, keep_freed_memory
 from diffusionlm.arguments import Messages, import_modules, mute, parser, split
 from diffusionlm.config import UserError, nearest_setting
 from diffusionlm.processes import LOST, Lost, PartDone, Team, check_processes, count, muted, speaks, team
@@ -136,6 +136,7 @@ def entry() -> NoReturn:
     """Run the command line of this process: its streams are UTF-8 in any locale, and a closed standard error stops no work."""
     _reopen()
     keep_freed_memory()
+    keep_few_shapes()
     for stream, errors in ((sys.stdin, "strict"), (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors=errors)

@@ -16,6 +16,7 @@ import torch
 import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from diffusionlm.allocator import keep_few_shapes
 from diffusionlm.config import (
     FORMAT_VERSION,
     Settings,
@@ -167,6 +168,7 @@ def train(
         return True
     config.check()
     refuse_another(config, folder)
+    keep_few_shapes()
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
     torch.manual_seed(config.training.seed)
