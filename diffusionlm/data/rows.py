@@ -69,9 +69,10 @@ class Texts(Sequence[str]):
         return lengths.hexdigest() + characters.hexdigest()
 
 
-def texts_of(rows: datasets.Dataset) -> Sequence[str]:
-    """Return the texts of a dataset, as a list if there are few."""
-    return Texts(rows) if is_cached(rows.data.column("text").nbytes) else list(rows["text"][:])
+def texts_of(rows: datasets.Dataset, beside: Iterable[datasets.Dataset] = ()) -> Sequence[str]:
+    """Return the texts of a dataset, as a list if there are few in it and in each of those ``beside`` it."""
+    large = any(is_cached(each.data.column("text").nbytes) for each in (rows, *beside))
+    return Texts(rows) if large else list(rows["text"][:])
 
 
 def words_of(texts: pyarrow.StringArray) -> tuple[pyarrow.DictionaryArray, Lengths]:

@@ -68,7 +68,8 @@ def encode_splits(
 
     The run may add words to an ``extensible`` tokenizer, that of a model which it starts from.
     """
-    encoded = {split: _encode(texts_of(rows), split, tokenizer, data) for split, rows in splits.items() if split != "test"}
+    used = {split: rows for split, rows in splits.items() if split != "test"}
+    encoded = {split: _encode(texts_of(rows, used.values()), split, tokenizer, data) for split, rows in used.items()}
     for sentence in unknown_words(encoded, tokenizer, data, extensible):
         say(sentence)
     return encoded

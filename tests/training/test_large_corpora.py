@@ -11,8 +11,9 @@ from tiny_runs import tiny_config
 
 from diffusionlm.config import UserError, to_plain
 from diffusionlm.data import rows, store
+from diffusionlm.data.batches import encode
 from diffusionlm.data.tokenizers import BytePairs
-from diffusionlm.training.run import RunConfig, train
+from diffusionlm.training.run import RunConfig, prepare, train
 
 TRAINING = {"steps": 4, "save_every": 4, "evaluate_every": 4, "sample_every": 4}
 
@@ -51,6 +52,18 @@ def test_a_run_with_the_cache_is_that_without(
         assert number < 2 or made == before
         before = made
     assert found[0] == found[1] == found[2] and said[0] == said[1] == said[2]
+
+
+def test_few_held_out_texts_beside_many_training_texts_are_cached_too(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(tmp_path)
+    monkeypatch.setattr(store, "LARGE", 1)
+    size = config.data.corpus.load()["validation"].data.column("text").nbytes
+    monkeypatch.setattr(store, "LARGE", size + 1)
+    _, tokenizer, train_rows, validation = prepare(config)
+    assert isinstance(train_rows, rows.TokenRows) and isinstance(validation, rows.TokenRows)
+    assert [*validation] == encode(config.data.corpus.load()["validation"]["text"][:], tokenizer, config.data.max_length).ids
 
 
 def test_a_run_that_resumes_with_another_corpus_is_refused(
