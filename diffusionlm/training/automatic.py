@@ -11,6 +11,7 @@ import json
 import math
 import random
 import tempfile
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from transformers import PreTrainedModel
 from diffusionlm.config import UserError, build, override, to_plain
 from diffusionlm.data.batches import encodings
 from diffusionlm.data.reading import collected_reports
+from diffusionlm.data.rows import Texts
 from diffusionlm.data.tokenizers import BytePairs, TokenizerRecipe, WordTokenizer, split_words
 from diffusionlm.files import read_text
 from diffusionlm.models.diffusion import ModelConfig
@@ -143,11 +145,18 @@ class Facts:
     @classmethod
     def of(cls, texts: Sequence[str], held_out: Sequence[str], total: int) -> Facts:
         """Look at ``texts``, of a corpus of ``total`` texts."""
-        counted = [split_words(text) for text in texts]
-        known = {word for words in counted for word in words}
-        others = [word for text in held_out for word in split_words(text)]
-        unknown = sum(word not in known for word in others) / len(others) if others else None
-        return cls(total, round(sum(map(len, counted)) * total / len(texts)), len(known), unknown)
+        known, others = _counted(texts), _counted(held_out)
+        new = sum(number for word, number in others.items() if word not in known)
+        return cls(total, round(known.total() * total / len(texts)), len(known), new / others.total() if others else None)
+
+
+def _counted(texts: Sequence[str]) -> Counter[str]:
+    """Return how often each word occurs in ``texts``; what is between blanks is split into words once."""
+    found: Counter[str] = Counter()
+    for part, number in Counter(part for text in texts for part in text.split(" ")).items():
+        for word in split_words(part):
+            found[word] += number
+    return found
 
 
 class _Chooser:
@@ -162,6 +171,8 @@ class _Chooser:
         places = sorted(random.Random(0).sample(range(len(rows)), min(READ, len(rows))))
         few: datasets.Dataset = rows.select(places)
         self.texts = list(spec.tokenizer_texts(few))
+        every = spec.tokenizer_texts(rows)
+        self.source = every if isinstance(every, Texts) else self.texts  # of a large corpus it is made once, and cached
         self.share = len(few) / len(rows)
         held_out = splits["validation"]["text"][:2000] if "validation" in splits else []
         self.held_out = bool(held_out)
@@ -192,7 +203,7 @@ class _Chooser:
 
     def _length(self) -> Iterable[Choice]:
         """Choose the maximum length, and count the tokens of the corpus."""
-        tokenizer = self.config.data.tokenizer.make(self.texts, LENGTHS[1])
+        tokenizer = self.config.data.tokenizer.make(self.source, LENGTHS[1])
         lengths = np.array([len(each.ids) + 2 for each in encodings(self.texts, tokenizer)])
         self.tokens = round(lengths.sum() / self.share)
         if self.config.init_from is None:
