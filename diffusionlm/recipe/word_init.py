@@ -18,6 +18,7 @@ from torch.nn import functional as F
 OFFSETS = (-2, -1, 1, 2)
 CONTEXT_WORDS = 500
 MOST_DENSE = 16_384  # words whose counts are one matrix; more would take gigabytes
+ROWS = 1024  # of such a matrix that are computed at once
 
 
 def cooccurrence(rows: Sequence[Sequence[int]], vocabulary: int) -> Tensor:
@@ -72,8 +73,11 @@ def mutual_information(counts: Tensor) -> Tensor:
     """Return the positive pointwise mutual information (V, C) of ``counts``, in float64, dense or sparse as they are."""
     if not counts.is_sparse:
         counts = counts.double()
-        expected = counts.sum(1, keepdim=True) * counts.sum(0, keepdim=True) / counts.sum().clamp(min=1)
-        return torch.where(counts > 0, counts / expected, 1.0).log().clamp(min=0)
+        of_word, of_context, total = counts.sum(1, keepdim=True), counts.sum(0, keepdim=True), counts.sum().clamp(min=1)
+        information = torch.empty_like(counts)
+        for part, words, found in zip(counts.split(ROWS), of_word.split(ROWS), information.split(ROWS), strict=True):
+            found[:] = torch.where(part > 0, part / (words * of_context / total), 1.0).log().clamp(min=0)
+        return information
     (word, context), found = counts.indices(), counts.values().double()
     sizes = zip(counts.shape, (word, context), strict=True)
     of_word, of_context = (found.new_zeros(size).index_add(0, index, found) for size, index in sizes)
