@@ -94,16 +94,19 @@ class TextPass:
         speaks: bool = False,
     ) -> None:
         self.stream, self.speaks, self.ended = stream, speaks, False
-        self.rows = 0 if state is None else int(state["rows"])
+        self.begin: Mapping[str, Any] = {"rows": 0, "source": None} if state is None else state
+        self.rows = int(self.begin["rows"])
         self.texts = TextRows(stream.column or "text")
         self.dataset = stream.open(random)
-        if state is not None and self.rows:
-            self.dataset.load_state_dict(state["source"])
+        if self.rows:
+            self.dataset.load_state_dict(self.begin["source"])
         self.iterator: Iterator[Mapping[str, Any]] = iter(self.dataset)
 
     def state(self) -> dict[str, Any]:
         """Return the position after what was taken, of values that JSON has."""
-        return {"rows": self.rows, "source": self.dataset.state_dict() if self.rows else None}
+        if self.rows == self.begin["rows"]:  # the dataset has a state of its own from its first row on
+            return dict(self.begin)
+        return {"rows": self.rows, "source": self.dataset.state_dict()}
 
     def take(self, number: int, wanted: Callable[[str], bool] = lambda text: True) -> list[str]:
         """Return the next ``number`` texts that are ``wanted``, fewer where the pass has ended.

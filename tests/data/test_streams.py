@@ -128,6 +128,19 @@ def test_a_position_continues_with_the_same_batches(name: str, world: int, corpo
         assert again.figures() == positions[-1][1]
 
 
+@pytest.mark.parametrize("name", ["files", "hub"])
+def test_a_run_that_stops_after_each_batch_continues_with_the_same_batches(name: str, corpora: dict[str, Corpus]) -> None:
+    found: Batches = []
+    position: dict[str, Any] = {}
+    for start in range(24):
+        running = batches(corpora[name], 24)
+        if position:
+            running.load(position, start)
+        found.append(next(iter(running)))
+        position = json.loads(json.dumps(running.position))
+    assert found == list(batches(corpora[name], 24))
+
+
 def test_the_ranks_have_disjoint_texts_which_are_all_together(corpora: dict[str, Corpus]) -> None:
     parts = [list(batches(corpora["files"], 12, rank, 3)) for rank in range(3)]
     stream = corpora["files"].stream()
