@@ -106,15 +106,10 @@ def _packed(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, max_length
     lengths, ids = np.array([*map(len, found)], np.int64), np.array([i for row in found for i in row], np.int32)
     packer = Packer(tokenizer.bos_token_id, tokenizer.eos_token_id, max_length)
     rows, _, origins = packer.pack(ids, lengths, 0)
+    empty = int((lengths == 0).sum())
     if not len(rows):
-        raise no_full_row(len(packer.rest), max_length)
-    return Encoded(rows.reshape(-1, max_length).tolist(), origins.tolist(), 0, int((lengths == 0).sum()))
-
-
-def no_full_row(tokens: int, max_length: int) -> UserError:
-    """Return the error that the texts have too few ``tokens`` for a packed row."""
-    got = f"the texts have {tokens} tokens together, with an EOS each"
-    return UserError(f"data.packing: {got}, fewer than the {max_length - 2} of a row; lower data.max_length")
+        raise no_full_row(len(packer.rest), empty, max_length)
+    return Encoded(rows.reshape(-1, max_length).tolist(), origins.tolist(), 0, empty)
 
 
 def one_too_long(number: int, tokens: int, max_length: int, text: str) -> UserError:
@@ -127,6 +122,14 @@ class NothingLeft(UserError):
     """Raised where no row is left of texts, of which some were ``too_long``, and others ``empty``."""
 
     too_long = empty = 0
+
+
+def no_full_row(tokens: int, empty: int, max_length: int) -> NothingLeft:
+    """Return the error that the texts, of which some are ``empty``, have too few ``tokens`` for a packed row."""
+    got = f"the texts have {tokens} tokens together, with an EOS each"
+    error = NothingLeft(f"data.packing: {got}, fewer than the {max_length - 2} of a row; lower data.max_length")
+    error.empty = empty
+    return error
 
 
 def none_left(count: int, empty: int, long: int, max_length: int) -> NothingLeft:

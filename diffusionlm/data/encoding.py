@@ -72,7 +72,7 @@ def _write(texts: Texts, tokenizer: PreTrainedTokenizerFast, framing: Framing, s
             number, total = number + len(block), total + len(lengths)
             bar.update(len(block))
     if not total and isinstance(framing, PackedFraming):
-        raise no_full_row(len(framing.packer.rest), framing.pieces.max_length)
+        raise no_full_row(len(framing.packer.rest), empty, framing.pieces.max_length)
     if not total:
         raise none_left(len(texts), empty, long, framing.pieces.max_length)
     return {"too_long": long, "empty": empty, "sha256": digest.hexdigest(), "token_counts": [*counts.found.items()]}

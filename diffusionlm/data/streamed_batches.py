@@ -75,7 +75,9 @@ class StreamedBatches(torch.utils.data.IterableDataset[list[list[int]]]):
                     made += 1
                 kept += len(rows)
             if not kept:
-                raise UserError(f"{self.stream.name}: of {self.counts['texts']} texts none is left for training")
+                few = f": no {self.stream.buffer} of them (shuffle_buffer) fill a packed row"
+                why = few if self.data.packing == "wrap" else ""
+                raise UserError(f"{self.stream.name}: of {self.counts['texts']} texts none is left for training{why}")
             kept, state = 0, None
 
     def _batches(self, lengths: list[int], buffer: int) -> Iterator[list[int]]:

@@ -216,6 +216,23 @@ def test_a_pass_without_a_row_is_refused(tmp_path: Path) -> None:
     assert f"{tmp_path}/a.txt: of the last 3 of 3 texts, max_length: text 0 has 6 tokens" in refusal(lambda: list(found))
 
 
+def test_the_last_texts_of_a_pass_may_fill_no_packed_row(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a b c end\n" * 21)
+    found = packed(tmp_path, shuffle_buffer=5)
+    rows = [row for batch in islice(found, 8) for row in batch]  # of two passes, each with a last buffer of one text
+    assert len(rows) == 8 * 2 and found.position["pass"] == 1
+    sentence = "a.txt: of 21 texts none is left for training: no 1 of them (shuffle_buffer) fill a packed row"
+    assert sentence in refusal(lambda: list(packed(tmp_path, shuffle_buffer=1)))
+
+
+def packed(folder: Path, **settings: Any) -> StreamedBatches:
+    stream = Files(str(folder / "a.txt"), streaming=True, validation_share=0, **settings).stream()
+    assert stream is not None
+    found = StreamedBatches(stream, tokenizer(), DataConfig(max_length=12, packing="wrap"))
+    found.set(64, 9, 0)
+    return found
+
+
 def test_other_files_do_not_continue_a_run(shards: Path, corpora: dict[str, Corpus]) -> None:
     running = batches(corpora["files"], 4)
     next(iter(running))
