@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from datasets.iterable_dataset import ExamplesIterable  # type: ignore[import-un
 from diffusionlm.config import UserError
 from diffusionlm.data.blocks import table_blocks
 from diffusionlm.data.large import ALL_HELD_OUT, is_held_out
-from diffusionlm.data.reading import Table, TextRows, collected_reports
+from diffusionlm.data.reading import Table, TextRows, check_suffix, collected_reports, nfc
 from diffusionlm.progress import say
 
 FIRST, BUFFER = 100_000, 10_000  # texts
@@ -59,7 +59,9 @@ class TextStream:
 
 
 def stream_of_files(paths: Sequence[Path], name: str, column: str, held_out: float, buffer: int) -> TextStream:
-    """Return the stream of the texts in a ``column`` of files, in the formats of ``reading``."""
+    """Return the stream of the texts in a ``column`` of files. Raises UserError where one has no format of ``reading``."""
+    for path in paths:
+        check_suffix(path)
 
     def opened(random: np.random.Generator | None) -> datasets.IterableDataset:
         order = range(len(paths)) if random is None else random.permutation(len(paths)).tolist()
@@ -73,9 +75,11 @@ def stream_of_files(paths: Sequence[Path], name: str, column: str, held_out: flo
 def texts_of_files(files: Sequence[str], column: str) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield the texts in a ``column`` of files, each with its place. Raises UserError as ``reading.read_table``."""
     for path in files:
-        texts = TextRows(column)
+        texts, begun = TextRows(column), False
         for block in table_blocks(Path(path), column):
-            values = block.column(column)
+            if begun:  # the file has the column, but maybe no object of this block
+                block = replace(block, columns={nfc(column): [None] * len(block.numbers), **block.columns})
+            values, begun = block.column(column), True
             yield from ((block.place(row), {"text": values[row]}) for row in texts.of(block))
         texts.report(path)
 

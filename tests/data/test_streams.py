@@ -216,6 +216,17 @@ def test_a_pass_without_a_row_is_refused(tmp_path: Path) -> None:
     assert f"{tmp_path}/a.txt: of the last 3 of 3 texts, max_length: text 0 has 6 tokens" in refusal(lambda: list(found))
 
 
+def test_rows_without_a_text_are_left_out_also_where_a_block_has_no_other(tmp_path: Path, shards: Path) -> None:
+    rows = [{"text": f"t{i}"} for i in range(7)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, [*rows, {"n": 1}, {"n": 2}])))
+    plain, streamed = (Files(str(tmp_path / "a.jsonl"), streaming=on, validation_share=0) for on in (False, True))
+    stream = streamed.stream()
+    assert stream is not None
+    assert TextPass(stream, None).take(10) == plain.load()["train"]["text"][:] == [row["text"] for row in rows]
+    (shards / "z").write_text("no format")
+    assert refusal(Files(str(shards / "*"), streaming=True).stream).startswith(f"{shards}/z: expected a file ending in one of")
+
+
 def test_the_last_texts_of_a_pass_may_fill_no_packed_row(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a b c end\n" * 21)
     found = packed(tmp_path, shuffle_buffer=5)
