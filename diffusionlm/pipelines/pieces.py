@@ -74,7 +74,7 @@ def seeds_of(seeds: Sequence[Sequence[int]], pieces: Sequence[Piece]) -> Iterato
 
 def check_tokens(model: Any, length: int) -> None:
     """Raise UserError where samples without controls cannot have ``length`` tokens, BOS and EOS not counted."""
-    room = int(model.config.max_tokens) - 2
+    room = len(model.config.length_counts) - 3 if is_packed(model) else int(model.config.max_tokens) - 2
     if is_packed(model) and length != room:
         raise UserError(f"length: expected {room}, that of the packed rows of this model's training, or none; got {length}")
     check_length(length, LONGEST if context_of(model) else room)

@@ -308,6 +308,9 @@ def _start_from(config: RunConfig, texts: Sequence[str]) -> tuple[PreTrainedToke
     if config.data.max_length > model.config.max_position_embeddings:
         longest = model.config.max_position_embeddings
         raise UserError(f"data.max_length: expected at most {longest}, as in {config.init_from}, got {config.data.max_length}")
+    if config.data.context and config.data.max_length < model.config.max_position_embeddings:
+        rows = f"{model.config.max_position_embeddings}, the rows of {config.init_from}, in which texts are sampled and scored"
+        raise UserError(f"data.max_length: with data.context, expected {rows}, got {config.data.max_length}")
     if not config.model.describes(model):
         raise UserError(f"model: expected the settings of {config.init_from}; pass the config.yaml of its run as --config")
     return tokenizer, model

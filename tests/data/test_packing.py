@@ -144,3 +144,16 @@ def test_a_run_on_single_texts_from_a_packed_model_makes_one_of_single_texts(fol
     (tmp_path / "texts.txt").write_text((folders["diffusion"].parent / "texts.txt").read_text())
     model, _, rows, _ = prepare(build(RunConfig, plain))
     assert "packed_rows" not in model.config.to_dict() and len({*map(len, rows)}) > 5
+
+
+def test_shorter_rows_than_those_of_the_base_are_sampled_as_they_were_trained_on(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    plain = merge(to_plain(tiny_config(tmp_path, model={"cooccurrence": 0})), {"init_from": str(folders["diffusion"])})
+    config = build(RunConfig, merge(plain, {"data": {"packing": "wrap", "max_length": 20}}))
+    model, tokenizer, _, _ = prepare(config)
+    save_model(model, tokenizer, config.sampling, tmp_path / "short")
+    pipeline = open_pipeline(tmp_path / "short")
+    assert pipeline(1, length=18) == pipeline(1) and pipeline(1)[0].length == 18
+    with pytest.raises(UserError, match="^length: expected 18, that of the packed rows"):
+        pipeline(1, length=46)

@@ -166,6 +166,12 @@ def test_probabilities_of_lengths_sum_to_one(folders: dict[str, Path]) -> None:
     assert total == pytest.approx(1 - beyond / 200, abs=1e-9)
 
 
+def test_rows_of_another_length_than_those_of_the_base_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    plain = to_plain(tiny_config(tmp_path, data={**DATA, "max_length": 10}, model=NEW)) | {"init_from": str(folders["single"])}
+    with pytest.raises(UserError, match="^data.max_length: with data.context, expected 14, the rows of .*single, .* got 10"):
+        prepare(build(RunConfig, plain))
+
+
 def test_models_without_given_tokens_refuse_a_context() -> None:
     data = DataConfig(context=4, too_long="split")
     refused = {
