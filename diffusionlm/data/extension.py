@@ -52,8 +52,9 @@ def check_extensible(tokenizer: PreTrainedTokenizerFast) -> None:
         raise UserError(f"expected a tokenizer of words or of pieces of words ({', '.join(KINDS)}), got {model['type']}")
     if model["type"] == "BPE" and (model["continuing_subword_prefix"] or model["end_of_word_suffix"]):
         raise UserError("expected byte pairs without marks inside or at the end of words, but this tokenizer has such marks")
-    special = [token for token in tokenizer.all_special_tokens if [*piece_counts({token: 1}, backend)] == [token]]
-    if model["type"] != "WordLevel" and special:
+    read = {*model["vocab"]} if model["type"] == "WordLevel" else set()  # as special tokens already
+    words = [token for token in tokenizer.all_special_tokens if token not in read]
+    if special := [token for token in words if [*piece_counts({token: 1}, backend)] == [token]]:
         raise UserError(f"expected a tokenizer that splits {special[0]!r} in a text, which would be read as a special token")
 
 

@@ -107,6 +107,13 @@ def test_tokenizers_that_take_no_further_words_are_refused() -> None:
         count_words(["a"], wrapped(Tokenizer(marked)))
     with pytest.raises(UserError, match=r"expected a tokenizer that splits '\[U\]' in a text"):
         count_words(["a"], wrapped(Tokenizer(models.BPE({"[U]": 0, "a": 1}, [], unk_token="[U]"))))
+    words = models.WordLevel({"[U]": 0, "a": 1}, unk_token="[U]")
+    assert count_words(["a b"], wrapped(Tokenizer(words))) == {"a": 1, "b": 1}
+    outside = PreTrainedTokenizerFast(
+        tokenizer_object=wrapped(Tokenizer(words)).backend_tokenizer, unk_token="[U]", eos_token="[E]"
+    )
+    with pytest.raises(UserError, match=r"expected a tokenizer that splits '\[E\]' in a text"):  # it would be EOS, and not [U]
+        count_words(["a [E]"], outside)
 
 
 def wrapped(backend: Tokenizer) -> PreTrainedTokenizerFast:
