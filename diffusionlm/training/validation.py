@@ -13,7 +13,10 @@ from diffusionlm.models.spec import Rows
 
 @torch.no_grad()
 def evaluate_terms(objective: Objective, rows: Rows, batch_tokens: int, device: torch.device, bf16: bool) -> dict[str, float]:
-    """Return an objective's mean validation terms over ``rows``, weighted by tokens; the random state is restored."""
+    """Return an objective's mean validation terms over ``rows``, weighted by tokens, but for those that are given.
+
+    The random state is restored.
+    """
     was_training = objective.training
     objective.eval()
     sums: dict[str, float] = defaultdict(float)
@@ -25,7 +28,7 @@ def evaluate_terms(objective: Objective, rows: Rows, batch_tokens: int, device: 
             count = max(1, batch_tokens // len(ordered[-1]))
             batch = send_to_device(objective.collate(ordered[-count:]), device)
             del ordered[-count:]
-            size = int(batch["mask"].sum())
+            size = int(batch.free.sum())
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 terms = objective.validation_terms(batch)
             for name, term in terms.items():

@@ -25,6 +25,7 @@ from diffusionlm.pipelines.pieces import Piece, sample_in_pieces
 from diffusionlm.recipe.cross_entropy import CrossEntropy
 from diffusionlm.training.distillation.progressive import Progressive
 from diffusionlm.training.run import RunConfig, prepare, save_model
+from diffusionlm.training.validation import evaluate_terms
 
 DATA = {"max_length": 14, "too_long": "split", "context": 4}
 LONG = " ".join(restaurant_texts(2))
@@ -73,6 +74,25 @@ def test_context_has_no_loss(kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     loss = sum(objective(batch).values())
     assert bool(torch.isfinite(loss)) and float(loss.detach()) > 0
+
+
+def test_the_validation_loss_is_a_mean_over_new_tokens(tmp_path: Path) -> None:
+    """Exactly that of a causal model on later pieces, whose context is most of their tokens, however they are batched."""
+    causal = {"model": {"name": "causal", "layers": 1, "width": 16, "heads": 2}, "objective": {"name": "causal"}}
+    plain = to_plain(tiny_config(tmp_path, data={**DATA, "context": 9}, model=NEW))
+    config = build(RunConfig, {**plain, **causal})
+    torch.manual_seed(0)
+    model, tokenizer, rows, _ = prepare(config)
+    objective = config.objective.build(model)
+    later = [row for row in rows if row[0] == tokenizer.pad_token_id][:40]
+    batch = objective.collate(later)
+    with torch.no_grad():
+        logits = model(input_ids=batch.ids, attention_mask=batch.mask.long()).logits.log_softmax(-1)
+    nats = -logits[:, :-1].gather(-1, batch.ids[:, 1:, None])[..., 0]
+    expected = float(nats[batch.free[:, 1:]].mean())
+    for tokens in (28, 100, 10_000):
+        found = evaluate_terms(objective, later, tokens, torch.device("cpu"), bf16=False)
+        assert found["cross_entropy"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_pieces_follow_each_other(folders: dict[str, Path]) -> None:
