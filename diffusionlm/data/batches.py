@@ -127,7 +127,7 @@ class NothingLeft(UserError):
 def no_full_row(tokens: int, empty: int, max_length: int) -> NothingLeft:
     """Return the error that the texts, of which some are ``empty``, have too few ``tokens`` for a packed row."""
     got = f"the texts have {tokens} tokens together, with an EOS each"
-    error = NothingLeft(f"data.packing: {got}, fewer than the {max_length - 2} of a row; lower data.max_length")
+    error = NothingLeft(f"data.packing: {got}, fewer than the {max_length - 2} of a row; lower data.max_length, or give more")
     error.empty = empty
     return error
 

@@ -10,7 +10,7 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from diffusionlm.config import UserError
-from diffusionlm.data.batches import DataConfig, Encoded, encode, encodings
+from diffusionlm.data.batches import DataConfig, Encoded, NothingLeft, encode, encodings
 from diffusionlm.data.copies import KnownRows, KnownTexts
 from diffusionlm.data.encoding import encode_large
 from diffusionlm.data.rows import Texts, TokenRows, lengths_of, texts_of, token_counts
@@ -76,10 +76,13 @@ def encode_splits(
 
 
 def _encode(texts: Sequence[str], split: str, tokenizer: PreTrainedTokenizerFast, data: DataConfig) -> Encoded:
-    if isinstance(texts, Texts):
-        encoded = encode_large(texts, tokenizer, data.max_length, data.too_long, split, data.context, data.packing)
-    else:
-        encoded = encode(texts, tokenizer, data.max_length, data.too_long, data.context, data.packing)
+    try:
+        if isinstance(texts, Texts):
+            encoded = encode_large(texts, tokenizer, data.max_length, data.too_long, split, data.context, data.packing)
+        else:
+            encoded = encode(texts, tokenizer, data.max_length, data.too_long, data.context, data.packing)
+    except NothingLeft as error:
+        raise UserError(f"{split}: {error}") from None
     if data.packing == "wrap":
         say(f"{split}: {len(texts):,} texts are packed into {len(encoded.ids):,} rows of {data.max_length} tokens")
     if encoded.too_long:

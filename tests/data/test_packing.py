@@ -157,3 +157,10 @@ def test_shorter_rows_than_those_of_the_base_are_sampled_as_they_were_trained_on
     assert pipeline(1, length=18) == pipeline(1) and pipeline(1)[0].length == 18
     with pytest.raises(UserError, match="^length: expected 18, that of the packed rows"):
         pipeline(1, length=46)
+
+
+def test_the_split_whose_texts_fill_no_row_is_named(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, data={"packing": "wrap", "max_length": 2000}, model={"cooccurrence": 0})
+    few = "^validation: data.packing: the texts have [0-9]+ tokens together, .*; lower data.max_length, or give more"
+    with pytest.raises(UserError, match=few):
+        prepare(config)
