@@ -91,7 +91,7 @@ class CausalConfig(AutoregressiveSpec, name="causal"):
 class NextToken(ObjectiveConfig, name="causal"):
     """Mean cross-entropy of the next token, EOS included: the exact negative log-likelihood, in nats per token.
 
-    Given tokens are context alone.
+    Given tokens are context alone, and the EOS at the end of a packed row is that of no text.
 
     Args:
         dropped_share: share of the context tokens replaced by PAD, whose vector is 0, in training: word dropout against
@@ -123,6 +123,8 @@ class NextTokenObjective(Objective):
         """Return ``cross_entropy``, in nats per token."""
         ids, mask, free = batch.ids, batch.mask, batch.free
         context, wanted, counted = ids[:, :-1], ids[:, 1:], free[:, 1:]
+        if getattr(self.model.config, "packed_rows", False):  # their last EOS may be inside a text
+            counted = F.pad(counted[:, :-1], (0, 1))
         if self.training and self.spec.dropped_share:
             hidden = torch.rand(context.shape, device=ids.device) < self.spec.dropped_share
             context = context.masked_fill(hidden & free[:, :-1], self.pad_id)

@@ -164,3 +164,15 @@ def test_the_split_whose_texts_fill_no_row_is_named(tmp_path: Path) -> None:
     few = "^validation: data.packing: the texts have [0-9]+ tokens together, .*; lower data.max_length, or give more"
     with pytest.raises(UserError, match=few):
         prepare(config)
+
+
+def test_a_causal_model_does_not_learn_that_texts_end_where_rows_do(tmp_path: Path) -> None:
+    causal = {"model": {"name": "causal", **WORDS}, "objective": {"name": "causal"}}
+    config = build(RunConfig, {**to_plain(tiny_config(tmp_path, data={"packing": "wrap", "max_length": 12})), **causal})
+    model: Any
+    model, tokenizer, rows, _ = prepare(config)
+    batch = config.objective.build(model).collate(list(rows[:6]))
+    logits = model(input_ids=batch.ids).logits[:, :-1].log_softmax(-1)
+    nats = -logits.gather(-1, batch.ids[:, 1:, None])[..., 0]
+    assert batch.ids[:, -1].tolist() == [tokenizer.eos_token_id] * 6
+    assert torch.allclose(config.objective.build(model)(batch)["cross_entropy"], nats[:, :-1].mean())
