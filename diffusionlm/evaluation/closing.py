@@ -1,7 +1,8 @@
 """The end of a training run: a temperature that fits the corpus, samples, figures beside held-out text, what to try next.
 
-The temperature is that at which samples have the unigram entropy of as many held-out texts, or the highest that is tried: below
-it they are too alike, above it less fluent than they could be at the variety of the corpus. Where fewer than ``SHOWN`` texts
+The temperature is that at which samples have the unigram entropy of as many held-out texts, but at most 1: below it they are
+too alike, above it less fluent than they could be at the variety of the corpus. Above 1, models of a short training make up
+words and sentences, before they have that entropy (benchmarks/README.md, "Your own corpus"). Where fewer than ``SHOWN`` texts
 are held out, training texts take their place: the entropy of one or two texts is not that of the corpus.
 """
 
@@ -35,7 +36,7 @@ from diffusionlm.training.run import read_config, save_sampling
 TEXTS, EVALUATIONS = 100, 2400  # at most so many samples, and evaluations of the network for all of them
 COUNTED = 200_000  # training texts of which the n-grams are counted
 SHOWN = 5
-TEMPERATURES = (0.5, 0.75, 1.0, 1.15, 1.3)  # that are tried; above, the errors of a short training show
+TEMPERATURES = (0.5, 0.75, 1.0)  # that are tried
 PENDING = "closing"  # in a run folder while this goes on
 FIGURES = ("perplexity", "entropy", "self-BLEU", "distinct", "copied")
 
@@ -150,7 +151,7 @@ def _fit_temperature(
     chosen = round(nearest if between is None else between, 2)
     pipeline.sampling = replace(pipeline.sampling, temperature=chosen)
     save_sampling(pipeline.sampling, folder)
-    say(f"sampling.temperature: {chosen} (nearest to the entropy of {beside} texts, {entropy:.2f} nats)")
+    say(f"sampling.temperature: {chosen} (nearest to the entropy of {beside} texts, {entropy:.2f} nats; at most 1)")
     return found[chosen][1] if chosen in found else sample(chosen)
 
 
