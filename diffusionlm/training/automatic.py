@@ -51,7 +51,7 @@ SIZES = (  # tokens that the smallest network sees in the time given, layers, qu
     (3e6, 2, 2, 128, 4, 768), (40e6, 3, 2, 192, 6, 1024), (400e6, 4, 2, 256, 8, 1536), (4e9, 6, 3, 512, 8, 8192),
     (math.inf, 10, 4, 768, 12, 32768),
 )  # fmt: skip
-DROPOUTS = ((2, 0.0), (10, 0.1), (40, 0.2), (math.inf, 0.3))  # how often a run sees a text at most, and its dropout
+DROPOUTS = ((2, 0.0), (4, 0.1), (7, 0.2), (math.inf, 0.3))  # how often a run sees a text at most, and its dropout
 EPOCHS = 10  # of a run of which neither the steps nor the minutes are given
 LEAST_STEPS = 200
 EVALUATIONS = 12  # in a run
