@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from typing import Any, NoReturn
@@ -47,8 +47,8 @@ def flag(flags: str, help: str, value: Any = True, **more: Any) -> Option:
 IMPORT = several("--import", "import this module first, for a model with components of your own", "MODULE", dest="imports")
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands."""
+def parser(completions: Mapping[str, Any] | None = None) -> argparse.ArgumentParser:
+    """Return the parser of all commands; ``completions`` is what shtab completes a value with, by its placeholder."""
     found = _Parser(
         prog="diffusionlm",
         description="Text diffusion on word vectors: train on your own texts, sample, control, evaluate.",
@@ -62,7 +62,9 @@ def parser() -> argparse.ArgumentParser:
         epilog = None if example is None else OVERRIDES.format(example=example)
         command = verbs.add_parser(name, help=help.splitlines()[0], description=help, epilog=epilog, formatter_class=form)
         for flags, keywords in [*options, IMPORT]:
-            command.add_argument(*flags, **keywords)
+            added = command.add_argument(*flags, **keywords)
+            if completions and keywords.get("metavar") in completions:
+                added.complete = completions[keywords["metavar"]]  # type: ignore[attr-defined]
         command.set_defaults(run=run, example=example, known=command._option_string_actions)
     return found
 
@@ -100,9 +102,11 @@ def import_modules(names: Sequence[str]) -> None:
 
 def mute() -> None:
     """Silence the progress bars and notices of datasets and transformers."""
-    import datasets  # type: ignore[import-untyped]
-    import transformers
-
+    try:
+        import datasets  # type: ignore[import-untyped]
+        import transformers
+    except ImportError:  # which the command says where it needs them, and ``doctor`` in any case
+        return
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()

@@ -1,4 +1,4 @@
-"""The command line: ``diffusionlm quickstart | train | convert | generate | edit | score | evaluate | show``.
+"""The command line: ``diffusionlm quickstart | train | convert | generate | edit | score | evaluate | show | doctor | ...``.
 
 Results go to stdout, everything else to stderr. A user's mistake is one sentence and exit status 2, Ctrl-C is 130.
 The commands are in ``verbs``. Any setting can be given by its dotted name (``--training.steps 500``).
@@ -23,7 +23,7 @@ from diffusionlm.verbs import launching, training
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status: 0, 2 (the user's mistake) or 130 (Ctrl-C); a bug raises."""
+    """Run a command and return its exit status: 0, 1 (of ``doctor``), 2 (the user's mistake), 130 (Ctrl-C); a bug raises."""
     # Threads that spin while they wait make training many times slower on a busy machine; PyTorch reads this when it
     # is first imported, which is why nothing above imports it.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

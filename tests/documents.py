@@ -132,6 +132,8 @@ def small(arguments: list[str]) -> list[str] | None:
             return [*arguments, "--heads", str(HEADS)]
         case "generate":
             return [*arguments, "--count", "2", *(["--steps", "3"] if "--steps" in arguments else [])]
+        case "completion":
+            return arguments[:2]  # the rest is a shell's redirection
         case "score":
             end = arguments.index(">") if ">" in arguments else None  # the rest is a shell's redirection
             return [*arguments[:end], *([] if "--flow" in arguments else ["--strata", "8"])]

@@ -38,13 +38,8 @@ class Restaurants(Corpus, name="restaurants"):
 
     def load(self) -> dict[str, datasets.Dataset]:
         """Read it from the installed package or from the checkout. Raises UserError where it is in neither."""
-        package = Path(__file__).parents[1]
-        folders = (package / "_data" / "restaurants", package.parent / "data" / "restaurants")
-        for folder in folders:
-            if (folder / "train.jsonl.gz").is_file():
-                splits = {split: _read(folder / f"{split}.jsonl.gz") for split in ("train", "validation", "test")}
-                return splits if not self.drawn else {**splits, "train": self._draw(splits)}
-        raise UserError(f"{folders[0]}: the restaurants corpus is not here, nor in {folders[1]}: install the package anew")
+        splits = {split: packaged(split) for split in ("train", "validation", "test")}
+        return splits if not self.drawn else {**splits, "train": self._draw(splits)}
 
     def annotator(self) -> Annotator:
         return Grammar()
@@ -69,9 +64,17 @@ class Restaurants(Corpus, name="restaurants"):
         return to_dataset([text.to_dict() for text in itertools.islice(unseen, self.drawn)])
 
 
-def _read(path: Path) -> datasets.Dataset:
-    """Return a file of the package as a data set of the caller's own, whose rows are read once in a process."""
-    return _rows(path, path.stat().st_mtime_ns).with_format(None)
+def packaged(split: str) -> datasets.Dataset:
+    """Return a split of the corpus as a data set of the caller's own, whose rows are read once in a process.
+
+    Raises UserError where the corpus is neither in the installed package nor in the checkout.
+    """
+    package = Path(__file__).parents[1]
+    folders = (package / "_data" / "restaurants", package.parent / "data" / "restaurants")
+    for folder in folders:
+        if (path := folder / f"{split}.jsonl.gz").is_file():
+            return _rows(path, path.stat().st_mtime_ns).with_format(None)
+    raise UserError(f"{folders[0]}: the restaurants corpus is not here, nor in {folders[1]}: install the package anew")
 
 
 @lru_cache(maxsize=3)

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 CONFIG = several("--config", "YAML file with settings")
 MODEL = option("model", "model folder or run folder", "MODEL")
 PROCESSES = option("--processes", "processes on this machine that share the work (default 1)")
+DEVICE, DTYPE = "cpu", "fp32"
 LOADING = (
     option("--adapter", "adapter (LoRA, control branch) trained on this model: its folder or run folder", "FOLDER"),
-    option("--device", "cpu, cuda or cuda:1 (default cpu)", "NAME", default="cpu"),
-    option("--dtype", "fp32 or bf16 (default fp32)", "NAME", default="fp32"),
+    option("--device", f"cpu, cuda or cuda:1 (default {DEVICE})", "NAME", default=DEVICE),
+    option("--dtype", f"fp32 or bf16 (default {DTYPE})", "NAME", default=DTYPE),
     PROCESSES,
 )
 
