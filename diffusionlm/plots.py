@@ -6,8 +6,9 @@ matplotlib comes with the extra ``evaluate``; callers check ``available`` first.
 from __future__ import annotations
 
 import importlib.util
+import io
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,11 @@ from diffusionlm.files import write
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito 2008, without black and yellow
+MARKERS = "o^Dv<"  # of systems; squares and stars are those of references
+MOST = 8  # lines whose legend has room inside a figure
 
 
 def available() -> bool:
@@ -36,6 +42,18 @@ def save(figure: Figure, path: Path) -> None:
             path,
             lambda staged: figure.savefig(staged, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None),
         )
+
+
+def svg(draw: Callable[[], Figure]) -> str:
+    """Return the figure that ``draw`` makes as an SVG, in colours that the colour-blind tell apart; the same text each time."""
+    import matplotlib
+    from matplotlib.rcsetup import cycler
+
+    cycle = cycler(color=OKABE_ITO)
+    with matplotlib.rc_context({"svg.hashsalt": "diffusionlm", "axes.prop_cycle": cycle}):
+        staged = io.StringIO()
+        draw().savefig(staged, format="svg", metadata={"Date": None})
+    return staged.getvalue()
 
 
 def pixels(path: Path) -> numpy.ndarray:
@@ -73,7 +91,11 @@ def frontier(lines: Sequence[Line], title: str, across: str = ENTROPY) -> Figure
     axes.tick_params(axis="y", which="minor", labelsize=7)
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=8)
+    if len(lines) <= MOST:
+        axes.legend(fontsize=8)
+        return figure
+    figure.set_figheight(5.5 + 0.09 * len(lines))
+    figure.legend(*axes.get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=2)  # no data is under it
     return figure
 
 
@@ -155,12 +177,13 @@ def apart(values: Collection[float]) -> list[float]:
 def _draw_lines(axes: Axes, lines: Sequence[Line]) -> None:
     """Draw lines with their standard errors and marks; a ``peer`` is dashed."""
     colours = (f"C{number % 10}" for number in itertools.count())
+    markers = itertools.cycle(MARKERS)
     for line in lines:
         points = line.points if line.ordered else sorted(line.points, key=lambda point: point[:2])
         xs, ys, errors, marks = zip(*points, strict=True)
         colour = "black" if line.peer else next(colours)
         alone = line.peer and len(xs) == 1
-        style, size = ("*", 14) if alone else ("--s" if line.peer else "-o", 5)
+        style, size = ("*", 14) if alone else ("--s" if line.peer else f"-{next(markers)}", 5)
         axes.errorbar(xs, ys, errors, fmt=style, color=colour, elinewidth=0.7, label=line.label, markersize=size)
         offset, side = ((-8, -10), "right") if alone else ((5, -10), "left")
         for x, y, mark in zip(xs, ys, marks, strict=True):

@@ -98,17 +98,22 @@ class ResumableReport:
             ):
                 raise UserError(f"{folder}: expected an empty or new folder, or an evaluation's, but it holds other files")
             return cls(about)
-        try:
-            plain = read_json(path)
-            known = {field.name: plain[field.name] for field in fields(cls)}
-        except (OSError, ValueError, KeyError, TypeError):
-            raise UserError(f"{path}: this evaluation is damaged; choose another --out") from None
-        report = build(cls, known, str(path))
+        report = cls.read(path)
         for key in [*about, *report.about]:
             if key != "judge" and report.about.get(key) != about.get(key):  # the judge's fingerprint is compared instead
                 found = f"its {key} is {report.about.get(key)}, not {about.get(key)}"
                 raise UserError(f"{folder}: holds another evaluation ({found}); choose another --out")
         return report
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Return the report in the file ``path``. Raises UserError where it is damaged."""
+        try:
+            plain = read_json(path)
+            known = {field.name: plain[field.name] for field in fields(cls)}
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UserError(f"{path}: this evaluation is damaged; choose another --out") from None
+        return build(cls, known, str(path))
 
     def enter(self, system: str, description: dict[str, Any]) -> None:
         """Describe a system, and drop the rows of an earlier model or file of that name."""

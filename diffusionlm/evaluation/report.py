@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from diffusionlm import plots
 from diffusionlm.evaluation.jobs import REFERENCE, ResumableReport, Row
@@ -17,6 +17,9 @@ from diffusionlm.evaluation.over_evaluations import AtEvaluations, at_evaluation
 from diffusionlm.evaluation.text_metrics import Comparison, Diversity, Point, at_entropy, compare
 from diffusionlm.pipelines.budget import SPENT
 from diffusionlm.pipelines.cost import Cost
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 OF_A_POINT = ("steps", "temperature")
 
@@ -282,19 +285,25 @@ def _likelihood_lines(report: Report) -> list[str]:
     return lines
 
 
+def frontier_figure(report: Report) -> Figure:
+    """Draw judge perplexity against entropy: the frontiers, and the reference texts where they are in the report."""
+    lines = []
+    for frontier, rows in [*((REFERENCE, [row]) for row in report.reference[:1]), *report.frontiers().items()]:
+        shown = [(*point, row.judge_error, row.mark) for point, row in zip(points(rows), rows, strict=True)]
+        lines.append(plots.Line(frontier, shown, peer=rows[0].kind in ("real", "judge")))
+    return plots.frontier(lines, f"{report.about['count']} texts per point, labelled with the temperature")
+
+
 def draw(report: Report, training_lengths: dict[int, int], folder: Path) -> None:
     """Write ``frontier.png``, ``lengths.png`` and, for models with several numbers of evaluations, ``evaluations.png``."""
     real = report.reference[0]
-    lines, histograms, longest = [], {"training texts": training_lengths, REFERENCE: real.lengths}, {}
-    for frontier, rows in {REFERENCE: [real], **report.frontiers()}.items():
-        shown = [(*point, row.judge_error, row.mark) for point, row in zip(points(rows), rows, strict=True)]
-        lines.append(plots.Line(frontier, shown, peer=rows[0].kind in ("real", "judge")))
+    histograms, longest = {"training texts": training_lengths, REFERENCE: real.lengths}, {}
+    for rows in [[real], *report.frontiers().values()]:
         nearest = min(rows, key=lambda row: abs((row.temperature or 1) - 1))
         longest[nearest.system] = nearest  # of each system, at its most steps
     for row in longest.values():
         histograms[row.frontier + f", temperature {row.mark}" * bool(row.mark)] = row.lengths
     if (figure := evaluations_figure(report)) is not None:
         plots.save(figure, folder / "evaluations.png")
-    title = f"{report.about['count']} texts per point, labelled with the temperature"
-    plots.save(plots.frontier(lines, title), folder / "frontier.png")
+    plots.save(frontier_figure(report), folder / "frontier.png")
     plots.save(plots.lengths(histograms), folder / "lengths.png")

@@ -9,12 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from diffusionlm import plots
 from diffusionlm.evaluation.control.metrics import ALL, SCORE, Estimate
 from diffusionlm.evaluation.jobs import REFERENCE, ResumableReport, Row, aligned
 from diffusionlm.evaluation.text_metrics import Diversity
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 STEERED, UNGUIDED, LEFT_ONLY = "steered", "unguided", "judge LM, left context"
 SOURCES = (STEERED, UNGUIDED, REFERENCE, LEFT_ONLY)
@@ -164,7 +167,12 @@ def _detail_lines(row: ControlRow, named: bool) -> list[str]:
 
 
 def draw_control(report: ControlReport, folder: Path) -> None:
-    """Write ``control.png``: perplexity against success, a line per task over strengths, unguided and reference texts."""
+    """Write ``control.png``; see ``control_figure``."""
+    plots.save(control_figure(report), folder / "control.png")
+
+
+def control_figure(report: ControlReport) -> Figure:
+    """Draw perplexity against success: a line per task over strengths, unguided and reference texts."""
     tasks: dict[tuple[str, str], list[ControlRow]] = {}
     for row in report.rows:
         if STEERED in row.metrics.get(ALL, {}):
@@ -177,7 +185,7 @@ def draw_control(report: ControlReport, folder: Path) -> None:
         point = _point(row, REFERENCE, row.task if len(at) > 1 else "")
         lines.append(plots.Line(REFERENCE if number == 0 else "", [point], peer=True))
     title = "texts that satisfy every control, by guidance strength (0: unguided)"
-    plots.save(plots.frontier(lines, title, "control success (% of samples)"), folder / "control.png")
+    return plots.frontier(lines, title, "control success (% of samples)")
 
 
 def _task_line(rows: list[ControlRow], label: str) -> plots.Line:
