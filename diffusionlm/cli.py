@@ -1,4 +1,4 @@
-"""The command line: ``diffusionlm quickstart | train | convert | generate | edit | score | evaluate | show | doctor | ...``.
+"""The command line: ``diffusionlm quickstart | train | convert | generate | edit | score | evaluate | report | show | ...``.
 
 Results go to stdout, everything else to stderr. A user's mistake is one sentence and exit status 2, Ctrl-C is 130.
 The commands are in ``verbs``. Any setting can be given by its dotted name (``--training.steps 500``).

@@ -7,7 +7,7 @@ from documents import PAGES, prepare, run_commands, run_python
 from tiny_runs import ROOT
 
 VERBS = {
-    "training": {"train", "generate", "show"},
+    "training": {"train", "generate", "show", "report"},
     "recipes": {"train", "convert", "generate"},
     "classifiers": {"train"},
     "evaluation": {"train", "generate", "evaluate"},
