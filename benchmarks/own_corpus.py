@@ -52,6 +52,7 @@ ROWS: dict[str, dict[str, str]] = {
     "BPE 4000, dropout 0.2": _by_hand(4000, 3, 192, 0.2, 1024),
     "BPE 4000, dropout 0.3": _by_hand(4000, 3, 192, 0.3, 1024),
     "BPE 2000, dropout 0.2": {**_by_hand(2000, 3, 192, 0.2, 1024), "data.max_length": "112"},
+    "BPE 8000, dropout 0.3": _by_hand(8000, 3, 192, 0.3, 1024),
     "smaller, dropout 0.1": _by_hand(4000, 2, 128, 0.1, 768),
     "larger, dropout 0.3": _by_hand(4000, 4, 256, 0.3, 1536),
 }
