@@ -8,8 +8,7 @@ right (Levy and Goldberg 2014, section 5). Shape letters: V words, D dimension.
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -17,46 +16,33 @@ from torch.nn import functional as F
 
 OFFSETS = (-2, -1, 1, 2)
 CONTEXT_WORDS = 500
-MOST_DENSE = 16_384  # words whose counts are one matrix; more would take gigabytes
-ROWS = 1024  # of such a matrix that are computed at once
+MOST_DENSE = 16_384  # words whose mutual information is one matrix; that of more would take gigabytes
+ROWS = 1024  # words of which it is computed at once
 
 
 def cooccurrence(rows: Sequence[Sequence[int]], vocabulary: int) -> Tensor:
-    """Count how often each word occurs at each offset from each of the most frequent words, (V, offsets * words).
-
-    The counts of many words are a sparse tensor.
-    """
+    """Count how often each word occurs at each offset from each of the most frequent words, int32 (V, offsets * words)."""
     frequency = sum(
         (torch.bincount(flat, minlength=vocabulary) for flat, _ in _blocks(rows)), torch.zeros((), dtype=torch.long)
     )
     contexts = frequency.argsort(descending=True, stable=True)[:CONTEXT_WORDS]
     column = torch.full((vocabulary,), -1)
     column[contexts] = torch.arange(len(contexts))
-    size = (vocabulary, len(OFFSETS) * len(contexts))
-    if vocabulary > MOST_DENSE:
-        total = torch.sparse_coo_tensor(
-            torch.zeros(2, 0, dtype=torch.long), torch.zeros(0).double(), size, check_invariants=False
-        )
-        for place, cell in _cells(rows, column):
-            index = torch.stack([cell // len(contexts), cell % len(contexts) + place * len(contexts)])
-            ones = torch.ones(len(cell)).double()
-            total = (total + torch.sparse_coo_tensor(index, ones, size, check_invariants=False)).coalesce()
-        return total
-    counts = torch.zeros(len(OFFSETS), vocabulary * len(contexts), dtype=torch.long)
-    for place, cell in _cells(rows, column):
-        counts[place] += torch.bincount(cell, minlength=counts.shape[1])
-    return torch.cat([count.view(vocabulary, -1) for count in counts], 1)
+    counts = torch.zeros(vocabulary * len(OFFSETS) * len(contexts), dtype=torch.int32)
+    for cell in _cells(rows, column):
+        counts.index_add_(0, cell, torch.ones(len(cell), dtype=torch.int32))
+    return counts.view(vocabulary, -1)
 
 
-def _cells(rows: Sequence[Sequence[int]], column: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Yield the number of an offset, and word times contexts plus context of each pair of tokens at it; ``column`` (V,)."""
+def _cells(rows: Sequence[Sequence[int]], column: Tensor) -> Iterator[Tensor]:
+    """Yield the place in the flattened counts of each pair of tokens; ``column`` (V,) has that of each frequent word."""
     contexts = int(column.max()) + 1
     for flat, text in _blocks(rows):
         for place, offset in enumerate(OFFSETS):
             at = (slice(None, -offset), slice(offset, None)) if offset > 0 else (slice(-offset, None), slice(None, offset))
             here, there = at
             known = (text[here] == text[there]) & (column[flat[there]] >= 0)
-            yield place, flat[here][known] * contexts + column[flat[there][known]]
+            yield (flat[here][known] * len(OFFSETS) + place) * contexts + column[flat[there][known]]
 
 
 def _blocks(rows: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -69,20 +55,12 @@ def _blocks(rows: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor]]:
         yield torch.tensor(ids, dtype=torch.long), torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
 
 
-def mutual_information(counts: Tensor) -> Tensor:
-    """Return the positive pointwise mutual information (V, C) of ``counts``, in float64, dense or sparse as they are."""
-    if not counts.is_sparse:
-        counts = counts.double()
-        of_word, of_context, total = counts.sum(1, keepdim=True), counts.sum(0, keepdim=True), counts.sum().clamp(min=1)
-        information = torch.empty_like(counts)
-        for part, words, found in zip(counts.split(ROWS), of_word.split(ROWS), information.split(ROWS), strict=True):
-            found[:] = torch.where(part > 0, part / (words * of_context / total), 1.0).log().clamp(min=0)
-        return information
-    (word, context), found = counts.indices(), counts.values().double()
-    sizes = zip(counts.shape, (word, context), strict=True)
-    of_word, of_context = (found.new_zeros(size).index_add(0, index, found) for size, index in sizes)
-    values = (found / (of_word[word] * of_context[context] / found.sum())).log().clamp(min=0)
-    return torch.sparse_coo_tensor(counts.indices(), values, counts.shape, check_invariants=False, is_coalesced=True)
+def mutual_information(counts: Tensor) -> Iterator[Tensor]:
+    """Yield the positive pointwise mutual information of ``counts`` (V, C), in float64, ``ROWS`` words at a time."""
+    of_word, of_context = (counts.sum(axis, keepdim=True).double() for axis in (1, 0))
+    total = of_context.sum().clamp(min=1)
+    for part, words in zip(counts.split(ROWS), of_word.split(ROWS), strict=True):
+        yield torch.where(part > 0, part / (words * of_context / total), 1.0).log().clamp(min=0)
 
 
 def word_vectors_from(rows: Sequence[Sequence[int]], vocabulary: int, dimension: int, share: float) -> Tensor:
@@ -105,12 +83,16 @@ def context_vectors(rows: Sequence[Sequence[int]], vocabulary: int, dimension: i
 
 
 def _factors(rows: Sequence[Sequence[int]], vocabulary: int, dimension: int) -> Tensor:
-    information = mutual_information(cooccurrence(rows, vocabulary))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # products of sparse tensors are in beta state
-        products = information.T @ information
-    values, vectors = torch.linalg.eigh(products.to_dense())
+    counts = cooccurrence(rows, vocabulary)
+    whole = [torch.cat([*mutual_information(counts)])] if vocabulary <= MOST_DENSE else None
+
+    def information() -> Iterable[Tensor]:  # of many words in float32, which halves the time of the products
+        return (part.float() for part in mutual_information(counts)) if whole is None else whole
+
+    products = sum(((part.T @ part).double() for part in information()), torch.zeros((), dtype=torch.float64))
+    values, vectors = torch.linalg.eigh(products)
     rank = min(dimension, len(values))
     # Left singular vectors times the root of their singular values, without a decomposition of the tall matrix.
     scale = values[-rank:].clamp(min=1e-12) ** -0.25
-    return F.pad((information @ vectors[:, -rank:]) * scale, (0, dimension - rank)).float()
+    factors = torch.cat([part @ vectors[:, -rank:].to(part) for part in information()])
+    return F.pad(factors * scale, (0, dimension - rank)).float()
