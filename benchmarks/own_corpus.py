@@ -98,7 +98,7 @@ def measured(folder: Path) -> dict[str, Any]:
     tokens = sum(map(len, ids))
     words = [word for text in texts for word in split_words(text)]
     names, unk = sorted({*words}), tokenizer.unk_token_id
-    known = {name: unk not in found.ids for name, found in zip(names, encodings(names, tokenizer), strict=True)}
+    known = {name: unk not in each.ids for name, each in zip(names, encodings(names, tokenizer), strict=True)}
     unknown = [word for word in words if not known[word]]
     spelled = sum(letters(splits["train"]["text"][:], unknown))
     return {

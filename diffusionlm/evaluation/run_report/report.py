@@ -6,11 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffusionlm.config import UserError
-from diffusionlm.evaluation.control.report import ControlReport
-from diffusionlm.evaluation.reference_report import ReferenceReport
-from diffusionlm.evaluation.report import Report
 from diffusionlm.evaluation.run_report import page, sections
-from diffusionlm.evaluation.run_report.evaluations import evaluations
+from diffusionlm.evaluation.run_report.evaluations import KINDS, evaluations
 from diffusionlm.evaluation.run_report.run import Run
 from diffusionlm.files import write_text
 
@@ -48,7 +45,7 @@ def write_report(folder: str | Path, out: str | Path | None = None, evaluated: S
 
 def _evaluation(folder: Path) -> Path:
     """Return the folder of an evaluation. Raises UserError where it holds none."""
-    names = [kind.FILE for kind in (Report, ControlReport, ReferenceReport)]
+    names = [kind.FILE for kind in KINDS]
     if not any((folder / name).is_file() for name in names):
         raise UserError(f"--evaluation: expected a folder with {', '.join(names[:-1])} or {names[-1]}, got {folder}")
     return folder
