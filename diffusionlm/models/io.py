@@ -19,6 +19,7 @@ from diffusionlm.data.folders import check_folder, damage_errors, is_folder, loa
 from diffusionlm.data.tokenizers import SOURCES, check_ids, join_sources, load_tokenizer
 from diffusionlm.models.adapters import FILE, SavedAdapter, check_complete, saved_adapter
 from diffusionlm.models.conditions import condition_of
+from diffusionlm.models.named import bundled_models, named_folder
 
 P = TypeVar("P", bound=PreTrainedModel)
 Whole = Annotated[int, pydantic.Strict(), pydantic.Field(ge=0)]
@@ -52,10 +53,11 @@ class SavedConfig(Settings):
 
 
 def model_folder(folder: str | Path) -> Path:
-    """Return the model folder in ``folder``: itself, or ``model/`` in the folder of a run."""
-    inner = Path(folder) / "model"
-    within = is_folder(inner) and not (Path(folder) / "config.json").exists() and (inner / "config.json").exists()
-    return inner if within else Path(folder)
+    """Return the model folder that ``folder`` names: itself, ``model/`` in the folder of a run, or a bundled model."""
+    found = named_folder(folder)
+    inner = found / "model"
+    within = is_folder(inner) and not (found / "config.json").exists() and (inner / "config.json").exists()
+    return inner if within else found
 
 
 def load_pretrained(kind: type[P], folder: str | Path, base: str | Path | None = None) -> P:
@@ -109,7 +111,11 @@ def _base_of(saved: SavedAdapter, kind: Any, config: Any) -> Any:
 
 def model_config(folder: str | Path) -> dict[str, Any]:
     """Return ``config.json`` of a model folder. Raises UserError where it is missing or damaged."""
-    if not is_folder(folder) or not (Path(folder) / "config.json").exists():
+    if not is_folder(folder):
+        bundled = bundled_models()
+        known = f"; models that come with the package: {', '.join(bundled)}" if bundled else ""
+        raise UserError(f"{folder}: expected a model folder, but there is none{known}")
+    if not (Path(folder) / "config.json").exists():
         raise UserError(f"{folder}: expected a model folder, but it has no config.json")
     return read_object(Path(folder) / "config.json")
 

@@ -14,6 +14,7 @@ import datasets  # type: ignore[import-untyped]
 from diffusionlm.config import UserError
 from diffusionlm.data.annotators import Annotator
 from diffusionlm.data.corpora import Corpus, TextMetric, read_file, to_dataset
+from diffusionlm.data.packaged import packaged_folders
 from diffusionlm.restaurants.annotator import Grammar
 from diffusionlm.restaurants.grammar import generate
 
@@ -69,8 +70,7 @@ def packaged(split: str) -> datasets.Dataset:
 
     Raises UserError where the corpus is neither in the installed package nor in the checkout.
     """
-    package = Path(__file__).parents[1]
-    folders = (package / "_data" / "restaurants", package.parent / "data" / "restaurants")
+    folders = packaged_folders("restaurants")
     for folder in folders:
         if (path := folder / f"{split}.jsonl.gz").is_file():
             return _rows(path, path.stat().st_mtime_ns).with_format(None)

@@ -308,7 +308,7 @@ def _sentence(folder: Path) -> str:
 
 def test_a_folder_that_is_none(tmp_path: Path) -> None:
     missing = tmp_path / "missing"
-    assert _sentence(missing) == f"{missing}: expected a model folder, but it has no config.json"
+    assert _sentence(missing).startswith(f"{missing}: expected a model folder, but there is none")
 
 
 @pytest.mark.parametrize("text", ["{", "", "[1, 2]", '"text"', "null"])

@@ -226,7 +226,7 @@ def test_a_tokenizer_without_ends_counts_none(tmp_path: Path) -> None:
 
 
 def test_what_is_no_causal_model_is_refused(tmp_path: Path, trained: Path) -> None:
-    with pytest.raises(UserError, match="has no config.json"):
+    with pytest.raises(UserError, match="expected a model folder, but there is none"):
         Judge.load(tmp_path / "nowhere")
     DiffusionLM(DiffusionLMConfig()).save_pretrained(tmp_path / "diffusion")
     with pytest.raises(UserError, match="expected a causal language model, got model_type 'diffusionlm'"):

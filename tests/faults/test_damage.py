@@ -150,7 +150,7 @@ def test_the_command_line_shows_no_traceback(tmp_path: Path, capsys: pytest.Capt
 def test_a_name_that_no_folder_can_have_is_refused(name: str, pipe: Pipeline) -> None:
     with pytest.raises(UserError):
         pipe(1, f"Classifier({'good'!r}, {name!r})", steps=1)
-    with pytest.raises(UserError, match="expected a model folder, but it has no config.json|expected a folder"):
+    with pytest.raises(UserError, match="expected a model folder, but |expected a folder"):
         open_pipeline(name or "nowhere")
     with pytest.raises(UserError):
         load_tokenizer(Path(name or "nowhere"))
