@@ -48,10 +48,11 @@ TOKENIZERS = ((100_000, 4_000), (3_000_000, 8_000), (30_000_000, 16_000), (math.
 LENGTHS = (32, 256)  # between which a maximum length is chosen
 LONGER = 0.005  # of the texts may be longer
 SIZES = (  # tokens that the smallest network sees in the time given, layers, query layers, width, heads, tokens per batch
-    (3e6, 2, 2, 128, 4, 768), (40e6, 3, 2, 192, 6, 1024), (400e6, 4, 2, 256, 8, 1536), (4e9, 6, 3, 512, 8, 8192),
+    (1e6, 2, 2, 128, 4, 768), (40e6, 3, 2, 192, 6, 1024), (400e6, 4, 2, 256, 8, 1536), (4e9, 6, 3, 512, 8, 8192),
     (math.inf, 10, 4, 768, 12, 32768),
 )  # fmt: skip
 DROPOUTS = ((2, 0.0), (4, 0.1), (7, 0.2), (math.inf, 0.3))  # how often a run sees a text at most, and its dropout
+NARROW, NARROW_DROPOUT = 128, 0.1  # a network of this width has at most this dropout
 EPOCHS = 10  # of a run of which neither the steps nor the minutes are given
 LEAST_STEPS = 200
 EVALUATIONS = 12  # in a run
@@ -231,8 +232,11 @@ class _Chooser:
             return
         if isinstance(self.config.model, ModelConfig):
             dropout = next(value for most, value in DROPOUTS if self._epochs() <= most)
+            reason = f"each text is seen {self._epochs():.1f} times"
+            if getattr(self.config.model.backbone, "width", NARROW + 1) <= NARROW and dropout > NARROW_DROPOUT:
+                dropout, reason = NARROW_DROPOUT, f"{reason}, by a narrow network"
             self.config = _with(self.config, {"model.backbone.dropout": dropout})
-            yield Choice("model.backbone.dropout", dropout, f"each text is seen {self._epochs():.1f} times")
+            yield Choice("model.backbone.dropout", dropout, reason)
 
     def _epochs(self) -> float:
         return self.config.training.steps * _tokens_of_step(self.config) / self.tokens

@@ -42,6 +42,14 @@ def test_everything_that_is_not_given_is_chosen_and_said(corpus: Path, capsys: p
     assert config.training.patience == 3 and "training.patience: 3 (each text is seen" in printed
 
 
+def test_a_narrow_network_has_little_dropout(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = chosen(corpus)
+    assert (backbone(config)["width"], backbone(config)["dropout"]) == (128, 0.1)
+    assert "by a narrow network)" in capsys.readouterr().err
+    wide = chosen(corpus, ("training.steps", "2000"))
+    assert (backbone(wide)["width"], backbone(wide)["dropout"]) == (192, 0.3)
+
+
 def test_what_is_given_stays(corpus: Path) -> None:
     given = {"data.max_length": "50", "training.steps": "7", "training.patience": "0", "data.tokenizer.name": "words"}
     config = chosen(corpus, *given.items(), *TINY_NETWORK)
