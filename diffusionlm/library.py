@@ -25,7 +25,11 @@ LIBRARY: dict[str, dict[str, str]] = {
     },
     "ranking": {"likelihood": "diffusionlm.evaluation.ranking:LikelihoodRanking"},
     "guidance": {"gradient": "diffusionlm.pipelines.gradient:Gradient"},
-    "adapter": {"lora": "diffusionlm.models.lora:Lora", "control-branch": "diffusionlm.models.control_branch:ControlBranch"},
+    "adapter": {
+        "lora": "diffusionlm.models.lora:Lora",
+        "control-branch": "diffusionlm.models.control_branch:ControlBranch",
+        "joint-head": "diffusionlm.models.joint_adapter:JointAdapter",
+    },
     "backbone": {
         "bert": "diffusionlm.models.backbones:Bert",
         "transformer": "diffusionlm.models.backbones:Transformer",

@@ -20,7 +20,7 @@ from diffusionlm.data.annotators import Annotator, Plain
 from diffusionlm.data.corpora import Corpus
 from diffusionlm.data.folders import is_folder, read_object
 from diffusionlm.data.reading import read_text
-from diffusionlm.models.classifier import LatentClassifier, find_classifier
+from diffusionlm.models.classifier import LatentClassifier, classifier_homes, find_classifier
 from diffusionlm.models.diffusion import DiffusionLM
 from diffusionlm.models.io import model_folder
 
@@ -64,7 +64,8 @@ class Binding:
 
     def has_classifier(self, name: str) -> bool:
         """Return whether the model has a classifier ``name``, or there is a folder of this name."""
-        return is_folder(name) or (self.folder is not None and is_folder(model_folder(self.folder) / "classifiers" / name))
+        homes = [] if self.folder is None else classifier_homes(self.folder)
+        return is_folder(name) or any(is_folder(home / name) for home in homes)
 
     def _path(self, name: str) -> Path:
         if is_folder(name):

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, cast
 
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from diffusionlm.config import FORMAT_VERSION, Component, UserError, build_untrusted, to_plain
@@ -28,11 +30,12 @@ class Adapter(Component, family="adapter"):
     """Base of the adapters.
 
     ``complete`` is True where ``save`` writes all weights, so that no base model is needed; ``merges`` where a loaded model is
-    one like any other, which can be trained further.
+    one like any other, which can be trained further; ``adds_joint`` where what is added is a joint head.
     """
 
     complete: ClassVar[bool] = False
     merges: ClassVar[bool] = True
+    adds_joint: ClassVar[bool] = False
 
     def fitted(self, splits: Splits) -> Self:
         """Return the adapter with what it takes from the corpus, such as the labels of a condition that it adds."""
@@ -105,6 +108,23 @@ def check_complete(base: Path, where: str) -> None:
         )
 
 
+def added_weights(model: PreTrainedModel, parts: tuple[str, ...]) -> dict[str, Tensor]:
+    """Return the weights of a model whose names start with one of ``parts``."""
+    return {name: weight.contiguous() for name, weight in model.state_dict().items() if name.startswith(parts)}
+
+
+def load_added(model: PreTrainedModel, path: Path, parts: tuple[str, ...]) -> None:
+    """Load the weights of a model's ``parts`` from the file ``path``. Raises UserError where they are others than it has."""
+    saved, expected = load_file(path), added_weights(model, parts)
+    if differing := sorted(saved.keys() ^ expected.keys()):
+        raise UserError(f"{path}: expected the weights that {FILE} describes, but {differing[0]} differs")
+    for name, weight in saved.items():
+        if weight.shape != expected[name].shape or not weight.is_floating_point():
+            shape, got = tuple(expected[name].shape), f"{tuple(weight.shape)} of {weight.dtype}"
+            raise UserError(f"{path}: {name}: expected the shape {shape}, as {FILE} describes, got {got}")
+    model.load_state_dict(saved, strict=False)
+
+
 def weights_digest(model: PreTrainedModel) -> str:
     """Return the SHA-256 of a model's weights with their names, types and shapes; files and folders do not count."""
     digest = hashlib.sha256()
@@ -155,10 +175,10 @@ def saved_adapter(folder: Path, base: Path | None = None) -> SavedAdapter | None
     if not isinstance(plain["base"], str):
         raise UserError(f"{path}: base: expected the folder of the base model, got {plain['base']!r}")
     adapter = build_untrusted(Adapter, plain["adapter"], f"{path}: adapter")
-    found = base or Path(plain["base"])
+    found = base or folder / plain["base"]  # which may be an absolute path
     if not is_folder(found):
         raise UserError(
-            f"{path}: base: expected the folder of the base model, but there is no {found}; "
+            f"{path}: base: expected the folder of the base model, but there is no {base or plain['base']}; "
             f"where it has moved, name it: MODEL --adapter {folder}"
         )
     if not isinstance(plain.get("base_sha256"), str):

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from diffusionlm.config import UserError, plain_name
-from diffusionlm.models.adapters import Adapter, P
+from diffusionlm.models.adapters import Adapter, P, added_weights, load_added
 from diffusionlm.models.backbones import LayeredNetwork, Sublayers
 from diffusionlm.models.conditions import Condition, Conditioning, at_positions, one_sentence
 from diffusionlm.models.diffusion import WordVectorModel, WordVectorSpec
@@ -101,26 +101,14 @@ class ControlBranch(Adapter, name="control-branch"):
         model.train(model.training)
 
     def save(self, model: PreTrainedModel, folder: Path) -> None:
-        save_file(_trained(model), folder / WEIGHTS)
+        save_file(added_weights(model, PARTS), folder / WEIGHTS)
 
     def load(self, model: P, folder: Path) -> P:
         """Return ``model`` with the branch in ``folder``. Raises UserError where it does not fit it or these settings."""
         with torch.random.fork_rng(devices=[]):
             self._join(model)
-        saved, expected = load_file(folder / WEIGHTS), _trained(model)
-        if differing := sorted(saved.keys() ^ expected.keys()):
-            raise UserError(f"{folder / WEIGHTS}: expected the weights that adapter.json describes, but {differing[0]} differs")
-        for name, weight in saved.items():
-            if weight.shape != expected[name].shape or not weight.is_floating_point():
-                shape, got = tuple(expected[name].shape), f"{tuple(weight.shape)} of {weight.dtype}"
-                raise UserError(f"{folder / WEIGHTS}: {name}: expected the shape {shape}, as adapter.json describes, got {got}")
-        model.load_state_dict(saved, strict=False)
+        load_added(model, folder / WEIGHTS, PARTS)
         return model
-
-
-def _trained(model: nn.Module) -> dict[str, Tensor]:
-    """Return the weights of a model's branch and of the module of its condition."""
-    return {name: weight.contiguous() for name, weight in model.state_dict().items() if name.startswith(PARTS)}
 
 
 class Branch(nn.Module):

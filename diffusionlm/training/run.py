@@ -85,12 +85,15 @@ class RunConfig(Settings):
 
     def check(self) -> None:
         """Raise UserError where the settings do not go together."""
-        self.objective.check(self.model)
+        self.objective.check(self.adapter.adapted(self.model) if self.adapter.adds_joint else self.model)
         if self.objective.trains_joint and self.init_from is None:
             raise UserError("init_from: expected a trained model, whose joint head is trained; see: diffusionlm distill --help")
-        if self.objective.trains_joint and not self.adapter.complete:
+        if self.objective.trains_joint and not (self.adapter.complete or self.adapter.adds_joint):
             name = plain_name(type(self.adapter))
             raise UserError(f"adapter: {name!r} would not save the joint head, which is saved with all weights; leave it out")
+        if self.adapter.adds_joint and not self.objective.trains_joint:
+            name = plain_name(type(self.objective))
+            raise UserError(f"adapter: 'joint-head' is trained by diffusionlm distill, and not by the objective {name!r}")
         if getattr(self.model, "joint_width", None) and not self.objective.trains_joint:
             name = plain_name(type(self.objective))
             raise UserError(

@@ -80,10 +80,11 @@ def _distill(options: argparse.Namespace) -> int:
     from diffusionlm.training.run import train
 
     expect_positive(options, "evaluations")
-    given = (options.model, options.method, options.evaluations, options.config, options.overrides)
-    if not train(distillation_config(*given), options.out):
+    config = distillation_config(options.model, options.method, options.evaluations, options.config, options.overrides)
+    if not train(config, options.out):
         return 130
-    copy_classifiers(options.model, options.out)
+    if config.adapter.complete:  # that of an adapter finds the classifiers of its base
+        copy_classifiers(options.model, options.out)
     return 0
 
 

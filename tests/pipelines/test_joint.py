@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_runs import tiny_config
 from tiny_sources import trained
 
@@ -272,6 +273,33 @@ def test_classifiers_come_along(teacher: str, tmp_path: Path) -> None:
     assert sorted(str(path.relative_to(copied)) for path in copied.rglob("*.json*")) == ["one/config.json", "two/config.json"]
 
 
+def test_a_head_may_be_saved_alone_beside_its_teacher(teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, head = tmp_path / "base", tmp_path / "head"
+    shutil.copytree(teacher, base)
+    (base / "model" / "classifiers" / "own").mkdir(parents=True)
+    command = ["distill", str(base), "--out", str(head), "--adapter.name", "joint-head", "--training.steps", "4"]
+    assert main(command) == 0
+    assert sorted(path.name for path in (head / "model").glob("*.safetensors")) == ["joint_head.safetensors"]
+    weights = load_file(head / "model" / "joint_head.safetensors")
+    assert weights["joint.out.weight"].abs().max() > 0
+    pipe = Pipeline.from_pretrained(head)
+    texts = [row.text for row in pipe(3, seed=5)]
+    assert pipe.binding.has_classifier("own")  # of the base
+
+    whole = DiffusionLM.load(base / "model")
+    whole = whole.with_parts(replace(whole.settings, joint_width=192))
+    assert whole.load_state_dict(weights, strict=False).unexpected_keys == []
+    assert [row.text for row in Pipeline(whole.train(False), pipe.tokenizer, pipe.sampling)(3, seed=5)] == texts
+
+    shutil.move(base / "model", tmp_path / "moved")
+    plain = json.loads((head / "model" / "adapter.json").read_text()) | {"base": "../../moved"}
+    (head / "model" / "adapter.json").write_text(json.dumps(plain))
+    assert [row.text for row in Pipeline.from_pretrained(head)(3, seed=5)] == texts
+    capsys.readouterr()
+    assert main(["train", "--init-from", str(head), "--out", str(tmp_path / "more")]) == 2
+    assert "holds a 'joint-head' of" in capsys.readouterr().err
+
+
 def test_refusals(teacher: str, student: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, config = str(tmp_path / "out"), str(Path(student) / "config.yaml")
     sentences = {
@@ -307,6 +335,25 @@ def test_refusals(teacher: str, student: str, tmp_path: Path, capsys: pytest.Cap
             "--out",
             out,
         ): "model: expected the settings",
+        (
+            "train",
+            "--init-from",
+            teacher,
+            "--adapter",
+            "joint-head",
+            "--out",
+            out,
+        ): "adapter: 'joint-head' is trained by diffusionlm",
+        (
+            "distill",
+            teacher,
+            "--out",
+            out,
+            "--adapter.name",
+            "joint-head",
+            "--adapter.width",
+            "0",
+        ): "width: expected 1 to 10000",
         ("generate", student, "--sampler", "flow"): "sampler: 'flow' follows the probability flow",
         ("generate", student, "--sampler", "dpm++2m"): "sampler: 'dpm++2m' follows the probability flow",
         ("train", "--init-from", student, "--out", out): "objective: 'cross-entropy' would leave the joint head behind",

@@ -34,6 +34,7 @@ from diffusionlm.data.folders import is_folder
 from diffusionlm.data.labels import NONE, OTHER, Labelled, Labels, check_vocabulary, fields_of
 from diffusionlm.data.tokenizers import load_tokenizer
 from diffusionlm.files import write_folder
+from diffusionlm.models.adapters import saved_adapter
 from diffusionlm.models.backbones import Backbone, Transformer
 from diffusionlm.models.classifier.accuracy import value_measures
 from diffusionlm.models.diffusion import DiffusionLM
@@ -355,12 +356,21 @@ def _copy_files(folder: Path, staged: Path) -> None:
             shutil.copy(path, staged / path.name)
 
 
+def classifier_homes(model: str | Path) -> list[Path]:
+    """Return the folders with a model's classifiers: its own, and for an adapter that of its base."""
+    folder = model_folder(model)
+    saved = saved_adapter(folder)
+    return [each / "classifiers" for each in ([folder] if saved is None else [folder, model_folder(saved.base)])]
+
+
 def find_classifier(model: str | Path, name: str) -> Path:
     """Return the folder ``classifiers/NAME`` of a diffusion model's folder, or its run's. Raises UserError without one."""
-    home = model_folder(model) / "classifiers"
-    there = sorted(path.parent.name for path in home.glob("*/config.*")) if home.is_dir() else []
-    if name in there and is_folder(home / name):
-        return home / name
+    homes = classifier_homes(model)
+    home = homes[0]
+    there = sorted(path.parent.name for each in homes if each.is_dir() for path in each.glob("*/config.*"))
+    if name in there:
+        if found := next((each / name for each in homes if is_folder(each / name)), None):
+            return found
     known = f"there are {', '.join(dict.fromkeys(there))}" if there else "there is none yet"
     if Path(name).name != name:
         raise UserError(f"classifier: there is no folder {name!r}, and {home} holds none of this name ({known})")

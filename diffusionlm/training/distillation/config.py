@@ -75,6 +75,8 @@ def distillation_config(
         plain["training"] |= {"optimizer": HEAD_OPTIMIZER}
         plain["sampling"] |= joint_sampling(saved_sampling(teacher), evaluations, base.model.excludes_self)
     config = build(RunConfig, override(plain, assignments, RunConfig))
+    if config.adapter.adds_joint:  # to the teacher, which is saved nowhere else
+        config = replace(config, model=replace(config.model, joint_width=None))  # type: ignore[type-var]
     if isinstance(objective, Distillation) and config.sampling.noise_shift:
         raise UserError("sampling.noise_shift: a student takes the steps that it is trained for, no others; leave it out")
     if isinstance(objective, Joint) and (unused := [name for name in UNUSED if getattr(config.sampling, name)]):
