@@ -21,6 +21,7 @@ from diffusionlm.data.tokenizers import SOURCES
 from diffusionlm.evaluation.text_metrics import TrainingTexts
 from diffusionlm.files import read_text
 from diffusionlm.models.io import model_folder
+from diffusionlm.models.named import named_folder
 from diffusionlm.training.run import read_config
 
 
@@ -64,8 +65,9 @@ def fingerprint(folder: str | Path) -> str:
 
 
 def config_of(folders: Sequence[str | Path]) -> Path | None:
-    """Return the first ``config.yaml`` among ``folders`` of runs, or of the models inside runs."""
-    paths = [path / "config.yaml" for folder in folders for path in (Path(folder), Path(folder).resolve().parent)]
+    """Return the first ``config.yaml`` among ``folders`` of runs, of the models inside runs, or of bundled models."""
+    named = [named_folder(folder) for folder in folders]
+    paths = [path / "config.yaml" for folder in named for path in (folder, folder.resolve().parent)]
     return next((path for path in paths if path.is_file()), None)
 
 
