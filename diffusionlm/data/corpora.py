@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +18,8 @@ import numpy as np
 
 from diffusionlm.config import Component, UserError, nearest
 from diffusionlm.data.annotators import Annotator, Plain
+from diffusionlm.data.class_labels import named_labels
+from diffusionlm.data.columns import names_in, pair_columns, text_column
 from diffusionlm.data.large import ALL_HELD_OUT, Source, is_held_out, large_splits, size_of
 from diffusionlm.data.reading import Table, collected_reports, nfc, read_table
 from diffusionlm.data.rows import Texts, texts_of
@@ -30,6 +32,7 @@ from diffusionlm.files import SUFFIXES
 
 # A number for each text, None where the metric does not apply; the reported figure is the mean over the others.
 TextMetric = Callable[[Sequence[str]], list[float | None]]
+OF_TEXTS, OF_PAIRS = "data.corpus.text", "data.corpus.source and data.corpus.target name them"
 
 
 class Corpus(Component, family="corpus"):
@@ -72,9 +75,9 @@ class Files(Corpus, name="files"):
     All but the last may be packed, as .gz or .zst. ``train``, ``validation`` and ``test`` each name a file, a folder of files,
     or a pattern such as ``texts/*.txt``, whose files have the same columns. Large ones are read once and cached, see ``store``.
 
-    ``text`` is the column to read; the columns ``attributes`` become one column of that name, other columns are kept. Without a
-    ``validation`` file, ``validation_share`` of the training texts are held out by a hash of the text: a text and its copies
-    stay in their split when others are added.
+    ``text`` is the column to read, see ``columns`` without a "text"; the columns ``attributes`` become one column of that
+    name, other columns are kept. Without a ``validation`` file, ``validation_share`` of the training texts are held out by a
+    hash of the text: a text and its copies stay in their split when others are added.
 
     With ``streaming`` the training texts are read while a model is trained, and shuffled in a ``shuffle_buffer`` of texts; what
     is needed before, and the held-out texts, are taken from the ``first_texts``.
@@ -103,22 +106,22 @@ class Files(Corpus, name="files"):
             return None
         with collected_reports():  # ``load`` makes them
             paths = files_of(self.train)
+            column = column_of(paths[0], self.text, OF_TEXTS)
         share = self.validation_share if self.validation is None else 0.0
-        return stream_of_files(paths, self.train, self.text, share, self.shuffle_buffer)
+        return stream_of_files(paths, self.train, column, share, self.shuffle_buffer)
 
     def load(self) -> dict[str, datasets.Dataset]:
         names = {"train": self.train, "validation": self.validation, "test": self.test}
         files = {split: files_of(name) for split, name in names.items() if name is not None}
+        text = column_of(files["train"][0], self.text, OF_TEXTS)
         if (stream := self.stream()) is not None:
             del files["train"]
-            others = {split: tidy(read_tables(paths, self.text), None, self.text) for split, paths in files.items()}
+            others = {split: tidy(read_tables(paths, text), None, text) for split, paths in files.items()}
             return _first_splits(stream, self.first_texts, others)
         if not is_cached(size_of(files)):
-            splits = {
-                name: tidy(read_tables(paths, self.text), None, self.text, self.attributes) for name, paths in files.items()
-            }
+            splits = {name: tidy(read_tables(paths, text), None, text, self.attributes) for name, paths in files.items()}
             return _hold_out(splits, self.validation_share, self.train)
-        return large_splits(files, Source(self.train, self.text, self.attributes, self.validation_share))
+        return large_splits(files, Source(self.train, text, self.attributes, self.validation_share))
 
 
 @dataclass(frozen=True)
@@ -143,8 +146,9 @@ class E2E(Corpus, name="e2e"):
 class Pairs(Corpus, name="pairs"):
     """Sources and targets in ``path``: a folder with train.jsonl, valid.jsonl and test.jsonl, or one file.
 
-    DiffuSeq's form has the columns ``src`` and ``trg``, which are the defaults; they become "source" and "text". Other formats
-    of ``files`` are read too. Without a validation file, ``validation_share`` of the training texts are held out.
+    DiffuSeq's form has the columns ``src`` and ``trg``, which are the defaults; they become "source" and "text". Without them
+    another usual pair is read, see ``columns``. Other formats of ``files`` are read too. Without a validation file,
+    ``validation_share`` of the training texts are held out.
     """
 
     path: str
@@ -156,7 +160,11 @@ class Pairs(Corpus, name="pairs"):
         _check_share(self.validation_share)
 
     def load(self) -> dict[str, datasets.Dataset]:
-        splits = {split: self._read(path) for split, path in self._files().items()}
+        files, columns = self._files(), (self.source, self.target)
+        if columns == (Pairs.source, Pairs.target):
+            found = pair_columns(str(files["train"]), names_in(files["train"], columns), columns, OF_PAIRS)
+            columns = columns if found is None else found
+        splits = {split: _read_pairs(path, *columns) for split, path in files.items()}
         return _hold_out(splits, self.validation_share, self.path)
 
     def _files(self) -> dict[str, Path]:
@@ -174,23 +182,15 @@ class Pairs(Corpus, name="pairs"):
             raise UserError(f"{folder}: expected a file train.jsonl, or another of {', '.join(SUFFIXES)}")
         return found
 
-    def _read(self, path: Path) -> datasets.Dataset:
-        table = read_table(path, self.target)
-        rows = tidy(table, None, self.target)
-        if self.source == "source":
-            return rows
-        sources = table.column(self.source)
-        rows = rows.remove_columns({"source"} & {*rows.column_names})
-        return rows.add_column("source", [sources[row] for row in table.texts(self.target)])
-
 
 @dataclass(frozen=True)
 class Hub(Corpus, name="hub"):
     """The dataset ``path`` (configuration ``config``) of the Hugging Face hub, or a local folder in the hub's layout.
 
     ``text`` may be a part of a column, as ``translation.en`` in the data sets of translations; its other parts then are columns
-    too. ``train``, ``validation`` and ``test`` name its splits; without a validation split ``validation_share`` of the
-    training texts is held out. ``take`` keeps the first texts of each split; with ``streaming`` no others are downloaded.
+    too. Where there is no column "text", see ``columns``. Labels are words where the data set names them. ``train``,
+    ``validation`` and ``test`` name its splits; without a validation split ``validation_share`` of the training texts is held
+    out. ``take`` keeps the first texts of each split; with ``streaming`` no others are downloaded.
 
     With ``streaming`` and without ``take`` the training texts are read while a model is trained; ``first_texts`` and
     ``shuffle_buffer`` as in ``files``, and the other splits are their first texts, as many.
@@ -223,9 +223,11 @@ class Hub(Corpus, name="hub"):
         if not self.streams:
             return None
         found = self._opened()
+        with collected_reports():  # ``load`` makes them
+            column = self._column(found[self.train])
         share = 0.0 if self.validation in found else self.validation_share
         name = f"{self.path}, split {self.train}"
-        return TextStream(name, lambda random: self._opened()[self.train], share, self.shuffle_buffer, self.text)
+        return TextStream(name, lambda random: self._opened()[self.train], share, self.shuffle_buffer, column)
 
     def load(self) -> dict[str, datasets.Dataset]:
         """Download (once) or stream it."""
@@ -236,7 +238,8 @@ class Hub(Corpus, name="hub"):
             splits = {split: self._first(found[names[split]]) for split in read}
         except OF_LIBRARIES as error:
             raise self._unreadable(error) from None
-        tidy = {split: self._tidied(rows, f"{self.path}, split {names[split]}") for split, rows in splits.items()}
+        known = replace(self, text=self._column(found[self.train]))
+        tidy = {split: known._tidied(rows, f"{self.path}, split {names[split]}") for split, rows in splits.items()}
         if stream is not None:
             return _first_splits(stream, self.first_texts, tidy)
         return _hold_out(tidy, self.validation_share, self.path)
@@ -251,11 +254,25 @@ class Hub(Corpus, name="hub"):
             raise UserError(f"{self.path}: no split is called {self.train!r}{nearest(self.train, found)}")
         return found
 
+    def _column(self, split: Any) -> str:
+        """Return the column of the texts in a split."""
+        if self.text != Hub.text:
+            return self.text
+        try:
+            features = split.features or datasets.Features.from_dict({})
+            row: Mapping[str, Any] = {} if features else next(iter(split), {})
+        except OF_LIBRARIES as error:
+            raise self._unreadable(error) from None
+        names = {nfc(name): getattr(feature, "dtype", "") in ("string", "large_string") for name, feature in features.items()}
+        names |= {nfc(name): isinstance(value, str) for name, value in row.items()}
+        return text_column(f"{self.path}, split {self.train}", names, self.text, OF_TEXTS)
+
     def _unreadable(self, error: Exception) -> UserError:
         reason = str(error).strip().partition("\n")[0]
         return UserError(f"{self.path}: cannot load a dataset from here: {reason}")
 
     def _tidied(self, rows: datasets.Dataset, place: str) -> datasets.Dataset:
+        rows = named_labels(rows)
         column, dot, _ = self.text.partition(".")
         if dot and column in rows.column_names and self.text not in rows.column_names:
             rows = rows.flatten()
@@ -283,11 +300,18 @@ def _values(rows: datasets.Dataset, name: str) -> Sequence[Any]:
     return Texts(rows.select_columns(name).rename_columns({name: "text"}))
 
 
-def read_texts(path: str, column: str = "text") -> list[tuple[str, str]]:
+def column_of(path: str | Path, wanted: str, setting: str) -> str:
+    """Return the column of the texts of a file, see ``columns.text_column``."""
+    return text_column(str(path), names_in(path, (wanted,)), wanted, setting) if wanted == "text" else wanted
+
+
+def read_texts(path: str, column: str = "text", setting: str = "column") -> list[tuple[str, str]]:
     """Read the texts of a file in one of the formats of ``files``, or the lines of standard input where it is ``-``.
 
-    Each text comes with its place, such as "reviews.csv, line 7"; rows without text are dropped. Raises as ``read_file``.
+    Each text comes with its place, such as "reviews.csv, line 7"; rows without text are dropped. Where there is no column
+    "text", see ``columns``. Raises as ``read_file``; the ``setting`` is what names the column for the user.
     """
+    column = column_of(path, column, setting)
     table = read_table(path, column)
     return [(table.place(row), table.column(column)[row]) for row in table.texts(column)]
 
@@ -298,6 +322,16 @@ def read_file(path: str | Path, text: str = "text", attributes: Sequence[str] = 
     Raises UserError for a missing or broken file or column, or where there is no text.
     """
     return tidy(read_table(Path(path), text), None, text, attributes)
+
+
+def _read_pairs(path: Path, source: str, target: str) -> datasets.Dataset:
+    table = read_table(path, target)
+    rows = tidy(table, None, target)
+    if source == "source":
+        return rows
+    sources = table.column(source)
+    rows = rows.remove_columns({"source"} & {*rows.column_names})
+    return rows.add_column("source", [sources[row] for row in table.texts(target)])
 
 
 def _hold_out(splits: dict[str, datasets.Dataset], share: float, place: str) -> dict[str, datasets.Dataset]:

@@ -32,6 +32,7 @@ import pyarrow  # type: ignore[import-untyped]
 import pyarrow.parquet  # type: ignore[import-untyped]
 
 from diffusionlm.config import UserError, nearest
+from diffusionlm.data.class_labels import classes_in, label_name
 from diffusionlm.files import LINE_END, PACKED, SUFFIXES, decode, read_bytes
 from diffusionlm.files import read_text as read_text
 
@@ -345,9 +346,14 @@ def _table_rows(lines: Iterable[str], name: str, column: str) -> Rows:
 
 def _delimiter(header: str, name: str, column: str) -> str:
     """Return the first delimiter with which the header has the column, else that of the file's format."""
+    cells = header_cells(header, name)
+    return next((each for each, names in cells.items() if column in names), next(iter(cells)))
+
+
+def header_cells(header: str, name: str) -> dict[str, list[str]]:
+    """Return the names in the header of a table by the delimiter, in the order in which delimiters are tried."""
     tried = "\t" + DELIMITERS if kind_of(name) == "tsv" else DELIMITERS
-    cells = {each: next(csv.reader([header], delimiter=each), []) for each in tried}
-    return next((each for each in tried if column in map(nfc, cells[each])), tried[0])
+    return {each: nfc(next(csv.reader([header], delimiter=each), [])) for each in tried}
 
 
 def _line_ends(cell: str) -> int:
@@ -379,4 +385,7 @@ def parquet_table(part: Any, name: str, numbers: Sequence[int]) -> Table:
     if repeated := [key for i, (key, _) in enumerate(parts) if key in dict(parts[:i])]:
         raise UserError(f"{name}: it has two columns {repeated[0]!r}; rename one of them")
     columns = {key: values.to_pylist() for key, values in parts if key not in of_bytes}
+    for key, names in classes_in(part.schema.metadata).items():
+        if (key := nfc(key)) in columns:
+            columns[key] = [label_name(value, names) for value in columns[key]]
     return Table(name, columns, numbers, "row", tuple(of_bytes))

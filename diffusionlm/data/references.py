@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusionlm.config import UserError, nearest
+from diffusionlm.data.columns import names_in, pair_columns
 from diffusionlm.data.corpora import meaning
 from diffusionlm.data.reading import Table, kind_of, read_table, read_text, table_kind, wrong_character
 
@@ -127,6 +128,9 @@ def source_table(path: str | Path, with_targets: bool = False) -> tuple[Table, s
             return table, *(complete or pairs)[0]
     if failed and (table is None or with_targets):
         raise failed
+    known = names_in(path, COLUMNS[0]) if table is not None and table.columns else {}
+    if pair := pair_columns(str(path), known, COLUMNS[0], "rename the others"):
+        return read_table(Path(path), pair[0]), *pair
     found = ", ".join(map(repr, table.columns)) if table is not None else ""
     wanted = f"a column of sources, {' or '.join(source for source, _ in COLUMNS)}"
     if with_targets:

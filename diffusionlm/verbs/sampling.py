@@ -291,5 +291,5 @@ def texts_to_score(
         return read_pairs(options.file, options.column)
     if options.source is not None and options.source == options.file:
         raise UserError("--source: expected another file than that of the texts; without --source its own column is read")
-    places, texts = zip(*read_texts(options.file, options.column), strict=True)
+    places, texts = zip(*read_texts(options.file, options.column, "--column"), strict=True)
     return places, texts, None if options.source is None else read_source_of_each(options.source)

@@ -117,8 +117,8 @@ def test_what_is_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "there is no such file" in refusal([model, str(tmp_path / "none.txt")], capsys)
     assert "expected a model folder" in refusal([str(tmp_path), str(texts)], capsys)
     assert "dtype: expected one of" in refusal([model, str(texts), "--dtype", "fp8"], capsys)
-    (tmp_path / "a.jsonl").write_text('{"review": "good"}\n')
-    assert "no column 'text' among 'review'" in refusal([model, str(tmp_path / "a.jsonl")], capsys)
+    (tmp_path / "a.jsonl").write_text('{"opinion": "good"}\n')
+    assert "no column 'text' among 'opinion'; the setting --column names" in refusal([model, str(tmp_path / "a.jsonl")], capsys)
     (tmp_path / "empty.txt").write_text("\n \n")
     assert "there is no text in it" in refusal([model, str(tmp_path / "empty.txt")], capsys)
 
