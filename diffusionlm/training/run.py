@@ -57,6 +57,7 @@ from diffusionlm.training.texts import (
     report_unknown_sources,
     streamed,
 )
+from diffusionlm.training.tracking import check_trackers
 from diffusionlm.training.trainer import DiffusionTrainer, TrainingConfig
 
 SHELL = (".log", ".out", ".err", ".txt")  # files that the user's shell may keep in a run folder: none of a run's own
@@ -104,6 +105,7 @@ class RunConfig(Settings):
             name = plain_name(type(self.adapter))
             raise UserError(f"init_from: expected a base model, since the adapter {name!r} saves no complete model")
         self._check_extension()
+        check_trackers(self.training.report_to)
         if self.data.corpus.streams:
             check_stream(self.model, self.adapter, self.data, self.training.batch_tokens)
         build_untrusted(SamplingConfig, to_plain(self.sampling), "sampling")  # as the saved model is read

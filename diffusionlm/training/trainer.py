@@ -43,6 +43,7 @@ from diffusionlm.training.arguments import arguments_of
 from diffusionlm.training.best import BestWeights
 from diffusionlm.training.callbacks import Overfitting, Patience, Progress, Samples, interruptible
 from diffusionlm.training.optimizers import MuonAdamW, OptimizerConfig
+from diffusionlm.training.tracking import Tracking, tracked
 from diffusionlm.training.validation import evaluate_terms
 
 
@@ -68,6 +69,7 @@ class TrainingConfig(Settings):
         patience: evaluations without a lower loss after which training stops early; 0 disables it.
         select: which weights the run's model has: ``best`` are those with the lowest validation loss, if the objective's
             validation loss ranks models and there are validation texts, else the ``last``.
+        report_to: where the rows of the log go beside ``log.jsonl``: ``tensorboard``, ``wandb``, ``trackio``.
         seed: random seed of weights, batches and noise.
     """
 
@@ -91,6 +93,7 @@ class TrainingConfig(Settings):
     keep: int = 2
     patience: int = 0
     select: Literal["best", "last"] = "best"
+    report_to: tuple[Tracking, ...] = ("tensorboard",)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -162,13 +165,17 @@ class DiffusionTrainer(Trainer):
         if self.is_world_process_zero():
             checkpoints.clear_places(self.folder, range(start + 1, self.config.steps + 1))
             checkpoints.trim_log(self.folder / "log.jsonl", start)
-            # Built here and not by the Trainer: events of steps after the checkpoint must be dropped.
-            self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=start + 1 if start else None)
-            self.add_callback(TensorBoardCallback(self.writer))
+            if "tensorboard" in self.config.report_to:
+                # Built here and not by the Trainer: events of steps after the checkpoint must be dropped.
+                self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=start + 1 if start else None)
+                self.add_callback(TensorBoardCallback(self.writer))
         if checkpoint is None:
             torch.manual_seed(self.config.seed + 1_000_003 * (1 + self.args.process_index))
+        names = self.config.report_to if self.is_world_process_zero() else ()
         try:
-            with interruptible(self.control):
+            with tracked(names, self.folder) as trackers, interruptible(self.control):
+                for tracker in trackers:
+                    self.add_callback(tracker)
                 self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         except OverflowError as error:  # finite weights, far out of their range
             raise self._diverged(f"after step {self.state.global_step} the weights are out of range ({error})") from None
@@ -265,12 +272,13 @@ class DiffusionTrainer(Trainer):
 
     def _draw(self) -> None:
         """Save the objective's figures in ``figures/``, and their history in TensorBoard."""
-        if self.writer is None or not plots.available():
+        if not self.is_world_process_zero() or not plots.available():
             return
         for name, figure in self.averaged.figures(self.validation).items():
             path = self.folder / "figures" / f"{name}.png"
             plots.save(figure, path)  # drawn once: TensorBoard's add_figure would draw it again
-            self.writer.add_image(name, plots.pixels(path), self.state.global_step, dataformats="HWC")
+            if self.writer is not None:
+                self.writer.add_image(name, plots.pixels(path), self.state.global_step, dataformats="HWC")
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save a checkpoint, its marker last; then delete the oldest ones and export the model."""
