@@ -6,10 +6,12 @@ and copies are resampled with the weights
 
     w = exp( strength (r_s - r_t) )                   t: the scoring before, s: this one
 
-Any callable ``texts -> scores`` will do, by itself or by its import path.
+Any callable ``texts -> scores`` will do, by itself or by its import path. The classifier itself is ``Classifier("low",
+classifier())``: its reward is log p(low | text).
 
     python examples/sklearn_classifier.py [RUN]                         (needs scikit-learn)
     PYTHONPATH=examples python -m diffusionlm generate RUN --control 'Reward("sklearn_classifier:cheap")'
+    PYTHONPATH=examples python -m diffusionlm generate RUN --control 'Classifier("low", "sklearn_classifier:classifier")'
 """
 
 from __future__ import annotations

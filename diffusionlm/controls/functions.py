@@ -20,17 +20,20 @@ def imported(function: ScoringFunction | str, where: str) -> ScoringFunction:
     Raises:
         UserError: it cannot be imported, or cannot be called; the message begins with ``where``.
     """
-    found: Any = function
-    if isinstance(found, str):
-        module, _, name = found.partition(":")
-        try:
-            found = getattr(importlib.import_module(module), name)
-        except Exception as error:  # of any kind: the module is the user's
-            raise UserError(f"{where}: cannot import {function!r}, expected module:function: {_line(error)}") from None
+    found: Any = attribute_at(function, where) if isinstance(function, str) else function
     if not callable(found):
         raise UserError(f"{where}: {function!r} cannot be called; expected a function of texts")
     checked: ScoringFunction = found
     return checked
+
+
+def attribute_at(path: str, where: str) -> Any:
+    """Return what is at the import path ``module:name``. Raises UserError, which begins with ``where``, where that fails."""
+    module, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except Exception as error:  # of any kind: the module is the user's
+        raise UserError(f"{where}: cannot import {path!r}, expected module:function: {_line(error)}") from None
 
 
 def scores_of(function: ScoringFunction, texts: Sequence[str], where: str, **named: Any) -> Tensor:

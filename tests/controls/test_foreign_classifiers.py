@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 from test_diffusion import SENTENCES, _pipeline
 from transformers import DistilBertConfig, DistilBertForSequenceClassification, PreTrainedTokenizerFast
 
 from diffusionlm.config import UserError
-from diffusionlm.controls import Binding, Classifier
+from diffusionlm.controls import Binding, Classifier, read_control
 from diffusionlm.core.guidance import GuidanceState
 from diffusionlm.core.sampler import Denoised
 from diffusionlm.data.tokenizers import BytePairs, WordTokenizer
@@ -141,3 +145,83 @@ def test_labels_that_are_not_exclusive_have_separate_probabilities_and_long_text
     ids = torch.tensor([tokenizer(long, truncation=True, max_length=8)["input_ids"]])
     logits = foreign.model(input_ids=ids).logits[0]
     torch.testing.assert_close(foreign.log_probabilities([long])[0].exp(), logits.sigmoid())
+
+
+RAINY = [text for text in SENTENCES if WET in text.split()]
+
+
+def fitted() -> Any:
+    """Fit a classifier of scikit-learn to tell texts that have the word rain."""
+    texts = [f"{text} {WET}" for text in SENTENCES] + [text for text in SENTENCES if text not in RAINY]
+    labels = ["wet" if WET in text.split() else "dry" for text in texts]
+    return make_pipeline(CountVectorizer(), LogisticRegression(C=100)).fit(texts, labels)
+
+
+def mappings(texts: Sequence[str]) -> list[dict[str, float]]:
+    return [{"wet": 0.9, "dry": 0.1} if WET in text.split() else {"wet": 0.0, "dry": 1.0} for text in texts]
+
+
+def listed(texts: Sequence[str]) -> list[list[dict[str, Any]]]:
+    return [[{"label": name, "score": p} for name, p in row.items()] for row in mappings(texts)]
+
+
+made = fitted()
+
+
+@pytest.mark.parametrize(
+    "classifier",
+    [made, "test_foreign_classifiers:made", "test_foreign_classifiers:fitted", mappings, listed],
+    ids=["object", "path", "path of a function that makes it", "mappings", "lists"],
+)
+def test_classifiers_of_other_libraries_are_rewards(classifier: Any, pipeline: Pipeline) -> None:
+    control = Classifier("wet", classifier)
+    compiled = control.compile(pipeline.binding)
+    assert not compiled.energies
+    texts = [f"the {WET}", "the sun"]
+    expected = made.predict_proba(texts)[:, 1] if classifier not in (mappings, listed) else [0.9, 0.0]
+    (reward,) = compiled.rewards
+    torch.testing.assert_close(reward(texts).exp(), torch.tensor(expected).clamp_min(1e-9), check_dtype=False)
+    scores = control.score(texts, pipeline.binding)
+    assert scores[0] == 1 and scores[1] == pytest.approx(expected[1], abs=1e-6)
+
+
+def test_a_classifier_of_scikit_learn_steers(pipeline: Pipeline) -> None:
+    def wet(control: Classifier | tuple[()], **changes: Any) -> int:
+        return sum(WET in row.text.split() for row in pipeline(16, control, length=6, steps=8, **changes))
+
+    assert wet(Classifier("wet", made), particles=Particles(count=8, every=2)) > wet(())
+
+
+def test_classifiers_are_plugged_in_on_the_command_line_by_their_import_path(pipeline: Pipeline) -> None:
+    control = read_control('Classifier("wet", "test_foreign_classifiers:made")')
+    assert control == Classifier("wet", "test_foreign_classifiers:made")
+    assert str(control) == 'Classifier("wet", "test_foreign_classifiers:made")'
+    assert str(Classifier("wet", made)) == 'Classifier("wet", Pipeline)'
+
+
+@pytest.mark.parametrize(
+    ("label", "classifier", "message"),
+    [
+        ("wett", made, "has no label 'wett'; did you mean 'wet'"),
+        ("wett", mappings, "has no label 'wett'; did you mean 'wet'"),
+        ("wet", "test_foreign_classifiers:mad", "cannot import 'test_foreign_classifiers:mad'"),
+        ("wet", "test_foreign_classifiers:WET", "expected a classifier with predict_proba, or a function of texts, got"),
+        ("wet", LogisticRegression(), "has no label 'wet'; expected their names in its classes_: is it fitted"),
+        ("wet", lambda texts: [0.5] * len(texts), "expected a mapping from labels to probabilities for each text, got 0.5; a"),
+        ("wet", lambda texts: [{"wet": -3.0}] * len(texts), "expected probabilities from 0 to 1, got -3"),
+        ("wet", lambda texts: [{"wet": None}] * len(texts), "expected a finite score for each of 1 texts, got"),
+        ("wet", lambda texts: texts.missing, "the function fails for 1 texts: AttributeError"),
+    ],
+)
+def test_what_gives_no_probability_of_the_label_is_refused(
+    label: str, classifier: Any, message: str, pipeline: Pipeline
+) -> None:
+    with pytest.raises(UserError, match=message):
+        Classifier(label, classifier).compile(pipeline.binding).rewards[0](["the sun"])
+
+
+def test_what_is_no_classifier_is_refused() -> None:
+    with pytest.raises(UserError, match="classifier: expected the name or folder of a classifier in quotes, or a classifier"):
+        read_control('Classifier("wet", 5)')
+    with pytest.raises(UserError, match="field: a classifier of another library has one alone"):
+        Classifier("wet", made, "field")
