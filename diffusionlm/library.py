@@ -3,7 +3,10 @@
 # The library's members of each family that are not defined beside the family's base class, imported when first used.
 LIBRARY: dict[str, dict[str, str]] = {
     "corpus": {"restaurants": "diffusionlm.restaurants.corpus:Restaurants"},
-    "annotator": {"grammar": "diffusionlm.restaurants.annotator:Grammar"},
+    "annotator": {
+        "grammar": "diffusionlm.restaurants.annotator:Grammar",
+        "spacy": "diffusionlm.data.spacy_annotator:SpaCy",
+    },
     "noise schedule": {
         "cosine": "diffusionlm.recipe.schedules:Cosine",
         "linear": "diffusionlm.recipe.schedules:Linear",

@@ -26,19 +26,26 @@ from diffusionlm.progress import intervals
 
 @dataclass(frozen=True)
 class Annotation:
-    """A text's words with their tags, tree and attributes; None for a part that the annotator does not read."""
+    """A text's words with their tags, tree and attributes; None for a part that the annotator does not read.
+
+    Of each word, ``entities`` has the named entity as "B-PERSON", "I-PERSON" or "O", ``heads`` the number of the word on which
+    it depends (its own for the root of a sentence), ``relations`` the name of this dependency.
+    """
 
     words: tuple[str, ...]
     tags: tuple[str, ...] | None = None
     tree: str | None = None
     attributes: dict[str, str] | None = None
+    entities: tuple[str, ...] | None = None
+    heads: tuple[int, ...] | None = None
+    relations: tuple[str, ...] | None = None
 
 
 CorpusRow = Mapping[str, Any]  # of a corpus: ``text``, and where known ``attributes``, ``tags``, ``tree``
 
 
 class Annotator(Component, family="annotator"):
-    """Base of the annotators; ``reads`` names what a member can give: "tags", "tree", "attributes"."""
+    """Base of the annotators; ``reads`` names what a member can give, such as "tags", "tree", "attributes"."""
 
     reads: ClassVar[frozenset[str]] = frozenset({"tags", "tree", "attributes"})
 

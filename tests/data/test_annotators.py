@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import random
 from pathlib import Path
@@ -11,8 +12,8 @@ import pytest
 from nltk.tag import PerceptronTagger
 from tiny_runs import restaurant_texts
 
-from diffusionlm.config import UserError
-from diffusionlm.data.annotators import Plain, Tagger, annotated, sentences
+from diffusionlm.config import UserError, build
+from diffusionlm.data.annotators import Annotator, Plain, Tagger, annotated, sentences
 from diffusionlm.data.tokenizers import WordTokenizer
 from diffusionlm.data.trees import bracket_f1, brackets, tags_of
 from diffusionlm.restaurants.annotator import Grammar
@@ -94,3 +95,10 @@ def test_trees_of_the_grammar_hold_its_words_and_constituents() -> None:
     assert (0, first, "S") in found, "the first sentence"
     assert bracket_f1(found, found) == 1
     assert bracket_f1(found, found[:-1]) == pytest.approx(2 * (len(found) - 1) / (2 * len(found) - 1))
+
+
+def test_spacy_is_refused_where_it_is_missing() -> None:
+    if importlib.util.find_spec("spacy"):
+        pytest.skip("spaCy is installed")
+    with pytest.raises(UserError, match=r"annotator: 'spacy' needs spaCy: pip install 'diffusion-lm\[spacy\]'"):
+        build(Annotator, {"name": "spacy"}).annotate("The pub.")
