@@ -130,7 +130,7 @@ def benchmark(options: argparse.Namespace, paths: dict[str, Path], folder: Path)
     judge = judge_of(options, paths, folder)
     finished = [run for row, run in runs.items() if row not in failed]
     out = Path(options.results) / f"stories-{options.steps or options.minutes:g}-{'steps' if options.steps else 'minutes'}"
-    config = EvaluationConfig(temperatures=TEMPERATURES, count=options.texts, bound_texts=options.bound_texts)
+    config = EvaluationConfig(temperatures=TEMPERATURES, count=options.texts, bound_texts=options.bound_texts, split="test")
     corpus = Files(train=str(paths["train"]), test=str(paths["test"]))
     print(table(evaluate(judge, finished, config=config, corpus=corpus, out=out)))
     texts = {name: read_text(path).splitlines() for name, path in paths.items()}
