@@ -1,8 +1,11 @@
-"""What holds for every test: one thread, and a random state of its own; files of few but long tests run first."""
+"""What holds for every test: one thread, a random state of its own, no network; files of few but long tests run first."""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # is read when the library of the hub is imported
 
 import pytest
 import torch

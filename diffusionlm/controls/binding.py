@@ -22,6 +22,7 @@ from diffusionlm.data.folders import is_folder, read_object
 from diffusionlm.data.reading import read_text
 from diffusionlm.models.classifier import LatentClassifier, classifier_homes, find_classifier
 from diffusionlm.models.diffusion import DiffusionLM
+from diffusionlm.models.hub import repository
 from diffusionlm.models.io import model_folder
 
 KEPT_AUTOMATA = 64
@@ -68,8 +69,8 @@ class Binding:
         return is_folder(name) or any(is_folder(home / name) for home in homes)
 
     def _path(self, name: str) -> Path:
-        if is_folder(name):
-            return Path(name)
+        if is_folder(name) or repository(name) is not None:
+            return model_folder(name)
         if self.folder is None:
             raise UserError(f"classifier: the model came from no folder, so {name!r} must be a classifier's folder")
         return find_classifier(self.folder, name)

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from diffusionlm.config import FORMAT_VERSION, Component, UserError, build_untrusted, to_plain
 from diffusionlm.data.folders import is_folder, read_object
 from diffusionlm.files import taken_version
+from diffusionlm.models.named import named_folder
 from diffusionlm.models.spec import ModelSpec, Splits
 
 P = TypeVar("P", bound=PreTrainedModel)
@@ -149,7 +150,8 @@ def save_adapted(adapter: Adapter, model: PreTrainedModel, folder: Path, base: s
     model.config.save_pretrained(folder)
     adapter.save(model, folder)
     if not adapter.complete:
-        named = {"base": str(Path(str(base)).resolve()), "base_sha256": cast(Any, model).base_sha256}
+        place = str(Path(str(base)).resolve()) if is_folder(str(base)) else str(base)  # the latter is a model's name
+        named = {"base": place, "base_sha256": cast(Any, model).base_sha256}
         plain = {"format_version": FORMAT_VERSION, **named, "adapter": to_plain(adapter.of(model))}
         (folder / FILE).write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
 
@@ -175,11 +177,12 @@ def saved_adapter(folder: Path, base: Path | None = None) -> SavedAdapter | None
     if not isinstance(plain["base"], str):
         raise UserError(f"{path}: base: expected the folder of the base model, got {plain['base']!r}")
     adapter = build_untrusted(Adapter, plain["adapter"], f"{path}: adapter")
-    found = base or folder / plain["base"]  # which may be an absolute path
+    recorded = folder / plain["base"]  # which may be an absolute path
+    found = base or (recorded if is_folder(recorded) else named_folder(plain["base"], download=False))
     if not is_folder(found):
         raise UserError(
             f"{path}: base: expected the folder of the base model, but there is no {base or plain['base']}; "
-            f"where it has moved, name it: MODEL --adapter {folder}"
+            f"where it has moved, or is on the hub, name it: MODEL --adapter {folder}"
         )
     if not isinstance(plain.get("base_sha256"), str):
         raise UserError(f"{path}: base_sha256: expected the digest of the base's weights, got {plain.get('base_sha256')!r}")

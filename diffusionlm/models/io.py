@@ -19,6 +19,7 @@ from diffusionlm.data.folders import check_folder, damage_errors, is_folder, loa
 from diffusionlm.data.tokenizers import SOURCES, check_ids, join_sources, load_tokenizer
 from diffusionlm.models.adapters import FILE, SavedAdapter, check_complete, saved_adapter
 from diffusionlm.models.conditions import condition_of
+from diffusionlm.models.hub import why_local
 from diffusionlm.models.named import bundled_models, named_folder
 
 P = TypeVar("P", bound=PreTrainedModel)
@@ -53,7 +54,7 @@ class SavedConfig(Settings):
 
 
 def model_folder(folder: str | Path) -> Path:
-    """Return the model folder that ``folder`` names: itself, ``model/`` in the folder of a run, or a bundled model."""
+    """Return the model folder that ``folder`` names: itself, ``model/`` in the folder of a run, or one of ``named_folder``."""
     found = named_folder(folder)
     inner = found / "model"
     within = is_folder(inner) and not (found / "config.json").exists() and (inner / "config.json").exists()
@@ -114,7 +115,7 @@ def model_config(folder: str | Path) -> dict[str, Any]:
     if not is_folder(folder):
         bundled = bundled_models()
         known = f"; models that come with the package: {', '.join(bundled)}" if bundled else ""
-        raise UserError(f"{folder}: expected a model folder, but there is none{known}")
+        raise UserError(f"{folder}: expected a model folder, but there is none{why_local(str(folder))}{known}")
     if not (Path(folder) / "config.json").exists():
         raise UserError(f"{folder}: expected a model folder, but it has no config.json")
     return read_object(Path(folder) / "config.json")

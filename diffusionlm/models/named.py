@@ -1,4 +1,4 @@
-"""Models by name: folders of this machine, and the models that come with the package.
+"""Models by name: folders of this machine, the models that come with the package, and those of the Hugging Face hub.
 
 A model comes with the package by lying in the folder ``models`` of its data; no code knows which there are.
 """
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from diffusionlm.data.folders import is_folder
 from diffusionlm.data.packaged import packaged_folders
+from diffusionlm.models.hub import cached, downloaded, repository
 
 
 def bundled_models() -> dict[str, Path]:
@@ -17,7 +18,19 @@ def bundled_models() -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def named_folder(name: str | Path) -> Path:
-    """Return the folder that ``name`` stands for: one of this machine, or else the bundled model of that name."""
+def named_folder(name: str | Path, download: bool = True) -> Path:
+    """Return the folder that ``name`` stands for: one of this machine, else a bundled model, else a model of the hub.
+
+    ``hub.repository`` tells which names are sought on the hub; without ``download``, among the models downloaded before.
+
+    Raises:
+        UserError: the hub has no such model, or cannot be reached.
+    """
     path = Path(name)
-    return path if is_folder(path) else bundled_models().get(str(name), path)
+    if is_folder(path):
+        return path
+    if (bundled := bundled_models().get(str(name))) is not None:
+        return bundled
+    if (wanted := repository(name)) is None:
+        return path
+    return downloaded(wanted) if download else cached(wanted) or path

@@ -78,7 +78,7 @@ def test_a_base_that_was_trained_again_is_found_out(
     assert f"{tuned / 'model'}: this adapter was trained on another base model than {base}" in capsys.readouterr().err
     shutil.rmtree(base)
     assert main(["generate", str(tuned), "--count", "1"]) == 2
-    wanted = f"there is no {base}; where it has moved, name it: MODEL --adapter {tuned / 'model'}"
+    wanted = f"there is no {base}; where it has moved, or is on the hub, name it: MODEL --adapter {tuned / 'model'}"
     assert wanted in capsys.readouterr().err
 
 
