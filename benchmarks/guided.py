@@ -42,8 +42,9 @@ from diffusionlm import Pipeline
 from diffusionlm.config import UserError
 from diffusionlm.controls import read_controls
 from diffusionlm.data.typical import agreements
-from diffusionlm.evaluation.provenance import corpus_of, fingerprint, machine
+from diffusionlm.evaluation.provenance import corpus_of, machine
 from diffusionlm.files import write_text
+from diffusionlm.models.io import fingerprint
 from diffusionlm.pipelines.base import SamplingConfig
 from diffusionlm.pipelines.cost import first_tensor, metered
 

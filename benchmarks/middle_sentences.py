@@ -32,9 +32,9 @@ from diffusionlm.evaluation.control.metrics import Estimate, filling, gap_metric
 from diffusionlm.evaluation.control.tasks import Gap, read_tasks
 from diffusionlm.evaluation.judge import Judge, perplexity
 from diffusionlm.evaluation.ngrams import NGrams
-from diffusionlm.evaluation.provenance import fingerprint
 from diffusionlm.files import write_text
 from diffusionlm.models.causal import reach
+from diffusionlm.models.io import fingerprint
 from diffusionlm.pipelines.auto import open_pipeline
 from diffusionlm.pipelines.causal import CachedLogits, CausalPipeline, draw_ids
 from diffusionlm.pipelines.diffusion import Pipeline

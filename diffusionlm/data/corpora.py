@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import datasets  # type: ignore[import-untyped]
 import numpy as np
@@ -36,7 +36,12 @@ OF_TEXTS, OF_PAIRS = "data.corpus.text", "data.corpus.source and data.corpus.tar
 
 
 class Corpus(Component, family="corpus"):
-    """Base of the corpora. A path in place of a name is the training file of ``files``."""
+    """Base of the corpora. A path in place of a name is the training file of ``files``.
+
+    ``language`` is the ISO 639 code of the language of all its texts, where the corpus itself decides it.
+    """
+
+    language: ClassVar[str | None] = None
 
     def load(self) -> dict[str, datasets.Dataset]:
         """Return "train" and, where they exist, "validation" and "test". Raises UserError for missing or broken texts."""
@@ -49,6 +54,11 @@ class Corpus(Component, family="corpus"):
 
     def stream(self) -> TextStream | None:
         """Return the training texts where they are streamed."""
+        return None
+
+    @property
+    def dataset(self) -> str | None:
+        """The name of the corpus on the Hugging Face hub; None where it is not from there."""
         return None
 
     def annotator(self) -> Annotator:
@@ -127,6 +137,8 @@ class Files(Corpus, name="files"):
 @dataclass(frozen=True)
 class E2E(Corpus, name="e2e"):
     """The E2E NLG challenge (Novikova et al. 2017) in ``folder``, its meaning representations as attributes and ``source``."""
+
+    language: ClassVar[str | None] = "en"
 
     folder: str
 
@@ -218,6 +230,10 @@ class Hub(Corpus, name="hub"):
     @property
     def streams(self) -> bool:
         return self.streaming and self.take is None
+
+    @property
+    def dataset(self) -> str | None:
+        return None if Path(self.path).exists() else self.path
 
     def stream(self) -> TextStream | None:
         if not self.streams:

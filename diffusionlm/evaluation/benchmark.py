@@ -27,11 +27,12 @@ from diffusionlm.evaluation.effect import at_each_pace, check_evaluation
 from diffusionlm.evaluation.jobs import JUDGE, REFERENCE, Job, Progress, claimed, file_name, plain_corpus, plain_sampling
 from diffusionlm.evaluation.judge import Judge, perplexity
 from diffusionlm.evaluation.likelihood import Bound, check_draws
-from diffusionlm.evaluation.provenance import LoadedCorpus, corpus_of, described, fingerprint
+from diffusionlm.evaluation.provenance import LoadedCorpus, corpus_of, described
 from diffusionlm.evaluation.report import NO_PACE, EvaluationRow, Likelihood, Pace, Report, draw, table
 from diffusionlm.evaluation.scoring import TERMS, ScoringConfig, longest_text, score, summary
 from diffusionlm.evaluation.text_metrics import SELF_BLEU_TEXTS, diversity, mean_error, mean_present, word_counts
 from diffusionlm.files import write_text
+from diffusionlm.models.io import fingerprint
 from diffusionlm.models.pieces import context_of
 from diffusionlm.pipelines.auto import open_models
 from diffusionlm.pipelines.base import BasePipeline, SamplingConfig

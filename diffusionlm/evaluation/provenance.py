@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import platform
@@ -17,10 +16,9 @@ from transformers import PreTrainedModel
 
 from diffusionlm.config import UserError, nearest
 from diffusionlm.data.corpora import Corpus
-from diffusionlm.data.tokenizers import SOURCES
 from diffusionlm.evaluation.text_metrics import TrainingTexts
 from diffusionlm.files import read_text
-from diffusionlm.models.io import model_folder
+from diffusionlm.models.io import fingerprint
 from diffusionlm.models.named import named_folder
 from diffusionlm.training.run import read_config
 
@@ -53,20 +51,12 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def fingerprint(folder: str | Path) -> str:
-    """Return a hash of a model's weights, config and tokenizers, which differs after the model is trained again."""
-    digest = hashlib.sha256()
-    model = model_folder(folder)
-    for path in sorted([*model.glob("*"), *model.glob(f"{SOURCES}/tokenizer.json")]):
-        if path.suffix == ".safetensors" or path.name in ("config.json", "tokenizer.json", "adapter.json"):
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]
-
-
 def config_of(folders: Sequence[str | Path]) -> Path | None:
-    """Return the first ``config.yaml`` among ``folders`` of runs, of the models inside runs, or of bundled models."""
-    named = [named_folder(folder) for folder in folders]
+    """Return the first ``config.yaml`` among ``folders`` of runs, of the models inside runs, or of bundled models.
+
+    That of a model of the hub is not read: building its components imports their modules.
+    """
+    named = [named_folder(Path(folder)) for folder in folders]
     paths = [path / "config.yaml" for folder in named for path in (folder, folder.resolve().parent)]
     return next((path for path in paths if path.is_file()), None)
 

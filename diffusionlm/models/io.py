@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -59,6 +60,17 @@ def model_folder(folder: str | Path) -> Path:
     inner = found / "model"
     within = is_folder(inner) and not (found / "config.json").exists() and (inner / "config.json").exists()
     return inner if within else found
+
+
+def fingerprint(folder: str | Path) -> str:
+    """Return a hash of a model's weights, config and tokenizers, which differs after the model is trained again."""
+    digest = hashlib.sha256()
+    model = model_folder(folder)
+    for path in sorted([*model.glob("*"), *model.glob(f"{SOURCES}/tokenizer.json")]):
+        if path.suffix == ".safetensors" or path.name in ("config.json", "tokenizer.json", "adapter.json"):
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
 
 
 def load_pretrained(kind: type[P], folder: str | Path, base: str | Path | None = None) -> P:

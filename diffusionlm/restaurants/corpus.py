@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import ClassVar
 
 import datasets  # type: ignore[import-untyped]
 
@@ -28,6 +29,8 @@ class Restaurants(Corpus, name="restaurants"):
             those, no text has the attributes of a test text (names and landmarks aside), nor is it a validation text.
         seed: of the new texts.
     """
+
+    language: ClassVar[str | None] = "en"
 
     drawn: int = 0
     seed: int = 0

@@ -37,6 +37,7 @@ from diffusionlm.data.rows import TokenRows, digest_of
 from diffusionlm.data.tokenizers import of_sources, save_tokenizer, tokenizer_digest
 from diffusionlm.files import LOCK, read_json, write_folder, write_text
 from diffusionlm.models.adapters import Adapter, Full, save_adapted
+from diffusionlm.models.card import write_card
 from diffusionlm.models.diffusion import ModelConfig
 from diffusionlm.models.io import model_folder, model_tokenizer
 from diffusionlm.models.pieces import check_rows, count_lengths
@@ -211,6 +212,7 @@ def _train(
                 print(summary, file=sys.stderr)
             # Again: a run that was interrupted after its last checkpoint has an older model.
             _export(config, tokenizer, folder, trainer.averaged_model())
+        write_card(folder / "model")
         write_text(folder / "model" / "finished", f"{trainer.state.global_step} steps\n")
     return finished
 

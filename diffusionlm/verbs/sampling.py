@@ -124,7 +124,7 @@ def continued(options: argparse.Namespace, pipeline: BasePipeline[Any]) -> Any:
 
 def _call(options: argparse.Namespace, settings: Any) -> dict[str, Any]:
     """Return what determines the rows of a call with ``--out``: its options, settings and files, and the model."""
-    from diffusionlm.evaluation.provenance import fingerprint
+    from diffusionlm.models.io import fingerprint
 
     if options.out is None:
         return {}

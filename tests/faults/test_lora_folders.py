@@ -20,10 +20,10 @@ from diffusionlm.cli import main
 from diffusionlm.config import UserError, to_plain
 from diffusionlm.data.tokenizers import WordTokenizer
 from diffusionlm.evaluation.judge import Judge
-from diffusionlm.evaluation.provenance import fingerprint
 from diffusionlm.models.adapters import FILE
 from diffusionlm.models.backbones import Transformer
 from diffusionlm.models.diffusion import ModelConfig
+from diffusionlm.models.io import fingerprint
 from diffusionlm.models.lora import CONFIG, WEIGHTS, Lora
 from diffusionlm.pipelines.auto import open_models, open_pipeline
 from diffusionlm.pipelines.diffusion import Pipeline

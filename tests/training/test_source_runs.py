@@ -13,7 +13,7 @@ from tiny_sources import FAMILIES, OWN, PLAIN, WORDS, config, digits, trained
 from diffusionlm.cli import main
 from diffusionlm.config import UserError
 from diffusionlm.data.tokenizers import SOURCES, of_sources
-from diffusionlm.evaluation.provenance import fingerprint
+from diffusionlm.models.io import fingerprint
 from diffusionlm.pipelines.auto import open_pipeline
 from diffusionlm.training.run import read_config, train
 

@@ -15,8 +15,9 @@ from diffusionlm.evaluation.control.tasks import TaskConfig
 from diffusionlm.evaluation.effect import check_sampling
 from diffusionlm.evaluation.jobs import claimed
 from diffusionlm.evaluation.judge import Judge
-from diffusionlm.evaluation.provenance import corpus_of, fingerprint
+from diffusionlm.evaluation.provenance import corpus_of
 from diffusionlm.evaluation.scoring import check_unconditional
+from diffusionlm.models.io import fingerprint
 from diffusionlm.pipelines.auto import open_models
 from diffusionlm.pipelines.diffusion import Pipeline
 from diffusionlm.pipelines.effect import Unused, check_given

@@ -32,9 +32,10 @@ from diffusionlm.evaluation.control.report import LEFT_ONLY, STEERED, UNGUIDED, 
 from diffusionlm.evaluation.control.tasks import FileTargets, Target, TaskConfig
 from diffusionlm.evaluation.jobs import REFERENCE, Job, Progress, file_name, plain_corpus, plain_sampling
 from diffusionlm.evaluation.judge import Judge
-from diffusionlm.evaluation.provenance import LoadedCorpus, fingerprint
+from diffusionlm.evaluation.provenance import LoadedCorpus
 from diffusionlm.evaluation.text_metrics import diversity, mean_present
 from diffusionlm.files import disk_errors, write_text
+from diffusionlm.models.io import fingerprint
 from diffusionlm.pipelines.base import SamplingConfig
 from diffusionlm.pipelines.conditioning import Requested
 from diffusionlm.pipelines.cost import metered
