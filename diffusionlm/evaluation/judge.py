@@ -25,9 +25,10 @@ from diffusionlm.data.tokenizers import decode_texts, load_tokenizer
 from diffusionlm.evaluation.likelihood import Bound
 from diffusionlm.models.causal import load_causal, reach
 from diffusionlm.models.io import model_folder
-from diffusionlm.pipelines.base import SamplingConfig, batches, placed
+from diffusionlm.pipelines.base import SamplingConfig, batches
 from diffusionlm.pipelines.causal import write_ids
 from diffusionlm.pipelines.memory import rows_at_once
+from diffusionlm.pipelines.placing import placed
 from diffusionlm.processes import shared
 
 FEWER = 4  # times as few tensors (L, V) exist at once as in sampling by diffusion

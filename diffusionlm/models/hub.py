@@ -31,17 +31,18 @@ def repository(name: str | Path) -> Repository | None:
 
     A path object names none, nor does a name whose first part is something on this machine: it is a path that was mistyped.
     """
-    found = _parsed(name) if isinstance(name, str) else None
+    found = parsed(name) if isinstance(name, str) else None
     return None if found is None or _first_part(found).exists() else found
 
 
 def why_local(name: str) -> str:
     """Return why a ``name`` that has the form of a repository's is not sought on the hub; "" where it has not, or is."""
-    found = _parsed(name)
+    found = parsed(name)
     return f" ({_first_part(found)} is here, so that {HUB} is not searched)" if found and _first_part(found).exists() else ""
 
 
-def _parsed(name: str) -> Repository | None:
+def parsed(name: str) -> Repository | None:
+    """Return the repository that ``name`` would name if nothing here had that name; None where it has another form."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -73,7 +74,7 @@ def downloaded(wanted: Repository) -> Path:
     try:
         folder = Path(snapshot_download(wanted.path, revision=wanted.revision, allow_patterns=[*DOWNLOADED]))
     except Exception as error:  # its HTTP library has errors of its own
-        raise UserError(f"{name}: there is no such folder here, and {_reason(error, wanted)}") from None
+        raise UserError(f"{name}: there is no such folder here, and {reason(error, wanted)}") from None
     for file in ("config.json", "*.safetensors"):
         if not any(folder.glob(file)):
             raise UserError(f"{name}: this repository of {HUB} holds no {file}; other weights, and code, are not downloaded")
@@ -92,8 +93,8 @@ def cached(wanted: Repository) -> Path | None:
         return None
 
 
-def _reason(error: Exception, wanted: Repository) -> str:
-    """Say why a repository of the hub cannot be read."""
+def reason(error: Exception, wanted: Repository) -> str:
+    """Say why a repository of the hub cannot be read or written."""
     from huggingface_hub import constants, errors
 
     place = f"{HUB} ({constants.ENDPOINT})"
@@ -105,4 +106,6 @@ def _reason(error: Exception, wanted: Repository) -> str:
         return f"{place} has no revision {wanted.revision!r} of {wanted.path}"
     if isinstance(error, errors.LocalEntryNotFoundError):
         return f"{place} cannot be reached (are you offline?), nor was {wanted.path} downloaded before"
+    if isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403):
+        return f"{place} does not allow it; log in with a token that may write: hf auth login"
     return f"{place} cannot be used: {str(error).strip().partition(chr(10))[0][:200] or type(error).__name__}"

@@ -23,11 +23,13 @@ from diffusionlm.data.folders import read_object
 from diffusionlm.files import taken_version
 from diffusionlm.models.conditions import condition_of
 from diffusionlm.models.io import model_folder, model_tokenizer
+from diffusionlm.models.publishing import publish
 from diffusionlm.pipelines.budget import affordable, check_evaluations, noise_shift_for
 from diffusionlm.pipelines.conditioning import Requested, at_length, check_cfg, requested
 from diffusionlm.pipelines.effect import OFF, Unused, check_given, given_settings
 from diffusionlm.pipelines.gradient import Gradient
 from diffusionlm.pipelines.particles import Particles
+from diffusionlm.pipelines.placing import placed
 from diffusionlm.pipelines.ranking import MinimumBayesRisk, Ranking, best_candidates
 from diffusionlm.pipelines.rows import Generated, decoded, restored
 from diffusionlm.processes import at_most, shared
@@ -113,6 +115,7 @@ class BasePipeline(Generic[M]):
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     dtype: torch.dtype = torch.float32  # of the network's arithmetic
     folder: Path | None = None  # that the model was loaded from
+    adapter: Path | None = None  # the folder of the adapter that was added to it
 
     exact_likelihood: ClassVar[bool] = False  # whether the likelihood is exact, not bounded
     has_flow: ClassVar[bool] = False  # whether there is a probability flow: diffusion on word vectors
@@ -288,7 +291,20 @@ class BasePipeline(Generic[M]):
         own = folder if adapter is None else model_folder(adapter)
         model = cls.load_model(own, None if adapter is None else folder)
         tokenizer = model_tokenizer(model, own)
-        return cls(model, tokenizer, saved_sampling(own), placed(model, device, dtype), folder)
+        dtype_of = placed(model, device, dtype)
+        return cls(model, tokenizer, saved_sampling(own), dtype_of, folder, None if adapter is None else own)
+
+    def push_to_hub(self, name: str, private: bool = False, token: str | None = None, base: str | None = None) -> str:
+        """Upload the folder that the model, or its adapter, was loaded from to the Hugging Face hub; return the address.
+
+        The arguments are those of ``publishing.publish``. Changes since loading are not uploaded: save them first.
+
+        Raises:
+            UserError: as ``publish``; the model was loaded from no folder.
+        """
+        if (folder := self.adapter or self.folder) is None:
+            raise UserError("push_to_hub: this model was loaded from no folder; save it, and load it from there")
+        return publish(folder, name, private, token, base)
 
 
 class UnguidedPipeline(BasePipeline[M]):
@@ -356,28 +372,6 @@ def check_unused(sampling: SamplingConfig, unused: Unused) -> None:
     for name in filter(unused.__contains__, OFF):
         if getattr(sampling, name, OFF[name]) not in (OFF[name], getattr(SamplingConfig(), name, None)):
             raise UserError(f"{name}: {unused[name]}")
-
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-def placed(model: PreTrainedModel, device: str, dtype: str) -> torch.dtype:
-    """Move a model to ``device`` in evaluation mode; return the torch dtype that ``dtype`` names.
-
-    Raises:
-        UserError: an unknown device or dtype, or a device without float64.
-    """
-    if dtype not in DTYPES:
-        raise UserError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
-    try:
-        torch.nn.Module.to(model, torch.device(device)).train(False)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device: {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
-    try:
-        torch.zeros((), dtype=torch.float64, device=device)
-    except (RuntimeError, TypeError):  # mps has none
-        raise UserError(f"device: {device!r} has no float64, in which noise levels are computed; use cpu or cuda") from None
-    return DTYPES[dtype]
 
 
 def saved_sampling(folder: str | Path) -> SamplingConfig:

@@ -29,9 +29,10 @@ from diffusionlm.models.diffusion import ModelConfig
 from diffusionlm.models.masked import MaskedConfig
 from diffusionlm.models.seq2seq import Seq2SeqConfig
 from diffusionlm.pipelines.auto import open_pipeline
-from diffusionlm.pipelines.base import SamplingConfig, placed
+from diffusionlm.pipelines.base import SamplingConfig
 from diffusionlm.pipelines.gradient import Gradient
 from diffusionlm.pipelines.masked import Ancestral
+from diffusionlm.pipelines.placing import placed
 from diffusionlm.training.run import save_model
 from diffusionlm.verbs.showing import FAMILIES
 

@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from hub_server import connected
 from safetensors.torch import load_file
 from tiny_adapters import FAMILIES, LORA, base_and_tuned, edit, tiny_family
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from diffusionlm.config import UserError
 from diffusionlm.core.model import DenoisingModel
 from diffusionlm.data.tokenizers import WordTokenizer
 from diffusionlm.models.adapters import trained_share
@@ -259,3 +261,19 @@ def test_the_settings_of_the_model_come_from_the_model(runs: tuple[Path, Path], 
     held_out.write_text("\n".join(Path(corpus).read_text().splitlines()[:3]))
     assert main(["score", str(runs[0]), str(held_out), "--adapter", out, "--strata", "2"]) == 0
     assert all(math.isfinite(json.loads(line)["nats"]) for line in capsys.readouterr().out.splitlines())
+
+
+def test_an_adapter_is_found_on_the_hub_with_its_base(
+    runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, tuned = runs
+    expected = Pipeline.from_pretrained(tuned)(2)
+    with connected(tmp_path, monkeypatch):
+        Pipeline.from_pretrained(base).push_to_hub("user/base")
+        Pipeline.from_pretrained(tuned).push_to_hub("user/tuned", base="user/base")
+        with pytest.raises(
+            UserError, match=r"there is no user/base; where it has moved, or is on the hub, name it: MODEL --adapter"
+        ):
+            Pipeline.from_pretrained("user/tuned")  # nothing that a file names is downloaded
+        assert Pipeline.from_pretrained("user/base", adapter="user/tuned")(2) == expected
+        assert Pipeline.from_pretrained("user/tuned")(2) == expected
