@@ -24,6 +24,7 @@ LAYERS = [
     ("constraints",),
     ("controls",),
     ("pipelines",),
+    ("auto",),
     ("training",),
     ("evaluation",),
     ("restaurants",),

@@ -76,9 +76,14 @@ WITH_TRANSFORMERS = """With `transformers`:
 
 ```python
 import diffusionlm.auto
-from transformers import {auto}, pipeline
+from transformers import {auto}, AutoTokenizer
 
-model = {auto}.from_pretrained({model})
+model, tokenizer = {auto}.from_pretrained({model}), AutoTokenizer.from_pretrained({model})
+```"""
+AS_TASK = """```python
+import diffusionlm.auto
+from transformers import pipeline
+
 texts = pipeline("text-diffusion", model={model})({input})
 ```"""
 FROM_NOISE = {"given": "5", "options": "--count 5", "input": "5"}
@@ -225,7 +230,9 @@ class _Facts:
             "words": name if self.base is None else f"BASE --adapter {name}",
             **(FROM_SOURCE if self._has_source() else FROM_NOISE),
         }  # fmt: skip
-        code = [LOAD if not self.generates else GENERATE, *[WITH_TRANSFORMERS] * (self.generates and self.base is None)]
+        code = [GENERATE if self.generates else LOAD]
+        if self.generates and self.base is None:
+            code += [WITH_TRANSFORMERS, *[AS_TASK] * (auto == "AutoModel")]
         return "\n\n".join([*said, *(each.format(**names) for each in code)])
 
     def _has_source(self) -> bool:
