@@ -28,5 +28,5 @@ def test_the_page_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_every_page_is_run_by_a_test() -> None:
-    others = {"sampling", "control", "conditional", "installing"}
+    others = {"sampling", "control", "conditional", "installing", "hub"}
     assert {page.stem for page in PAGES if page.parent.name == "docs"} == {*VERBS, *others}
