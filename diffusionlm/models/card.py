@@ -28,7 +28,7 @@ from diffusionlm.models.adapters import FILE
 from diffusionlm.models.hub import repository
 from diffusionlm.models.io import fingerprint
 
-CARD = "README.md"
+CARD, LIBRARY = "README.md", "diffusionlm"
 SHOWN = 5  # samples
 LONGEST = 500  # characters of a sample
 REPORTS = ("evaluation.json", "references.json", "control.json")  # of ``evaluate``, each beside its table.txt
@@ -57,12 +57,12 @@ FAMILIES = {
     "t5": ("An autoregressive sequence-to-sequence model.", "open_pipeline", "AutoModelForSeq2SeqLM"),
 }
 LOAD = """```python
-from diffusionlm import {imported}
+from {library} import {imported}
 
 classifier = {load}({model})
 ```"""
 GENERATE = """```python
-from diffusionlm import {imported}
+from {library} import {imported}
 
 pipeline = {load}({model})
 for sample in pipeline({given}):
@@ -210,7 +210,7 @@ class _Facts:
         front = {
             "license": "unknown",
             "language": getattr(corpus, "language", None),
-            "library_name": "diffusionlm",
+            "library_name": LIBRARY,
             "pipeline_tag": "text-generation" if self.generates else None,
             "tags": ["diffusionlm", *["text-diffusion"] * str(self.config.get("model_type")).startswith("diffusionlm")],
             "datasets": [corpus.dataset] if corpus is not None and corpus.dataset else None,
@@ -225,7 +225,7 @@ class _Facts:
         if self.base is not None:
             said.append(f"`BASE` is the model that this adapter was trained on, {_code(portable(self.base))}.")
         names = {
-            "load": load, "imported": load.partition(".")[0], "name": name, "auto": auto,
+            "library": LIBRARY, "load": load, "imported": load.partition(".")[0], "name": name, "auto": auto,
             "model": f'"{name}"' if self.base is None else f'"BASE", adapter="{name}"',
             "words": name if self.base is None else f"BASE --adapter {name}",
             **(FROM_SOURCE if self._has_source() else FROM_NOISE),
