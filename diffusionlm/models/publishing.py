@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from diffusionlm.config import UserError, read_yaml
-from diffusionlm.data.folders import OBJECTS, check_folder, read_object
+from diffusionlm.data.folders import OBJECTS, check_folder, is_folder, read_object
 from diffusionlm.data.tokenizers import SOURCES
 from diffusionlm.files import read_text, write_text
 from diffusionlm.models.adapters import FILE
@@ -58,7 +58,7 @@ def _base_of(folder: Path, base: str | None) -> str | None:
             raise UserError(f"base: {folder} holds a complete model, not an adapter of {base}; leave it out")
         return None
     found = base or str(read_object(folder / FILE)["base"])
-    if found in bundled_models() or parsed(found) is not None:
+    if found in bundled_models() or (parsed(found) is not None and not is_folder(folder / found)):
         return found
     cure = "push that model too, and name it: --base user/model"
     raise UserError(f"base: {folder} holds an adapter of {found}, which is not on the hub; {cure}")
