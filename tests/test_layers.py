@@ -28,6 +28,7 @@ LAYERS = [
     ("training",),
     ("evaluation",),
     ("restaurants",),
+    ("demo",),
     ("arguments", "verbs", "cli", "__main__"),
     ("__init__",),
 ]

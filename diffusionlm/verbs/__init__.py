@@ -5,9 +5,10 @@
 from diffusionlm.verbs import training
 from diffusionlm.verbs import sampling
 from diffusionlm.verbs import evaluating
+from diffusionlm.verbs import demonstrating
 from diffusionlm.verbs import reporting
 from diffusionlm.verbs import publishing
 from diffusionlm.verbs import showing
 from diffusionlm.verbs import installing
 
-__all__ = ["evaluating", "installing", "publishing", "reporting", "sampling", "showing", "training"]
+__all__ = ["demonstrating", "evaluating", "installing", "publishing", "reporting", "sampling", "showing", "training"]
