@@ -132,6 +132,8 @@ def small(arguments: list[str]) -> list[str] | None:
             return [*arguments, "--heads", str(HEADS)]
         case "generate":
             return [*arguments, "--count", "2", *(["--steps", "3"] if "--steps" in arguments else [])]
+        case "demo":
+            return None  # a server, which tests_extra/test_demo.py starts
         case "completion":
             return arguments[:2]  # the rest is a shell's redirection
         case "score":

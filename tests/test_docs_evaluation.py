@@ -14,6 +14,7 @@ VERBS = {
     "likelihood": {"score"},
     "architecture": set(),
     "many-processes": {"generate"},
+    "demo": {"demo"},
 }
 
 

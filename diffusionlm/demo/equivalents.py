@@ -26,6 +26,8 @@ def command_line(model: DemoModel, request: DemoRequest) -> str:
         words += ["--condition", value]
     for name, value in model.loading.items():
         words += [f"--{name}", value]
+    for module in model.imports:
+        words += ["--import", module]
     if edits or not request.source:
         return shlex.join(words)
     return f"printf '%s\\n' {shlex.quote(request.source)} | {shlex.join([*words, '--source', '-'])}"
@@ -39,7 +41,8 @@ def python_code(model: DemoModel, request: DemoRequest) -> str:
     more = [] if request.tries == 1 else [f"tries={request.tries}"]
     more += [] if condition is None else [f"condition={condition!r}"]
     settings = [f"{name}={value!r}" for name, value in request.settings.items()]
-    lines = ["from diffusionlm import open_pipeline", "", f"pipe = open_pipeline({model.name!r}{loading})"]
+    lines = [f"import {module}" for module in model.imports]
+    lines += ["from diffusionlm import open_pipeline", "", f"pipe = open_pipeline({model.name!r}{loading})"]
     if request.text is None:
         source = [f"source={request.source!r}"] if request.source else []
         lines.append(f"rows = pipe({', '.join([str(request.count), controls, *more, *source, *settings])})")

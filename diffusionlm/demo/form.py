@@ -120,10 +120,10 @@ def _sampling(gradio: Any, model: DemoModel, form: Form) -> None:
             )
         with gradio.Row():
             if model.has_temperature:
-                usual = f"{OWN}: {model.pipeline.sampling.temperature:g}"
+                usual = f"{model.pipeline.sampling.temperature:g}"
                 form.named["temperature"] = _number(gradio, "Temperature", usual, "temperature")
             if model.fields:
-                usual = f"{OWN}: {getattr(model.pipeline.sampling.guidance, 'strength', 1):g}"
+                usual = f"{getattr(model.pipeline.sampling.guidance, 'strength', 1):g}"
                 form.named["strength"] = _number(gradio, "Strength of guidance", usual, "strength")
             if model.has_length:
                 form.named["length"] = _number(gradio, "Tokens", "as in the training texts", "length")

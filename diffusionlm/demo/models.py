@@ -19,8 +19,16 @@ from diffusionlm.models.io import model_folder
 from diffusionlm.models.pieces import is_packed
 from diffusionlm.pipelines.auto import open_pipeline
 from diffusionlm.pipelines.base import BasePipeline
+from diffusionlm.pipelines.causal import CausalPipeline
 from diffusionlm.pipelines.diffusion import Pipeline
+from diffusionlm.pipelines.masked import MaskedPipeline
+from diffusionlm.pipelines.seq2seq import Seq2SeqPipeline
 
+FAMILIES = {
+    MaskedPipeline: "masked diffusion",
+    CausalPipeline: "autoregressive",
+    Seq2SeqPipeline: "encoder-decoder",
+}
 STATED = "attributes."  # how fields of a classifier begin that are attributes of the corpus
 
 
@@ -53,11 +61,13 @@ class DemoModel:
         name: of its folder, or of a bundled model, as the user gave it.
         pipeline: the opened model.
         loading: how it was opened: ``adapter``, ``device`` and ``dtype``, those alone that are not the default.
+        imports: modules that define components of the model.
     """
 
     name: str
     pipeline: BasePipeline[Any]
     loading: dict[str, str] = field(default_factory=dict)
+    imports: tuple[str, ...] = ()
 
     @property
     def controls(self) -> bool:
@@ -130,20 +140,21 @@ class DemoModel:
         """One line about the model: its family, parameters and vocabulary."""
         model = self.pipeline.model
         parameters = sum(each.numel() for each in model.parameters())
-        kind = str(model.config.model_type).removeprefix("diffusionlm-")
-        return f"{kind} model, {parameters / 1e6:.1f} million parameters, {len(self.pipeline.tokenizer):,} tokens"
+        family, tokens = FAMILIES.get(type(self.pipeline), "diffusion"), len(self.pipeline.tokenizer)
+        return f"{family} model, {parameters / 1e6:.1f} million parameters, {tokens:,} tokens"
 
 
-def open_model(name: str, device: str = "cpu", dtype: str = "fp32", adapter: str | None = None) -> DemoModel:
-    """Open a model folder, a run folder or a bundled model.
+def open_model(
+    name: str, device: str = "cpu", dtype: str = "fp32", adapter: str | None = None, imports: Sequence[str] = ()
+) -> DemoModel:
+    """Open a model folder, a run folder or a bundled model, whose components ``imports`` define.
 
     Raises:
         UserError: as ``open_pipeline``; a damaged classifier.
     """
     loading = {"device": device, "dtype": dtype, "adapter": adapter}
     usual = {"device": "cpu", "dtype": "fp32", "adapter": None}
-    model = DemoModel(
-        name, open_pipeline(name, device, dtype, adapter), {key: v for key, v in loading.items() if v and v != usual[key]}
-    )
+    given = {key: value for key, value in loading.items() if value and value != usual[key]}
+    model = DemoModel(name, open_pipeline(name, device, dtype, adapter), given, (*imports,))
     _ = model.fields  # before the page is there
     return model

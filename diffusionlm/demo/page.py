@@ -19,6 +19,7 @@ from diffusionlm.demo.sampling import Frame, Sampled, steps
 from diffusionlm.demo.words import frame_html, outcome, progress_html, refusal_html, samples_html, status_html
 
 NEW, CHANGE = "new", "change"  # the tabs
+KEPT = 3600  # seconds for which the server keeps what a visitor sampled
 LEGEND = "While texts are sampled, a word is shaded the more, the lower its predicted probability."
 GAP = {"one word or more": False, "as many words as were removed": True}
 Requests = Callable[[], DemoRequest]
@@ -43,7 +44,7 @@ class Page:
         """Return the ``Blocks`` of the page."""
         title = " and ".join(model.name for model in self.models)
         lines = "\n\n".join(f"**{model.name}**: {model.summary}." for model in self.models)
-        with self.gradio.Blocks(title=f"diffusionlm: {title}", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
+        with self.gradio.Blocks(title=f"diffusionlm: {title}", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as blocks:
             self.gradio.Markdown(f"# Text diffusion\n\n{lines}")
             with self.gradio.Row():
                 with self.gradio.Column(scale=2, min_width=320):
@@ -84,7 +85,7 @@ class Page:
                     if len(self.models) > 1:
                         gradio.Markdown(f"### {model.name}")
                     self.samples.append(gradio.HTML(elem_id=f"samples-{number}", elem_classes="texts"))
-        self.run = gradio.State(time_to_live=3600)
+        self.run = gradio.State(time_to_live=KEPT)
         self.step = gradio.Slider(1, 2, step=1, label="Look at a sampling step", info=LEGEND, visible=False, elem_id="step")
         self.chosen = gradio.Radio(label="Take a text to change", choices=[], visible=False, elem_id="chosen")
         self.download = gradio.DownloadButton("Download as JSON lines", visible=False, elem_id="download")
@@ -150,15 +151,18 @@ class Page:
         """Return the words of ``text`` as those that can be removed."""
         return self.gradio.update(choices=[(word, number) for number, word in enumerate(split_words(text or ""))], value=[])
 
-    def at_step(self, number: int, run: dict[str, Any]) -> dict[Any, str]:
-        """Return what each model showed at a step."""
+    def at_step(self, number: int, run: dict[str, Any] | None) -> dict[Any, str]:
+        """Return what each model showed at a step; nothing changes where the server has forgotten the run."""
+        shown = run["frames"] if run else [[]] * len(self.models)
         return {
-            place: frames[min(int(number), len(frames)) - 1] for place, frames in zip(self.samples, run["frames"], strict=True)
+            place: frames[min(int(number), len(frames)) - 1]
+            for place, frames in zip(self.samples, shown, strict=True)
+            if frames
         }
 
-    def taken(self, number: int, run: dict[str, Any]) -> tuple[str, Any]:
-        """Return a finished text as the text to change."""
-        return run["texts"][number], self.gradio.update(selected=CHANGE)
+    def taken(self, number: int, run: dict[str, Any] | None) -> dict[Any, Any]:
+        """Make a finished text the text to change; nothing changes where the server has forgotten the run."""
+        return {self.text: run["texts"][number], self.tabs: self.gradio.update(selected=CHANGE)} if run else {}
 
     def _sampled(self, make: Requests) -> Iterator[dict[Any, Any]]:
         """Yield changes of the page while the texts of a request are sampled, one model after the other."""

@@ -8,16 +8,17 @@ import sys
 import tempfile
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from diffusionlm.config import UserError, build
+from diffusionlm.config import UserError, build, nearest
 from diffusionlm.demo.models import DemoModel
 from diffusionlm.demo.page import Page
 from diffusionlm.demo.requests import BOUNDS, DemoRequest
 from diffusionlm.demo.sampling import sampled
 
+KEYS = [field.name for field in fields(DemoRequest)]
 WAITING = 32  # requests that may wait for the one that is sampled
 POLICY = "; ".join(
     [
@@ -82,6 +83,8 @@ def app_of(gradio: Any, models: Sequence[DemoModel], folder: Path) -> Any:
         try:
             if model not in range(1, len(models) + 1):
                 raise UserError(f"model: expected 1 to {len(models)}, got {model}")
+            if unknown := [key for key in request if key not in KEYS]:
+                raise UserError(f"request: there is no key {unknown[0]!r}{nearest(unknown[0], KEYS)}")
             found = sampled(models[model - 1], build(DemoRequest, request, "request"))
         except UserError as error:
             raise gradio.Error(str(error), print_exception=False) from None
@@ -132,11 +135,11 @@ def serve(models: Sequence[DemoModel], host: str, port: int) -> None:
             css=CSS, footer_links=["api"], app_kwargs={"middleware": [(Headers, (), {})]}, ssr_mode=False, pwa=False,
             mcp_server=False, run_history=False, enable_monitoring=False, show_error=True,
         )  # fmt: skip
-        print(f"http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
-        if host not in ("127.0.0.1", "::1", "localhost"):
-            print(f"--host {host}: everyone who reaches this address can sample from the model", file=sys.stderr)
-        print("Ctrl-C ends the demo", file=sys.stderr)
         try:
+            print(f"http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+            if host not in ("127.0.0.1", "::1", "localhost"):
+                print(f"--host {host}: everyone who reaches this address can sample from the model", file=sys.stderr)
+            print("Ctrl-C ends the demo", file=sys.stderr)
             threading.Event().wait()
         except KeyboardInterrupt:
             blocks.close(verbose=False)

@@ -48,9 +48,15 @@ def outcome(found: Sampled) -> str:
 
 
 def _words(pieces: Sequence[Piece]) -> str:
-    return "".join(
-        escape(text) if level == CERTAIN else f'<span class="c{level}">{escape(text)}</span>' for text, level in pieces
-    )
+    return "".join(_shaded(text, level) for text, level in pieces)
+
+
+def _shaded(text: str, level: int) -> str:
+    """Return a piece with its shade, which the blank before a word has not."""
+    word = text.lstrip()
+    if level == CERTAIN or not word:
+        return escape(text)
+    return f'{escape(text[: -len(word)])}<span class="c{level}">{escape(word)}</span>'
 
 
 def _checks(checks: Sequence[Check]) -> str:

@@ -26,8 +26,8 @@ def _demo(options: argparse.Namespace) -> int:
     from diffusionlm.demo.server import load_gradio, serve
 
     load_gradio()
-    models = [open_model(options.model, options.device, options.dtype, options.adapter)]
+    models = [open_model(options.model, options.device, options.dtype, options.adapter, options.imports)]
     if options.compare is not None:
-        models.append(open_model(options.compare, options.device, options.dtype))
+        models.append(open_model(options.compare, options.device, options.dtype, imports=options.imports))
     serve(models, options.host, options.port)
     return 0

@@ -108,9 +108,10 @@ def test_command_line_and_python_give_the_same_texts(
 
 
 def test_the_options_with_which_a_model_was_opened_are_in_its_equivalents(home: Path) -> None:
-    model = open_model(str(home / "run"), dtype="bf16")
-    assert command_line(model, DemoRequest()).endswith("--dtype bf16")
-    assert f"open_pipeline({str(home / 'run')!r}, dtype='bf16')" in python_code(model, DemoRequest())
+    model = open_model(str(home / "run"), dtype="bf16", imports=["json"])
+    assert command_line(model, DemoRequest()).endswith("--dtype bf16 --import json")
+    code = python_code(model, DemoRequest())
+    assert code.startswith("import json\n") and f"open_pipeline({str(home / 'run')!r}, dtype='bf16')" in code
 
 
 @pytest.mark.parametrize("name", ["controls", "an edit", "a masked model", "an autoregressive model"])
@@ -205,6 +206,11 @@ def test_texts_are_escaped() -> None:
     shown = [frame_html(Frame(0.5, (((evil, 0), (evil, 3)),))), refusal_html(evil)]
     for html in shown:
         assert "<script" not in html and "&lt;script&gt;" in html
+
+
+def test_a_shade_is_behind_the_word_alone() -> None:
+    shown = frame_html(Frame(0.5, ((("A", 3), (" pub", 0), (".", 2)),)))
+    assert 'A <span class="c0">pub</span><span class="c2">.</span></p>' in shown
 
 
 def test_results_say_what_holds(models: dict[str, DemoModel]) -> None:
