@@ -18,7 +18,7 @@ from diffusionlm.data.tokenizers import BytePairs
 from diffusionlm.models.source import linearised
 from diffusionlm.training.run import RunConfig, claim
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -151,12 +151,17 @@ def small(arguments: list[str]) -> list[str] | None:
     return arguments
 
 
+def run(arguments: list[str], page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Run a command of ``page`` with small settings."""
+    if (changed := small(arguments)) is not None:
+        assert main(changed) == 0, (page.name, arguments, capsys.readouterr().err)
+
+
 def run_commands(page: Path, capsys: pytest.CaptureFixture[str]) -> set[str]:
     """Run every command of ``page``; return the verbs that it has."""
     found = commands(page)
     for arguments in found:
-        if (changed := small(arguments)) is not None:
-            assert main(changed) == 0, (page.name, arguments, capsys.readouterr().err)
+        run(arguments, page, capsys)
     return {arguments[0] for arguments in found}
 
 

@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 
 import pytest
 import yaml
-from documents import prepare, run_commands
 from tiny_runs import ROOT, restaurant_texts, tiny_config, tiny_plain
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
@@ -243,9 +242,3 @@ def test_rows_are_not_written_into_a_folder_nor_into_one_called_tilde(
         assert f"{name}: expected a file for the rows, got a folder" in capsys.readouterr().err
     assert main([*words, "--out", "~/rows.jsonl"]) == 0
     assert [each.name for each in tmp_path.rglob("*")] == ["home", "rows.jsonl"]
-
-
-def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    prepare(tmp_path, monkeypatch)
-    assert run_commands(ROOT / "docs" / "many-processes.md", capsys) == {"generate"}
-    assert [json.loads(line)["index"] for line in (tmp_path / "samples.jsonl").read_text().splitlines()] == [0, 1]

@@ -1,22 +1,12 @@
-"""The pages about sampling and control: their commands and Python run; and the animation is drawn from a run."""
+"""The animation of the README: it is drawn from a run."""
 
 import xml.etree.ElementTree
 from pathlib import Path
 
 import animation
 import pytest
-from documents import prepare, run_commands, run_python
+from documents import prepare
 from tiny_runs import ROOT
-
-
-@pytest.mark.parametrize(("name", "verbs"), [("sampling", {"generate", "show", "distill"}), ("control", {"generate", "show"})])
-def test_the_page_runs(
-    name: str, verbs: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    prepare(tmp_path, monkeypatch)
-    page = ROOT / "docs" / f"{name}.md"
-    assert run_commands(page, capsys) == verbs
-    run_python(page)
 
 
 def test_the_animation_has_a_frame_per_step_and_ends_with_the_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,62 @@
+"""The documentation site: it builds without a warning, needs nothing from elsewhere, and its references are complete."""
+
+from __future__ import annotations
+
+import html
+import importlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import settings_reference
+from tiny_runs import ROOT
+
+import diffusionlm
+from diffusionlm.arguments import COMMANDS
+from diffusionlm.verbs.showing import FAMILIES
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def text_of(page: Path) -> str:
+    return html.unescape(re.sub(r"<[^>]+>", "", page.read_text()))
+
+
+def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
+    loaded = r"""<(?:script|img|iframe|source)[^>]* src=["']?(?:https?:)?//|<link[^>]* href=["']?(?:https?:)?//"""
+    assert [page.name for page in site.rglob("*.html") if re.search(loaded, page.read_text())] == []
+    assert [sheet.name for sheet in site.rglob("*.css") if re.search(r"@import|url\(.?https?:", sheet.read_text())] == []
+
+
+def test_the_settings_have_every_component_and_field(site: Path) -> None:
+    shown = text_of(site / "reference" / "settings" / "index.html")
+    for family, path in FAMILIES.items():
+        module, _, name = path.partition(":")
+        assert family.capitalize() in shown
+        for member, kind in getattr(importlib.import_module(module), name).kinds().items():
+            assert member in shown
+            assert [row for row in settings_reference.table(kind).splitlines() if "`None`" in row or "<" in row] == []
+
+
+def test_the_commands_have_every_option(site: Path) -> None:
+    shown = text_of(site / "reference" / "commands" / "index.html")
+    flags = {flag for _, options, _ in COMMANDS.values() for names, _ in options for flag in names if flag.startswith("-")}
+    assert [flag for flag in [*flags, *COMMANDS] if flag not in shown] == []
+
+
+def test_every_public_name_is_in_the_reference(site: Path) -> None:
+    shown = (site / "reference" / "python" / "index.html").read_text()
+    objects = [getattr(diffusionlm, name) for name in diffusionlm.__all__]
+    expected = [f"{each.__module__}.{each.__qualname__}" for each in objects]
+    assert [name for name in expected if f'id="{name}"' not in shown] == []
