@@ -21,7 +21,7 @@ VERBS: dict[str, set[str]] = {  # page -> the commands that it has
     "index": set(),
     "likelihood": {"score"},
     "many-processes": {"generate"},
-    "own-control": set(),
+    "own-control": {"generate"},
     "own-corpus": {"train", "generate", "report", "evaluate"},
     "paper": {"train", "convert", "generate"},
     "recipes": {"train"},

@@ -13,4 +13,4 @@ INLINE = re.compile(r"(?<![\\$\w])\$(?=[^\s$])([^$\n]+?)(?<=\S)\$(?![\w$])")
 def to_mathml(markdown: str) -> str:
     """Return ``markdown`` with its equations as MathML."""
     markdown = DISPLAYED.sub(lambda match: f"<div>{convert(match[1], display='block')}</div>", markdown)
-    return INLINE.sub(lambda match: convert(match[1]), markdown)
+    return INLINE.sub(lambda match: f"<span>{convert(match[1])}</span>", markdown)  # a <math> would begin a block

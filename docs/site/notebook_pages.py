@@ -1,4 +1,4 @@
-"""Notebooks as Markdown pages: text, code, and what the cells have printed."""
+"""Notebooks as Markdown pages: text, code, and what the cells have printed to standard output."""
 
 from __future__ import annotations
 
@@ -17,8 +17,5 @@ def _pieces(cell: nbformat.NotebookNode) -> list[str]:
     if cell.cell_type == "markdown":
         return [cell.source]
     shown = [f"```python\n{cell.source}\n```"]
-    for output in cell.outputs:
-        text = output.text if output.output_type == "stream" else output.get("data", {}).get("text/plain", "")
-        if text:
-            shown.append(f"```text\n{text.rstrip()}\n```")
-    return shown
+    printed = [output.text for output in cell.outputs if output.get("name") == "stdout"]
+    return shown + [f"```text\n{text.rstrip()}\n```" for text in printed]
