@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import importlib
 import os
 import re
 import subprocess
@@ -11,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import settings_reference
+from settings_reference import GROUPS, load, names, table
 from tiny_runs import ROOT
 
 import diffusionlm
@@ -42,11 +41,18 @@ def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
 def test_the_settings_have_every_component_and_field(site: Path) -> None:
     shown = text_of(site / "reference" / "settings" / "index.html")
     for family, path in FAMILIES.items():
-        module, _, name = path.partition(":")
         assert family.capitalize() in shown
-        for member, kind in getattr(importlib.import_module(module), name).kinds().items():
+        for member, kind in load(path).kinds().items():
             assert member in shown
-            assert [row for row in settings_reference.table(kind).splitlines() if "`None`" in row or "<" in row] == []
+            assert [row for row in table(kind).splitlines() if "`None`" in row or "<" in row] == []
+
+
+def test_docstrings_say_what_each_setting_is() -> None:
+    kinds = [load(path) for path in GROUPS.values()]
+    kinds += [kind for path in FAMILIES.values() for kind in load(path).kinds().values()]
+    for kind in kinds:
+        said = " ".join(str(base.__doc__) for base in kind.__mro__ if base.__module__.startswith("diffusionlm"))
+        assert [name for name in names(kind) if not re.search(rf"\b{name}\b", said)] == [], kind
 
 
 def test_the_commands_have_every_option(site: Path) -> None:

@@ -30,6 +30,7 @@ class Span(Control, name="span"):
     An automaton enforces one of the part-of-speech templates of the classifier ``spans``: tags of the span and its neighbours
     that in training, at this place and text length, almost only had this label. The classifier ``tags`` maps words to tags. The
     gradient of ``spans`` guides the rest, or everything if there are no templates or no ``tags``. Checked in the parse.
+    ``least`` is that of ``PartsOfSpeech``.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"tree"})

@@ -24,7 +24,7 @@ class Tree(Control, name="tree"):
     """The text's tree is ``tree``, in brackets: ``(S (NP (PRON It)) (VP (AUX is) (ADJP (ADJ cheap))))``; its words are ignored.
 
     An automaton enforces the tags; the gradient of the classifier ``spans`` guides the constituents. The score is the labelled
-    F1 of the constituents in the annotator's parse, and 0 for a text that it rejects.
+    F1 of the constituents in the annotator's parse, and 0 for a text that it rejects. ``least`` is that of ``PartsOfSpeech``.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"tree"})

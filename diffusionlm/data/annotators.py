@@ -116,7 +116,10 @@ def _tagger(folder: str) -> Any:
 
 @dataclass(frozen=True)
 class Stanza(Annotator, name="stanza"):
-    """The neural pipeline of Stanza (Qi et al. 2020), tags and constituency trees, with its models in a local ``folder``."""
+    """The neural pipeline of Stanza (Qi et al. 2020), tags and constituency trees, with its models in a local ``folder``.
+
+    ``language`` is the code of the texts' language.
+    """
 
     reads: ClassVar[frozenset[str]] = frozenset({"tags", "tree"})
     folder: str

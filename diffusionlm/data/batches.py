@@ -27,12 +27,18 @@ Packing = Literal["none", "wrap"]
 
 @dataclass(frozen=True)
 class DataConfig(Settings):
-    """The training texts, their tokenizer, and the largest number of tokens (BOS and EOS counted).
+    """The training texts, and how they become tokens.
 
-    ``source`` is the column of the texts that the model is conditioned on, by an encoder unless ``model.condition`` says how.
-    Of each source ``typical`` keeps at most so many training texts, those that agree most with the others. Where long texts are
-    split, each piece but the first begins with the last ``context`` tokens of the one before, which are given. ``packing`` is
-    ``wrap`` where texts follow each other in rows of exactly ``max_length`` tokens.
+    Args:
+        corpus: the texts; a path alone is a file, a folder or a pattern.
+        tokenizer: how texts are split into tokens.
+        max_length: the largest number of tokens, BOS and EOS counted.
+        too_long: what becomes of longer texts.
+        context: where they are split, the number of tokens with which each piece but the first begins: the last ones of the
+            piece before, which are given.
+        packing: ``wrap`` where texts follow each other in rows of exactly ``max_length`` tokens.
+        source: the column of the texts that the model is conditioned on, by an encoder unless ``model.condition`` says how.
+        typical: the most training texts that are kept of each source, those that agree most with the others.
     """
 
     corpus: Corpus = field(default_factory=lambda: Corpus.find("restaurants")())  # comes with the library

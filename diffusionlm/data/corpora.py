@@ -158,8 +158,8 @@ class E2E(Corpus, name="e2e"):
 class Pairs(Corpus, name="pairs"):
     """Sources and targets in ``path``: a folder with train.jsonl, valid.jsonl and test.jsonl, or one file.
 
-    DiffuSeq's form has the columns ``src`` and ``trg``, which are the defaults; they become "source" and "text". Without them
-    another usual pair is read, see ``columns``. Other formats of ``files`` are read too. Without a validation file,
+    ``source`` and ``target`` name the columns, by default those of DiffuSeq's form; they become "source" and "text". Without
+    them another usual pair is read, see ``columns``. Other formats of ``files`` are read too. Without a validation file,
     ``validation_share`` of the training texts are held out.
     """
 
@@ -203,6 +203,8 @@ class Hub(Corpus, name="hub"):
     too. Where there is no column "text", see ``columns``. Labels are words where the data set names them. ``train``,
     ``validation`` and ``test`` name its splits; without a validation split ``validation_share`` of the training texts is held
     out. ``take`` keeps the first texts of each split; with ``streaming`` no others are downloaded.
+
+    The columns ``attributes`` become one column of that name.
 
     With ``streaming`` and without ``take`` the training texts are read while a model is trained; ``first_texts`` and
     ``shuffle_buffer`` as in ``files``, and the other splits are their first texts, as many.

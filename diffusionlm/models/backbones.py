@@ -93,7 +93,15 @@ class Bert(AttentionBackbone, name="bert"):
     """Diffusion-LM's network: a BERT encoder with random weights between two small perceptrons; t as sinusoids on 0 ... 1000.
 
     Li et al. 2022, appendix B, and their released ``TransformerNetModel``: 87.1 M parameters with 821 words, D = 16.
-    ``time_features`` is the number of sinusoids of t.
+
+    Args:
+        layers: layers of attention and perceptron.
+        width: coordinates of the residual stream.
+        heads: attention heads of a layer.
+        feedforward: hidden width of the perceptrons.
+        dropout: rate of dropout in training.
+        T: training steps of the schedule, by which t is scaled.
+        time_features: number of sinusoids of t.
     """
 
     projections: ClassVar[tuple[str, ...]] = ("query", "value")
@@ -165,6 +173,8 @@ class Transformer(AttentionBackbone, name="transformer"):
             with the next word, are products.
         normed_input: whether the stream starts normalised, at the scale of the layers' updates.
         neighbours: positions on each side in the convolution; 0 leaves it out.
+        heads: attention heads of a layer.
+        dropout: rate of dropout in training.
     """
 
     has_context: ClassVar[bool] = True

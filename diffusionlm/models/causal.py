@@ -47,7 +47,14 @@ class AutoregressiveSpec(ModelSpec):
 
 @dataclass(frozen=True)
 class CausalConfig(AutoregressiveSpec, name="causal"):
-    """Hyperparameters of an autoregressive model; the perceptrons are ``expansion * width`` wide."""
+    """Hyperparameters of an autoregressive model.
+
+    Args:
+        layers: layers of attention and perceptron.
+        width: coordinates of the residual stream.
+        heads: attention heads of a layer.
+        expansion: width of the perceptrons relative to ``width``.
+    """
 
     layers: int = 4
     width: int = 128

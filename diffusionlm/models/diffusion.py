@@ -69,6 +69,7 @@ class ModelConfig(WordVectorSpec, name="diffusion"):
 
     Args:
         dimension: D, the number of coordinates of a word vector.
+        backbone: the network.
         schedule: the noise schedule; a ``gumbel`` with default parameters is initialised for the vocabulary.
         prediction: the output of the network, see ``core.model``.
         embedding: ``normalised`` rows of norm sqrt(D), ``free`` rows, or ``frozen`` (normalised, as they start).

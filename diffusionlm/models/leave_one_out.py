@@ -45,6 +45,8 @@ class LeaveOneOut(AttentionBackbone, name="leave-one-out"):
         width: coordinates of a stream.
         expansion: hidden width of the perceptron relative to the stream, before the reduction by a third for gating.
         neighbours: preceding positions in the convolution before attention; 0 leaves it out.
+        heads: attention heads of a layer.
+        dropout: rate of dropout in training.
     """
 
     excludes_self: ClassVar[bool] = True

@@ -42,6 +42,7 @@ class MaskedConfig(WordVectorSpec, name="masked"):
 
     Args:
         dimension: D, the number of coordinates of a word vector.
+        backbone: the network.
         embedding: ``normalised`` rows of norm sqrt(D), ``free`` rows, or ``frozen`` (normalised, not learned).
         cooccurrence: share of a normalised row's squared norm that starts from co-occurrences in the training texts.
         condition: what samples are conditioned on.

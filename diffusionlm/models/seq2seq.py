@@ -47,10 +47,13 @@ FREE = (  # ``settings`` of an earlier version may lack a field that has its def
 
 @dataclass(frozen=True)
 class Seq2SeqConfig(AutoregressiveSpec, ConditionalSpec, name="seq2seq"):
-    """Hyperparameters of an encoder-decoder; the perceptrons are ``expansion * width`` wide.
+    """Hyperparameters of an encoder-decoder.
 
     Args:
         layers: of the decoder; the encoder's are those of the condition.
+        width: coordinates of the residual streams.
+        heads: attention heads of a layer.
+        expansion: width of the perceptrons relative to ``width``.
         dropout: of the decoder; the encoder's is that of the condition.
         condition: a ``source``.
     """

@@ -41,6 +41,11 @@ class Linear(StepSchedule, name="linear"):
     """DDPM's schedule: beta rises linearly and alpha^2 is the product of 1 - beta (Ho et al. 2020, section 4).
 
     The betas are scaled by 1000 / T, so that another T gives the same process; between steps log alpha^2 is interpolated.
+
+    Args:
+        T: number of training steps.
+        beta_start: beta of the first of 1000 steps.
+        beta_end: beta of the last one.
     """
 
     T: int = 1000

@@ -36,7 +36,13 @@ class OptimizerConfig(Component, family="optimizer"):
 
 @dataclass(frozen=True)
 class AdamW(OptimizerConfig, name="adamw"):
-    """AdamW for every weight."""
+    """AdamW for every weight.
+
+    Args:
+        learning_rate: the highest of the run.
+        betas: decays of the means of the gradient and of its square.
+        weight_decay: decoupled, relative to the learning rate.
+    """
 
     learning_rate: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)
@@ -52,8 +58,17 @@ class MuonAdamW(OptimizerConfig, name="muon"):
     """Muon for the matrices of the network's layers, AdamW for everything else (Jordan et al. 2024).
 
     Word vectors have their own, lower learning rate: at a high rate they spread apart, which makes noisy words easy to
-    tell from each other and destroys the similarity of words that can replace each other. ``newton_schulz_steps`` is the
-    number of orthogonalization steps: here 3 train as well as Muon's 5, and save 1/8 of the time per step on small networks.
+    tell from each other and destroys the similarity of words that can replace each other.
+
+    Args:
+        matrix_learning_rate: that of Muon.
+        momentum: that of Muon.
+        newton_schulz_steps: orthogonalization steps: here 3 train as well as Muon's 5, and save 1/8 of the time per step on
+            small networks.
+        learning_rate: that of AdamW.
+        word_learning_rate: that of the word vectors.
+        betas: those of AdamW, decays of the means of the gradient and of its square.
+        weight_decay: of all weights, decoupled, relative to their learning rate.
     """
 
     matrix_learning_rate: float = 8e-3

@@ -68,8 +68,15 @@ SHELL = (".log", ".out", ".err", ".txt")  # files that the user's shell may keep
 class RunConfig(Settings):
     """The settings of a run.
 
-    ``init_from`` is a model or run folder whose weights and tokenizer the run starts from (fine-tuning); ``adapter`` is the
-    part of the model that is trained and saved; ``extend_vocabulary`` adds words of the corpus to it.
+    Args:
+        data: the training texts, and how they become tokens.
+        model: the model, by the name of its family.
+        objective: the loss.
+        training: how the model is trained.
+        sampling: how it is sampled, during the run and later by default.
+        init_from: a model or run folder whose weights and tokenizer the run starts from (fine-tuning).
+        adapter: the part of the model that is trained and saved.
+        extend_vocabulary: words of the corpus that are added to the model of ``init_from``.
     """
 
     data: DataConfig = field(default_factory=DataConfig)

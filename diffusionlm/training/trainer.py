@@ -55,6 +55,7 @@ class TrainingConfig(Settings):
         steps: updates of the weights, fixed before the run starts.
         batch_tokens: tokens per batch (padding included), on each process and for each accumulated gradient.
         accumulation: batches per update, whose gradients are averaged.
+        optimizer: how the gradient changes the weights, with its learning rate.
         warmup: steps of linear learning-rate warm-up.
         decay: shape of the learning-rate decay after the warm-up.
         clip: maximum norm of the gradient; 0 disables clipping.

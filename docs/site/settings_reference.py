@@ -29,11 +29,11 @@ def markdown() -> str:
     """Return a section for each group of settings, and one for each family of components with its members."""
     parts = ["## Groups of settings"]
     for title, path in GROUPS.items():
-        kind = _load(path)
+        kind = load(path)
         parts += [f"### {title if title == 'Run' else f'`{title}`'}", prose(kind), table(kind)]
     for family, path in FAMILIES.items():
-        members = _load(path).kinds()
-        first = inspect.cleandoc(_load(path).__doc__ or "").splitlines()[0]
+        members = load(path).kinds()
+        first = inspect.cleandoc(load(path).__doc__ or "").splitlines()[0]
         parts += [f"## {family.capitalize()}", f"{first} A component of your own subclasses `{path}`."]
         parts += [each for name, kind in members.items() for each in (f"### `{name}`", prose(kind), table(kind))]
     return "\n\n".join(filter(None, parts))
@@ -47,7 +47,7 @@ def prose(kind: type) -> str:
 
 def table(kind: Any) -> str:
     """Return a table of the settings of ``kind``: name, type, default, meaning; "" where it has none."""
-    kept = [field for field in dataclasses.fields(kind) if field.name not in getattr(kind, "shared", {})]
+    kept = [field for field in dataclasses.fields(kind) if field.name in names(kind)]
     if not kept:
         return ""
     types, meanings = get_type_hints(kind), described(kind)
@@ -58,6 +58,11 @@ def table(kind: Any) -> str:
     ]
     shown = len(titles) if meanings.keys() & {field.name for field in kept} else len(titles) - 1
     return "\n".join(f"| {' | '.join(row[:shown])} |" for row in [titles, ["---"] * len(titles), *rows])
+
+
+def names(kind: Any) -> list[str]:
+    """Return the names of the settings of ``kind``."""
+    return [field.name for field in dataclasses.fields(kind) if field.name not in getattr(kind, "shared", {})]
 
 
 def described(kind: type) -> dict[str, str]:
@@ -92,7 +97,7 @@ def _choices(kind: Any) -> tuple[str, ...]:
 def _section(kind: type) -> str | None:
     path = f"{kind.__module__}:{kind.__qualname__}"
     titles = {
-        f"{_load(each).__module__}:{_load(each).__qualname__}": title for title, each in [*GROUPS.items(), *FAMILIES.items()]
+        f"{load(each).__module__}:{load(each).__qualname__}": title for title, each in [*GROUPS.items(), *FAMILIES.items()]
     }
     return titles.get(path)
 
@@ -134,6 +139,7 @@ def _flow(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()
 
 
-def _load(path: str) -> Any:
+def load(path: str) -> Any:
+    """Return the object at the import path ``module:name``."""
     module, _, name = path.partition(":")
     return getattr(importlib.import_module(module), name)

@@ -206,7 +206,7 @@ class Composed(Task, name="composed"):
 
 @dataclass(frozen=True)
 class FileTargets(Task, name="file"):
-    """The first targets of a .jsonl or .yaml file: rows with ``controls``, optionally ``reference`` and ``task``.
+    """The first targets of the .jsonl or .yaml file ``path``: rows with ``controls``, optionally ``reference`` and ``task``.
 
     If ``task`` is given, only its targets are read.
     """

@@ -59,6 +59,7 @@ class ClassifierConfig(ModelSpec, name="classifier"):
             .001, whose effect on a mean vector is too small to see. Not with ``noisy`` latents: there is no prediction.
         min_count: values with fewer labels than this in the training texts count as one value, "other".
         features: W, the coordinates of the features of a position.
+        backbone: the network that makes the features.
         annotator: labels the texts of a corpus without such columns.
         templates: whether the head ``span`` finds part-of-speech templates in trees with tags, see ``templates``.
     """

@@ -17,8 +17,8 @@ from diffusionlm.training.distillation.objective import Distillation, Distillati
 class Consistency(Distillation, name="consistency"):
     """The student's step from t leads where its step from a teacher's step below t leads: the end of t's segment.
 
-    There is a segment for each of the ``evaluations``. ``from_data`` replaces the teacher's step by one toward the training
-    text (consistency training): its posterior is the text itself.
+    There is a segment for each of the ``evaluations``; the teacher's run has ``teacher_steps``. ``from_data`` replaces the
+    teacher's step by one toward the training text (consistency training): its posterior is the text itself.
     """
 
     teacher_steps: int = 64
