@@ -14,7 +14,7 @@ from diffusionlm.data.tokenizers import split_words
 
 @dataclass(frozen=True)
 class SpaCy(Annotator, name="spacy"):
-    """A pipeline of spaCy that is installed as a package, such as ``en_core_web_sm``; nothing is downloaded.
+    """The pipeline ``model`` of spaCy, which is installed as a package, such as ``en_core_web_sm``; nothing is downloaded.
 
     Folders are refused: the settings in one name functions of installed packages, which are called when it is opened.
     """

@@ -70,10 +70,8 @@ class RunConfig(Settings):
 
     Args:
         data: the training texts, and how they become tokens.
-        model: the model, by the name of its family.
-        objective: the loss.
-        training: how the model is trained.
-        sampling: how it is sampled, during the run and later by default.
+        model: the model, by the name of its family; ``objective`` is its loss.
+        training: how the model is trained; likewise ``sampling``, during the run and later by default.
         init_from: a model or run folder whose weights and tokenizer the run starts from (fine-tuning).
         adapter: the part of the model that is trained and saved.
         extend_vocabulary: words of the corpus that are added to the model of ``init_from``.
