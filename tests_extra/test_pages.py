@@ -13,6 +13,7 @@ VERBS: dict[str, set[str]] = {  # page -> the commands that it has
     "classifiers": {"train"},
     "conditional": {"train", "generate", "edit", "evaluate", "score"},
     "control": {"generate", "show"},
+    "demo": {"demo"},
     "evaluation": {"train", "generate", "evaluate"},
     "faq": set(),
     "few-steps": {"distill", "generate"},
@@ -50,4 +51,4 @@ def test_the_page_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_every_page_is_run_by_a_test() -> None:
     pages = {page.relative_to(DOCS).with_suffix("").as_posix() for page in PAGES if page.is_relative_to(DOCS)}
-    assert pages == {*VERBS, "installing"}  # that one is in tests/test_installing.py
+    assert pages == {*VERBS, "installing", "hub"}  # which are in tests/test_installing.py and test_page_hub.py
