@@ -245,7 +245,9 @@ class _Facts:
         steps = {int(match[1]): path for path in found if (match := re.fullmatch(r"step-(\d+)\.txt", path.name))}
         if not steps:
             return ""
-        texts = [text[:LONGEST] for text in read_text(steps[max(steps)]).splitlines()[:SHOWN]]
+        # Not as ``read_text`` reads a user's file: a model may have drawn any character of its tokenizer, such as NUL.
+        lines = steps[max(steps)].read_text(encoding="utf-8", errors="replace").split("\n")[:SHOWN]
+        texts = ["".join(c if c.isprintable() else "\ufffd" for c in line[:LONGEST]) for line in lines if line]
         return f"Drawn at the end of training, not selected.\n\n{_fenced(texts)}"
 
     def _data(self) -> str:

@@ -61,7 +61,7 @@ def test_both_are_read_by_transformers(name: str, runs: dict[str, Path]) -> None
         for text in ("3 1 2", "cat 9"):
             assert found(text)["input_ids"] == tokenizer(text)["input_ids"]
         assert found.model_max_length == 8
-    assert {path.suffix for path in model.rglob("*") if path.is_file()} <= {".json", ".safetensors", ""}  # finished
+    assert {path.suffix for path in model.rglob("*") if path.is_file()} <= {".json", ".safetensors", ".md", ""}  # finished
 
 
 @pytest.mark.parametrize("name", ["source", "seq2seq"])
