@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from diffusionlm.config import UserError, may_import
@@ -123,7 +123,7 @@ def read_safely(expressions: Sequence[str]) -> tuple[Control, ...]:
             raise UserError("controls: the demo calls no functions; use Reward in Python or on the command line")
         named = [f.name for f in fields(control) if f.name == "classifier"]  # type: ignore[arg-type]
         for name in [*named, *(["tags"] if isinstance(control, Span | Tree) else [])]:
-            if Path(given := getattr(control, name)).name != given:
+            if not re.fullmatch(r"\w[\w.-]*", given := getattr(control, name)):  # neither a path nor module:attribute
                 raise UserError(f"{name}: expected the name of one of the model's classifiers in the demo, got {given!r}")
     return controls
 

@@ -122,6 +122,10 @@ def test_what_is_out_of_bounds_is_refused(given: dict[str, Any], sentence: str) 
             '2 * Classifier("x", "/etc")',
             "classifier: expected the name of one of the model's classifiers in the demo, got '/etc'",
         ),
+        (
+            'Classifier("low", "pty:spawn")',
+            "classifier: expected the name of one of the model's classifiers in the demo, got 'pty:spawn'",
+        ),
         ('Attribute("food", "x", "../x")', r"classifier: expected the name of one .* got '\.\./x'"),
         ('Span(1, 2, "NP", tags="/etc/x")', "tags: expected the name of one .* got '/etc/x'"),
         ("Lenght(3)", "did you mean 'Length'"),

@@ -22,7 +22,9 @@ ROOT = PACKAGE.parent
 GOLDEN = ROOT / "tests" / "golden" / "format-1"
 GROUPS = {*RunConfig.__dataclass_fields__, *SamplingConfig.__dataclass_fields__, "task", "annotator"}  # of dotted settings
 EXAMPLES = ("--a.b", "--a.b=value", "--name")  # of docstrings
-OF_OTHERS = {"diffusionlm/evaluation/harness.py": ("--model", "--model_args", "--tasks")}  # options of the lm-evaluation-harness
+OF_OTHERS = {
+    "diffusionlm/evaluation/harness.py": ("--model", "--model_args", "--tasks")
+}  # options of the lm-evaluation-harness
 
 
 def literals() -> Iterator[tuple[str, str]]:
