@@ -22,7 +22,14 @@ MISSING = "the tests of the demo need a browser: apt-get install -y chromium, or
 def serving(*arguments: str, folder: Path = ROOT) -> Iterator[str]:
     """Run ``diffusionlm demo`` at a free port, in ``folder``; give its address, and end it with Ctrl-C."""
     command = [sys.executable, "-m", "diffusionlm", "demo", *arguments, "--port", "0"]
-    with subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(
+        command,
+        cwd=folder,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run in the background
+    ) as server:
         assert server.stdout is not None
         try:
             address = server.stdout.readline().strip()
