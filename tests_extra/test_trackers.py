@@ -54,16 +54,14 @@ def records_of(data: bytes) -> Iterator[bytes]:
 
 
 def test_losses_arrive_in_weights_and_biases(tmp_path: Path) -> None:
-    pytest.importorskip("wandb")
-    from wandb.proto import wandb_internal_pb2
-
+    records: Any = pytest.importorskip("wandb.proto.wandb_internal_pb2")
     wanted = expected(rows_of(tmp_path, "wandb"))
     assert len(wanted["train/loss"]) == STEPS and len(wanted["eval/loss"]) == 2
     (path,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
     found: dict[str, list[tuple[int, float]]] = {name: [] for name in wanted}
     settings: dict[str, Any] = {}
     for data in records_of(path.read_bytes()):
-        record = wandb_internal_pb2.Record()
+        record = records.Record()
         record.ParseFromString(data)
         items = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
         for name in wanted.keys() & items.keys():
