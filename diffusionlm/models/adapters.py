@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, cast
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -82,6 +82,47 @@ class Full(Adapter, name="full"):
         return model
 
 
+class AddedParts(Adapter):
+    """Base of the adapters that add modules to a frozen model, and save these alone; a subclass defines ``join``.
+
+    ``file`` holds the weights whose names start with one of ``parts``.
+    """
+
+    merges: ClassVar[bool] = False
+    file: ClassVar[str]
+    parts: ClassVar[tuple[str, ...]]
+
+    def join(self, model: Any) -> None:
+        """Give ``model`` the new modules. Raises UserError where they do not fit it."""
+        raise NotImplementedError
+
+    def wrap(self, model: P) -> P:
+        model.requires_grad_(False)
+        self.join(model)
+        return model
+
+    def save(self, model: PreTrainedModel, folder: Path) -> None:
+        save_file(self._weights(model), folder / self.file)
+
+    def load(self, model: P, folder: Path) -> P:
+        """Return ``model`` with the modules in ``folder``. Raises UserError where they do not fit it or these settings."""
+        with torch.random.fork_rng(devices=[]):
+            self.join(model)
+        path = folder / self.file
+        saved, expected = load_file(path), self._weights(model)
+        if differing := sorted(saved.keys() ^ expected.keys()):
+            raise UserError(f"{path}: expected the weights that {FILE} describes, but {differing[0]} differs")
+        for name, weight in saved.items():
+            if weight.shape != expected[name].shape or not weight.is_floating_point():
+                shape, got = tuple(expected[name].shape), f"{tuple(weight.shape)} of {weight.dtype}"
+                raise UserError(f"{path}: {name}: expected the shape {shape}, as {FILE} describes, got {got}")
+        model.load_state_dict(saved, strict=False)
+        return model
+
+    def _weights(self, model: PreTrainedModel) -> dict[str, Tensor]:
+        return {name: weight.contiguous() for name, weight in model.state_dict().items() if name.startswith(self.parts)}
+
+
 @dataclass(frozen=True)
 class SavedAdapter:
     """The adapter of a model folder, the folder of its base model, and the digest of the base's weights."""
@@ -107,23 +148,6 @@ def check_complete(base: Path, where: str) -> None:
             f"{where}: expected the folder of a complete model, but {base} holds an adapter of another model; "
             "train one adapter of that model, or all weights of this one (adapter full)"
         )
-
-
-def added_weights(model: PreTrainedModel, parts: tuple[str, ...]) -> dict[str, Tensor]:
-    """Return the weights of a model whose names start with one of ``parts``."""
-    return {name: weight.contiguous() for name, weight in model.state_dict().items() if name.startswith(parts)}
-
-
-def load_added(model: PreTrainedModel, path: Path, parts: tuple[str, ...]) -> None:
-    """Load the weights of a model's ``parts`` from the file ``path``. Raises UserError where they are others than it has."""
-    saved, expected = load_file(path), added_weights(model, parts)
-    if differing := sorted(saved.keys() ^ expected.keys()):
-        raise UserError(f"{path}: expected the weights that {FILE} describes, but {differing[0]} differs")
-    for name, weight in saved.items():
-        if weight.shape != expected[name].shape or not weight.is_floating_point():
-            shape, got = tuple(expected[name].shape), f"{tuple(weight.shape)} of {weight.dtype}"
-            raise UserError(f"{path}: {name}: expected the shape {shape}, as {FILE} describes, got {got}")
-    model.load_state_dict(saved, strict=False)
 
 
 def weights_digest(model: PreTrainedModel) -> str:

@@ -13,28 +13,24 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from diffusionlm.config import UserError, plain_name
-from diffusionlm.models.adapters import Adapter, P, added_weights, load_added
+from diffusionlm.models.adapters import AddedParts
 from diffusionlm.models.backbones import LayeredNetwork, Sublayers
 from diffusionlm.models.conditions import Condition, Conditioning, at_positions, one_sentence
 from diffusionlm.models.diffusion import WordVectorModel, WordVectorSpec
 from diffusionlm.models.spec import ModelSpec, Splits
 
-WEIGHTS = "control_branch.safetensors"
 SIGNAL = 0.5  # standard deviation of A at the start; the streams start at 1
-PARTS = ("branch.", "condition.")  # of the model, whose weights are trained and saved
 
 
 @dataclass(frozen=True)
-class ControlBranch(Adapter, name="control-branch"):
+class ControlBranch(AddedParts, name="control-branch"):
     """A copy of the first layers of a frozen model that reads a condition (ControlNet, Zhang et al. 2023).
 
     Args:
@@ -42,7 +38,8 @@ class ControlBranch(Adapter, name="control-branch"):
         layers: how many layers are copied, of each stream and of the queries where a backbone has these.
     """
 
-    merges: ClassVar[bool] = False
+    file: ClassVar[str] = "control_branch.safetensors"
+    parts: ClassVar[tuple[str, ...]] = ("branch.", "condition.")
 
     condition: Condition
     layers: int = 1
@@ -77,12 +74,7 @@ class ControlBranch(Adapter, name="control-branch"):
             )
         return replace(spec, condition=self.condition)  # type: ignore[type-var]
 
-    def wrap(self, model: P) -> P:
-        model.requires_grad_(False)
-        self._join(model)
-        return model
-
-    def _join(self, model: Any) -> None:
+    def join(self, model: Any) -> None:
         """Give ``model`` the condition and a new branch."""
         settings, network = self.adapted(model.settings), model.network
         if not isinstance(network, LayeredNetwork):
@@ -99,16 +91,6 @@ class ControlBranch(Adapter, name="control-branch"):
         model.condition.to(model.device)
         model.branch.to(model.device)
         model.train(model.training)
-
-    def save(self, model: PreTrainedModel, folder: Path) -> None:
-        save_file(added_weights(model, PARTS), folder / WEIGHTS)
-
-    def load(self, model: P, folder: Path) -> P:
-        """Return ``model`` with the branch in ``folder``. Raises UserError where it does not fit it or these settings."""
-        with torch.random.fork_rng(devices=[]):
-            self._join(model)
-        load_added(model, folder / WEIGHTS, PARTS)
-        return model
 
 
 class Branch(nn.Module):

@@ -6,31 +6,25 @@ A head is trained behind a frozen denoiser, so the weights of this base are not 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
-from safetensors.torch import save_file
-
 from diffusionlm.config import UserError, plain_name
-from diffusionlm.models.adapters import Adapter, P, added_weights, load_added
+from diffusionlm.models.adapters import AddedParts
 from diffusionlm.models.diffusion import DiffusionLM, ModelConfig
 from diffusionlm.models.joint import JointHead
 from diffusionlm.models.spec import ModelSpec
 
-WEIGHTS = "joint_head.safetensors"
-PARTS = ("joint.",)  # of the model, whose weights are trained and saved
-
 
 @dataclass(frozen=True)
-class JointAdapter(Adapter, name="joint-head"):
+class JointAdapter(AddedParts, name="joint-head"):
     """A joint head behind a frozen diffusion model, for few evaluations; ``distill`` trains it.
 
     Args:
         width: of the head's layers.
     """
 
-    merges: ClassVar[bool] = False
+    file: ClassVar[str] = "joint_head.safetensors"
+    parts: ClassVar[tuple[str, ...]] = ("joint.",)
     adds_joint: ClassVar[bool] = True
 
     width: int = 192
@@ -46,12 +40,7 @@ class JointAdapter(Adapter, name="joint-head"):
             raise UserError("adapter: 'joint-head' is for a base without a joint head, and this one has model.joint_width")
         return replace(spec, joint_width=self.width)
 
-    def wrap(self, model: P) -> P:
-        model.requires_grad_(False)
-        self._join(model)
-        return model
-
-    def _join(self, model: Any) -> None:
+    def join(self, model: Any) -> None:
         """Give ``model`` a new head; its config, which is saved with the head, remains the base's."""
         if not isinstance(model, DiffusionLM):
             raise UserError(f"adapter: 'joint-head' is for a diffusion model, got a {model.config.model_type} model")
@@ -61,13 +50,3 @@ class JointAdapter(Adapter, name="joint-head"):
             model._init_weights(module)
         model.joint.reset()
         model.joint.to(model.device).train(model.training)
-
-    def save(self, model: Any, folder: Path) -> None:
-        save_file(added_weights(model, PARTS), folder / WEIGHTS)
-
-    def load(self, model: P, folder: Path) -> P:
-        """Return ``model`` with the head in ``folder``. Raises UserError where it does not fit it or these settings."""
-        with torch.random.fork_rng(devices=[]):
-            self._join(model)
-        load_added(model, folder / WEIGHTS, PARTS)
-        return model

@@ -19,7 +19,7 @@ from diffusionlm.cli import main
 from diffusionlm.config import UserError, build
 from diffusionlm.data.corpora import to_dataset
 from diffusionlm.models.adapters import FILE
-from diffusionlm.models.control_branch import WEIGHTS
+from diffusionlm.models.control_branch import ControlBranch
 from diffusionlm.pipelines.auto import open_pipeline
 from diffusionlm.restaurants.grammar import parse
 from diffusionlm.training.run import RunConfig, train
@@ -156,9 +156,9 @@ def test_weights_that_do_not_fit_or_are_damaged(
     change: Callable[[dict[str, torch.Tensor]], None], sentence: str, runs: tuple[Path, Path], tmp_path: Path
 ) -> None:
     folder = branch_of(runs, tmp_path)
-    weights = load_file(folder / WEIGHTS)
+    weights = load_file(folder / ControlBranch.file)
     change(weights)
-    save_file(weights, folder / WEIGHTS)
+    save_file(weights, folder / ControlBranch.file)
     assert sentence in refused(lambda: open_pipeline(folder))
 
 
@@ -175,7 +175,7 @@ def test_an_edited_adapter_file_is_refused_and_imports_nothing(
     ):
         edit(folder / FILE, adapter={**plain, **changed})
         assert sentence in refused(lambda: open_pipeline(folder))
-    (folder / WEIGHTS).unlink()
+    (folder / ControlBranch.file).unlink()
     edit(folder / FILE, adapter=plain)
     assert main(["generate", str(folder), "--count", "1"]) == 2
     assert "the model is damaged or incomplete" in capsys.readouterr().err

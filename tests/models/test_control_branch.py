@@ -21,7 +21,7 @@ from diffusionlm.models.adapters import trained_share
 from diffusionlm.models.attributes import Label, Number, Several
 from diffusionlm.models.backbones import Backbone, Transformer
 from diffusionlm.models.conditions import Condition, Conditioning
-from diffusionlm.models.control_branch import WEIGHTS, ControlBranch
+from diffusionlm.models.control_branch import ControlBranch
 from diffusionlm.models.diffusion import DiffusionLM, ModelConfig
 from diffusionlm.models.leave_one_out import LeaveOneOut
 from diffusionlm.models.masked import MaskedConfig
@@ -177,7 +177,7 @@ def test_a_branch_is_saved_alone_and_loads_onto_its_base(
         assert part is not None
         perturbed(part)
     adapter.save(model, tmp_path)
-    saved = load_file(tmp_path / WEIGHTS)
+    saved = load_file(tmp_path / ControlBranch.file)
     assert saved and not saved.keys() & base.state_dict().keys()
     torch.manual_seed(5)
     loaded = adapter.of(model).load(copy.deepcopy(base), tmp_path)

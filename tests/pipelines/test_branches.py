@@ -17,7 +17,7 @@ from diffusionlm.cli import main
 from diffusionlm.config import UserError, build, merge
 from diffusionlm.data.corpora import to_dataset
 from diffusionlm.models.attributes import Label
-from diffusionlm.models.control_branch import WEIGHTS
+from diffusionlm.models.control_branch import ControlBranch
 from diffusionlm.pipelines.auto import open_pipeline
 from diffusionlm.pipelines.diffusion import Pipeline
 from diffusionlm.training.run import RunConfig, train
@@ -96,26 +96,26 @@ def test_a_branch_learns_labels_that_its_base_does_not_know(base: Path, labelled
 
 def test_the_base_is_left_as_it_is_and_only_the_branch_is_saved(base: Path, labelled: Path) -> None:
     saved = labelled / "model"
-    assert (saved / WEIGHTS).exists() and not (saved / "model.safetensors").exists()
+    assert (saved / ControlBranch.file).exists() and not (saved / "model.safetensors").exists()
     assert json.loads((saved / "config.json").read_text())["settings"]["condition"] is None
     plain = json.loads((saved / "adapter.json").read_text())
     assert plain["base"] == str(base) and plain["adapter"]["condition"]["labels"] == ["animal", "plant"]
     weights, trained = load_file(base / "model" / "model.safetensors"), open_pipeline(labelled).model.state_dict()
     assert all(torch.equal(weight, trained[name]) for name, weight in weights.items())
     averaged = load_file(labelled / "checkpoints" / "checkpoint-120" / "ema.safetensors")
-    for name, weight in load_file(saved / WEIGHTS).items():
+    for name, weight in load_file(saved / ControlBranch.file).items():
         assert torch.equal(weight, averaged[f"module.model.{name}"])
 
 
 def test_a_run_of_a_branch_resumes_to_the_bit_and_reports_the_trained_share(
     folder: Path, base: Path, labelled: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    weights = load_file(labelled / "model" / WEIGHTS)
+    weights = load_file(labelled / "model" / ControlBranch.file)
     shutil.copytree(labelled, folder / "resumed")
     shutil.rmtree(folder / "resumed" / "model")
     shutil.rmtree(folder / "resumed" / "checkpoints" / "checkpoint-120")
     resumed = run(folder, "resumed", folder / "pairs.jsonl", init_from=str(base), adapter=LABEL)
-    again = load_file(resumed / "model" / WEIGHTS)
+    again = load_file(resumed / "model" / ControlBranch.file)
     assert again.keys() == weights.keys() and all(torch.equal(again[name], weights[name]) for name in weights)
     trained = sum(weight.numel() for weight in weights.values())
     share = trained / (trained + sum(weight.numel() for weight in load_file(base / "model" / "model.safetensors").values()))
