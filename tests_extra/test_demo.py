@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,11 +12,11 @@ from typing import Any
 
 import gradio
 import pytest
-import tiny_conditions
 from demo_pages import ENVIRONMENT, browsing, chromium, generated, serving
 from documents import blocks, commands
 from gradio_client import Client
 from gradio_client.exceptions import AppError
+from tiny_demo import make_models
 from tiny_runs import ROOT
 
 from diffusionlm.demo.models import open_model
@@ -25,20 +24,12 @@ from diffusionlm.demo.page import Page
 from diffusionlm.demo.requests import DemoRequest
 from diffusionlm.demo.sampling import sampled
 from diffusionlm.demo.server import app_of, load_gradio
-from diffusionlm.training.run import RunConfig, claim
-
-STORED = ROOT / "tests" / "golden" / "format-1"
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a run of the restaurants corpus, and tiny models of other families."""
-    folder = tmp_path_factory.mktemp("models")
-    claim(RunConfig(), folder / "run")
-    shutil.copytree(STORED, folder / "run" / "model")
-    for name in ("several", "masked", "causal"):
-        tiny_conditions.trained(folder, name)
-    return folder
+    return make_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")

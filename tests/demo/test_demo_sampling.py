@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import shlex
-import shutil
 import socket
 import sys
 import threading
@@ -15,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_conditions
 import tiny_sources
 import torch
-from tiny_runs import ROOT
+from tiny_demo import make_models
 
 from diffusionlm.cli import main
 from diffusionlm.config import UserError
@@ -30,20 +28,14 @@ from diffusionlm.demo.sampling import CERTAIN, Check, Frame, Sampled, pieces, sa
 from diffusionlm.demo.server import POLICY, described, free_port
 from diffusionlm.demo.words import frame_html, outcome, refusal_html, samples_html
 from diffusionlm.pipelines.masked import MaskedState
-from diffusionlm.training.run import RunConfig, claim
 
-STORED = ROOT / "tests" / "golden" / "format-1"
 FEW: dict[str, Any] = {"count": 2, "evaluations": 4}
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a run of the restaurants corpus, and tiny models of other families."""
-    folder = tmp_path_factory.mktemp("models")
-    claim(RunConfig(), folder / "run")
-    shutil.copytree(STORED, folder / "run" / "model")
-    for name in ("several", "masked", "causal"):
-        tiny_conditions.trained(folder, name)
+    folder = make_models(tmp_path_factory.mktemp("models"))
     (folder / "sources").mkdir()
     tiny_sources.trained(folder / "sources", "seq2seq")
     return folder
