@@ -99,7 +99,7 @@ def reason(error: Exception, wanted: Repository) -> str:
 
     place = f"{HUB} ({constants.ENDPOINT})"
     if isinstance(error, errors.GatedRepoError):
-        return f"{place} lets only those read {wanted.path} who have asked for access there, and logged in: hf auth login"
+        return f"{place} has {wanted.path} for users with access alone; ask for it on its page, and log in: hf auth login"
     if isinstance(error, errors.RepositoryNotFoundError):
         return f"{place} has no model {wanted.path}, or a private one, for which you log in: hf auth login"
     if isinstance(error, errors.RevisionNotFoundError):
