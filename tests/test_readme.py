@@ -1,10 +1,10 @@
-"""The README: its commands and Python run, its links lead somewhere, and it fits on 200 lines."""
+"""The README: its links lead somewhere, and it fits on 200 lines."""
 
 import re
 from pathlib import Path
 
 import pytest
-from documents import PAGES, blocks, commands, prepare, run_commands, run_python
+from documents import PAGES, blocks
 from tiny_runs import ROOT
 
 README = ROOT / "README.md"
@@ -55,16 +55,3 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
 def test_examples_and_configs_that_are_named_exist(page: Path) -> None:
     named = re.findall(r"`((?:examples|configs)/[\w/-]+(?:\.\w+)?/?)`", page.read_text())
     assert not [path for path in named if not (ROOT / path).exists()]
-
-
-def test_its_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    prepare(tmp_path, monkeypatch)
-    (tmp_path / "runs" / "quickstart").rename(tmp_path / "trained")  # the first command trains it anew
-    assert next(arguments[0] for arguments in commands(README)) == "quickstart"
-    assert run_commands(README, capsys) == {"quickstart", "train", "generate", "evaluate", "edit"}
-    assert (tmp_path / "runs" / "quickstart" / "quickstart.json").exists()
-
-
-def test_its_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    prepare(tmp_path, monkeypatch)
-    run_python(README)

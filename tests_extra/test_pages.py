@@ -1,13 +1,13 @@
-"""The pages of docs/: their commands and Python run."""
+"""The README and the pages of docs/: their commands and Python run."""
 
 import json
 from pathlib import Path
 
 import pytest
-from documents import PAGES, prepare, run, run_commands, run_python
+from documents import PAGES, commands, prepare, run, run_commands, run_python
 from tiny_runs import ROOT
 
-DOCS = ROOT / "docs"
+README, DOCS = ROOT / "README.md", ROOT / "docs"
 VERBS: dict[str, set[str]] = {  # page -> the commands that it has
     "architecture": set(),
     "classifiers": {"train"},
@@ -52,3 +52,18 @@ def test_the_page_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_every_page_is_run_by_a_test() -> None:
     pages = {page.relative_to(DOCS).with_suffix("").as_posix() for page in PAGES if page.is_relative_to(DOCS)}
     assert pages == {*VERBS, "installing", "hub"}  # which are in tests/test_installing.py and test_page_hub.py
+
+
+def test_the_commands_of_the_readme_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare(tmp_path, monkeypatch)
+    (tmp_path / "runs" / "quickstart").rename(tmp_path / "trained")  # the first command trains it anew
+    assert next(arguments[0] for arguments in commands(README)) == "quickstart"
+    assert run_commands(README, capsys) == {"quickstart", "train", "generate", "evaluate", "edit"}
+    assert (tmp_path / "runs" / "quickstart" / "quickstart.json").exists()
+
+
+def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(tmp_path, monkeypatch)
+    run_python(README)
