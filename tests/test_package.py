@@ -17,13 +17,17 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_wheel_finds_its_corpus_from_another_folder(built: Path, tmp_path: Path) -> None:
+def test_the_wheel_finds_its_corpus_and_models_from_another_folder(built: Path, tmp_path: Path) -> None:
     (wheel,) = built.glob("diffusion_lm-*.whl")
     target = tmp_path / "site"
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)]
     subprocess.run(install, check=True, capture_output=True)
     (tmp_path / "elsewhere").mkdir()
-    code = "import diffusionlm; from diffusionlm.restaurants.corpus import Restaurants; print(diffusionlm.__file__, len(Restaurants().load()['train']))"
+    code = """import diffusionlm
+from diffusionlm.models.named import named_folder
+from diffusionlm.restaurants.corpus import Restaurants
+print(diffusionlm.__file__, len(Restaurants().load()["train"]), named_folder("restaurants"), named_folder("restaurants-few-steps"))
+"""
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path / "elsewhere",
@@ -32,13 +36,16 @@ def test_the_wheel_finds_its_corpus_from_another_folder(built: Path, tmp_path: P
         text=True,
         check=True,
     )
-    file, count = done.stdout.split()
+    file, count, *models = done.stdout.split()
     assert Path(file).is_relative_to(target)
     assert count == "20000"
+    assert all(Path(folder).is_relative_to(target) for folder in models)
+    assert all((Path(folder) / "README.md").exists() for folder in models)
 
 
 def test_the_wheel_is_typed_and_the_source_archive_is_whole(built: Path) -> None:
     (wheel,), (archive,) = built.glob("*.whl"), built.glob("*.tar.gz")
+    assert wheel.stat().st_size < 10_000_000  # of which the models are eight
     with zipfile.ZipFile(wheel) as packed:
         assert "diffusionlm/py.typed" in packed.namelist()
         assert not [name for name in packed.namelist() if name.startswith(("tests/", "configs/"))]
@@ -48,6 +55,7 @@ def test_the_wheel_is_typed_and_the_source_archive_is_whole(built: Path) -> None
         "README.md",
         "LICENSE",
         "configs/e2e-paper.yaml",
+        "data/models/restaurants/model.safetensors",
         "data/restaurants/train.jsonl.gz",
         "tests/tiny_runs.py",
     } <= inside

@@ -26,9 +26,10 @@ def test_the_models_are_small_and_complete(tmp_path: Path, capsys: pytest.Captur
     assert {weight.dtype for weight in weights.values() if weight.ndim > 1} == {torch.bfloat16}
     assert sorted(path.name for path in (out / FEW).glob("*.safetensors")) == ["joint_head.safetensors"]
     assert corpus_of([out / MODEL]) == Restaurants()
-    text = "".join(path.read_text() for path in out.rglob("*.*") if path.suffix in (".json", ".yaml"))
+    text = "".join(path.read_text() for path in out.rglob("*.*") if path.suffix in (".json", ".yaml", ".md"))
     assert str(tmp_path) not in text
     for name in (MODEL, FEW):
+        assert "- meet `food=Japanese`: " in (out / name / "README.md").read_text()
         pipe = Pipeline.from_pretrained(out / name)
         rows = pipe(1, ["food=Japanese", "Length(8, 12)"], seed=3)
         assert isinstance(rows[0], Controlled) and rows[0].controls[1].passed

@@ -30,13 +30,27 @@ FAMILIES = {  # the families that ``show`` lists, with the import paths of their
 }
 
 
+BUNDLED = "bundled"
+
+
+def _show_bundled() -> None:
+    """Print the names of the bundled models, with their sizes, classifiers and folders."""
+    from diffusionlm.models.named import bundled_models
+
+    for name, folder in bundled_models().items():
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+        classifiers = sorted(path.parent.name for path in folder.glob("classifiers/*/config.json"))
+        print(f"{name}: {size:.1f} MB" + f"; classifiers: {', '.join(classifiers)}" * bool(classifiers))
+        print(f"    {folder}")
+
+
 @command(
-    option("what", "config, or a family: " + ", ".join(FAMILIES), "config|FAMILY", nargs="?", default="config"),
+    option("what", "config, bundled (models), or a family: " + ", ".join(FAMILIES), "WHAT", nargs="?", default="config"),
     CONFIG,
     example="show --training.steps 500",
 )
 def _show(options: argparse.Namespace) -> int:
-    """Show all settings with their values, or the members of a family of components."""
+    """Show all settings with their values, the models that come with the package, or the members of a family of components."""
     import yaml
 
     from diffusionlm.training.run import read_config
@@ -45,10 +59,13 @@ def _show(options: argparse.Namespace) -> int:
         plain = to_plain(read_config(options.config, options.overrides))
         print(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), end="")
         return 0
-    if options.what not in FAMILIES:
-        raise UserError(f"show: there is no {options.what!r}{nearest(options.what, ['config', *FAMILIES])}")
+    if options.what != BUNDLED and options.what not in FAMILIES:
+        raise UserError(f"show: there is no {options.what!r}{nearest(options.what, ['config', BUNDLED, *FAMILIES])}")
     if options.config or options.overrides:
         raise UserError(f"show: {options.what} have no settings of yours to show; leave out --config and --NAME VALUE")
+    if options.what == BUNDLED:
+        _show_bundled()
+        return 0
     module, _, name = FAMILIES[options.what].partition(":")
     members = getattr(importlib.import_module(module), name).kinds()
     if not members:
