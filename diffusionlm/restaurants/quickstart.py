@@ -1,4 +1,4 @@
-"""The quickstart: train on the restaurants corpus for a few minutes, sample with and without controls, and report quality."""
+"""The quickstart: texts of the bundled model, a few minutes of training on its corpus, and figures of both models."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from diffusionlm.training.optimizers import has_bf16
 from diffusionlm.training.run import RunConfig, read_config, train
 from diffusionlm.training.trainer import TrainingConfig
 
+BUNDLED = "restaurants"  # the name of the model that comes with the package
 CLASSIFIER_STEPS = 500
 # Of the corpus's attributes, those with a few values each: names and landmarks have hundreds, too rare to learn.
 CLASSIFIED = ("area", "family", "food", "price", "rating", "type")
@@ -38,41 +39,49 @@ TEXTS_PER_CONTROL = 3
 SAMPLING = SamplingConfig(steps=28, passes=2, temperature=1.1, step_temperature=0.5, sweeps=6, sweep_odds=2.5, batch_size=125)
 
 
-def quickstart(folder: str | Path, steps: int | None = None, minutes: float = 4.2, texts: int = 500) -> dict[str, Any]:
-    """Train (or resume), sample without and with controls, write ``quickstart.json``, and return its content.
+def quickstart(folder: str | Path, steps: int | None = None, minutes: float = 4.2, texts: int = 300) -> dict[str, Any]:
+    """Sample from the bundled model, train one in ``folder`` (or resume), compare them; return what ``quickstart.json`` has.
 
-    ``texts`` is the number of samples without controls. ``steps`` fixes the number of training steps; by default a few steps
-    are timed, and as many are taken as fit in ``minutes``.
+    ``texts`` is the number of samples without controls of each model. ``steps`` fixes the number of training steps; by default
+    a few steps are timed, and as many are taken as fit in ``minutes``.
 
     Raises:
         UserError: the folder cannot be written or holds another run.
     """
     folder, started = Path(folder), time.perf_counter()
-    config = _config(folder, steps, minutes)
+    found = _found(folder)
+    say(f"Texts of the model {BUNDLED}, which comes with the library:")
+    bundled = _opened(BUNDLED)
+    others = _controlled(bundled, bundled.sampling)
+    config = found or _new_config(steps, minutes)
     say(f"Training {config.training.steps} steps on the bundled corpus of restaurant descriptions, in {folder} ...")
     if not train(config, folder, show_texts=True):
         raise UserError(f"{folder}: stopped before the end; run the same command again to resume")
-    say(f"Sampling {texts} texts ...")
-    pipeline = Pipeline.from_pretrained(folder, dtype="bf16" if has_bf16() else "fp32")
+    say("Training a classifier of the attributes for guidance ...")
+    _classify(folder, config.training)
+    pipeline = _opened(folder)
+    say("Texts of your model:")
+    controlled = _controlled(pipeline, config.sampling)
+    say(f"Sampling {texts} texts of each model ...")
     rows = list(pipeline.stream(texts, config.sampling))
     with disk_errors(folder / "texts.jsonl"):
         (folder / "texts.jsonl").write_text("".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows))
-    splits = config.data.corpus.load()
-    training, real = splits["train"]["text"][:], splits["validation"]["text"][:]
     written = [row.text for row in rows]
-    report = asdict(grammar_report(written, training, real))
-    trigrams = trigram_texts(training, texts, seed=0)
-    report["trigram_accepted"] = grammar_report(trigrams, training, real).accepted
-    say("Training a classifier of the attributes for guidance, and sampling with controls ...")
-    _classify(folder, config.training)
-    controlled = _controlled(pipeline, config.sampling)
-    report["controlled"] = sum(bool(row.controls[0].passed) for row in controlled) / len(controlled)
+    training, real = (config.data.corpus.load()[split]["text"][:] for split in ("train", "validation"))
+    report = asdict(grammar_report(written, training, real)) | {"controlled": _passed(controlled)}
+    report["trigram_accepted"] = grammar_report(trigram_texts(training, texts, seed=0), training, real).accepted
+    theirs = [row.text for row in bundled.stream(texts, bundled.sampling)]
+    report[BUNDLED] = asdict(grammar_report(theirs, training, real)) | {"controlled": _passed(others)}
     report["seconds_training"] = training_of(folder)["training_seconds"]
     report["seconds_total"] = round(time.perf_counter() - started, 1)
     with disk_errors(folder / "quickstart.json"):
         (folder / "quickstart.json").write_text(json.dumps(report, indent=2) + "\n")
-    _close(folder, written, report, controlled)
+    _close(folder, written, report)
     return report
+
+
+def _opened(model: str | Path) -> Pipeline:
+    return Pipeline.from_pretrained(model, dtype="bf16" if has_bf16() else "fp32")
 
 
 def _classify(folder: Path, training: TrainingConfig) -> None:
@@ -92,22 +101,37 @@ def _classify(folder: Path, training: TrainingConfig) -> None:
 
 
 def _controlled(pipeline: Pipeline, sampling: SamplingConfig) -> list[Controlled]:
-    """Sample texts for each of ``CONTROLS``."""
+    """Sample texts for each of ``CONTROLS``, and print them."""
     sampling = replace(sampling, temperature=1.0)
     rows: list[Controlled] = []
     for control in CONTROLS:
-        rows += [row for row in pipeline.stream(TEXTS_PER_CONTROL, sampling, None, [control]) if isinstance(row, Controlled)]
+        say(f"\nControl: {control}")
+        for row in pipeline.stream(TEXTS_PER_CONTROL, sampling, None, [control]):
+            assert isinstance(row, Controlled)
+            say(f"  {'✓' if row.controls[0].passed else '✗'} {row.text}")
+            rows.append(row)
+    say("")
     return rows
 
 
-def _config(folder: Path, steps: int | None, minutes: float) -> RunConfig:
-    """Return the config of the run in ``folder``, or a new one whose number of steps fits in ``minutes``."""
-    if (folder / "config.yaml").exists():
-        config = read_config([folder / "config.yaml"])
-        if not isinstance(config.data.corpus, Restaurants):
-            raise UserError(f"{folder}: holds another run, not a quickstart's; choose another --out")
-        say(f"Found a run in {folder}: resuming it.")
-        return config
+def _passed(rows: Sequence[Controlled]) -> float:
+    """Return the share of texts that meet their control."""
+    return sum(bool(row.controls[0].passed) for row in rows) / len(rows)
+
+
+def _found(folder: Path) -> RunConfig | None:
+    """Return the config of the quickstart's run in ``folder``; None where there is no run."""
+    if not (folder / "config.yaml").exists():
+        return None
+    config = read_config([folder / "config.yaml"])
+    if not isinstance(config.data.corpus, Restaurants):
+        raise UserError(f"{folder}: holds another run, not a quickstart's; choose another --out")
+    say(f"Found a run in {folder}: resuming it.")
+    return config
+
+
+def _new_config(steps: int | None, minutes: float) -> RunConfig:
+    """Return the config of a new run, whose number of steps fits in ``minutes`` unless it is given."""
     config = RunConfig(sampling=SAMPLING)
     if steps is None:
         steps, threads = _fitting(config, minutes)
@@ -127,27 +151,35 @@ def _fitting(config: RunConfig, minutes: float) -> tuple[int, int]:
     return max(20, int(minutes * 60 * RESERVE / seconds)), threads
 
 
-def _close(folder: Path, texts: Sequence[str], report: dict[str, Any], controlled: Sequence[Controlled]) -> None:
-    """Print samples, figures, the files and further commands."""
+def _table(report: dict[str, Any]) -> str:
+    """Return the figures of both models, side by side."""
+    rows = [
+        ("accepted by the corpus's grammar", "accepted", ".1%", f"a word-trigram model: {report['trigram_accepted']:.1%}"),
+        ("of those, not in the training texts", "new", ".1%", ""),
+        ("distinct", "distinct", ".1%", ""),
+        ("nats of unigram entropy", "entropy", ".3f", f"reference texts: {report['entropy_real']:.3f}"),
+        ("under a control, and meet it", "controlled", ".1%", ""),
+    ]
+    head = f"{'':40}{'your model':>12}{BUNDLED:>13}"
+    lines = [f"  {said:38}{report[key]:12{form}}{report[BUNDLED][key]:13{form}}   {note}" for said, key, form, note in rows]
+    return "\n".join([head, *lines])
+
+
+def _close(folder: Path, texts: Sequence[str], report: dict[str, Any]) -> None:
+    """Print samples, the figures of both models, the files and further commands."""
     print("\n".join(texts[:10]), flush=True)
-    for place, row in enumerate(controlled):
-        if place % TEXTS_PER_CONTROL == 0:
-            say(f"\nControl: {row.controls[0].control}")
-        say(f"  {'✓' if row.controls[0].passed else '✗'} {row.text}")
+    trained, whole = report["seconds_training"], report["seconds_total"]
     say(f"""
-Of {report["texts"]} consecutive, unfiltered texts of one seed
-  {report["accepted"]:6.1%}  are accepted by the corpus's grammar (a word-trigram model: {report["trigram_accepted"]:.1%})
-  {report["new"]:6.1%}  of those are not in the training texts
-  {report["distinct"]:6.1%}  are distinct
-  {report["entropy"]:6.3f}  nats of unigram entropy (reference texts: {report["entropy_real"]:.3f})
-after {report["seconds_training"]:.0f} seconds of training; this call took {report["seconds_total"]:.0f}.
+Of {report["texts"]} consecutive, unfiltered texts of one seed, and {len(CONTROLS) * TEXTS_PER_CONTROL} under controls
+{_table(report)}
+Your model was trained for {trained:.0f} seconds, {BUNDLED} for about an hour; this call took {whole:.0f} seconds.
 
 Where things are
   {folder}/model           the model, for Pipeline.from_pretrained and AutoModel
   {folder}/texts.jsonl     the texts; the figures are in quickstart.json
   {folder}/config.yaml     every setting of the run; log.jsonl and tensorboard/ hold its curves
 Try next
-  diffusionlm generate {folder} --count 5 --watch      see noise become words
+  diffusionlm generate {BUNDLED} --count 5 --watch      see noise become words
   diffusionlm generate {folder} --count 5 --control food=Japanese --control 'Length(14, 18) & ~Words("cheap")'
   diffusionlm train --out runs/mine --data.corpus my_texts.txt     your own texts, one a line
   diffusionlm show config                              every setting there is""")

@@ -15,7 +15,7 @@ from diffusionlm.verbs.shared import CONFIG, MODEL, expect_positive
     option("--out", "run folder (default %(default)s)", "FOLDER", default="runs/quickstart"),
     option("--minutes", "training time on this machine (default 4.2)", "X"),
     option("--steps", "training steps; replaces --minutes"),
-    option("--texts", "texts to generate and evaluate (default %(default)s)", default=500),
+    option("--texts", "texts to generate and evaluate, of each model (default %(default)s)", default=300),
 )
 def _quickstart(options: argparse.Namespace) -> int:
     """Train on the restaurants corpus for a few minutes, generate texts and evaluate them."""

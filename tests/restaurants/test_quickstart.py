@@ -1,6 +1,7 @@
 import json
 import math
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,19 +20,24 @@ def test_quickstart_fits_its_steps_writes_its_figures_and_reuses_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(restaurants.quickstart, "SAMPLING", replace(SAMPLING, steps=5, sweeps=1))
+    monkeypatch.setattr(restaurants.quickstart, "TEXTS_PER_CONTROL", 1)
     folder = tmp_path / "runs" / "quickstart"
     report = quickstart(folder, minutes=0.001, texts=5)
     assert "steps: 20\n" in (folder / "config.yaml").read_text()  # the fewest: steps were timed, and none fits in the time
     assert json.loads((folder / "quickstart.json").read_text()) == report
     assert set(report) == {
         "accepted", "new", "distinct", "entropy", "entropy_real", "texts", "trigram_accepted", "controlled",
-        "seconds_training", "seconds_total",
+        "restaurants", "seconds_training", "seconds_total",
     }  # fmt: skip
+    assert report["restaurants"]["accepted"] > report["accepted"] < 1  # of the bundled model, and of one after 20 steps
     assert report["texts"] == 5 == len((folder / "texts.jsonl").read_text().splitlines())
     said = capsys.readouterr()
     assert "labels: " not in said.err  # the corpus comes with the library: nobody can do anything about its labels
     assert "Timing a few steps" in said.err and "after 20 steps" in said.err and "Try next" in said.err
-    assert said.err.count("Control: ") == 4 and said.err.count("  ✓ ") + said.err.count("  ✗ ") == 12
+    assert said.err.index("comes with the library") < said.err.index("Control: ") < said.err.index("Training 20 steps")
+    assert said.err.count("Control: ") == 8 == said.err.count("  ✓ ") + said.err.count("  ✗ ")  # each model's
+    (row,) = re.findall(r"accepted by the corpus's grammar +([\d.]+)% +([\d.]+)%", said.err)
+    assert [float(share) for share in row] == [round(100 * r["accepted"], 1) for r in (report, report["restaurants"])]
     weights = (folder / "model" / "model.safetensors").stat().st_mtime_ns
     again = quickstart(folder, texts=5)
     assert (folder / "model" / "model.safetensors").stat().st_mtime_ns == weights
