@@ -91,9 +91,8 @@ def divergence(model: DiffusionLM, teacher: str, pipe: Pipeline, texts: list[str
         return float(objective(objective.collate([pipe.tokenizer(text)["input_ids"] for text in texts]))["distillation"])
 
 
-def main(teacher: str | None = None, steps: str = "200", out: str | None = None) -> None:
+def main(teacher: str = tiny.BUNDLED, steps: str = "200", out: str | None = None) -> None:
     """Train a student and compare it with its teacher, both in one pass."""
-    teacher = str(tiny.trained()) if teacher is None else teacher
     pipe = tiny.model(teacher)
     texts = tiny.config().data.corpus.load()["validation"]["text"][:100]
     before = divergence(pipe.model, teacher, pipe, texts)

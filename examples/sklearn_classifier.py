@@ -10,8 +10,8 @@ Any callable ``texts -> scores`` will do, by itself or by its import path. The c
 classifier())``: its reward is log p(low | text).
 
     python examples/sklearn_classifier.py [RUN]                         (needs scikit-learn)
-    PYTHONPATH=examples python -m diffusionlm generate RUN --control 'Reward("sklearn_classifier:cheap")'
-    PYTHONPATH=examples python -m diffusionlm generate RUN --control 'Classifier("low", "sklearn_classifier:classifier")'
+    PYTHONPATH=examples diffusionlm generate restaurants --control 'Reward("sklearn_classifier:cheap")'
+    PYTHONPATH=examples diffusionlm generate restaurants --control 'Classifier("low", "sklearn_classifier:classifier")'
 """
 
 from __future__ import annotations

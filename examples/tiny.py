@@ -1,7 +1,9 @@
-"""A small model to try a seam on: the run named on the command line, or one that is trained here in a few seconds.
+"""A model to try a seam on: the one named on the command line, or the bundled model ``restaurants``.
 
-    python examples/tiny.py             train for 300 steps on the restaurants corpus, print some samples
+    python examples/tiny.py             print some samples of the bundled model
     python examples/tiny.py my-run      print some samples of ``my-run``
+
+What needs a model of its own trains a small one here, in a few seconds.
 
 The other examples import ``config`` and ``model`` from here, so that each of them shows its seam and little else.
 """
@@ -18,6 +20,7 @@ import torch
 from diffusionlm import Pipeline, RunConfig, train
 from diffusionlm.config import build, merge
 
+BUNDLED = "restaurants"
 CONFIG: dict[str, Any] = {
     "data": {"max_length": 48},
     "model": {"dimension": 24, "backbone": {"name": "leave-one-out", "layers": 1, "query_layers": 1, "width": 48, "heads": 4}},
@@ -41,9 +44,11 @@ def trained(**changes: Any) -> Path:
 
 
 def model(folder: str | Path | None = None, **changes: Any) -> Pipeline:
-    """Return the pipeline of the run or model in ``folder``, or of a small run that is trained here."""
+    """Return the pipeline of the run or model in ``folder``, or of a small run trained with ``changes``, or the bundled one."""
     torch.set_num_threads(1)
-    return Pipeline.from_pretrained(trained(**changes) if folder is None else folder)
+    if folder is None:
+        folder = trained(**changes) if changes else BUNDLED
+    return Pipeline.from_pretrained(folder)
 
 
 def main(folder: str | None = None) -> None:
