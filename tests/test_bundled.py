@@ -102,3 +102,19 @@ def test_a_folder_of_that_name_wins(
     (tmp_path / MODEL).mkdir()
     assert main(["generate", MODEL]) == 2
     assert "restaurants: expected a model folder, but it has no config.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["restaurnts"], "restaurnts: expected a model folder, but there is none; did you mean 'restaurants'?"),
+        (
+            [MODEL, "--control", 'Classifier("good", "my-classifier")'],
+            "(there are attributes, spans, tags), and there is no folder",
+        ),
+    ],
+)
+def test_a_wrong_name_is_one_sentence(words: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", *words]) == 2
+    said = capsys.readouterr().err
+    assert expected in said and said.count("\n") == 1 and "--out" not in said  # nothing is to be written into the package

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -14,8 +15,9 @@ import pydantic
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import logging
 
-from diffusionlm.config import FORMAT_VERSION, Settings, UserError, build, upgraded
+from diffusionlm.config import FORMAT_VERSION, Settings, UserError, build, nearest, upgraded
 from diffusionlm.data.folders import check_folder, damage_errors, is_folder, load_folder, read_object, refuse_peft
 from diffusionlm.data.tokenizers import SOURCES, check_ids, join_sources, load_tokenizer
 from diffusionlm.models.adapters import FILE, SavedAdapter, check_complete, saved_adapter
@@ -126,7 +128,8 @@ def model_config(folder: str | Path) -> dict[str, Any]:
     """Return ``config.json`` of a model folder. Raises UserError where it is missing or damaged."""
     if not is_folder(folder):
         bundled = bundled_models()
-        known = f"; models that come with the package: {', '.join(bundled)}" if bundled else ""
+        known = nearest(str(folder), bundled, listed=False)
+        known = known or (f"; models that come with the package: {', '.join(bundled)}" if bundled else "")
         raise UserError(f"{folder}: expected a model folder, but there is none{why_local(str(folder))}{known}")
     if not (Path(folder) / "config.json").exists():
         raise UserError(f"{folder}: expected a model folder, but it has no config.json")
@@ -158,12 +161,25 @@ def read_weights(kind: Any, folder: str | Path, weights: str | Path, **given: An
     check_folder(Path(folder))
     refuse_peft(Path(weights))
     safe: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True, "dtype": torch.float32}
-    model, report = load_folder(kind, weights, **safe, **given)
+    with _no_bar():
+        model, report = load_folder(kind, weights, **safe, **given)
     if wrong := sorted(report["missing_keys"]) + sorted(report["unexpected_keys"]):
         differ = f"{wrong[0]} and {len(wrong) - 1} more differ" if wrong[1:] else f"{wrong[0]} differs"
         raise UserError(f"{folder}: the weights do not fit the config: {differ}")
     check_finite(model, weights)
     return model
+
+
+@contextmanager
+def _no_bar() -> Iterator[None]:
+    """Show no progress bar of transformers inside the context: a model here loads in less than a second."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[SpecialToken, int]:

@@ -158,15 +158,21 @@ def _table(report: dict[str, Any]) -> str:
         ("of those, not in the training texts", "new", ".1%", ""),
         ("distinct", "distinct", ".1%", ""),
         ("nats of unigram entropy", "entropy", ".3f", f"reference texts: {report['entropy_real']:.3f}"),
-        ("under a control, and meet it", "controlled", ".1%", ""),
+        ("under a control: meet it", "controlled", ".1%", "whether or not the grammar accepts them"),
     ]
     head = f"{'':40}{'your model':>12}{BUNDLED:>13}"
-    lines = [f"  {said:38}{report[key]:12{form}}{report[BUNDLED][key]:13{form}}   {note}" for said, key, form, note in rows]
+    lines = []
+    for said, key, form, note in rows:
+        own, other = (
+            "-" if key == "new" and not one["accepted"] else format(one[key], form) for one in (report, report[BUNDLED])
+        )
+        lines.append(f"  {said:38}{own:>12}{other:>13}   {note}".rstrip())
     return "\n".join([head, *lines])
 
 
 def _close(folder: Path, texts: Sequence[str], report: dict[str, Any]) -> None:
     """Print samples, the figures of both models, the files and further commands."""
+    say("The first ten of your model, without a control:")
     print("\n".join(texts[:10]), flush=True)
     trained, whole = report["seconds_training"], report["seconds_total"]
     say(f"""

@@ -551,9 +551,8 @@ def test_a_classifier_generates_no_text(untrained: Path, capsys: pytest.CaptureF
 def test_finding_a_models_classifiers(home: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(home / "denoiser", run)
-    with pytest.raises(
-        UserError, match=r"no classifier is called 'food' \(there is none yet\); train it: diffusionlm train --config"
-    ):
+    expected = r"'food' \(there is none yet\), and there is no folder of this name; train it, on texts with its labels"
+    with pytest.raises(UserError, match=rf"{expected} \(data.corpus\): diffusionlm train --config"):
         find_classifier(run, "food")
     out = run / "model" / "classifiers" / "food"
     config = classifier_config(home, steps=2, model={"denoiser": str(run)})

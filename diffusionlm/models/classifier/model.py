@@ -39,6 +39,7 @@ from diffusionlm.models.backbones import Backbone, Transformer
 from diffusionlm.models.classifier.accuracy import value_measures
 from diffusionlm.models.diffusion import DiffusionLM
 from diffusionlm.models.io import SavedConfig, Text, Whole, check_tokenizer, load_pretrained, model_folder
+from diffusionlm.models.named import bundled_models
 from diffusionlm.models.spec import ModelSpec, Rows, Splits
 
 IGNORED = -100  # the target of what is not counted in the loss
@@ -378,4 +379,6 @@ def find_classifier(model: str | Path, name: str) -> Path:
     config = f"configs/classifiers/{name}.yaml"
     config, where = (config, "") if os.path.isfile(config) else ("CONFIG.yaml", ", CONFIG.yaml being a classifier's settings")
     command = f"diffusionlm train --config {config} --model.denoiser {model} --out {home / name}{where}"
-    raise UserError(f"{home}: no classifier is called {name!r} ({known}); train it: {command}")
+    own = home.parent not in bundled_models().values()
+    advice = f"; train it, on texts with its labels (data.corpus): {command}" if own else ""
+    raise UserError(f"{home}: no classifier is called {name!r} ({known}), and there is no folder of this name{advice}")
