@@ -73,8 +73,10 @@ def with_minutes(config: RunConfig, minutes: float) -> RunConfig:
     return with_steps(config, max(1, int(minutes * 60 / seconds_per_step(config))))
 
 
-def train_or_resume(config: RunConfig, folder: Path, options: argparse.Namespace) -> None:
+def train_or_resume(config: RunConfig, folder: Path, options: argparse.Namespace, evaluations: int = 1) -> None:
     """Train in ``folder`` for ``options.steps`` or ``options.minutes``; an existing run resumes with its saved config.
+
+    The validation loss is measured ``evaluations`` times, the last at the end; the weights with the lowest are kept.
 
     Raises:
         UserError: the number of steps is not known and cannot be timed, because the device is not the CPU.
@@ -89,6 +91,9 @@ def train_or_resume(config: RunConfig, folder: Path, options: argparse.Namespace
         config = with_minutes(config, options.minutes)
     else:
         raise UserError(f"{folder}: unknown number of steps; first run with --time-only --device cpu, or give --steps")
+    every = max(1, config.training.steps // evaluations)
+    if evaluations > 1 and not (folder / "config.yaml").exists():
+        config = replace(config, training=replace(config.training, evaluate_every=every))
     if options.time_only:
         claim(config, folder)
     elif not train(config, folder, write_samples=False):
