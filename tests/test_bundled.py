@@ -14,6 +14,7 @@ from diffusionlm.models.named import bundled_models
 from diffusionlm.pipelines.rows import Controlled, Generated
 from diffusionlm.restaurants.corpus import Restaurants
 from diffusionlm.restaurants.grammar import parse
+from diffusionlm.training.distillation.config import distillation_config
 
 MODEL, FEW = "restaurants", "restaurants-few-steps"
 
@@ -93,6 +94,17 @@ def test_a_held_out_text_is_likelier_than_its_words_in_another_order() -> None:
     shuffled = [" ".join(random.Random(0).sample(words := text.split(), len(words))) for text in texts]
     bounds = [likelihood.nats for _, likelihood in score(MODEL, [*texts, *shuffled])]
     assert all(right < wrong for right, wrong in zip(bounds[:6], bounds[6:], strict=True))
+
+
+def test_it_is_a_teacher_and_a_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = distillation_config(MODEL, "joint", 4)
+    assert (config.init_from, config.training.steps, config.training.select) == (MODEL, 24_000, "last")
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--init-from", MODEL, "--adapter", "lora", "--out", MODEL, "--steps", "2"]) == 2
+    assert "restaurants: would take the name of the bundled model" in capsys.readouterr().err
+    assert not (tmp_path / MODEL).exists()
 
 
 def test_a_folder_of_that_name_wins(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -11,9 +12,10 @@ from typing import Any
 
 from diffusionlm.config import UserError
 from diffusionlm.evaluation.provenance import training_of
-from diffusionlm.files import disk_errors
+from diffusionlm.files import disk_errors, write_text
 from diffusionlm.models.classifier import ClassifierConfig
 from diffusionlm.models.classifier.objective import Classification
+from diffusionlm.models.named import bundled_models
 from diffusionlm.pipelines.base import SamplingConfig
 from diffusionlm.pipelines.diffusion import Pipeline
 from diffusionlm.pipelines.rows import Controlled
@@ -22,7 +24,7 @@ from diffusionlm.restaurants.corpus import Restaurants
 from diffusionlm.restaurants.report import grammar_report, trigram_texts
 from diffusionlm.training.automatic import RESERVE, fastest
 from diffusionlm.training.optimizers import has_bf16
-from diffusionlm.training.run import RunConfig, read_config, train
+from diffusionlm.training.run import RunConfig, read_config, refuse_another, train
 from diffusionlm.training.trainer import TrainingConfig
 
 BUNDLED = "restaurants"  # the name of the model that comes with the package
@@ -49,9 +51,11 @@ def quickstart(folder: str | Path, steps: int | None = None, minutes: float = 4.
         UserError: the folder cannot be written or holds another run.
     """
     folder, started = Path(folder), time.perf_counter()
+    if not (math.isfinite(minutes) and minutes > 0):
+        raise UserError(f"--minutes: expected a positive number, got {minutes}")
     found = _found(folder)
     say(f"Texts of the model {BUNDLED}, which comes with the library:")
-    bundled = _opened(BUNDLED)
+    bundled = _opened(bundled_models()[BUNDLED])
     others = _controlled(bundled, bundled.sampling)
     config = found or _new_config(steps, minutes)
     say(f"Training {config.training.steps} steps on the bundled corpus of restaurant descriptions, in {folder} ...")
@@ -64,8 +68,7 @@ def quickstart(folder: str | Path, steps: int | None = None, minutes: float = 4.
     controlled = _controlled(pipeline, config.sampling)
     say(f"Sampling {texts} texts of each model ...")
     rows = list(pipeline.stream(texts, config.sampling))
-    with disk_errors(folder / "texts.jsonl"):
-        (folder / "texts.jsonl").write_text("".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows))
+    write_text(folder / "texts.jsonl", "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows))
     written = [row.text for row in rows]
     training, real = (config.data.corpus.load()[split]["text"][:] for split in ("train", "validation"))
     report = asdict(grammar_report(written, training, real)) | {"controlled": _passed(controlled)}
@@ -74,8 +77,7 @@ def quickstart(folder: str | Path, steps: int | None = None, minutes: float = 4.
     report[BUNDLED] = asdict(grammar_report(theirs, training, real)) | {"controlled": _passed(others)}
     report["seconds_training"] = training_of(folder)["training_seconds"]
     report["seconds_total"] = round(time.perf_counter() - started, 1)
-    with disk_errors(folder / "quickstart.json"):
-        (folder / "quickstart.json").write_text(json.dumps(report, indent=2) + "\n")
+    write_text(folder / "quickstart.json", json.dumps(report, indent=2) + "\n")
     _close(folder, written, report)
     return report
 
@@ -122,6 +124,9 @@ def _passed(rows: Sequence[Controlled]) -> float:
 def _found(folder: Path) -> RunConfig | None:
     """Return the config of the quickstart's run in ``folder``; None where there is no run."""
     if not (folder / "config.yaml").exists():
+        refuse_another(RunConfig(), folder)  # before time is spent
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         return None
     config = read_config([folder / "config.yaml"])
     if not isinstance(config.data.corpus, Restaurants):

@@ -42,6 +42,7 @@ def _quickstart(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     """Train a model; after an interruption, the same command resumes the run."""
     from diffusionlm.evaluation.closing import close, is_pending
+    from diffusionlm.models.named import bundled_models
     from diffusionlm.training.automatic import automatic, given_names
     from diffusionlm.training.run import read_config, train
 
@@ -52,6 +53,8 @@ def _train(options: argparse.Namespace) -> int:
     given += [(name, str(value)) for name, value in short.items() if value is not None]
     assignments = options.overrides + given
     config = read_config(options.config, assignments)
+    if config.init_from in bundled_models() and Path(options.out).resolve() == Path(str(config.init_from)).resolve():
+        raise UserError(f"{options.out}: would take the name of the bundled model that it starts from; choose another --out")
     names = given_names(options.config, assignments)
     own_corpus = not options.config and any(name.startswith("data.corpus") for name in names)
     fits_itself = options.minutes is not None or (own_corpus and config.model.generates)

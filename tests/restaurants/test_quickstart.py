@@ -9,6 +9,7 @@ import pytest
 from tiny_runs import restaurant_texts, tiny_config
 
 from diffusionlm import restaurants
+from diffusionlm.cli import main
 from diffusionlm.config import UserError
 from diffusionlm.evaluation.text_metrics import unigram_entropy
 from diffusionlm.restaurants.quickstart import SAMPLING, quickstart
@@ -23,6 +24,8 @@ def test_quickstart_fits_its_steps_writes_its_figures_and_reuses_the_run(
     monkeypatch.setattr(restaurants.quickstart, "TEXTS_PER_CONTROL", 1)
     monkeypatch.setattr(restaurants.quickstart, "CONTROLS", restaurants.quickstart.CONTROLS[:2])
     folder = tmp_path / "runs" / "quickstart"
+    (tmp_path / "restaurants").mkdir()  # is not the bundled model
+    monkeypatch.chdir(tmp_path)
     report = quickstart(folder, minutes=0.001, texts=5)
     assert "steps: 20\n" in (folder / "config.yaml").read_text()  # the fewest: steps were timed, and none fits in the time
     assert json.loads((folder / "quickstart.json").read_text()) == report
@@ -49,6 +52,21 @@ def test_quickstart_does_not_go_on_with_another_run(tmp_path: Path) -> None:
     claim(tiny_config(tmp_path), tmp_path / "run")
     with pytest.raises(UserError, match="run: holds another run, not a quickstart's; choose another --out"):
         quickstart(tmp_path / "run")
+
+
+def test_what_is_wrong_is_refused_before_time_is_spent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.py").write_text("")
+    (tmp_path / "file").write_text("")
+    for out, minutes, expected in (
+        ("full", "1", "it holds other files, such as mine.py"),
+        ("file", "1", "got a file"),
+        ("new", "nan", "--minutes: expected a positive number, got nan"),
+    ):
+        assert main(["quickstart", "--out", str(tmp_path / out), "--minutes", minutes]) == 2
+        said = capsys.readouterr().err
+        assert expected in said and said.count("\n") == 1
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_report_counts_accepted_new_and_distinct_texts() -> None:

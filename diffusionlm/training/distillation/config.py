@@ -10,6 +10,7 @@ from typing import Any
 from diffusionlm.config import UserError, build, merge, override, plain_name, read_yaml, to_plain
 from diffusionlm.core.objective import ObjectiveConfig
 from diffusionlm.data.reading import read_text
+from diffusionlm.models.named import named_folder
 from diffusionlm.models.spec import ModelSpec
 from diffusionlm.pipelines.base import SamplingConfig, saved_sampling
 from diffusionlm.pipelines.budget import affordable, joint_split, predictions
@@ -47,7 +48,7 @@ def distillation_config(
     Raises:
         UserError: a teacher without a config, of another family, or distilled itself; a wrong setting.
     """
-    own = Path(teacher) / "config.yaml"
+    own = named_folder(Path(teacher)) / "config.yaml"  # of a Path, so that the hub is not asked
     configs = [Path(path) for path in paths] or [own]
     if not configs[0].is_file():
         raise UserError(f"{teacher}: expected a run folder, or a model folder and its run's config.yaml as --config")
