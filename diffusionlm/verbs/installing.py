@@ -14,7 +14,7 @@ from diffusionlm.arguments import command, flag, option, parser
 from diffusionlm.config import UserError
 from diffusionlm.processes import cores
 from diffusionlm.verbs.shared import DEVICE, DTYPE
-from diffusionlm.verbs.showing import FAMILIES
+from diffusionlm.verbs.showing import FAMILIES, SHOWN
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -51,7 +51,8 @@ def _completion(options: argparse.Namespace) -> int:
         raise UserError(f"completion needs shtab: pip install '{NAME}[completion]'") from None
 
     completions = dict.fromkeys(("FILE", "CHECKPOINT"), shtab.FILE) | dict.fromkeys(("FOLDER", "MODEL"), shtab.DIRECTORY)
-    completions["config|FAMILY"] = shtab.cmd(f"printf %s\\\\n config {' '.join(FAMILIES)}")  # a name per line, for fish
+    shown = f"config bundled {' '.join(FAMILIES)}"
+    completions[SHOWN] = shtab.cmd(f"printf %s\\\\n {shown}")  # a name per line, for fish
     print(shtab.complete(parser(completions), options.shell))
     return 0
 

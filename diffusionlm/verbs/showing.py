@@ -31,6 +31,7 @@ FAMILIES = {  # the families that ``show`` lists, with the import paths of their
 
 
 BUNDLED = "bundled"
+SHOWN = f"config|{BUNDLED}|FAMILY"
 
 
 def _show_bundled() -> None:
@@ -45,7 +46,7 @@ def _show_bundled() -> None:
 
 
 @command(
-    option("what", "config, bundled (models), or a family: " + ", ".join(FAMILIES), "WHAT", nargs="?", default="config"),
+    option("what", f"{SHOWN}, a family being one of: {', '.join(FAMILIES)}", SHOWN, nargs="?", default="config"),
     CONFIG,
     example="show --training.steps 500",
 )
