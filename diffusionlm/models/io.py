@@ -172,7 +172,7 @@ def read_weights(kind: Any, folder: str | Path, weights: str | Path, **given: An
 
 @contextmanager
 def _no_bar() -> Iterator[None]:
-    """Show no progress bar of transformers inside the context: a model here loads in less than a second."""
+    """Show no progress bar of transformers inside the context."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
