@@ -20,7 +20,7 @@ def _seeded() -> None:
 
 LONG = (  # of few tests that take long, the longest first
     "test_examples.py", "test_sharing.py", "test_quickstart.py", "test_trainer.py", "test_writing.py",
-    "test_readme.py", "test_benchmarks.py", "test_benchmark.py", "test_conditioning.py",
+    "test_benchmarks.py", "test_benchmark.py", "test_conditioning.py",
     "test_classifier.py", "test_cli.py", "test_mutations.py", "test_exit_status.py", "test_branches.py", "test_grammar.py",
 )  # fmt: skip
 
