@@ -57,26 +57,29 @@ def seconds_per_step(config: RunConfig) -> float:
     return float(seconds[-1] - seconds[0]) / (TIMED_STEPS - IGNORED_STEPS)
 
 
-def with_steps(config: RunConfig, steps: int) -> RunConfig:
-    """Return ``config`` with ``steps`` training steps on one thread; 50 steps or more are rounded down to a multiple of 50."""
+def with_steps(config: RunConfig, steps: int, evaluations: int = 1) -> RunConfig:
+    """Return ``config`` with ``steps`` training steps on one thread; 50 steps or more are rounded down to a multiple of 50.
+
+    The validation loss is measured ``evaluations`` times, the last at the end; the weights with the lowest are kept.
+    """
     log_every = min(50, steps)
     steps -= steps % log_every  # so that the last step is logged
     training = replace(
-        config.training, steps=steps, threads=1, log_every=log_every, evaluate_every=steps, sample_every=steps,
-        save_every=max(1, steps // 4),
+        config.training, steps=steps, threads=1, log_every=log_every, sample_every=steps,
+        evaluate_every=max(1, steps // evaluations), save_every=max(1, steps // 4),
     )  # fmt: skip
     return replace(config, training=training)
 
 
-def with_minutes(config: RunConfig, minutes: float) -> RunConfig:
+def with_minutes(config: RunConfig, minutes: float, evaluations: int = 1) -> RunConfig:
     """Return ``config`` with as many training steps as one thread computes in ``minutes`` of CPU time."""
-    return with_steps(config, max(1, int(minutes * 60 / seconds_per_step(config))))
+    return with_steps(config, max(1, int(minutes * 60 / seconds_per_step(config))), evaluations)
 
 
 def train_or_resume(config: RunConfig, folder: Path, options: argparse.Namespace, evaluations: int = 1) -> None:
     """Train in ``folder`` for ``options.steps`` or ``options.minutes``; an existing run resumes with its saved config.
 
-    The validation loss is measured ``evaluations`` times, the last at the end; the weights with the lowest are kept.
+    A new run measures its validation loss ``evaluations`` times.
 
     Raises:
         UserError: the number of steps is not known and cannot be timed, because the device is not the CPU.
@@ -86,14 +89,11 @@ def train_or_resume(config: RunConfig, folder: Path, options: argparse.Namespace
     if (folder / "config.yaml").exists():
         config = read_config([folder / "config.yaml"])
     elif options.steps:
-        config = with_steps(config, options.steps)
+        config = with_steps(config, options.steps, evaluations)
     elif options.device == "cpu":
-        config = with_minutes(config, options.minutes)
+        config = with_minutes(config, options.minutes, evaluations)
     else:
         raise UserError(f"{folder}: unknown number of steps; first run with --time-only --device cpu, or give --steps")
-    every = max(1, config.training.steps // evaluations)
-    if evaluations > 1 and not (folder / "config.yaml").exists():
-        config = replace(config, training=replace(config.training, evaluate_every=every))
     if options.time_only:
         claim(config, folder)
     elif not train(config, folder, write_samples=False):

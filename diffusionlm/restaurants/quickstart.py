@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -22,7 +21,7 @@ from diffusionlm.pipelines.rows import Controlled
 from diffusionlm.progress import say
 from diffusionlm.restaurants.corpus import Restaurants
 from diffusionlm.restaurants.report import grammar_report, trigram_texts
-from diffusionlm.training.automatic import RESERVE, fastest
+from diffusionlm.training.automatic import RESERVE, check_minutes, fastest
 from diffusionlm.training.optimizers import has_bf16
 from diffusionlm.training.run import RunConfig, read_config, refuse_another, train
 from diffusionlm.training.trainer import TrainingConfig
@@ -51,8 +50,7 @@ def quickstart(folder: str | Path, steps: int | None = None, minutes: float = 4.
         UserError: the folder cannot be written or holds another run.
     """
     folder, started = Path(folder), time.perf_counter()
-    if not (math.isfinite(minutes) and minutes > 0):
-        raise UserError(f"--minutes: expected a positive number, got {minutes}")
+    check_minutes(minutes)
     found = _found(folder)
     say(f"Texts of the model {BUNDLED}, which comes with the library:")
     bundled = _opened(bundled_models()[BUNDLED])

@@ -85,8 +85,8 @@ def automatic(
         UserError: minutes beside given steps, or not positive; ``folder`` is no place for a run; the corpus cannot be read.
         KeyboardInterrupt: Ctrl-C while the speed was measured.
     """
-    if minutes is not None and not (math.isfinite(minutes) and minutes > 0):
-        raise UserError(f"--minutes: expected a positive number, got {minutes}")
+    if minutes is not None:
+        check_minutes(minutes)
     if minutes is not None and "training.steps" in given:
         raise UserError("--minutes: training.steps is set too; give one of the two")
     if config.data.corpus.streams:
@@ -285,6 +285,12 @@ def _tokenizer_for(facts: Facts) -> tuple[TokenizerRecipe, str]:
 def _tokens_of_step(config: RunConfig) -> int:
     """Return the tokens of an update of the weights, padding counted, in all processes together."""
     return config.training.batch_tokens * config.training.accumulation * count()
+
+
+def check_minutes(minutes: float) -> None:
+    """Raise UserError unless a number of ``minutes`` is positive and finite."""
+    if not (math.isfinite(minutes) and minutes > 0):
+        raise UserError(f"--minutes: expected a positive number, got {minutes}")
 
 
 def fastest(config: RunConfig) -> tuple[float, int]:

@@ -14,7 +14,7 @@ from diffusionlm.arguments import command, flag, option, parser
 from diffusionlm.config import UserError
 from diffusionlm.processes import cores
 from diffusionlm.verbs.shared import DEVICE, DTYPE
-from diffusionlm.verbs.showing import FAMILIES, SHOWN
+from diffusionlm.verbs.showing import CHOICES, SHOWN
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -51,8 +51,7 @@ def _completion(options: argparse.Namespace) -> int:
         raise UserError(f"completion needs shtab: pip install '{NAME}[completion]'") from None
 
     completions = dict.fromkeys(("FILE", "CHECKPOINT"), shtab.FILE) | dict.fromkeys(("FOLDER", "MODEL"), shtab.DIRECTORY)
-    shown = f"config bundled {' '.join(FAMILIES)}"
-    completions[SHOWN] = shtab.cmd(f"printf %s\\\\n {shown}")  # a name per line, for fish
+    completions[SHOWN] = shtab.cmd(f"printf %s\\\\n {' '.join(CHOICES)}")  # a name per line, for fish
     print(shtab.complete(parser(completions), options.shell))
     return 0
 

@@ -32,6 +32,7 @@ FAMILIES = {  # the families that ``show`` lists, with the import paths of their
 
 BUNDLED = "bundled"
 SHOWN = f"config|{BUNDLED}|FAMILY"
+CHOICES = ("config", BUNDLED, *FAMILIES)
 
 
 def _show_bundled() -> None:
@@ -60,8 +61,8 @@ def _show(options: argparse.Namespace) -> int:
         plain = to_plain(read_config(options.config, options.overrides))
         print(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), end="")
         return 0
-    if options.what != BUNDLED and options.what not in FAMILIES:
-        raise UserError(f"show: there is no {options.what!r}{nearest(options.what, ['config', BUNDLED, *FAMILIES])}")
+    if options.what not in CHOICES:
+        raise UserError(f"show: there is no {options.what!r}{nearest(options.what, CHOICES)}")
     if options.config or options.overrides:
         raise UserError(f"show: {options.what} have no settings of yours to show; leave out --config and --NAME VALUE")
     if options.what == BUNDLED:
